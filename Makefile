@@ -1,0 +1,42 @@
+# `make demo` and `make test` work on a fresh machine: each first makes the virtual environment that it needs.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test check lint format bench clean
+
+demo: $(VENV)/.package
+	$(RUN) -m fastinit demo
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest
+
+# Everything that CI checks.
+check: lint test
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(RUN) benchmarks/bench_initialize.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Torch first and by its exact version: without a constraint, pip would take the newest CUDA build.
+$(VENV)/.package: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.package
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

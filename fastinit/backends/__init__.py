@@ -1,0 +1,61 @@
+"""The backends, and the one place that chooses among them.
+
+A backend is a module with ``NUMBERS`` (which numbers it gives), ``why_not(device)``, ``why_not_fill(fill)`` and
+``run(fills)``. The first two answer None for "it can", else a reason to show to the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from ..plans import Fill
+from . import torch_backend
+
+
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    NUMBERS: str
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Returns why the backend cannot run on a device, None if it can."""
+
+    def why_not_fill(self, fill: Fill) -> str | None:
+        """Returns why the backend cannot do a fill (its dtype, its layout), None if it can."""
+
+    def run(self, fills: Sequence[Fill]) -> None:
+        """Executes fills that it can do, in order."""
+
+
+BACKENDS: dict[str, Backend] = {"torch": torch_backend}  # type: ignore[dict-item]
+
+AUTO = "auto"
+# What "auto" takes, whatever the device.
+_DEFAULT = "torch"
+
+
+def available_backends() -> dict[str, str | None]:
+    """Returns for every backend None where it can run on the CPU of this machine, else why it cannot.
+
+    Example:
+        >>> import fastinit
+        >>> fastinit.available_backends()
+        {'torch': None}
+    """
+    return {name: backend.why_not(torch.device("cpu")) for name, backend in BACKENDS.items()}
+
+
+def choose(name: str) -> str:
+    """Returns the name of the backend that ``name`` stands for; only "auto" ever chooses.
+
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    if name == AUTO:
+        return _DEFAULT
+    if name not in BACKENDS:
+        raise ValueError(f"there is no backend {name!r}; this fastinit has {', '.join([AUTO, *BACKENDS])}")
+    return name

@@ -1,0 +1,124 @@
+"""The ``torch`` backend: torch.nn.init, one tensor after the other, in planned order, with torch's own generators.
+
+It is the fallback, and the reference for users who want today's numbers: on the CPU, bit-identical to mmengine under
+the same ``torch.manual_seed``, including what is drawn and then overwritten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from ..plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform
+
+NUMBERS = "torch"
+"""Values are those of torch's generators: they depend on device, dtype, order and torch release."""
+
+# Elements of the float32 buffer through which a half-precision truncated normal is drawn: 64 MiB, so that a huge
+# tensor needs no second copy of itself. Part of the numbers: another size draws in another order.
+_CHUNK = 1 << 24
+
+
+def why_not(device: torch.device) -> str | None:
+    """Returns why the backend cannot run on a device: it can on all that have memory."""
+    if device.type == "meta":
+        return "tensors on the meta device have no memory to fill"
+    return None
+
+
+def why_not_fill(fill: Fill) -> str | None:
+    """Returns why torch cannot do a fill (a dtype without random numbers, a value that the dtype cannot hold)."""
+    if len(fill.boxes) != 1 or fill.boxes[0].tensor.shape != torch.Size(fill.shape):
+        return "torch's generators cannot draw a part of a tensor as it would be in the whole"
+    return _why_not_values(fill.tensor.dtype, fill.distribution)
+
+
+@lru_cache(maxsize=4096)  # as many as a large model has different distributions; a trial costs some microseconds
+def _why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None:
+    # Torch itself is asked, on one element, with a generator of our own: no table of ours could go stale.
+    try:
+        _fill(torch.empty(1, dtype=dtype), distribution, torch.Generator().manual_seed(0))
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def run(fills: Sequence[Fill]) -> None:
+    """Executes the fills in order with the default generators of their devices."""
+    for fill in fills:
+        _fill(fill.tensor, fill.distribution, None)
+
+
+@torch.no_grad()
+def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Generator | None) -> None:
+    if isinstance(distribution, Constant):
+        nn.init.constant_(tensor, distribution.value)  # type: ignore[arg-type]
+    elif isinstance(distribution, Normal):
+        if generator is None:
+            nn.init.normal_(tensor, distribution.mean, distribution.std)
+        else:
+            tensor.normal_(distribution.mean, distribution.std, generator=generator)
+    elif isinstance(distribution, Uniform):
+        if generator is None:
+            nn.init.uniform_(tensor, distribution.low, distribution.high)
+        else:
+            tensor.uniform_(distribution.low, distribution.high, generator=generator)
+    elif tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu":
+        _truncated_normal(tensor, distribution, generator)
+    else:
+        _truncated_normal_through_float32(tensor, distribution, generator)
+
+
+def _truncated_normal(
+    tensor: torch.Tensor, distribution: TruncatedNormal, generator: torch.Generator | None, open_low: bool = False
+) -> None:
+    """Draws through the inverse of the distribution function, in place, in the tensor's own dtype.
+
+    A uniform number between the two bounds' images under 2 Phi - 1 goes through sqrt(2) erfinv. The order of these
+    operations is mmengine's (torch.nn.init.trunc_normal_ draws other numbers). The draw can return its lower end
+    itself: with bounds far out that is -1, erfinv gives -inf, and the value ends on the bound ``low`` however many
+    standard deviations away (4 of 2^26 float32 values at 100 sigma); ``open_low`` keeps the draw off that end.
+    """
+    mean, std = distribution.mean, distribution.std
+    low = 2 * _phi((distribution.low - mean) / std) - 1
+    high = 2 * _phi((distribution.high - mean) / std) - 1
+    tensor.uniform_(low, high, generator=generator)
+    if open_low:
+        limit = 1 - torch.finfo(tensor.dtype).eps / 2  # the largest number of the dtype below 1
+        tensor.clamp_(-limit, limit)
+    tensor.erfinv_()
+    tensor.mul_(std * math.sqrt(2.0))
+    tensor.add_(mean)
+    tensor.clamp_(min=distribution.low, max=distribution.high)
+
+
+def _truncated_normal_through_float32(
+    tensor: torch.Tensor, distribution: TruncatedNormal, generator: torch.Generator | None
+) -> None:
+    # bfloat16 has 256 numbers between 0.5 and 1: drawn in it, one value in 500 would end on a bound 100 sigma out.
+    if not tensor.is_floating_point():
+        raise RuntimeError(f"trunc_normal needs a floating-point dtype, but the tensor is {tensor.dtype}")
+    for part in _parts(tensor):
+        if part.dtype in (torch.float32, torch.float64):
+            _truncated_normal(part, distribution, generator, open_low=True)
+        else:
+            draw = torch.empty(part.shape, dtype=torch.float32, device=part.device)
+            _truncated_normal(draw, distribution, generator, open_low=True)
+            part.copy_(draw)
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields pieces of at most _CHUNK elements of a contiguous tensor, any other as it is."""
+    if tensor.is_contiguous():
+        yield from torch.split(tensor.view(-1), _CHUNK)
+    else:
+        yield tensor
+
+
+def _phi(x: float) -> float:
+    """The standard normal distribution function."""
+    return (1.0 + math.erf(x / math.sqrt(2.0))) / 2.0

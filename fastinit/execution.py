@@ -1,0 +1,240 @@
+"""One outermost call of fastinit, from its seed to its report: checks items, runs them, notes what they wrote."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import backends
+from .defaults import default_backend, default_seed
+from .naming import Names
+from .plans import Copy, Fill, Item, Plan, describe, rows_of, tensors_of
+from .provenance import Provenance, logger
+from .reports import CheckpointReport, Report
+from .streams import check_seed
+
+_current: ContextVar[Session | None] = ContextVar("fastinit_session", default=None)
+
+
+class Session:
+    """The state of one call. A call nested in a larger one shares the larger one's names, seed and provenance."""
+
+    def __init__(
+        self, root: nn.Module | None, *, backend: str | None, seed: int | None, prefix: str, dry: bool = False
+    ) -> None:
+        self.root = root
+        self.dry = dry
+        """Only a plan is wanted: tensors need no memory."""
+        outer: Session | None = _current.get()
+        self.outer = outer
+        self._is_part = outer is not None and not prefix and (root is None or outer.names.knows(root))
+        """What ``outer`` initializes holds what is initialized here."""
+        self.names: Names = outer.names if outer is not None and self._is_part else Names(root, _with_dot(prefix))
+        self.provenance: Provenance | None = outer.provenance if outer is not None and self._is_part else None
+        if backend is None:
+            backend = outer.backend if outer is not None else default_backend()
+        self.backend: str = backends.choose(backend)
+        self.new_seed = None if seed is None else check_seed(seed)
+        """The seed to begin with here; None: go on with the generators as they are."""
+        if self.new_seed is None and outer is None:
+            self.new_seed = default_seed(own_names=bool(prefix), take=not dry)
+        self.seed: int | None = outer.seed if self.new_seed is None and outer is not None else self.new_seed
+        self.items: list[Item] = []
+        """What was executed."""
+        self.has_begun = False
+        """Something may have been written."""
+        self.checkpoints: list[CheckpointReport] = []
+        self.warned: set[str] = set() if outer is None else outer.warned
+        self._began = time.perf_counter()
+
+    # --- checking -----------------------------------------------------------------------------------------------------
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raises RuntimeError if an item cannot run; nothing is written."""
+        for item in items:
+            if not self.dry:
+                for tensor in tensors_of(item):
+                    if tensor.is_meta:
+                        name = self.parameters().get(tensor, "")
+                        raise RuntimeError(
+                            f"{item.rule}: the parameter {name!r} is on the meta device and has no memory to write. "
+                            f"Give the model memory first, e.g. with model.to_empty(device='cpu'); fastinit.plan works "
+                            f"on meta models as they are"
+                        )
+            if isinstance(item, Fill):
+                reason = self._why_not(item)
+                if reason is not None:
+                    raise RuntimeError(
+                        f"{item.rule}: the backend {self.backend!r} cannot fill the parameter {item.name!r} "
+                        f"({tuple(item.shape)}, {item.tensor.dtype}, {item.tensor.device}) with "
+                        f"{describe(item.distribution)}: {reason}"
+                    )
+
+    def _why_not(self, fill: Fill) -> str | None:
+        chosen = backends.BACKENDS[self.backend]
+        return (None if self.dry else chosen.why_not(fill.tensor.device)) or chosen.why_not_fill(fill)
+
+    def warn_once(self, message: str) -> None:
+        """Issues a UserWarning, the same one only once in an outermost call."""
+        if message not in self.warned:
+            self.warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=_frames_to_user())
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def run(self, items: Sequence[Item]) -> None:
+        """Executes checked items in order, and notes what they wrote."""
+        self.has_begun = self.has_begun or bool(items)
+        for item in items:
+            if isinstance(item, Fill):
+                backends.BACKENDS[self.backend].run([item])
+                if self.provenance is not None and item.info:
+                    self.provenance.record(item.tensor, item.info)
+            elif isinstance(item, Copy):
+                with self.track().attributing(item.module, item.info):
+                    self._loaded(CheckpointReport(item.source, item.rule, item.load()))
+            else:
+                with self.track().attributing(item.module, item.info):
+                    item.function()
+            self.did(item)
+
+    def track(self) -> Provenance:
+        """Returns the provenance of the parameters under the root, from here on."""
+        if self.provenance is None and self.outer is not None and self._is_part:
+            self.provenance = self.outer.track()
+        if self.provenance is None:
+            self.provenance = Provenance(self.names.parameters(), "")
+            for item in self.items:
+                if isinstance(item, Fill):
+                    self.provenance.record(item.tensor, item.info)
+        return self.provenance
+
+    def did(self, item: Item) -> None:
+        """Notes for the report that an item was executed."""
+        self.items.append(item)
+        if self.outer is not None:
+            self.outer.did(item)
+
+    def _loaded(self, checkpoint: CheckpointReport) -> None:
+        self.checkpoints.append(checkpoint)
+        if self.outer is not None:
+            self.outer._loaded(checkpoint)
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def plan(self, items: Sequence[Item]) -> Plan:
+        """Returns the items as a plan."""
+        reached = {tensor for item in items for tensor in tensors_of(item)}
+        unreached = tuple(name for tensor, name in self.parameters().items() if tensor not in reached)
+        return Plan(tuple(items), self._backends(items), self._numbers(), self.seed, unreached)
+
+    def report(self) -> Report:
+        """Returns what was done since the call began."""
+        provenance, names = self.track(), self.parameters()
+        return Report(
+            rows=rows_of(self.items, self._backends(self.items)),
+            checkpoints=tuple(self.checkpoints),
+            numbers=self._numbers(),
+            seed=self.seed,
+            seconds=time.perf_counter() - self._began,
+            n_bytes=sum(tensor.nbytes for item in self.items for tensor in tensors_of(item)),
+            provenance={
+                name: provenance[tensor]["init_info"] for tensor, name in names.items() if tensor in provenance.written
+            },
+            unreached=tuple(name for tensor, name in names.items() if tensor not in provenance.written),
+        )
+
+    def parameters(self) -> dict[torch.Tensor, str]:
+        """Returns the parameters under this call's own root, with their names."""
+        names = self.names.parameters()
+        if self.root is None or self.root is self.names.root:
+            return names
+        return {tensor: names[tensor] for tensor in self.root.parameters() if tensor in names}
+
+    def _backends(self, items: Iterable[Item]) -> dict[torch.device, str]:
+        return {item.tensor.device: self.backend for item in items if isinstance(item, Fill)}
+
+    def _numbers(self) -> str:
+        return backends.BACKENDS[self.backend].NUMBERS
+
+
+@contextmanager
+def session(
+    root: nn.Module | None,
+    *,
+    backend: str | None = None,
+    seed: int | None = None,
+    prefix: str = "",
+    devices: Iterable[torch.device] | None = None,
+) -> Iterator[Session]:
+    """Opens a session for the block; under a seed, torch's generators are forked and seeded for it.
+
+    Args:
+        root: the module whose names count; None for tensors that have no names.
+        backend, seed, prefix: as the user gave them.
+        devices: of the tensors that will be filled; None: those of ``root``.
+    """
+    opened = Session(root, backend=backend, seed=seed, prefix=prefix)
+    token = _current.set(opened)
+    try:
+        with ExitStack() as stack:
+            if opened.new_seed is not None:
+                stack.enter_context(_seeded(opened.new_seed, _devices_of(root) if devices is None else devices))
+            yield opened
+    except BaseException as error:
+        if opened.outer is None and opened.has_begun:
+            what = "a tensor" if root is None else type(root).__name__
+            logger.warning(
+                "%s stopped the initialization of %s after %d fills, copies and calls: it is only partly initialized",
+                type(error).__name__,
+                what,
+                len(opened.items),
+            )
+        raise
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
+    """Seeds torch's default generators of the CPU and of ``devices``; gives them their states back afterwards.
+
+    Draws in the block equal those after ``torch.manual_seed(seed)``. Generators of other devices are left alone.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            module: Any = getattr(torch, device.type, None)
+            if device.type == "cpu" or not hasattr(module, "get_rng_state"):
+                continue
+            with module.device(device) if hasattr(module, "device") else ExitStack():
+                index = () if device.index is None else (device.index,)
+                stack.callback(module.set_rng_state, module.get_rng_state(*index), *index)
+                module.manual_seed(seed)
+        yield
+
+
+def _devices_of(root: nn.Module | None) -> set[torch.device]:
+    return set() if root is None else {tensor.device for tensor in (*root.parameters(), *root.buffers())}
+
+
+def _with_dot(prefix: str) -> str:
+    return prefix if not prefix or prefix.endswith(".") else prefix + "."
+
+
+def _frames_to_user() -> int:
+    """Returns the stack level of the first caller outside fastinit, so that a warning points at the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastinit", "contextlib"):
+        level += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return level

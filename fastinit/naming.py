@@ -1,0 +1,97 @@
+"""Canonical names: what a parameter is called from a root, without what wrappers add to its path."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+# Children under these names stand for the wrapped module itself: torch.compile, FSDP1, activation checkpointing.
+_WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+def is_model_wrapper(module: object) -> bool:
+    """Tells whether ``module`` only wraps the model in its ``.module`` (DataParallel, DDP, mmengine's wrappers)."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return True
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a module can only be one if the class was imported
+    if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
+        return True
+    mmengine = sys.modules.get("mmengine.model")
+    return mmengine is not None and mmengine.is_model_wrapper(module)
+
+
+def walk(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yields (canonical path, module) for every place in the tree, a shared module once for each place."""
+    yield path, root
+    transparent = is_model_wrapper(root)
+    for name, child in root._modules.items():
+        if child is not None:
+            skip = name in _WRAPPED or (transparent and name == "module")
+            yield from walk(child, path if skip else join(path, name))
+
+
+def join(path: str, name: str) -> str:
+    """Returns ``path.name``, or ``name`` where the path is empty."""
+    return f"{path}.{name}" if path else name
+
+
+def named_parameters(root: nn.Module) -> dict[torch.Tensor, list[str]]:
+    """Returns every parameter under ``root`` with its canonical names, the first (the key of its stream) in front.
+
+    The order is that of ``root.named_parameters()``.
+    """
+    names: dict[torch.Tensor, list[str]] = {}
+    for path, module in walk(root):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(parameter, []).append(join(path, name))
+    return names
+
+
+class Names:
+    """The names of one outermost call: canonical from its root, with its prefix in front."""
+
+    def __init__(self, root: nn.Module | None, prefix: str = "") -> None:
+        self.root = root
+        self._prefix = prefix
+        self._unnamed = 0
+        self._tensors: dict[torch.Tensor, str] | None = None
+        self._paths: dict[nn.Module, str] = {}
+
+    def _table(self) -> dict[torch.Tensor, str]:
+        # Made when first asked for: many calls (a functional init on one layer) need no names.
+        if self._tensors is None:
+            self._tensors = {}
+            if self.root is not None:
+                for tensor, names in named_parameters(self.root).items():
+                    self._tensors[tensor] = self._prefix + names[0]
+                for path, module in walk(self.root):
+                    self._paths.setdefault(module, path)
+        return self._tensors
+
+    def parameters(self) -> dict[torch.Tensor, str]:
+        """Returns the parameters under the root as they were when the call began, with their names."""
+        return self._table()
+
+    def knows(self, module: nn.Module) -> bool:
+        """Tells whether ``module`` was under the root when the call began."""
+        self._table()
+        return module in self._paths
+
+    def path_of(self, module: object) -> str:
+        """Returns the canonical path of a module, "" for the root and for a module that is not under it."""
+        self._table()
+        return self._paths.get(module, "") if isinstance(module, nn.Module) else ""
+
+    def name_of(self, tensor: torch.Tensor, module: object, attribute: str) -> str:
+        """Returns the name of ``module.attribute``; ``#k`` for the k-th tensor of the call that has none."""
+        name = self._table().get(tensor)
+        if name is None and isinstance(module, nn.Module) and module in self._paths:
+            name = self._prefix + join(self._paths[module], attribute)
+        if name is None:
+            name = f"#{self._unnamed}"
+            self._unnamed += 1
+        return name

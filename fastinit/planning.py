@@ -1,0 +1,49 @@
+"""``plan()``: what an initialization would do, before it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .base_module import BaseModule, plan_tree
+from .execution import Session
+from .plans import Plan
+from .rules import parse, plan_rules
+
+
+def plan(
+    module: nn.Module,
+    init_cfg: Any = None,
+    *,
+    backend: str | None = None,
+    seed: int | None = None,
+    prefix: str = "",
+) -> Plan:
+    """Returns what ``initialize`` (with a config) or ``init_weights`` (without) would do; nothing is written.
+
+    Works on meta models too. Of checkpoints it reads names and shapes.
+
+    Args:
+        module: any ``nn.Module``; without ``init_cfg`` a BaseModule.
+        init_cfg, backend, seed, prefix: as for ``initialize``.
+
+    Raises:
+        TypeError: no config, and ``module`` is no BaseModule.
+        Others: as ``initialize``, for the same mistakes.
+
+    Example:
+        >>> import fastinit, torch
+        >>> print(fastinit.plan(torch.nn.Linear(4, 2), dict(type="Xavier", layer="Linear"), seed=1))
+        parameter  shape  dtype    device  distribution                  rule      backend
+        ---------  -----  -------  ------  ----------------------------  --------  -------
+        weight     2x4    float32  cpu     normal(mean=0, std=0.57735)   init_cfg  torch
+        bias       2      float32  cpu     constant(0)                   init_cfg  torch
+        2 rows, 10 elements; numbers: torch; seed: 1
+    """
+    opened = Session(module, backend=backend, seed=seed, prefix=prefix, dry=True)
+    if init_cfg is None:
+        if not isinstance(module, BaseModule):
+            raise TypeError(f"plan needs an init_cfg for {type(module).__name__}: only a BaseModule carries its own")
+        return opened.plan(plan_tree(module, opened))
+    return opened.plan([item for items in plan_rules(parse(module, init_cfg), opened) for item in items])

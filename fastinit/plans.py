@@ -1,0 +1,412 @@
+"""The plan: immutable records of what will be written where. The waist of the hourglass: no config, no backend here.
+
+A plan is a sequence of items in the order in which they take effect:
+
+- ``Fill``: one tensor gets the values of one distribution,
+- ``Copy``: tensors get what a checkpoint holds,
+- ``Call``: code that fastinit cannot see into runs as it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Union
+
+import torch
+
+Number = Union[bool, int, float, complex]
+
+
+# --- distributions ---------------------------------------------------------------------------------------------------
+# An impossible distribution can not be constructed; the error types are torch's own for the same numbers.
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element is ``value``."""
+
+    kind: ClassVar[str] = "constant"
+    value: Number
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", _scalar("val", self.value))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Independent draws from [low, high)."""
+
+    kind: ClassVar[str] = "uniform"
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _floats(self)
+        if not self.low <= self.high:
+            raise RuntimeError(f"uniform expects low <= high, but found low={self.low}, high={self.high}")
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Independent draws from the normal distribution."""
+
+    kind: ClassVar[str] = "normal"
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        _floats(self)
+        if not self.std >= 0:
+            raise RuntimeError(f"normal expects std >= 0.0, but found std {self.std}")
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Independent draws from the normal distribution on [low, high]; absolute bounds, not in units of std."""
+
+    kind: ClassVar[str] = "trunc_normal"
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _floats(self)
+        if self.std == 0:
+            raise ZeroDivisionError("trunc_normal expects std > 0.0, but found std 0.0; a Constant needs no std")
+        if not self.std > 0:
+            raise RuntimeError(f"trunc_normal expects std > 0.0, but found std {self.std}")
+        if not self.low <= self.high:
+            raise RuntimeError(f"trunc_normal expects bounds a <= b, but found a={self.low}, b={self.high}")
+
+
+Distribution = Union[Constant, Uniform, Normal, TruncatedNormal]
+
+
+def _scalar(what: str, value: Any) -> Any:
+    """Returns a plain Python number for a number, a numpy scalar or a tensor of one element."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, (bool, int, float, complex)):
+        raise TypeError(f"{what} must be a number, but got {value!r} of {type(value)}")
+    return value
+
+
+def _floats(distribution: Any) -> None:
+    for name in distribution.__match_args__:
+        number = _scalar(name, getattr(distribution, name))
+        if isinstance(number, complex):
+            raise TypeError(f"{name} must be a real number, but got {number!r}")
+        object.__setattr__(distribution, name, float(number))
+
+
+def numbers_of(distribution: Distribution) -> dict[str, Number]:
+    """Returns the distribution's numbers by name, in their order."""
+    return {name: getattr(distribution, name) for name in distribution.__match_args__}
+
+
+def describe(distribution: Distribution) -> str:
+    """Returns e.g. ``normal(mean=0, std=0.02)``."""
+    values = numbers_of(distribution)
+    if isinstance(distribution, Constant):
+        return f"constant({_short(distribution.value)})"
+    return f"{distribution.kind}({', '.join(f'{name}={_short(value)}' for name, value in values.items())})"
+
+
+def _short(number: Number) -> str:
+    return f"{number:.6g}" if isinstance(number, float) else str(number)
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangular part of a parameter: where it lies in the full tensor, and the memory that holds it."""
+
+    tensor: torch.Tensor = field(repr=False)
+    """The local memory, any strides; its shape is the box's."""
+    offset: tuple[int, ...]
+    """Index of the box's first element in the full tensor, in elements, one number a dimension."""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """One parameter (or the parts of it that are here) gets the values of one distribution."""
+
+    name: str
+    """Canonical, from the root that the user passed; the key of the parameter's random stream."""
+    tensor: torch.Tensor = field(repr=False)
+    """The object that the module holds."""
+    distribution: Distribution
+    rule: str
+    """Where it was asked for, e.g. ``init_cfg[2].override``."""
+    info: str
+    """What provenance logs say of it, e.g. ``NormalInit: mean=0, std=0.01, bias=0``; "": leave that to the caller."""
+    shape: tuple[int, ...] = ()
+    """Of the full, unsharded tensor."""
+    boxes: tuple[Box, ...] = ()
+    """The parts to write. Together they hold what is here of the full tensor."""
+
+    @staticmethod
+    def whole(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:
+        """Returns the fill of a tensor that is here in one piece."""
+        shape = tuple(tensor.shape)
+        return Fill(name, tensor, distribution, rule, info, shape, (Box(tensor, (0,) * len(shape)),))
+
+
+@dataclass(frozen=True)
+class CopyEntry:
+    """One tensor that a checkpoint has values for."""
+
+    name: str
+    tensor: torch.Tensor = field(repr=False)
+    key: str
+    """Its name in the checkpoint, after prefix and revisions."""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What became of the names of a module and the keys of a checkpoint."""
+
+    copied: tuple[str, ...]
+    """Names that got values."""
+    missing: tuple[str, ...]
+    """Names that the checkpoint lacks: they kept their values."""
+    unexpected: tuple[str, ...]
+    """Keys of the checkpoint that nothing in the module is called by."""
+    mismatched: tuple[str, ...]
+    """Names whose shape differs: they kept their values."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The tensors of a module that a checkpoint holds are overwritten."""
+
+    module: torch.nn.Module = field(repr=False)
+    entries: tuple[CopyEntry, ...]
+    source: str
+    """The checkpoint, as the user wrote it."""
+    rule: str
+    info: str
+    load: Callable[[], LoadResult] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Code that fastinit cannot see into."""
+
+    module: torch.nn.Module = field(repr=False)
+    """The one that the code is called for."""
+    label: str
+    """What is called, e.g. ``backbone.init_weights()``."""
+    rule: str
+    info: str
+    function: Callable[[], object] = field(repr=False)
+
+
+Item = Union[Fill, Copy, Call]
+
+
+def tensors_of(item: Item) -> list[torch.Tensor]:
+    """Returns the tensors that an item is known to write."""
+    if isinstance(item, Fill):
+        return [item.tensor]
+    return [entry.tensor for entry in item.entries] if isinstance(item, Copy) else []
+
+
+# --- rows: what a person or a program reads --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a plan or a report: plain data, no tensors."""
+
+    parameter: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    device: str
+    action: str
+    """"fill", "copy" or "call"."""
+    values: Mapping[str, Any]
+    """The distribution with its numbers, or the checkpoint and key, or what is called."""
+    description: str
+    """``values`` for a person."""
+    rule: str
+    info: str
+    backend: str
+    replaced: bool = False
+    """A later row writes the same parameter."""
+
+    @property
+    def n_elements(self) -> int:
+        """How many elements the row writes, 0 where that is not known."""
+        return 0 if self.shape is None else math.prod(self.shape)
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """Returns e.g. ``float32``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def rows_of(items: Sequence[Item], backend_of: Mapping[torch.device, str]) -> tuple[Row, ...]:
+    """Returns the rows of the items, one for each tensor or call, in order."""
+    found: list[tuple[int | None, Row]] = []
+    for item in items:
+        if isinstance(item, Fill):
+            values = {"kind": item.distribution.kind, **numbers_of(item.distribution)}
+            backend = backend_of.get(item.tensor.device, "")
+            row = _tensor_row(item, item.name, item.tensor, "fill", values, describe(item.distribution), backend)
+            found.append((id(item.tensor), row))
+        elif isinstance(item, Copy):
+            for entry in item.entries:
+                values = {"kind": "copy", "checkpoint": item.source, "key": entry.key}
+                text = f"copy of {entry.key} in {item.source}"
+                found.append((id(entry.tensor), _tensor_row(item, entry.name, entry.tensor, "copy", values, text, "")))
+        else:
+            values = {"kind": "call", "call": item.label}
+            row = Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, "")
+            found.append((None, row))
+    last = {tensor: position for position, (tensor, _) in enumerate(found) if tensor is not None}
+    return tuple(
+        row if tensor is None or last[tensor] == position else _replaced(row)
+        for position, (tensor, row) in enumerate(found)
+    )
+
+
+def _tensor_row(
+    item: Fill | Copy,
+    name: str,
+    tensor: torch.Tensor,
+    action: str,
+    values: Mapping[str, Any],
+    description: str,
+    backend: str,
+) -> Row:
+    shape = item.shape if isinstance(item, Fill) else tuple(tensor.shape)
+    return Row(
+        name,
+        shape,
+        dtype_name(tensor),
+        str(tensor.device),
+        action,
+        values,
+        description,
+        item.rule,
+        item.info,
+        backend,
+    )
+
+
+def _replaced(row: Row) -> Row:
+    fields = {name: getattr(row, name) for name in row.__dataclass_fields__}
+    return Row(**{**fields, "replaced": True})
+
+
+COLUMNS = ("parameter", "shape", "dtype", "device", "distribution", "rule", "backend")
+# A terminal shows a screen or two; the rest is in `table(max_rows=None)` and the JSON.
+MAX_ROWS = 60
+# Enough to see what kind of name was left out; the report object has them all.
+MAX_NAMES = 12
+
+
+def table_of(rows: Sequence[Row], max_rows: int | None = MAX_ROWS) -> str:
+    """Returns the rows as a table of aligned columns; of more than ``max_rows`` the middle is left out."""
+    cut = max_rows is not None and len(rows) > max_rows
+    head = len(rows) if max_rows is None or not cut else max_rows - max_rows // 4
+    tail = len(rows) if max_rows is None or not cut else len(rows) - max_rows // 4
+    lines = [COLUMNS, *map(_cells, rows[:head]), *map(_cells, rows[tail:])]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    if cut:
+        text.insert(2 + head, f"... {tail - head} more rows ...")
+    return "\n".join(text)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    shape = "" if row.shape is None else "x".join(map(str, row.shape)) or "()"
+    what = row.description + (" (replaced below)" if row.replaced else "")
+    return row.parameter, shape, row.dtype, row.device, what, row.rule, row.backend
+
+
+def names_line(what: str, names: Sequence[str]) -> str:
+    """Returns e.g. ``2 parameters that no rule reached: a, b``, of many names only the first."""
+    shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    return f"{len(names):,} {what}: {shown}"
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """Returns a row as JSON-ready data. The keys and their order are part of the public format."""
+    return {
+        "parameter": row.parameter,
+        "shape": None if row.shape is None else list(row.shape),
+        "dtype": row.dtype,
+        "device": row.device,
+        "action": row.action,
+        "values": {name: _plain(value) for name, value in row.values.items()},
+        "rule": row.rule,
+        "info": row.info,
+        "backend": row.backend,
+        "replaced": row.replaced,
+    }
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no complex numbers and no infinities: such numbers are written as text.
+    if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an ``initialize`` with the same arguments would do, before it is done.
+
+    ``print(plan)`` shows a table. The items hold references to the module's tensors, never their values.
+    """
+
+    items: tuple[Item, ...] = field(repr=False)
+    backends: Mapping[torch.device, str]
+    """The backend that runs the fills of each device."""
+    numbers: str
+    """Which numbers the backends produce: "torch" (torch's own generators, device by device) or a contract version."""
+    seed: int | None
+    """The seed that was given, here or by ``use``; None: drawn or continued when the plan is executed."""
+    unreached: tuple[str, ...]
+    """Parameters that no row writes (rows of calls may still do so)."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The items as plain data, a row for each tensor or call."""
+        return rows_of(self.items, self.backends)
+
+    def table(self, max_rows: int | None = MAX_ROWS) -> str:
+        """Returns the rows as text; ``max_rows=None`` shows all of them."""
+        return table_of(self.rows, max_rows)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Returns the plan as JSON. Equal plans give equal text; the format's version is in ``fastinit_plan``."""
+        document = {
+            "fastinit_plan": 1,
+            "numbers": self.numbers,
+            "seed": self.seed,
+            "rows": [row_json(row) for row in self.rows],
+            "unreached": list(self.unreached),
+        }
+        return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        rows = self.rows
+        live = [row for row in rows if not row.replaced]
+        lines = [
+            table_of(rows),
+            f"{len(rows):,} rows, {sum(row.n_elements for row in live):,} elements; numbers: {self.numbers}; "
+            f"seed: {self.seed}",
+        ]
+        if self.unreached:
+            lines.append(names_line("parameters that no row writes", self.unreached))
+        return "\n".join(lines)

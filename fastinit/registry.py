@@ -1,0 +1,152 @@
+"""The registry of initializers: what ``type`` in a config stands for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+# Where mmengine's own initializers live: a config that names them by path means ours of the same name.
+_MMENGINE_PATHS = ("mmengine.model.", "mmengine.model.weight_init.")
+_SCOPES = ("mmengine", "fastinit")
+
+
+class Registry(Mapping[str, Callable[..., Any]]):
+    """Maps names to initializer classes (or functions that return an initializer)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._entries: dict[str, Callable[..., Any]] = {}
+
+    def register_module(
+        self,
+        name: str | list[str] | None = None,
+        force: bool = False,
+        module: Callable[..., Any] | None = None,
+    ) -> Callable[..., Any]:
+        """Registers a class or function, as a decorator or directly with ``module=``.
+
+        Args:
+            name: one name or several; None: the class's own.
+            force: replace what the name stands for.
+            module: what to register.
+
+        Raises:
+            KeyError: the name is taken and ``force`` is False.
+            TypeError: ``module`` cannot be called, or a name is no text.
+
+        Example:
+            >>> import fastinit, torch
+            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Ones", force=True)
+            ... class OnesInit(fastinit.BaseInit):
+            ...     def weight_distribution(self, shape):
+            ...         return fastinit.plans.Constant(1.0)
+            >>> layer = torch.nn.Linear(2, 1)
+            >>> _ = fastinit.initialize(layer, dict(type="Ones", layer="Linear"))
+            >>> layer.weight.tolist()
+            [[1.0, 1.0]]
+        """
+        names = [name] if isinstance(name, str) else name
+        if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+            raise TypeError(f"name must be None, a str or a list of str, but got {name!r} of {type(name)}")
+
+        def register(registered: Callable[..., Any]) -> Callable[..., Any]:
+            if not callable(registered):
+                raise TypeError(f"module must be a class or a function, but got {registered!r} of {type(registered)}")
+            for each in names or [registered.__name__]:
+                if not force and each in self._entries:
+                    raise KeyError(
+                        f"{each} is already registered in {self.name} as {self._entries[each]!r}; "
+                        f"pass force=True to replace it"
+                    )
+                self._entries[each] = registered
+            return registered
+
+        return register if module is None else register(module)
+
+    def resolve(self, kind: object) -> Callable[..., Any]:
+        """Returns what a config's ``type`` stands for: a name, a scoped name, an import path, a class or a function.
+
+        Raises:
+            KeyError: nothing is registered or importable under the text.
+            TypeError: ``kind`` is neither text nor callable.
+        """
+        if isinstance(kind, str):
+            return self._resolve_name(kind)
+        if not callable(kind):
+            raise TypeError(f"type must be a str or valid type, but got {type(kind)}")
+        path = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+        return self._by_path(path) or kind
+
+    def _resolve_name(self, name: str) -> Callable[..., Any]:
+        if name in self._entries:
+            return self._entries[name]
+        scope, _, rest = name.partition(".")
+        if scope in _SCOPES and rest in self._entries:
+            return self._entries[rest]
+        ours = self._by_path(name)
+        if ours is not None:
+            return ours
+        reason = ""
+        if "." in name:
+            module, _, attribute = name.rpartition(".")
+            try:
+                found = getattr(importlib.import_module(module), attribute)
+                if callable(found):
+                    return found  # type: ignore[no-any-return]
+                reason = f" As an import path it leads to {found!r}, which is no initializer."
+            except (ImportError, AttributeError) as error:
+                reason = f" As an import path it fails: {error}."
+        near = difflib.get_close_matches(name.rpartition(".")[2], self._entries, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise KeyError(
+            f"{name} is not in the fastinit::{self.name} registry.{reason}{hint} Registered are: "
+            f"{', '.join(sorted(self._entries))}"
+        )
+
+    def _by_path(self, path: str) -> Callable[..., Any] | None:
+        """Returns our initializer for the import path of one of mmengine's, e.g. ``mmengine.model.NormalInit``."""
+        for prefix in _MMENGINE_PATHS:
+            name = path.removeprefix(prefix)
+            if name != path and name.endswith("Init") and name.removesuffix("Init") in self._entries:
+                return self._entries[name.removesuffix("Init")]
+        return None
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Returns what is registered under ``key``, else ``default``."""
+        return self._entries.get(key, default)
+
+    def build(self, cfg: Mapping[str, Any]) -> Any:
+        """Returns the initializer that a config dict describes; the config is left as it is.
+
+        Raises:
+            KeyError: no ``type``, or an unknown one.
+            TypeError: arguments that the initializer does not take.
+        """
+        arguments = dict(cfg)
+        arguments.pop("_scope_", None)  # which of mmengine's registries to begin in; here there is one
+        if "type" not in arguments:
+            raise KeyError(f'`cfg` must contain the key "type", but got {cfg}')
+        return self.resolve(arguments.pop("type"))(**arguments)
+
+    @property
+    def module_dict(self) -> dict[str, Callable[..., Any]]:
+        """What is registered, by name (a copy)."""
+        return dict(self._entries)
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.name!r}: {', '.join(sorted(self._entries))})"
+
+
+WEIGHT_INITIALIZERS = Registry("weight initializer")
+"""What ``type`` may name. Extend it with ``@WEIGHT_INITIALIZERS.register_module()``."""

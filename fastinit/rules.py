@@ -1,0 +1,195 @@
+"""From an init_cfg to rules: built initializers, each with its target and the place in the config it came from."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .execution import Session
+from .initializers import PretrainedInit, items_of, run_items
+from .plans import Call, Item
+from .registry import WEIGHT_INITIALIZERS
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One initializer and the module that it is applied to."""
+
+    where: str
+    """Its place, e.g. ``init_cfg[2].override[0]``."""
+    initializer: Any
+    target: nn.Module
+    after_children: bool
+    """It belongs to an item that loads a checkpoint (however its type was spelt): a BaseModule comes to it last."""
+
+    def items(self, opened: Session) -> list[Item]:
+        """Returns what the rule does, without doing it; errors name the rule's place."""
+        with locating(self.where):
+            return items_of(self.initializer, self.target, opened, self.where)
+
+
+def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rule]:
+    """Returns the rules of a config in order, every one built and checked; the config is left as it is.
+
+    Args:
+        module: the one that owns the config.
+        init_cfg: a dict (or a built initializer), or a list of them.
+        where: how messages call the config.
+
+    Raises:
+        AttributeError, KeyError, RuntimeError, TypeError, ValueError: as mmengine for the same mistake; the message
+            begins with the place.
+    """
+    if isinstance(init_cfg, list):
+        return [rule for index, item in enumerate(init_cfg) for rule in _parse_item(module, item, f"{where}[{index}]")]
+    if isinstance(init_cfg, dict) or _is_initializer(init_cfg):
+        return _parse_item(module, init_cfg, where)
+    raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+
+
+def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
+    """Returns the items of each rule, checked: nothing is written if any of them cannot run."""
+    planned = [rule.items(opened) for rule in rules]
+    for items in planned:
+        opened.check(items)
+    return planned
+
+
+def run_rules(rules: Sequence[Rule], opened: Session) -> None:
+    """Executes rules in order, after all of them have been checked."""
+    planned = plan_rules(rules, opened)
+    stale = False
+    for rule, items in zip(rules, planned):
+        if stale:  # code that fastinit cannot see into has run: it may have changed the modules
+            items = rule.items(opened)
+            opened.check(items)
+        run_items(items, rule.target, opened, getattr(items[-1], "info", "") if items else "")
+        stale = stale or any(isinstance(item, Call) for item in items)
+
+
+def _is_initializer(item: object) -> bool:
+    return callable(item) and not isinstance(item, (type, nn.Module))
+
+
+def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
+    with locating(where):
+        if not isinstance(item, dict):
+            if not _is_initializer(item):
+                raise TypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
+            return [Rule(where, item, module, isinstance(item, PretrainedInit))]
+        cfg = copy.deepcopy(item)
+        override = cfg.pop("override", None)
+        if "param" in cfg and (beside := sorted({"layer", "bias", "bias_prob"} & cfg.keys())):
+            raise ValueError(
+                f"`param` selects parameters by name and the whole rule applies to each: {_quoted(beside)} can not "
+                f"stand beside it. Use two rules"
+            )
+        if "param" in cfg and override is not None:
+            raise ValueError("`override` can not stand beside `param`: write a further rule with the other `param`")
+        initializer = _build(cfg)
+        main = Rule(where, initializer, module, isinstance(initializer, PretrainedInit))
+        cfg.pop("layer", None)
+        if override is None:
+            return [main]
+        if not isinstance(override, (dict, list)):
+            raise TypeError(f"override must be a dict or a list of dict, but got {type(override)}")
+    if isinstance(override, dict):
+        return [main, _parse_override(main, cfg, override, f"{where}.override")]
+    entries = enumerate(override)
+    return [main, *(_parse_override(main, cfg, entry, f"{where}.override[{index}]") for index, entry in entries)]
+
+
+def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str) -> Rule:
+    module = main.target
+    with locating(where):
+        if not isinstance(entry, dict):
+            raise TypeError(f"override must be a dict or a list of dict, but it holds {entry!r} of {type(entry)}")
+        cfg = copy.deepcopy(entry)
+        name = cfg.pop("name", None)
+        if name is None:
+            raise ValueError(f'`override` must contain the key "name",but got {cfg}')
+        if "param" in cfg:
+            raise ValueError("`param` can not stand in an override: write a rule of its own with it")
+        if not cfg:
+            cfg = main_cfg  # nothing but a name: the main rule, applied there
+        elif "type" not in cfg:
+            raise ValueError(f'`override` need "type" key, but got {cfg}')
+        if not hasattr(module, name):
+            raise RuntimeError(
+                f"module did not have attribute {name}, but init_cfg is {cfg}. It must be a direct attribute of "
+                f"{type(module).__name__}, one of: {', '.join(module._modules)}"
+            )
+        target = getattr(module, name)
+        if not isinstance(target, nn.Module):
+            raise AttributeError(
+                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__} and no module. For a "
+                f"parameter write a rule with param={name!r}"
+            )
+        initializer = _build(cfg)
+        initializer.wholemodule = True
+        return Rule(where, initializer, target, main.after_children)
+
+
+def _build(cfg: dict[str, Any]) -> Any:
+    """Builds an initializer; an argument that it does not take is answered with those that it takes."""
+    try:
+        built = WEIGHT_INITIALIZERS.build(cfg)
+    except TypeError as error:
+        kind = WEIGHT_INITIALIZERS.resolve(cfg["type"]) if "type" in cfg else None
+        if "unexpected keyword" in str(error) and isinstance(kind, type):
+            raise TypeError(f"{error}. {kind.__name__} takes {', '.join(_arguments(kind))}") from error
+        raise
+    if not callable(built):
+        raise TypeError(f"type {cfg['type']!r} builds {built!r}, which can not be called on a module")
+    return built
+
+
+def _arguments(kind: type) -> list[str]:
+    """Returns the names of the arguments of a class, those that it hands to its bases included."""
+    names: dict[str, None] = {}
+    for each in kind.__mro__:
+        own = inspect.signature(vars(each)["__init__"]).parameters.values() if "__init__" in vars(each) else ()
+        if each is not object:
+            names.update(dict.fromkeys(p.name for p in own if p.name != "self" and p.kind is not p.VAR_KEYWORD))
+            if own and not any(p.kind is p.VAR_KEYWORD for p in own):
+                break
+    return list(names)
+
+
+# Errors whose only argument is a message: they can be made anew with the place in front.
+_PLAIN_ERRORS = (
+    AssertionError,
+    AttributeError,
+    FileNotFoundError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+    pickle.UnpicklingError,
+)
+
+
+@contextmanager
+def locating(where: str) -> Iterator[None]:
+    """Puts the place in the config in front of the message of an error in the block; its type stays."""
+    try:
+        yield
+    except _PLAIN_ERRORS as error:
+        if type(error) not in _PLAIN_ERRORS:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        located = type(error)(f"{where}: {message}" if str(message) else where)
+        raise located.with_traceback(error.__traceback__) from None
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,181 @@
+"""The public way in: ``initialize``, the functional inits and the initializer classes, by mmengine's names.
+
+``from fastinit.weight_init import ...`` replaces ``from mmengine.model.weight_init import ...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .execution import session
+from .initializers import (
+    CAFFE2_XAVIER,
+    BaseInit,
+    Caffe2XavierInit,
+    ConstantInit,
+    KaimingInit,
+    NormalInit,
+    PretrainedInit,
+    Shape,
+    TruncNormalInit,
+    UniformInit,
+    XavierInit,
+    check_distribution_name,
+    kaiming,
+    module_fills,
+    parameter_fill,
+    truncated_normal,
+    xavier,
+)
+from .plans import Constant, Distribution, Normal, Uniform
+from .provenance import update_init_info
+from .registry import WEIGHT_INITIALIZERS
+from .reports import Report
+from .rules import parse, run_rules
+from .scaling import bias_init_with_prob
+
+__all__ = [
+    "WEIGHT_INITIALIZERS",
+    "BaseInit",
+    "Caffe2XavierInit",
+    "ConstantInit",
+    "KaimingInit",
+    "NormalInit",
+    "PretrainedInit",
+    "TruncNormalInit",
+    "UniformInit",
+    "XavierInit",
+    "bias_init_with_prob",
+    "caffe2_xavier_init",
+    "constant_init",
+    "initialize",
+    "kaiming_init",
+    "normal_init",
+    "trunc_normal_",
+    "trunc_normal_init",
+    "uniform_init",
+    "update_init_info",
+    "xavier_init",
+]
+
+
+def initialize(
+    module: nn.Module, init_cfg: Any, *, backend: str | None = None, seed: int | None = None, prefix: str = ""
+) -> Report:
+    """Initializes a module by a config, and returns what was done.
+
+    Rules are applied in order, so a later one wins; all are checked before the first writes anything.
+
+    Args:
+        module: any ``nn.Module`` with memory.
+        init_cfg: a dict or a list of dicts: ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform, Kaiming,
+            Caffe2Xavier, Pretrained, a registered name, an import path, a class) with its arguments, and what it
+            reaches: ``layer``, ``param`` or ``override``. Built initializers may stand in place of dicts.
+        backend: "torch" or "auto"; None: that of ``use``, else of the environment variable FASTINIT_BACKEND, else
+            "auto".
+        seed: 0 to 2^64 - 1. Given, torch's generators are seeded with it for the call and restored afterwards; None:
+            they go on from where they are.
+        prefix: what stands in front of the parameters' names where ``module`` is a part of a larger model.
+
+    Raises:
+        TypeError, ValueError, KeyError, RuntimeError, AttributeError, AssertionError, ZeroDivisionError: a mistake in
+            the config, by the type that mmengine raises for it. The message begins with the place in the config.
+        FileNotFoundError: a checkpoint that is not there.
+
+    Follows ``mmengine.model.initialize`` (which returns None).
+
+    Example:
+        >>> import fastinit, torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 2))
+        >>> report = fastinit.initialize(
+        ...     model,
+        ...     [
+        ...         dict(type="Kaiming", layer="Conv2d"),
+        ...         dict(type="TruncNormal", param="1.weight", std=0.02),
+        ...     ],
+        ...     seed=0,
+        ... )
+        >>> report.unreached
+        ('1.bias',)
+    """
+    with session(module, backend=backend, seed=seed, prefix=prefix) as opened:
+        run_rules(parse(module, init_cfg), opened)
+        return opened.report()
+
+
+# --- functional inits: one module's own weight and bias --------------------------------------------------------------
+
+
+def constant_init(module: nn.Module, val: float, bias: float = 0) -> None:
+    """Fills ``module.weight`` with ``val`` and ``module.bias`` with ``bias``, as far as the module has them."""
+    _fill_module(module, lambda _: Constant(val), bias, "constant_init")
+
+
+def xavier_init(module: nn.Module, gain: float = 1, bias: float = 0, distribution: str = "normal") -> None:
+    """Fills ``module.weight`` by Glorot & Bengio (AISTATS 2010) and ``module.bias`` with ``bias``."""
+    check_distribution_name(distribution)
+    _fill_module(module, lambda shape: xavier(shape, gain, distribution), bias, "xavier_init")
+
+
+def normal_init(module: nn.Module, mean: float = 0, std: float = 1, bias: float = 0) -> None:
+    """Fills ``module.weight`` with normal draws and ``module.bias`` with ``bias``."""
+    _fill_module(module, lambda _: Normal(mean, std), bias, "normal_init")
+
+
+def trunc_normal_init(
+    module: nn.Module, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, bias: float = 0
+) -> None:
+    """Fills ``module.weight`` with normal draws from within [a, b] (absolute) and ``module.bias`` with ``bias``."""
+    _fill_module(module, lambda _: truncated_normal(mean, std, a, b), bias, "trunc_normal_init")
+
+
+def uniform_init(module: nn.Module, a: float = 0, b: float = 1, bias: float = 0) -> None:
+    """Fills ``module.weight`` with draws from [a, b) and ``module.bias`` with ``bias``."""
+    _fill_module(module, lambda _: Uniform(a, b), bias, "uniform_init")
+
+
+def kaiming_init(
+    module: nn.Module,
+    a: float = 0,
+    mode: str = "fan_out",
+    nonlinearity: str = "relu",
+    bias: float = 0,
+    distribution: str = "normal",
+) -> None:
+    """Fills ``module.weight`` by He et al. (ICCV 2015) and ``module.bias`` with ``bias``."""
+    check_distribution_name(distribution)
+    _fill_module(module, lambda shape: kaiming(shape, a, mode, nonlinearity, distribution), bias, "kaiming_init")
+
+
+def caffe2_xavier_init(module: nn.Module, bias: float = 0) -> None:
+    """Fills ``module.weight`` as Caffe's xavier filler does and ``module.bias`` with ``bias``."""
+    kaiming_init(module, **CAFFE2_XAVIER, bias=bias)
+
+
+def trunc_normal_(
+    tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+) -> torch.Tensor:
+    """Fills a tensor with normal draws from within [a, b] (absolute bounds), and returns it.
+
+    Raises:
+        ZeroDivisionError: ``std`` is 0.
+        RuntimeError: ``std`` < 0 or a > b.
+    """
+    with session(None, devices={tensor.device}) as opened:
+        name = opened.names.name_of(tensor, None, "")
+        fill = parameter_fill(tensor, name, lambda _: truncated_normal(mean, std, a, b), "trunc_normal_", "")
+        opened.check([fill])
+        opened.run([fill])
+    return tensor
+
+
+def _fill_module(module: nn.Module, weight: Callable[[Shape], Distribution], bias: float, called: str) -> None:
+    tensors = (getattr(module, "weight", None), getattr(module, "bias", None))
+    with session(None, devices={each.device for each in tensors if isinstance(each, torch.Tensor)}) as opened:
+        fills = list(module_fills(module, weight, bias, opened, called, ""))
+        opened.check(fills)
+        opened.run(fills)
