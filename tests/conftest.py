@@ -1,0 +1,33 @@
+"""Settings of the whole suite."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Deterministic, so that CI is; no deadline, because the machine is shared.
+settings.register_profile(
+    "fastinit",
+    deadline=None,
+    derandomize=True,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("fastinit")
+
+
+@pytest.fixture(autouse=True)
+def fixed_generator():
+    """Every test begins with the same state of torch's default generator."""
+    torch.manual_seed(20261122)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_mmengine():
+    """Mmengine logs every parameter to the console unless told not to."""
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_current_instance().setLevel(logging.CRITICAL)
