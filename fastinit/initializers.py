@@ -207,6 +207,11 @@ class BaseInit:
                 parameter_fill(tensor, opened.names.name_of(tensor, module, name), self.weight_distribution, rule, info)
                 for tensor, name in chosen.items()
             ]
+        if not self.layer and not self.wholemodule:
+            opened.warn_once(
+                f"{rule} ({type(self).__name__}): neither `layer`, `param` nor `override` says what to fill; nothing is "
+                f"filled"
+            )
         modules = list(post_order(module) if self.wholemodule else modules_of_layers(module, self.layer))
         if not modules and self.layer:
             opened.warn_once(
@@ -324,7 +329,7 @@ class TruncNormalInit(BaseInit):
 class UniformInit(BaseInit):
     """Fills weights with draws from [a, b)."""
 
-    def __init__(self, a: float = 0.0, b: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, a: float = 0, b: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.a = a
         self.b = b
@@ -423,15 +428,18 @@ class PretrainedInit:
 # --- running one initializer -----------------------------------------------------------------------------------------
 
 
+def is_planned(initializer: object) -> bool:
+    """Tells whether fastinit knows what an initializer does: it has no ``__call__`` of its own."""
+    own_calls = (BaseInit.__call__, PretrainedInit.__call__)
+    return isinstance(initializer, (BaseInit, PretrainedInit)) and type(initializer).__call__ in own_calls
+
+
 def items_of(initializer: Any, module: nn.Module, opened: Session, rule: str) -> list[Item]:
     """Returns the items of an initializer: its own plan, or a ``Call`` of what fastinit cannot see into."""
-    if isinstance(initializer, (BaseInit, PretrainedInit)):
-        if type(initializer).__call__ in (BaseInit.__call__, PretrainedInit.__call__):
-            return initializer.plan_items(module, opened, rule)
-        info = initializer._get_init_info()
-    else:
-        describe = getattr(initializer, "_get_init_info", None)
-        info = describe() if callable(describe) else f"{_label(initializer)}"
+    if is_planned(initializer):
+        return initializer.plan_items(module, opened, rule)  # type: ignore[no-any-return]
+    describe = getattr(initializer, "_get_init_info", None)
+    info = describe() if callable(describe) else _label(initializer)
     path = opened.names.path_of(module)
     label = f"{_label(initializer)}({path or type(module).__name__})"
     return [Call(module, label, rule, info, lambda: initializer(module))]

@@ -73,8 +73,9 @@ def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
     if len(names) > _MAX_CANDIDATES:
         names = {re.sub(r"(^|\.)\d+(?=\.)", r"\1*", name) for name in names}
     texts = [pattern.removeprefix(REGEX_PREFIX) for pattern in patterns]
-    # A glob such as '*.qproj.weight' is compared with as many last parts of each name as it has itself.
-    tails = {".".join(name.split(".")[-1 - text.count(".") :]) for text in texts for name in names}
+    # A glob such as '*.qproj.weight' is compared with as many last parts of each name as it has behind the star.
+    n_parts = {text.count(".") for text in texts if text.startswith("*.")}
+    tails = {f"*.{'.'.join(name.split('.')[-n:])}" for n in n_parts for name in names if name.count(".") >= n}
     return _did_you_mean(texts, {*names, *tails})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .execution import Session
-from .initializers import PretrainedInit, items_of, run_items
+from .initializers import PretrainedInit, is_planned, items_of, run_items
 from .plans import Call, Item
 from .registry import WEIGHT_INITIALIZERS
 
@@ -95,15 +95,17 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
             raise ValueError("`override` can not stand beside `param`: write a further rule with the other `param`")
         initializer = _build(cfg)
         main = Rule(where, initializer, module, isinstance(initializer, PretrainedInit))
-        cfg.pop("layer", None)
         if override is None:
             return [main]
+        only_override = is_planned(initializer) and not main.after_children and "layer" not in cfg
+        rules = [] if only_override else [main]
+        cfg.pop("layer", None)
         if not isinstance(override, (dict, list)):
             raise TypeError(f"override must be a dict or a list of dict, but got {type(override)}")
     if isinstance(override, dict):
-        return [main, _parse_override(main, cfg, override, f"{where}.override")]
+        return [*rules, _parse_override(main, cfg, override, f"{where}.override")]
     entries = enumerate(override)
-    return [main, *(_parse_override(main, cfg, entry, f"{where}.override[{index}]") for index, entry in entries)]
+    return [*rules, *(_parse_override(main, cfg, entry, f"{where}.override[{index}]") for index, entry in entries)]
 
 
 def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str) -> Rule:

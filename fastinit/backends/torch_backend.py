@@ -39,9 +39,10 @@ def why_not_fill(fill: Fill) -> str | None:
 
 @lru_cache(maxsize=4096)  # as many as a large model has different distributions; a trial costs some microseconds
 def _why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None:
-    # Torch itself is asked, on one element, with a generator of our own: no table of ours could go stale.
+    # Torch itself is asked, with a generator of our own: no table of ours could go stale. Two elements, because
+    # torch checks less for one.
     try:
-        _fill(torch.empty(1, dtype=dtype), distribution, torch.Generator().manual_seed(0))
+        _fill(torch.empty(2, dtype=dtype), distribution, torch.Generator().manual_seed(0))
     except (RuntimeError, TypeError, ValueError) as error:
         return str(error)
     return None

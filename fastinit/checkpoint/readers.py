@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
@@ -66,5 +65,7 @@ def read(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
             f"came with the file. If you trust it: torch.load(..., weights_only=False), then "
             f"fastinit.checkpoint.load_state_dict(model, state_dict). What torch says: {error}"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:  # the file cannot be read; what it holds is not to blame
+        raise
+    except Exception as error:  # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error...
         raise RuntimeError(f"{filename}: the file is damaged or no checkpoint: {error}") from error

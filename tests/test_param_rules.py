@@ -1,0 +1,220 @@
+"""Rules that select parameters by name, and fans of stacked weights."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fastinit
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj = nn.Linear(4, 4)
+        self.k_proj = nn.Linear(4, 4)
+        self.gate = nn.Parameter(torch.zeros(4))
+        self.register_buffer("weight", torch.zeros(4))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = Attention()
+        self.experts = nn.Parameter(torch.zeros(64, 32, 16))
+
+
+def model() -> nn.ModuleDict:
+    made = nn.ModuleDict(
+        {"embed": nn.Embedding(9, 4), "layers": nn.ModuleList([Block(), Block()]), "head": nn.Linear(4, 9)}
+    )
+    made["head"].weight = made["embed"].weight
+    return made
+
+
+def reached(pattern, made=None):
+    made = made or model()
+    plan = fastinit.plan(made, dict(type="Constant", val=1, param=pattern))
+    assert all(row.description == "constant(1)" for row in plan.rows)
+    return [row.parameter for row in plan.rows]
+
+
+def test_a_star_crosses_dots():
+    assert reached("*.q_proj.weight") == [
+        "layers.0.attention.q_proj.weight",
+        "layers.1.attention.q_proj.weight",
+    ]
+    assert reached("layers.1*bias") == ["layers.1.attention.q_proj.bias", "layers.1.attention.k_proj.bias"]
+
+
+def test_a_glob_matches_the_whole_name_and_minds_case():
+    with pytest.warns(UserWarning, match="matches param 'q_proj.weight'"):
+        assert reached("q_proj.weight") == []
+    with pytest.warns(UserWarning, match="matches param"):
+        assert reached("*.Q_proj.weight") == []
+
+
+def test_a_regular_expression_matches_the_whole_name():
+    assert reached(r"re:layers\.\d\.attention\.[qk]_proj\.bias") == [
+        f"layers.{layer}.attention.{which}_proj.bias" for layer in (0, 1) for which in "qk"
+    ]
+    with pytest.warns(UserWarning):
+        assert reached("re:embed") == []
+
+
+def test_one_or_a_list_of_patterns_fills_each_parameter_once_in_the_models_order():
+    assert reached(["head.bias", "embed.*", "*.weight"])[0] == "embed.weight"
+    assert len(reached(["*", "*"])) == len(list(model().parameters()))
+
+
+def test_parameters_under_any_name_are_reached_and_buffers_are_not():
+    assert reached("*.attention.gate") == ["layers.0.attention.gate", "layers.1.attention.gate"]
+    with pytest.warns(UserWarning):
+        assert reached("layers.0.attention.weight") == []
+
+
+def test_any_alias_of_a_tied_parameter_selects_it_under_its_first_name():
+    assert reached("head.weight") == ["embed.weight"]
+    assert reached(["head.weight", "embed.weight"]) == ["embed.weight"]
+
+
+def test_a_later_rule_wins():
+    made = model()
+    rules = [
+        dict(type="Constant", val=1, param="*"),
+        dict(type="Constant", val=2, layer="Linear", bias=3),
+        dict(type="Constant", val=4, param="*.k_proj.*"),
+    ]
+    fastinit.initialize(made, rules)
+    attention = made["layers"][1].attention
+    values = [attention.gate, attention.q_proj.weight, attention.q_proj.bias, attention.k_proj.bias]
+    assert [float(value.detach().unique()) for value in values] == [1, 2, 3, 4]
+
+
+def test_wrappers_do_not_show_in_the_names():
+    wrapped = nn.ModuleDict({"layers": nn.ModuleList([torch.compile(Block()), nn.DataParallel(Block())])})
+    assert reached("layers.?.experts", wrapped) == ["layers.0.experts", "layers.1.experts"]
+    assert reached("experts", nn.DataParallel(Block())) == ["experts"]
+
+
+def test_an_attribute_that_is_called_module_is_no_wrapper():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    assert reached("module.weight", Holder()) == ["module.weight"]
+
+
+def test_names_are_relative_to_the_module_that_owns_the_config():
+    class Owner(fastinit.BaseModule):
+        def __init__(self):
+            super().__init__(dict(type="Constant", val=7, param="attention.gate"))
+            self.attention = Attention()
+
+    root = fastinit.Sequential(Owner(), Owner())
+    root.init_weights()
+    assert root[1].attention.gate.tolist() == [7] * 4
+    assert [row.parameter for row in root.last_init_report.rows] == ["0.attention.gate", "1.attention.gate"]
+
+
+@pytest.mark.parametrize("beside", [dict(layer="Linear"), dict(bias=0), dict(bias_prob=0.1), dict(override=dict(name="x"))])
+def test_what_selects_otherwise_can_not_stand_beside_param(beside):
+    with pytest.raises(ValueError, match=r"^init_cfg\[0\]: .*can ?not stand beside"):
+        fastinit.initialize(model(), [dict(type="Constant", val=1, param="*", **beside)])
+
+
+def test_initializer_objects_refuse_it_too():
+    with pytest.raises(ValueError, match="can not stand beside"):
+        fastinit.NormalInit(param="*", layer="Linear")
+
+
+def test_param_can_not_stand_in_an_override():
+    cfg = dict(type="Constant", val=1, override=dict(type="Constant", val=1, name="head", param="*"))
+    with pytest.raises(ValueError, match=r"^init_cfg\.override: `param` can not stand in an override"):
+        fastinit.initialize(model(), cfg)
+
+
+@pytest.mark.parametrize(("param", "error"), [([], ValueError), (3, TypeError), (["*", 3], TypeError), ("re:(", ValueError)])
+def test_a_param_that_selects_nothing_sensible_is_refused(param, error):
+    with pytest.raises(error, match=r"^init_cfg: "):
+        fastinit.initialize(model(), dict(type="Constant", val=1, param=param))
+
+
+def test_a_rule_that_matches_nothing_warns_once_with_the_nearest_names():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fastinit.initialize(
+            model(),
+            [
+                dict(type="Normal", param="*.qproj.weight"),
+                dict(type="Normal", layer="Embeding"),
+                dict(type="Normal", param="nothing.like.it.at.all"),
+            ],
+        )
+    assert [str(warning.message) for warning in caught] == [
+        "init_cfg[0] (NormalInit): no parameter of ModuleDict matches param '*.qproj.weight'; nothing is filled. Did you "
+        "mean '*.q_proj.weight' or '*.k_proj.weight' or '*.q_proj.bias'?",
+        "init_cfg[1] (NormalInit): no module of ModuleDict matches layer 'Embeding'; nothing is filled. Did you mean "
+        "'Embedding'?",
+        "init_cfg[2] (NormalInit): no parameter of ModuleDict matches param 'nothing.like.it.at.all'; nothing is filled.",
+    ]
+    assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_the_same_warning_comes_once_for_a_whole_tree():
+    blocks = [fastinit.Sequential(nn.ReLU(), init_cfg=dict(type="Normal", layer="Linear")) for _ in range(3)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fastinit.ModuleList(blocks, init_cfg=dict(type="Normal", layer="Linear")).init_weights()
+    # one for each place in the tree, however often it is planned
+    assert len({str(warning.message) for warning in caught}) == len(caught) == 4
+
+
+def test_a_rule_without_any_selection_warns():
+    with pytest.warns(UserWarning, match=re.escape("init_cfg (NormalInit): neither `layer`, `param` nor `override`")):
+        fastinit.initialize(model(), dict(type="Normal"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastinit.initialize(model(), dict(type="Normal", override=dict(name="head")))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "kind", "number"),
+    [
+        (dict(type="Kaiming", mode="fan_in", nonlinearity="linear"), "normal", (1 / 16) ** 0.5),
+        (dict(type="Kaiming", mode="fan_out", nonlinearity="linear"), "normal", (1 / 32) ** 0.5),
+        (dict(type="Xavier"), "normal", (2 / 48) ** 0.5),
+        (dict(type="Xavier", distribution="uniform"), "uniform", (6 / 48) ** 0.5),
+        (dict(type="Caffe2Xavier"), "uniform", (3 / 16) ** 0.5),
+    ],
+)
+def test_batch_dims_gives_stacked_experts_the_fans_of_one(cfg, kind, number):
+    (row, _) = fastinit.plan(model(), dict(**cfg, param="*.experts", batch_dims=1)).rows
+    assert row.shape == (64, 32, 16) and row.values["kind"] == kind
+    assert row.values["std" if kind == "normal" else "high"] == pytest.approx(number, rel=1e-12)
+
+
+def test_batch_dims_equals_the_plan_of_one_expert():
+    one = nn.Linear(16, 32, bias=False)
+    stacked = nn.Bilinear(5, 7, 3)  # its weight is (3, 5, 7)
+    for cfg in (dict(type="Kaiming"), dict(type="Xavier", gain=2)):
+        (alone,) = fastinit.plan(one, dict(**cfg, layer="Linear")).rows
+        (row, *_) = fastinit.plan(model(), dict(**cfg, param="*.experts", batch_dims=1)).rows
+        assert row.values == alone.values
+        fastinit.plan(stacked, dict(**cfg, layer="Bilinear", batch_dims=1))
+
+
+@pytest.mark.parametrize(("batch_dims", "error"), [(-1, ValueError), (True, ValueError), (1.0, ValueError), (2, ValueError)])
+def test_batch_dims_that_leave_no_two_dimensions_are_refused(batch_dims, error):
+    with pytest.raises(error, match="batch_dims"):
+        fastinit.plan(model(), dict(type="Xavier", param="*.experts", batch_dims=batch_dims))
+
+
+def test_types_without_fans_take_no_batch_dims():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batch_dims'.* NormalInit takes mean, std, bias"):
+        fastinit.plan(model(), dict(type="Normal", param="*", batch_dims=1))

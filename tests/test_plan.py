@@ -1,0 +1,182 @@
+"""The plan and the report: what they show, that planning writes nothing, and that the JSON form stays as it is."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import fastinit
+
+CFG = [
+    dict(type="Kaiming", layer="Conv2d"),
+    dict(type="TruncNormal", std=0.02, layer="Linear", bias_prob=0.01),
+    dict(type="Constant", val=1, layer="BatchNorm2d", override=dict(name="1", type="Normal", mean=2)),
+]
+
+
+def model(**options) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, **options), nn.Linear(8, 2, **options), nn.BatchNorm2d(8, **options), nn.PReLU(**options)
+    )
+
+
+def test_planning_writes_nothing_and_draws_nothing():
+    made = model()
+    before, versions = [p.clone() for p in made.parameters()], [p._version for p in made.parameters()]
+    state = torch.get_rng_state()
+    fastinit.plan(made, CFG, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.parameters()))
+    assert versions == [p._version for p in made.parameters()]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_plan_prints_a_table():
+    assert str(fastinit.plan(model(), CFG, seed=3)) == "\n".join(
+        [
+            "parameter  shape    dtype    device  distribution                                                     "
+            "rule                  backend",
+            "---------  -------  -------  ------  ---------------------------------------------------------------  "
+            "--------------------  -------",
+            "0.weight   8x3x3x3  float32  cpu     normal(mean=0, std=0.166667)                                     "
+            "init_cfg[0]           torch",
+            "0.bias     8        float32  cpu     constant(0)                                                      "
+            "init_cfg[0]           torch",
+            "1.weight   2x8      float32  cpu     trunc_normal(mean=0, std=0.02, low=-2, high=2) (replaced below)  "
+            "init_cfg[1]           torch",
+            "1.bias     2        float32  cpu     constant(-4.59512) (replaced below)                              "
+            "init_cfg[1]           torch",
+            "2.weight   8        float32  cpu     constant(1)                                                      "
+            "init_cfg[2]           torch",
+            "2.bias     8        float32  cpu     constant(0)                                                      "
+            "init_cfg[2]           torch",
+            "1.weight   2x8      float32  cpu     normal(mean=2, std=1)                                            "
+            "init_cfg[2].override  torch",
+            "1.bias     2        float32  cpu     constant(0)                                                      "
+            "init_cfg[2].override  torch",
+            "8 rows, 258 elements; numbers: torch; seed: 3",
+            "1 parameters that no row writes: 3.weight",
+        ]
+    )
+
+
+def test_the_json_form_is_stable():
+    cfg = [dict(type="Xavier", param="weight"), dict(type="Constant", val=float("inf"), param="bias")]
+    text = fastinit.plan(nn.Linear(4, 2, dtype=torch.bfloat16), cfg, prefix="head", seed=5).to_json()
+    assert text == (
+        '{"fastinit_plan": 1, "numbers": "torch", "seed": 5, "rows": [{"parameter": "head.weight", "shape": [2, 4], '
+        '"dtype": "bfloat16", "device": "cpu", "action": "fill", "values": {"kind": "normal", "mean": 0.0, '
+        '"std": 0.5773502691896257}, "rule": "init_cfg[0]", "info": "XavierInit: gain=1, distribution=normal", '
+        '"backend": "torch", "replaced": false}, {"parameter": "head.bias", "shape": [2], "dtype": "bfloat16", '
+        '"device": "cpu", "action": "fill", "values": {"kind": "constant", "value": "inf"}, "rule": "init_cfg[1]", '
+        '"info": "ConstantInit: val=inf", "backend": "torch", "replaced": false}], "unreached": []}'
+    )
+
+
+def test_a_meta_model_is_planned_like_a_real_one():
+    real, meta = (json.loads(fastinit.plan(made, CFG).to_json()) for made in (model(), model(device="meta")))
+    assert {row.pop("device") for row in meta["rows"]} == {"meta"}
+    assert {row.pop("device") for row in real["rows"]} == {"cpu"}
+    assert meta == real
+
+
+def test_initializing_a_meta_model_is_an_error_that_says_what_to_do():
+    with pytest.raises(RuntimeError, match=r"init_cfg\[0\]: the parameter '0.weight' is on the meta device.*to_empty"):
+        fastinit.initialize(model(device="meta"), CFG)
+    tree = fastinit.Sequential(nn.Linear(2, 2, device="meta"), init_cfg=dict(type="Normal", layer="Linear"))
+    with pytest.raises(RuntimeError, match="meta device"):
+        tree.init_weights()
+    assert len(fastinit.plan(tree).rows) == 2
+
+
+def test_a_lazy_parameter_is_an_error_that_says_what_to_do():
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(RuntimeError, match="'0.weight' is lazy .* dry forward pass"):
+        fastinit.initialize(lazy, dict(type="Normal", layer="LazyLinear"))
+    tree = fastinit.Sequential(lazy, nn.Conv1d(2, 2, 1), init_cfg=dict(type="Normal", layer="Conv1d"))
+    tree.init_weights()  # mmengine fails on any lazy parameter in the tree
+    assert "0.0.weight" in tree.last_init_report.unreached
+
+
+def test_the_plan_is_what_initialize_then_does():
+    made = model()
+    plan = fastinit.plan(made, CFG)
+    report = fastinit.initialize(made, CFG)
+    assert report.rows == plan.rows and report.unreached == plan.unreached == ("3.weight",)
+
+
+def test_the_report_counts_and_sums_up():
+    report = fastinit.initialize(model(), CFG, seed=3)
+    assert report.n_bytes == 4 * sum(row.n_elements for row in report.rows) == 4 * (216 + 8 + 2 * (16 + 2) + 16)
+    assert report.provenance["1.weight"] == "NormalInit: mean=2, std=1, bias=0"
+    assert "6 parameters initialized: 276 elements" in str(report)
+    assert json.loads(report.to_json())["unreached"] == ["3.weight"]
+
+
+def test_a_long_table_shows_its_beginning_and_its_end():
+    made = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
+    plan = fastinit.plan(made, dict(type="Normal", layer="Linear"))
+    assert len(str(plan).splitlines()) == 60 + 2 + 1 + 1
+    assert "... 40 more rows ..." in str(plan)
+    assert len(plan.table(max_rows=None).splitlines()) == 102
+
+
+class Custom(fastinit.BaseModule):
+    def __init__(self):
+        super().__init__(dict(type="Normal", layer="Linear"))
+        self.fc = nn.Linear(2, 2)
+
+    def init_weights(self):
+        super().init_weights()
+        nn.init.ones_(self.fc.weight)
+
+
+def test_a_trees_plan_follows_its_order_and_names_what_it_cannot_see_into(tmp_path):
+    torch.save({"0.0.weight": torch.zeros(2, 2), "other": torch.zeros(1)}, tmp_path / "c.pth")
+    tree = fastinit.Sequential(
+        fastinit.Sequential(nn.Linear(2, 2), init_cfg=dict(type="Xavier", layer="Linear")),
+        Custom(),
+        init_cfg=[
+            dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth")),
+            dict(type="Constant", val=0, layer="Linear"),
+        ],
+    )
+    plan = fastinit.plan(tree)
+    assert [(row.parameter or row.description, row.rule, row.replaced) for row in plan.rows] == [
+        ("0.0.weight", "init_cfg[1]", True),
+        ("0.0.bias", "init_cfg[1]", True),
+        ("1.fc.weight", "init_cfg[1]", False),
+        ("1.fc.bias", "init_cfg[1]", False),
+        ("0.0.weight", "0.init_cfg", True),
+        ("0.0.bias", "0.init_cfg", False),
+        ("call of 1.init_weights() of Custom", "1.init_weights", False),
+        ("0.0.weight", "init_cfg[0]", False),
+    ]
+    assert plan.rows[-1].description == f"copy of 0.0.weight in {tmp_path / 'c.pth'}"
+    assert tree.is_init is False
+    tree.init_weights()
+    assert fastinit.plan(tree).rows == ()
+    assert [row.action for row in fastinit.plan(Custom()).rows] == ["call"]
+
+
+def test_a_plan_without_a_config_needs_a_basemodule():
+    with pytest.raises(TypeError, match="plan needs an init_cfg for Linear"):
+        fastinit.plan(nn.Linear(2, 2))
+
+
+def test_a_plan_raises_what_initialize_would():
+    with pytest.raises(RuntimeError, match="std"):
+        fastinit.plan(model(device="meta"), dict(type="Normal", std=-1, layer="Linear"))
+
+
+def test_planning_20_000_parameters_is_linear_in_their_number():
+    # Not a timing: a quadratic step would take minutes here. The time itself is in benchmarks/bench_plan.py.
+    with torch.device("meta"):
+        made = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10_000)))
+    began = time.perf_counter()
+    plan = fastinit.plan(made, [dict(type="Normal", layer="Linear"), dict(type="Kaiming", param="*.weight")])
+    assert len(plan.rows) == 30_000
+    assert time.perf_counter() - began < 60

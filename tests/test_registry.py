@@ -1,0 +1,237 @@
+"""The registry, initializers of the user's own, and the bridge into mmengine's registry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import tensors
+from torch import nn
+
+import fastinit
+from fastinit import WEIGHT_INITIALIZERS, plans
+from fastinit.integrations import mmengine as bridge
+from fastinit.registry import Registry
+
+
+@pytest.fixture
+def registered():
+    """Takes out of the registry again what a test puts in."""
+    before = WEIGHT_INITIALIZERS.module_dict
+    yield
+    WEIGHT_INITIALIZERS._entries = before
+
+
+class Orthogonal(fastinit.BaseInit):
+    """In mmengine's style: a __call__ of its own."""
+
+    def __init__(self, gain=1, **kwargs):
+        super().__init__(**kwargs)
+        self.gain = gain
+
+    def __call__(self, module):
+        def init(m):
+            if self.wholemodule or type(m).__name__ in self.layer:
+                if isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.dim() > 1:
+                    nn.init.orthogonal_(m.weight, self.gain)
+
+        module.apply(init)
+        if hasattr(module, "_params_init_info"):
+            fastinit.update_init_info(module, init_info=self._get_init_info())
+
+
+class Halves(fastinit.BaseInit):
+    """In fastinit's style: a distribution."""
+
+    def weight_distribution(self, shape):
+        return plans.Uniform(0.5, 0.5 + shape[0])
+
+
+def test_an_initializer_with_a_call_of_its_own_runs_where_it_stands(registered):
+    WEIGHT_INITIALIZERS.register_module(name="Orthogonal", module=Orthogonal)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    cfg = [
+        dict(type="Constant", val=2, layer="Linear"),
+        dict(type="Orthogonal", gain=3, override=dict(name="1")),
+        dict(type="Constant", val=7, param="1.bias"),
+    ]
+    plan = fastinit.plan(model, cfg)
+    assert [row.action for row in plan.rows] == ["fill"] * 4 + ["call", "call", "fill"]
+    assert plan.rows[5].description == "call of Orthogonal(1)" and plan.rows[5].rule == "init_cfg[1].override"
+    report = fastinit.initialize(model, cfg)
+    assert torch.allclose(model[1].weight @ model[1].weight.t(), 9 * torch.eye(4), atol=1e-5)
+    assert (model[0].weight == 2).all() and (model[1].bias == 7).all()
+    assert report.provenance["1.weight"] == "Orthogonal, bias=0"
+    assert report.provenance["0.weight"] == "ConstantInit: val=2, bias=0"
+
+
+def test_an_initializer_with_a_distribution_joins_the_plan(registered):
+    @WEIGHT_INITIALIZERS.register_module()
+    class Mine(Halves):
+        pass
+
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(2, 4))
+    rows = fastinit.plan(model, [dict(type="Mine", layer="Linear", bias=1), dict(type="Mine", param="1.bias")]).rows
+    assert [row.description for row in rows] == [
+        "uniform(low=0.5, high=4.5)",
+        "constant(1)",
+        "uniform(low=0.5, high=4.5)",
+        "constant(1) (replaced below)".removesuffix(" (replaced below)"),
+        "uniform(low=0.5, high=4.5)",
+    ]
+    fastinit.initialize(model, dict(type=Halves, layer="Linear"))
+    assert (model[0].weight >= 0.5).all()
+
+
+def test_a_function_or_any_callable_serves_as_type(registered):
+    def twos(fill=2):
+        return lambda module: nn.init.constant_(module.weight, fill)
+
+    layer = nn.Linear(2, 2)
+    report = fastinit.initialize(layer, [dict(type=twos), lambda module: nn.init.constant_(module.bias, 3)])
+    assert (layer.weight == 2).all() and (layer.bias == 3).all()
+    assert report.unreached == ()
+
+
+def test_what_a_type_builds_must_be_callable():
+    with pytest.raises(TypeError, match=r"init_cfg: type .* builds 3, which can not be called"):
+        fastinit.initialize(nn.Linear(2, 2), dict(type=lambda: 3))
+
+
+def test_an_initializer_that_replaces_a_parameter_is_followed_by_rules_that_fill_the_new_one():
+    class Replace(fastinit.BaseInit):
+        def __call__(self, module):
+            module[0].weight = nn.Parameter(torch.zeros(3, 5))
+
+    model = nn.Sequential(nn.Linear(5, 3))
+    fastinit.initialize(model, [dict(type=Replace), dict(type="Constant", val=4, layer="Linear")])
+    assert (model[0].weight == 4).all()
+
+
+def test_an_exception_of_an_initializer_comes_through_as_it_is_and_the_log_says_how_far_it_got(caplog):
+    class Fails(fastinit.BaseInit):
+        def __call__(self, module):
+            raise LookupError("mine")
+
+    model = nn.Linear(2, 2)
+    with pytest.raises(LookupError, match="^mine$"):
+        fastinit.initialize(model, [dict(type="Constant", val=1, layer="Linear"), dict(type=Fails)])
+    assert "LookupError stopped the initialization of Linear after 2 fills" in caplog.text
+
+
+def test_registering_is_a_decorator_a_call_and_takes_several_names():
+    registry = Registry("toy")
+
+    @registry.register_module()
+    class A:
+        pass
+
+    @registry.register_module(name=["B", "C"])
+    class Other:
+        pass
+
+    registry.register_module(module=dict, name="D")
+    assert registry.module_dict == {"A": A, "B": Other, "C": Other, "D": dict}
+    assert registry.get("A") is A and registry.get("Z") is None and len(registry) == 4 and "B" in registry
+    assert registry.build(dict(type="D", x=1)) == {"x": 1}
+    assert repr(registry) == "Registry('toy': A, B, C, D)"
+
+
+def test_a_name_is_not_taken_twice_without_force():
+    registry = Registry("toy")
+    registry.register_module(module=dict, name="A")
+    with pytest.raises(KeyError, match="A is already registered in toy"):
+        registry.register_module(module=list, name="A")
+    registry.register_module(module=list, name="A", force=True)
+    assert registry["A"] is list
+
+
+@pytest.mark.parametrize(("name", "module"), [(3, dict), (["a", 3], dict), ("a", 3)])
+def test_only_callables_under_texts_are_registered(name, module):
+    with pytest.raises(TypeError):
+        Registry("toy").register_module(name=name, module=module)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Norml", "Norml is not in the fastinit::weight initializer registry. Did you mean 'Normal'?"),
+        ("foo.bar.Baz", "As an import path it fails: No module named 'foo'"),
+        ("math.nope", "As an import path it fails: module 'math' has no attribute 'nope'"),
+        ("math.pi", "As an import path it leads to 3.14"),
+        ("mmengine.Foo", "Registered are: Caffe2Xavier, Constant, Kaiming, Normal, Pretrained, TruncNormal"),
+    ],
+)
+def test_an_unknown_type_is_answered_with_what_was_meant(kind, message):
+    with pytest.raises(KeyError) as error:
+        fastinit.initialize(nn.Linear(2, 2), dict(type=kind))
+    assert error.value.args[0].startswith("init_cfg: ") and message in error.value.args[0]
+
+
+def test_import_paths_of_other_packages_are_types():
+    layer = nn.Linear(2, 2)
+    fastinit.initialize(layer, dict(type="fastinit.weight_init.ConstantInit", val=3, layer="Linear"))
+    assert (layer.weight == 3).all()
+
+
+def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered():
+    import mmengine.model
+    from mmengine.registry import WEIGHT_INITIALIZERS as THEIRS
+    from mmengine.registry import Registry as TheirRegistry
+
+    before = THEIRS.module_dict.copy()
+    child = TheirRegistry("weight initializer", parent=THEIRS, scope="toydet")
+    try:
+        bridge.register()
+        assert type(child.build(dict(type="Constant", val=1))) is fastinit.ConstantInit
+        bridge.register()  # once more does no harm
+
+        class Tree(mmengine.model.BaseModule):
+            def __init__(self, cfg):
+                super().__init__(cfg)
+                self.fc = nn.Linear(8, 8)
+                self.seen = None
+
+            def init_weights(self):
+                super().init_weights()
+
+        def run(cfg):
+            torch.manual_seed(0)
+            root = mmengine.model.Sequential(Tree(cfg))
+            books = {}
+            root[0].register_forward_hook(lambda *_: None)
+            original = mmengine.model.BaseModule._dump_init_info
+
+            def dump(self):
+                books.update({name: self._params_init_info[p]["init_info"] for name, p in self.named_parameters()})
+
+            mmengine.model.BaseModule._dump_init_info = dump
+            try:
+                root.init_weights()
+            finally:
+                mmengine.model.BaseModule._dump_init_info = original
+            return tensors(root), books
+
+        cfg = dict(type="Normal", std=0.3, layer="Linear", override=dict(type="Constant", name="fc", val=2, bias=3))
+        ours, our_books = run([cfg, dict(type="Xavier", layer="Linear")])
+    finally:
+        bridge.unregister()
+    assert THEIRS.module_dict == before
+    theirs, their_books = run([cfg, dict(type="Xavier", layer="Linear")])
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert our_books == their_books and "XavierInit" in our_books["0.fc.weight"]
+
+
+def test_the_bridge_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "mmengine", None)
+    with pytest.raises(ImportError, match="pip install mmengine-lite"):
+        bridge.register()
+
+
+def test_fastinit_imports_no_mmengine_of_its_own():
+    import subprocess
+    import sys
+
+    code = "import sys, fastinit; assert not [name for name in sys.modules if name.split('.')[0] in ('mmengine', 'scipy')]"
+    subprocess.run([sys.executable, "-c", code], check=True)
