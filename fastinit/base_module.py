@@ -124,15 +124,15 @@ class _Runner:
         run_rules(rules, self.opened)
 
     def child(self, parent: BaseModule, child: nn.Module) -> None:
-        if _plans_itself(child):
-            child.init_weights()  # type: ignore[operator]
+        if _plans_itself(child):  # what its init_weights would come to, without opening a session of its own
+            _init_tree(child, self)  # type: ignore[arg-type]
             return
         known = getattr(parent, "_params_init_info", None)
         if isinstance(known, Provenance):
             with known.attributing(child, _by_user_code(parent)):
                 child.init_weights()  # type: ignore[operator]
             check_no_new_parameters(child, known)
-            self.opened.did(call_of_init_weights(child, self.opened))
+            self.opened.did([call_of_init_weights(child, self.opened)])
         else:  # within an mmengine tree, which keeps its own books
             child.init_weights()  # type: ignore[operator]
             if known is not None:
@@ -216,7 +216,7 @@ def _own_rules(module: BaseModule, opened: Session) -> tuple[list[Rule], list[Ru
 
 
 def _plans_itself(module: nn.Module) -> bool:
-    return isinstance(module, BaseModule) and type(module).init_weights is BaseModule.init_weights
+    return getattr(type(module), "init_weights", None) is BaseModule.init_weights and "init_weights" not in vars(module)
 
 
 def _by_user_code(module: nn.Module) -> str:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from . import backends
 from .defaults import default_backend, default_seed
 from .naming import Names
-from .plans import Copy, Fill, Item, Plan, describe, rows_of, tensors_of
+from .plans import Call, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
 from .provenance import Provenance, logger
 from .reports import CheckpointReport, Report
 from .streams import check_seed
@@ -93,18 +94,25 @@ class Session:
     def run(self, items: Sequence[Item]) -> None:
         """Executes checked items in order, and notes what they wrote."""
         self.has_begun = self.has_begun or bool(items)
-        for item in items:
-            if isinstance(item, Fill):
-                backends.BACKENDS[self.backend].run([item])
-                if self.provenance is not None and item.info:
-                    self.provenance.record(item.tensor, item.info)
-            elif isinstance(item, Copy):
-                with self.track().attributing(item.module, item.info):
-                    self._loaded(CheckpointReport(item.source, item.rule, item.load()))
-            else:
-                with self.track().attributing(item.module, item.info):
-                    item.function()
-            self.did(item)
+        for is_fill, group in groupby(items, key=lambda item: isinstance(item, Fill)):
+            if is_fill:
+                self._run_fills([item for item in group if isinstance(item, Fill)])
+                continue
+            for item in group:
+                with self.track().attributing(item.module, item.info):  # type: ignore[union-attr]
+                    if isinstance(item, Copy):
+                        self._loaded(CheckpointReport(item.source, item.rule, item.load()))
+                    elif isinstance(item, Call):
+                        item.function()
+                self.did([item])
+
+    def _run_fills(self, fills: list[Fill]) -> None:
+        backends.BACKENDS[self.backend].run(fills)
+        if self.provenance is not None:
+            for fill in fills:
+                if fill.info:
+                    self.provenance.record(fill.tensor, fill.info)
+        self.did(fills)
 
     def track(self) -> Provenance:
         """Returns the provenance of the parameters under the root, from here on."""
@@ -117,11 +125,11 @@ class Session:
                     self.provenance.record(item.tensor, item.info)
         return self.provenance
 
-    def did(self, item: Item) -> None:
-        """Notes for the report that an item was executed."""
-        self.items.append(item)
+    def did(self, items: Sequence[Item]) -> None:
+        """Notes for the report that items were executed."""
+        self.items.extend(items)
         if self.outer is not None:
-            self.outer.did(item)
+            self.outer.did(items)
 
     def _loaded(self, checkpoint: CheckpointReport) -> None:
         self.checkpoints.append(checkpoint)

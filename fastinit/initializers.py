@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -196,6 +197,7 @@ class BaseInit:
     def plan_items(self, module: nn.Module, opened: Session, rule: str) -> list[Item]:
         """Returns what the initializer does to ``module`` and all below it, without doing it."""
         info = self._get_init_info()
+        weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
         if self.param:
             chosen = parameters_of_patterns(module, self.param)
             if not chosen:
@@ -204,24 +206,22 @@ class BaseInit:
                     f"{_one_or_all(self.param)}; nothing is filled.{nearest_parameters(module, self.param)}"
                 )
             return [
-                parameter_fill(tensor, opened.names.name_of(tensor, module, name), self.weight_distribution, rule, info)
+                parameter_fill(tensor, opened.names.name_of(tensor, module, name), weight_distribution, rule, info)
                 for tensor, name in chosen.items()
             ]
         if not self.layer and not self.wholemodule:
             opened.warn_once(
-                f"{rule} ({type(self).__name__}): neither `layer`, `param` nor `override` says what to fill; nothing is "
-                f"filled"
+                f"{rule} ({type(self).__name__}): neither `layer`, `param` nor `override` says what to fill; nothing "
+                f"is filled"
             )
-        modules = list(post_order(module) if self.wholemodule else modules_of_layers(module, self.layer))
+        modules = post_order(module) if self.wholemodule else modules_of_layers(module, self.layer)
         if not modules and self.layer:
             opened.warn_once(
                 f"{rule} ({type(self).__name__}): no module of {type(module).__name__} matches layer "
                 f"{_one_or_all(self.layer)}; nothing is filled.{nearest_layers(module, self.layer)}"
             )
         return [
-            fill
-            for each in modules
-            for fill in module_fills(each, self.weight_distribution, self.bias, opened, rule, info)
+            fill for each in modules for fill in module_fills(each, weight_distribution, self.bias, opened, rule, info)
         ]
 
     def __call__(self, module: nn.Module) -> None:

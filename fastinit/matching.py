@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,14 +20,20 @@ REGEX_PREFIX = "re:"
 _MAX_CANDIDATES = 500
 
 
-def post_order(module: nn.Module) -> Iterator[nn.Module]:
-    """Yields the modules under ``module`` and itself, children before their parent, in ``nn.Module.apply``'s order.
+def post_order(module: nn.Module) -> list[nn.Module]:
+    """Returns the modules under ``module`` and itself, children before their parent, in ``nn.Module.apply``'s order.
 
     A module that several parents share comes once for each of them, as ``apply`` visits it.
     """
-    for child in module.children():
-        yield from post_order(child)
-    yield module
+    found: list[nn.Module] = []
+
+    def visit(each: nn.Module) -> None:
+        for child in each.children():
+            visit(child)
+        found.append(each)
+
+    visit(module)
+    return found
 
 
 @lru_cache(maxsize=4096)  # bounded: classes may be made at run time, and the cache keeps them alive
@@ -36,12 +42,10 @@ def layer_names(kind: Any) -> frozenset[str]:
     return frozenset((kind.__name__, *(base.__name__ for base in kind.__bases__)))
 
 
-def modules_of_layers(module: nn.Module, layers: Sequence[str]) -> Iterator[nn.Module]:
-    """Yields the modules under ``module`` that one of the layer names selects, in ``post_order``."""
+def modules_of_layers(module: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
+    """Returns the modules under ``module`` that one of the layer names selects, in ``post_order``."""
     wanted = frozenset(layers)
-    for each in post_order(module):
-        if wanted & layer_names(type(each)):  # type: ignore[arg-type]
-            yield each
+    return [each for each in post_order(module) if wanted & layer_names(type(each))]  # type: ignore[arg-type]
 
 
 def nearest_layers(module: nn.Module, layers: Sequence[str]) -> str:

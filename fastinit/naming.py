@@ -14,23 +14,34 @@ _WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 
 def is_model_wrapper(module: object) -> bool:
     """Tells whether ``module`` only wraps the model in its ``.module`` (DataParallel, DDP, mmengine's wrappers)."""
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return True
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # a module can only be one if the class was imported
-    if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
-        return True
-    mmengine = sys.modules.get("mmengine.model")
-    return mmengine is not None and mmengine.is_model_wrapper(module)
+    return isinstance(module, _wrapper_classes())
 
 
-def walk(root: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yields (canonical path, module) for every place in the tree, a shared module once for each place."""
-    yield path, root
-    transparent = is_model_wrapper(root)
-    for name, child in root._modules.items():
-        if child is not None:
-            skip = name in _WRAPPED or (transparent and name == "module")
-            yield from walk(child, path if skip else join(path, name))
+def _wrapper_classes() -> tuple[type, ...]:
+    classes: list[type] = [nn.DataParallel, nn.parallel.DistributedDataParallel]
+    # A module can only be an instance of what has been imported; we import nothing for it.
+    if fsdp := sys.modules.get("torch.distributed.fsdp"):
+        classes.append(fsdp.FullyShardedDataParallel)
+    if mmengine := sys.modules.get("mmengine.registry"):
+        registries = [mmengine.MODEL_WRAPPERS]
+        for registry in registries:  # the list grows: child registries, such as mmdet's, and theirs
+            classes.extend(each for each in registry.module_dict.values() if isinstance(each, type))
+            registries.extend(registry.children.values())
+    return tuple(classes)
+
+
+def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields (canonical path, module) for every place in the tree, parents first, a shared module for each place."""
+    wrappers = _wrapper_classes()
+    stack = [("", root)]
+    while stack:
+        path, module = stack.pop()
+        yield path, module
+        wraps = isinstance(module, wrappers)
+        for name, child in reversed(module._modules.items()):
+            if child is not None:
+                skip = name in _WRAPPED or (wraps and name == "module")
+                stack.append((path if skip else join(path, name), child))
 
 
 def join(path: str, name: str) -> str:
@@ -66,10 +77,11 @@ class Names:
         if self._tensors is None:
             self._tensors = {}
             if self.root is not None:
-                for tensor, names in named_parameters(self.root).items():
-                    self._tensors[tensor] = self._prefix + names[0]
                 for path, module in walk(self.root):
                     self._paths.setdefault(module, path)
+                    for name, parameter in module._parameters.items():
+                        if parameter is not None and parameter not in self._tensors:
+                            self._tensors[parameter] = self._prefix + join(path, name)
         return self._tensors
 
     def parameters(self) -> dict[torch.Tensor, str]:

@@ -35,10 +35,10 @@ def plan(
     Example:
         >>> import fastinit, torch
         >>> print(fastinit.plan(torch.nn.Linear(4, 2), dict(type="Xavier", layer="Linear"), seed=1))
-        parameter  shape  dtype    device  distribution                  rule      backend
-        ---------  -----  -------  ------  ----------------------------  --------  -------
-        weight     2x4    float32  cpu     normal(mean=0, std=0.57735)   init_cfg  torch
-        bias       2      float32  cpu     constant(0)                   init_cfg  torch
+        parameter  shape  dtype    device  distribution                 rule      backend
+        ---------  -----  -------  ------  ---------------------------  --------  -------
+        weight     2x4    float32  cpu     normal(mean=0, std=0.57735)  init_cfg  torch
+        bias       2      float32  cpu     constant(0)                  init_cfg  torch
         2 rows, 10 elements; numbers: torch; seed: 1
     """
     opened = Session(module, backend=backend, seed=seed, prefix=prefix, dry=True)

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Union
 
 import torch
@@ -123,7 +124,7 @@ def _short(number: Number) -> str:
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Box:
     """A rectangular part of a parameter: where it lies in the full tensor, and the memory that holds it."""
 
@@ -133,7 +134,7 @@ class Box:
     """Index of the box's first element in the full tensor, in elements, one number a dimension."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fill:
     """One parameter (or the parts of it that are here) gets the values of one distribution."""
 
@@ -221,7 +222,7 @@ def tensors_of(item: Item) -> list[torch.Tensor]:
 # --- rows: what a person or a program reads --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of a plan or a report: plain data, no tensors."""
 
@@ -254,56 +255,52 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 def rows_of(items: Sequence[Item], backend_of: Mapping[torch.device, str]) -> tuple[Row, ...]:
     """Returns the rows of the items, one for each tensor or call, in order."""
-    found: list[tuple[int | None, Row]] = []
+    last: dict[int, int] = {}  # tensor -> index of the last row that writes it
+    n_rows = 0
+    for item in items:
+        for tensor in tensors_of(item):
+            last[id(tensor)] = n_rows
+            n_rows += 1
+        n_rows += isinstance(item, Call)
+
+    rows: list[Row] = []
     for item in items:
         if isinstance(item, Fill):
-            values = {"kind": item.distribution.kind, **numbers_of(item.distribution)}
+            shown = _values_of(item.distribution)
+            replaced = last[id(item.tensor)] > len(rows)
             backend = backend_of.get(item.tensor.device, "")
-            row = _tensor_row(item, item.name, item.tensor, "fill", values, describe(item.distribution), backend)
-            found.append((id(item.tensor), row))
+            rows.append(_tensor_row(item, item.name, item.shape, item.tensor, "fill", *shown, backend, replaced))
         elif isinstance(item, Copy):
             for entry in item.entries:
                 values = {"kind": "copy", "checkpoint": item.source, "key": entry.key}
                 text = f"copy of {entry.key} in {item.source}"
-                found.append((id(entry.tensor), _tensor_row(item, entry.name, entry.tensor, "copy", values, text, "")))
+                replaced = last[id(entry.tensor)] > len(rows)
+                shape = tuple(entry.tensor.shape)
+                rows.append(_tensor_row(item, entry.name, shape, entry.tensor, "copy", values, text, "", replaced))
         else:
             values = {"kind": "call", "call": item.label}
-            row = Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, "")
-            found.append((None, row))
-    last = {tensor: position for position, (tensor, _) in enumerate(found) if tensor is not None}
-    return tuple(
-        row if tensor is None or last[tensor] == position else _replaced(row)
-        for position, (tensor, row) in enumerate(found)
-    )
+            rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))
+    return tuple(rows)
+
+
+@lru_cache(maxsize=4096)  # a large model has few different distributions and many fills
+def _values_of(distribution: Distribution) -> tuple[Mapping[str, Any], str]:
+    return {"kind": distribution.kind, **numbers_of(distribution)}, describe(distribution)
 
 
 def _tensor_row(
     item: Fill | Copy,
     name: str,
+    shape: tuple[int, ...],
     tensor: torch.Tensor,
     action: str,
     values: Mapping[str, Any],
     description: str,
     backend: str,
+    replaced: bool,
 ) -> Row:
-    shape = item.shape if isinstance(item, Fill) else tuple(tensor.shape)
-    return Row(
-        name,
-        shape,
-        dtype_name(tensor),
-        str(tensor.device),
-        action,
-        values,
-        description,
-        item.rule,
-        item.info,
-        backend,
-    )
-
-
-def _replaced(row: Row) -> Row:
-    fields = {name: getattr(row, name) for name in row.__dataclass_fields__}
-    return Row(**{**fields, "replaced": True})
+    dtype, device = dtype_name(tensor), str(tensor.device)
+    return Row(name, shape, dtype, device, action, values, description, item.rule, item.info, backend, replaced)
 
 
 COLUMNS = ("parameter", "shape", "dtype", "device", "distribution", "rule", "backend")

@@ -226,7 +226,9 @@ def test_a_second_call_warns_and_does_nothing(caplog):
     before, report = tensors(model), model.last_init_report
     with caplog.at_level("INFO", "fastinit"):
         model.init_weights()
-    assert [record.getMessage() for record in caplog.records] == ["init_weights of Tree has been called more than once."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "init_weights of Tree has been called more than once."
+    ]
     assert_same_tensors(tensors(model), before)
     assert model.last_init_report is report
 
@@ -300,7 +302,9 @@ def test_provenance_says_what_wrote_every_parameter_last():
             nn.init.zeros_(self.told.weight)
             fastinit.update_init_info(self.told, "zeroed, says the user")
 
-    model = tree(FASTINIT, [NORMAL, dict(type="Constant", val=1, layer="LayerNorm")], custom=Custom(), ln=nn.LayerNorm(3))
+    model = tree(
+        FASTINIT, [NORMAL, dict(type="Constant", val=1, layer="LayerNorm")], custom=Custom(), ln=nn.LayerNorm(3)
+    )
     model.init_weights()
     by_user = "Initialized by user-defined `init_weights` in Tree "
     assert model.last_init_report.provenance == {

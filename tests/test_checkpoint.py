@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import OrderedDict
+from pathlib import Path
 from unittest import mock
 
 import mmengine.runner.checkpoint as theirs
@@ -71,7 +72,9 @@ def test_a_missing_batch_counter_alone_is_no_mismatch():
 
 
 def test_values_take_the_models_dtype():
-    state = {key: value.double() if value.is_floating_point() else value for key, value in filled().state_dict().items()}
+    state = {
+        key: value.double() if value.is_floating_point() else value for key, value in filled().state_dict().items()
+    }
     load_both(state)
 
 
@@ -119,14 +122,13 @@ def test_files_are_read_by_their_content_and_give_mmengines_result(tmp_path, kin
         assert theirs.load_checkpoint(again, str(path), map_location="cpu").keys() == returned.keys()
         assert_same_tensors(tensors(made), tensors(again))
     planned = fastinit.plan(model(), dict(type="Pretrained", checkpoint=path))
-    assert [row.parameter for row in planned.rows] == [name for name in model().state_dict()]
+    assert [row.parameter for row in planned.rows] == list(model().state_dict())
 
 
 def test_a_file_is_mapped_and_not_read_into_memory(tmp_path):
     torch.save({"weight": torch.ones(1000, 1000)}, tmp_path / "c.pth")
     state = ours._load_checkpoint(str(tmp_path / "c.pth"))
-    maps = open("/proc/self/maps").read()
-    assert str(tmp_path / "c.pth") in maps
+    assert str(tmp_path / "c.pth") in Path("/proc/self/maps").read_text()
     assert float(state["weight"].sum()) == 1e6
 
 
@@ -164,7 +166,10 @@ def test_a_prefix_that_no_key_has_is_refused_in_mmengines_words(tmp_path):
     with pytest.raises(AssertionError, match=r"^init_cfg\[1\]: head\. is not in the pretrained model"):
         fastinit.initialize(
             model(),
-            [dict(type="Normal", layer="Linear"), dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth"), prefix="head")],
+            [
+                dict(type="Normal", layer="Linear"),
+                dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth"), prefix="head"),
+            ],
         )
 
 
@@ -224,9 +229,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_written(ch
     made = model()
     before = tensors(made)
     with pytest.raises(error, match=message):
-        fastinit.initialize(
-            made, [dict(type="Normal", layer="Linear"), dict(type="Pretrained", checkpoint=checkpoint)]
-        )
+        fastinit.initialize(made, [dict(type="Normal", layer="Linear"), dict(type="Pretrained", checkpoint=checkpoint)])
     assert_same_tensors(tensors(made), before)
 
 
@@ -244,7 +247,9 @@ def test_initialize_loads_where_the_rule_stands_and_an_override_loads_a_part(tmp
     report = fastinit.initialize(
         made,
         [
-            dict(type="Constant", val=1, override=dict(type="Pretrained", name="2", checkpoint=str(tmp_path / "c.pth"))),
+            dict(
+                type="Constant", val=1, override=dict(type="Pretrained", name="2", checkpoint=str(tmp_path / "c.pth"))
+            ),
             dict(type="Constant", val=9, param="2.0.bias"),
         ],
     )

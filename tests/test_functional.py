@@ -120,7 +120,8 @@ def test_bias_init_with_prob_at_its_ends():
 
 
 @pytest.mark.parametrize(
-    "name", ["ConstantInit", "XavierInit", "NormalInit", "TruncNormalInit", "UniformInit", "KaimingInit", "Caffe2XavierInit"]
+    "name",
+    ["ConstantInit", "XavierInit", "NormalInit", "TruncNormalInit", "UniformInit", "KaimingInit", "Caffe2XavierInit"],
 )
 def test_initializer_objects_have_mmengines_attributes_and_info(name):
     def look(library, **options):

@@ -122,7 +122,9 @@ def test_names_are_relative_to_the_module_that_owns_the_config():
     assert [row.parameter for row in root.last_init_report.rows] == ["0.attention.gate", "1.attention.gate"]
 
 
-@pytest.mark.parametrize("beside", [dict(layer="Linear"), dict(bias=0), dict(bias_prob=0.1), dict(override=dict(name="x"))])
+@pytest.mark.parametrize(
+    "beside", [dict(layer="Linear"), dict(bias=0), dict(bias_prob=0.1), dict(override=dict(name="x"))]
+)
 def test_what_selects_otherwise_can_not_stand_beside_param(beside):
     with pytest.raises(ValueError, match=r"^init_cfg\[0\]: .*can ?not stand beside"):
         fastinit.initialize(model(), [dict(type="Constant", val=1, param="*", **beside)])
@@ -139,7 +141,9 @@ def test_param_can_not_stand_in_an_override():
         fastinit.initialize(model(), cfg)
 
 
-@pytest.mark.parametrize(("param", "error"), [([], ValueError), (3, TypeError), (["*", 3], TypeError), ("re:(", ValueError)])
+@pytest.mark.parametrize(
+    ("param", "error"), [([], ValueError), (3, TypeError), (["*", 3], TypeError), ("re:(", ValueError)]
+)
 def test_a_param_that_selects_nothing_sensible_is_refused(param, error):
     with pytest.raises(error, match=r"^init_cfg: "):
         fastinit.initialize(model(), dict(type="Constant", val=1, param=param))
@@ -209,7 +213,9 @@ def test_batch_dims_equals_the_plan_of_one_expert():
         fastinit.plan(stacked, dict(**cfg, layer="Bilinear", batch_dims=1))
 
 
-@pytest.mark.parametrize(("batch_dims", "error"), [(-1, ValueError), (True, ValueError), (1.0, ValueError), (2, ValueError)])
+@pytest.mark.parametrize(
+    ("batch_dims", "error"), [(-1, ValueError), (True, ValueError), (1.0, ValueError), (2, ValueError)]
+)
 def test_batch_dims_that_leave_no_two_dimensions_are_refused(batch_dims, error):
     with pytest.raises(error, match="batch_dims"):
         fastinit.plan(model(), dict(type="Xavier", param="*.experts", batch_dims=batch_dims))

@@ -173,7 +173,7 @@ def test_a_plan_raises_what_initialize_would():
 
 
 def test_planning_20_000_parameters_is_linear_in_their_number():
-    # Not a timing: a quadratic step would take minutes here. The time itself is in benchmarks/bench_plan.py.
+    # Not a timing: a quadratic step would take minutes here. The time itself is in benchmarks/bench_initialize.py.
     with torch.device("meta"):
         made = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10_000)))
     began = time.perf_counter()

@@ -13,14 +13,6 @@ from fastinit.integrations import mmengine as bridge
 from fastinit.registry import Registry
 
 
-@pytest.fixture
-def registered():
-    """Takes out of the registry again what a test puts in."""
-    before = WEIGHT_INITIALIZERS.module_dict
-    yield
-    WEIGHT_INITIALIZERS._entries = before
-
-
 class Orthogonal(fastinit.BaseInit):
     """In mmengine's style: a __call__ of its own."""
 
@@ -46,7 +38,7 @@ class Halves(fastinit.BaseInit):
         return plans.Uniform(0.5, 0.5 + shape[0])
 
 
-def test_an_initializer_with_a_call_of_its_own_runs_where_it_stands(registered):
+def test_an_initializer_with_a_call_of_its_own_runs_where_it_stands():
     WEIGHT_INITIALIZERS.register_module(name="Orthogonal", module=Orthogonal)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     cfg = [
@@ -64,7 +56,7 @@ def test_an_initializer_with_a_call_of_its_own_runs_where_it_stands(registered):
     assert report.provenance["0.weight"] == "ConstantInit: val=2, bias=0"
 
 
-def test_an_initializer_with_a_distribution_joins_the_plan(registered):
+def test_an_initializer_with_a_distribution_joins_the_plan():
     @WEIGHT_INITIALIZERS.register_module()
     class Mine(Halves):
         pass
@@ -82,7 +74,7 @@ def test_an_initializer_with_a_distribution_joins_the_plan(registered):
     assert (model[0].weight >= 0.5).all()
 
 
-def test_a_function_or_any_callable_serves_as_type(registered):
+def test_a_function_or_any_callable_serves_as_type():
     def twos(fill=2):
         return lambda module: nn.init.constant_(module.weight, fill)
 
@@ -233,5 +225,7 @@ def test_fastinit_imports_no_mmengine_of_its_own():
     import subprocess
     import sys
 
-    code = "import sys, fastinit; assert not [name for name in sys.modules if name.split('.')[0] in ('mmengine', 'scipy')]"
+    code = (
+        "import sys, fastinit; assert not [name for name in sys.modules if name.split('.')[0] in ('mmengine', 'scipy')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -102,7 +102,9 @@ def test_use_seeds_functional_inits_and_initializer_objects_too():
 def test_a_whole_tree_is_one_call_of_a_block():
     def tree():
         return fastinit.Sequential(
-            fastinit.Sequential(nn.Linear(3, 3), init_cfg=CFG), nn.Linear(3, 3), init_cfg=dict(type="Xavier", layer="Linear")
+            fastinit.Sequential(nn.Linear(3, 3), init_cfg=CFG),
+            nn.Linear(3, 3),
+            init_cfg=dict(type="Xavier", layer="Linear"),
         )
 
     def run():

@@ -54,14 +54,13 @@ def run(fills: Sequence[Fill]) -> None:
         _fill(fill.tensor, fill.distribution, None)
 
 
-@torch.no_grad()
 def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Generator | None) -> None:
     if isinstance(distribution, Constant):
         nn.init.constant_(tensor, distribution.value)  # type: ignore[arg-type]
     elif isinstance(distribution, Normal):
         if generator is None:
             nn.init.normal_(tensor, distribution.mean, distribution.std)
-        else:
+        else:  # nn.init takes a generator since torch 2.3
             tensor.normal_(distribution.mean, distribution.std, generator=generator)
     elif isinstance(distribution, Uniform):
         if generator is None:
@@ -74,6 +73,7 @@ def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Gen
         _truncated_normal_through_float32(tensor, distribution, generator)
 
 
+@torch.no_grad()
 def _truncated_normal(
     tensor: torch.Tensor, distribution: TruncatedNormal, generator: torch.Generator | None, open_low: bool = False
 ) -> None:
@@ -97,6 +97,7 @@ def _truncated_normal(
     tensor.clamp_(min=distribution.low, max=distribution.high)
 
 
+@torch.no_grad()
 def _truncated_normal_through_float32(
     tensor: torch.Tensor, distribution: TruncatedNormal, generator: torch.Generator | None
 ) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite: tests, doctests and the README."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from fastinit import WEIGHT_INITIALIZERS
 
 # Deterministic, so that CI is; no deadline, because the machine is shared.
 settings.register_profile(
@@ -23,6 +25,14 @@ settings.load_profile("fastinit")
 def fixed_generator():
     """Every test begins with the same state of torch's default generator."""
     torch.manual_seed(20261122)
+
+
+@pytest.fixture(autouse=True)
+def own_registry():
+    """What a test or an example registers is gone after it."""
+    before = WEIGHT_INITIALIZERS.module_dict
+    yield
+    WEIGHT_INITIALIZERS._entries = before
 
 
 @pytest.fixture(autouse=True, scope="session")

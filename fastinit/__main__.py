@@ -1,0 +1,23 @@
+"""The command line: ``python -m fastinit demo``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .demo import demo
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command."""
+    parser = argparse.ArgumentParser(prog="python -m fastinit", description="Initializes PyTorch models by a plan.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("demo", help="plan and initialize a GPT-like model of 355 million parameters")
+    command.add_argument("--layers", type=int, default=24)
+    command.add_argument("--width", type=int, default=1024)
+    options = parser.parse_args(arguments)
+    demo(options.layers, options.width)
+
+
+if __name__ == "__main__":
+    main()

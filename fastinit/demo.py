@@ -1,0 +1,65 @@
+"""``python -m fastinit demo``: plans and initializes a GPT-like model made of torch.nn alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .planning import plan
+from .weight_init import initialize
+
+
+class Block(nn.Module):
+    """A transformer block: attention and a feed-forward part, each behind a norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+
+class GPT(nn.Module):
+    """The parameters of a GPT: embeddings, blocks, a last norm, and a head that is tied to the embedding."""
+
+    def __init__(self, layers: int, width: int, vocabulary: int, context: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+
+
+def config(layers: int) -> list[dict[str, Any]]:
+    """Returns GPT-2's initialization: std 0.02, and less for what is added to the residual stream 2 * layers times."""
+    return [
+        dict(type="Normal", std=0.02, layer=["Linear", "Embedding"]),
+        dict(type="Constant", val=1, layer="LayerNorm"),
+        dict(type="Normal", std=0.02 / (2 * layers) ** 0.5, param=["*.attention_out.weight", "*.down.weight"]),
+    ]
+
+
+def demo(layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: int = 1024, seed: int = 0) -> None:
+    """Prints the plan of a model on the meta device, gives the model memory, initializes it, and prints the report."""
+    with torch.device("meta"):
+        model = GPT(layers, width, vocabulary, context)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    cfg = config(layers)
+    print(f"A GPT of {layers} layers, {n_parameters:,} parameters, on the meta device: no memory yet. The config:\n")
+    print("\n".join(f"    {rule}" for rule in cfg))
+    print("\n>>> print(fastinit.plan(model, cfg, seed=0).table(max_rows=16))\n")
+    print(plan(model, cfg, seed=seed).table(max_rows=16))
+    print("\n>>> model = model.to_empty(device='cpu')")
+    model = model.to_empty(device="cpu")
+    model.head.weight = model.tokens.weight  # to_empty gives every place its own memory
+    print(">>> report = fastinit.initialize(model, cfg, seed=0)\n>>> print(report.summary())\n")
+    print(initialize(model, cfg, seed=seed).summary())
+    std = model.blocks[0].qkv.weight.std().item()  # type: ignore[union-attr, operator]
+    print(f"\nThe standard deviation of blocks.0.qkv.weight is {std:.4f}.")

@@ -1,0 +1,23 @@
+"""The demo runs, and shows what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from fastinit.__main__ import main
+
+
+def test_the_demo_plans_initializes_and_reports(capsys):
+    main(["demo", "--layers", "2", "--width", "32"])
+    text = capsys.readouterr().out
+    assert "blocks.0.qkv.weight" in text and "normal(mean=0, std=0.01)" in text
+    assert "28 parameters initialized" in text and "seed: 0" in text
+    assert "The standard deviation of blocks.0.qkv.weight is 0.0" in text
+
+
+def test_the_command_line_says_what_it_can():
+    result = subprocess.run([sys.executable, "-m", "fastinit", "--help"], capture_output=True, text=True, check=True)
+    assert "demo" in result.stdout
+    result = subprocess.run([sys.executable, "-m", "fastinit"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "usage" in result.stderr
