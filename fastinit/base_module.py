@@ -70,7 +70,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
                 place, e.g. ``backbone.init_cfg[1]``. Each module's rules are checked before its first write; what
                 stood before it in the tree has been initialized by then, and a warning in the log says so.
         """
-        if hasattr(self, "_params_init_info"):  # a parent is being initialized and reports for all
+        if _is_in_progress(self):  # a parent is being initialized and reports for all
             with session(self) as opened:
                 _init_tree(self, _Runner(opened))
             return
@@ -219,6 +219,11 @@ def _plans_itself(module: nn.Module) -> bool:
     return getattr(type(module), "init_weights", None) is BaseModule.init_weights and "init_weights" not in vars(module)
 
 
+def _is_in_progress(module: nn.Module) -> bool:
+    books = getattr(module, "_params_init_info", None)
+    return books is not None and not (isinstance(books, Provenance) and books.is_closed)
+
+
 def _by_user_code(module: nn.Module) -> str:
     return f"Initialized by user-defined `init_weights` in {type(module).__name__} "
 
@@ -238,6 +243,7 @@ def _tracking(root: BaseModule, opened: Session) -> Iterator[Provenance]:
     try:
         yield provenance
     finally:
+        provenance.is_closed = True
         # Modules that were taken out or put in meanwhile are cleaned too.
         for module in {*modules, *root.modules()}:
             vars(module).pop("_params_init_info", None)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import checkpoint as checkpoints
+from .errors import locating
 from .execution import Session, session
 from .matching import (
     modules_of_layers,
@@ -126,8 +127,9 @@ def parameter_fill(
     shape = tuple(tensor.shape)
     try:
         values = distribution(shape)
-    except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise type(error)(f"parameter {name!r}: {error}").with_traceback(error.__traceback__) from None
+    except Exception:
+        with locating(f"parameter {name!r}"):
+            raise
     return Fill.whole(name, tensor, values, rule, info)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from .base_module import BaseModule, plan_tree
 from .execution import Session
 from .plans import Plan
-from .rules import parse, plan_rules
+from .rules import check_module, parse, plan_rules
 
 
 def plan(
@@ -41,6 +41,7 @@ def plan(
         bias       2      float32  cpu     constant(0)                  init_cfg  torch
         2 rows, 10 elements; numbers: torch; seed: 1
     """
+    check_module(module)
     opened = Session(module, backend=backend, seed=seed, prefix=prefix, dry=True)
     if init_cfg is None:
         if not isinstance(module, BaseModule):

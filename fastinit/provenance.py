@@ -44,6 +44,11 @@ class Provenance(dict[torch.Tensor, ParameterInfo]):
         """Parameters that were written since the beginning, by whom ever."""
         self._watch: _Watch | None = None
         """Made when foreign code first runs."""
+        self.is_closed = False
+        """The initialization is over; a copy of a module that was made meanwhile may still refer to these books."""
+
+    def __deepcopy__(self, memo: object) -> Provenance:
+        return self
 
     def record(self, tensor: torch.Tensor, info: str) -> None:
         """Notes that ``info`` wrote a tensor; one that is no parameter of the root is not tracked."""
@@ -215,9 +220,10 @@ def log_provenance(provenance: Provenance, names: Mapping[torch.Tensor, str]) ->
     """
     if not logger.isEnabledFor(logging.INFO) or not is_rank_zero():
         return
-    for parameter, entry in provenance.items():
-        shape = "uninitialized" if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
-        logger.info("%s - %s: %s", names[parameter], shape, entry["init_info"])
+    for parameter, name in names.items():
+        if parameter in provenance:
+            shape = "uninitialized" if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+            logger.info("%s - %s: %s", name, shape, provenance[parameter]["init_info"])
 
 
 def is_rank_zero() -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from .errors import locating
 from .execution import Session
 from .initializers import PretrainedInit, is_planned, items_of, run_items
 from .plans import Call, Item
@@ -52,6 +51,15 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
     if isinstance(init_cfg, dict) or _is_initializer(init_cfg):
         return _parse_item(module, init_cfg, where)
     raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+
+
+def check_module(module: object) -> None:
+    """Raises TypeError unless ``module`` is an ``nn.Module``."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be a torch.nn.Module, but got {type(module)}. For a tensor use torch.nn.init or "
+            f"fastinit.trunc_normal_"
+        )
 
 
 def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
@@ -163,34 +171,6 @@ def _arguments(kind: type) -> list[str]:
             if own and not any(p.kind is p.VAR_KEYWORD for p in own):
                 break
     return list(names)
-
-
-# Errors whose only argument is a message: they can be made anew with the place in front.
-_PLAIN_ERRORS = (
-    AssertionError,
-    AttributeError,
-    FileNotFoundError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ZeroDivisionError,
-    pickle.UnpicklingError,
-)
-
-
-@contextmanager
-def locating(where: str) -> Iterator[None]:
-    """Puts the place in the config in front of the message of an error in the block; its type stays."""
-    try:
-        yield
-    except _PLAIN_ERRORS as error:
-        if type(error) not in _PLAIN_ERRORS:
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        located = type(error)(f"{where}: {message}" if str(message) else where)
-        raise located.with_traceback(error.__traceback__) from None
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from .plans import Constant, Distribution, Normal, Uniform
 from .provenance import update_init_info
 from .registry import WEIGHT_INITIALIZERS
 from .reports import Report
-from .rules import parse, run_rules
+from .rules import check_module, parse, run_rules
 from .scaling import bias_init_with_prob
 
 __all__ = [
@@ -102,6 +102,7 @@ def initialize(
         >>> report.unreached
         ('1.bias',)
     """
+    check_module(module)
     with session(module, backend=backend, seed=seed, prefix=prefix) as opened:
         run_rules(parse(module, init_cfg), opened)
         return opened.report()

@@ -115,6 +115,13 @@ def test_a_single_dict_is_called_init_cfg():
         fastinit.initialize(Net(), dict(type="Foo"))
 
 
+@pytest.mark.parametrize("module", [torch.zeros(3), None, [nn.Linear(2, 2)], nn.Linear])
+def test_what_is_no_module_is_refused(module):
+    for call in (fastinit.initialize, fastinit.plan):
+        with pytest.raises(TypeError, match="module must be a torch.nn.Module, but got"):
+            call(module, GOOD)
+
+
 def test_what_is_no_config_at_all_is_refused():
     for cfg in ("Normal", (GOOD,), 3):
         with pytest.raises(TypeError, match="init_cfg must be a dict or a list of dict, but got <class"):

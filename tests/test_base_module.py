@@ -453,6 +453,24 @@ def test_modules_that_come_and_go_while_initializing_are_cleaned_up():
     assert not any("_params_init_info" in vars(each) for each in (*model.modules(), *model.changing.gone))
 
 
+def test_a_copy_that_is_made_while_initializing_can_be_initialized_itself():
+    class Copies(fastinit.BaseModule):
+        def __init__(self):
+            super().__init__(NORMAL)
+            self.fc = nn.Linear(2, 2)
+
+        def init_weights(self):
+            super().init_weights()
+            self.made = [copy.deepcopy(self)]
+
+    model = tree(FASTINIT, NORMAL, copies=Copies())
+    model.init_weights()
+    (made,) = model.copies.made
+    made.is_init = False
+    made.init_weights()
+    assert made.last_init_report.unreached == () and not hasattr(made, "_params_init_info")
+
+
 def test_a_parameter_that_comes_while_initializing_is_refused_as_in_mmengine():
     def make(lib):
         class Adding(lib.BaseModule):

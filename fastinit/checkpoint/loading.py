@@ -267,6 +267,6 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 def _log(message: str, logger: logging.Logger | str | None, level: int) -> None:
     # Looked up in the package when called: users and tests replace fastinit.checkpoint.print_log.
-    from fastinit import checkpoint
+    from . import print_log
 
-    checkpoint.print_log(message, logger=logger, level=level)
+    print_log(message, logger=logger, level=level)
