@@ -323,6 +323,29 @@ def test_provenance_says_what_wrote_every_parameter_last():
     assert "call of custom.init_weights() of Custom" in str(model.last_init_report)
 
 
+def test_what_nested_calls_do_stands_in_the_report_of_the_whole():
+    class Custom(fastinit.BaseModule):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def init_weights(self):
+            self.own = fastinit.initialize(self.fc, XAVIER)
+            fastinit.constant_init(self.fc, 3)
+
+    model = tree(FASTINIT, NORMAL, custom=Custom())
+    model.init_weights()
+    assert [(row.parameter, row.description, row.rule) for row in model.last_init_report.rows][-5:] == [
+        ("custom.fc.weight", "normal(mean=0, std=0.707107)", "init_cfg"),
+        ("custom.fc.bias", "constant(0)", "init_cfg"),
+        ("custom.fc.weight", "constant(3)", "constant_init"),
+        ("custom.fc.bias", "constant(0)", "constant_init"),
+        ("", "call of custom.init_weights() of Custom", "custom.init_weights"),
+    ]
+    assert [row.parameter for row in model.custom.own.rows] == ["custom.fc.weight", "custom.fc.bias"]
+    assert model.custom.own.unreached == ()
+
+
 def test_parameters_that_nothing_wrote_are_listed():
     model = tree(FASTINIT, dict(type="Normal", layer="Conv2d", override=dict(name="fc")), other=nn.Linear(2, 2))
     model.init_weights()

@@ -146,6 +146,20 @@ def test_overrides_act_and_fail_as_in_mmengine(cfg):
     initialize_both(toy, cfg)
 
 
+def test_children_are_filled_before_their_parent():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(20))
+            self.child = nn.Linear(5, 5)
+
+    def make():
+        return nn.Sequential(Parent(), nn.Sequential(Parent()))
+
+    initialize_both(make, dict(type="Normal", layer=["Parent", "Linear"]))
+    initialize_both(make, dict(type="Normal", override=dict(name="1")))
+
+
 def test_a_list_is_applied_in_order_and_a_later_rule_wins():
     model = initialize_both(
         toy,

@@ -170,6 +170,14 @@ def test_a_rule_that_matches_nothing_warns_once_with_the_nearest_names():
     assert all(warning.filename == __file__ for warning in caught)
 
 
+def test_a_rule_that_is_planned_twice_warns_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # what follows foreign code is planned before it runs, to check it, and again after it
+        fastinit.initialize(model(), [lambda module: None, dict(type="Normal", layer="Nothing")])
+    assert len(caught) == 1
+
+
 def test_the_same_warning_comes_once_for_a_whole_tree():
     blocks = [fastinit.Sequential(nn.ReLU(), init_cfg=dict(type="Normal", layer="Linear")) for _ in range(3)]
     with warnings.catch_warnings(record=True) as caught:
