@@ -25,19 +25,37 @@ Number = Union[bool, int, float, complex]
 # An impossible distribution can not be constructed; the error types are torch's own for the same numbers.
 
 
-@dataclass(frozen=True)
-class Constant:
+class _Numbers:
+    """Compares distributions by their exact numbers: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
+
+    _exact: tuple[object, ...]
+
+    def _settle(self, **numbers: Number) -> None:
+        """Sets the numbers, as plain Python ones; the records are frozen but for this."""
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
+        object.__setattr__(self, "_exact", (type(self), *map(repr, numbers.values())))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Numbers) and self._exact == other._exact
+
+    def __hash__(self) -> int:
+        return hash(self._exact)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(_Numbers):
     """Every element is ``value``."""
 
     kind: ClassVar[str] = "constant"
     value: Number
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _scalar("val", self.value))
+        self._settle(value=_scalar("val", self.value))
 
 
-@dataclass(frozen=True)
-class Uniform:
+@dataclass(frozen=True, eq=False)
+class Uniform(_Numbers):
     """Independent draws from [low, high)."""
 
     kind: ClassVar[str] = "uniform"
@@ -45,13 +63,13 @@ class Uniform:
     high: float
 
     def __post_init__(self) -> None:
-        _floats(self)
+        self._settle(low=_float("low", self.low), high=_float("high", self.high))
         if not self.low <= self.high:
             raise RuntimeError(f"uniform expects low <= high, but found low={self.low}, high={self.high}")
 
 
-@dataclass(frozen=True)
-class Normal:
+@dataclass(frozen=True, eq=False)
+class Normal(_Numbers):
     """Independent draws from the normal distribution."""
 
     kind: ClassVar[str] = "normal"
@@ -59,13 +77,13 @@ class Normal:
     std: float
 
     def __post_init__(self) -> None:
-        _floats(self)
+        self._settle(mean=_float("mean", self.mean), std=_float("std", self.std))
         if not self.std >= 0:
             raise RuntimeError(f"normal expects std >= 0.0, but found std {self.std}")
 
 
-@dataclass(frozen=True)
-class TruncatedNormal:
+@dataclass(frozen=True, eq=False)
+class TruncatedNormal(_Numbers):
     """Independent draws from the normal distribution on [low, high]; absolute bounds, not in units of std."""
 
     kind: ClassVar[str] = "trunc_normal"
@@ -75,7 +93,12 @@ class TruncatedNormal:
     high: float
 
     def __post_init__(self) -> None:
-        _floats(self)
+        self._settle(
+            mean=_float("mean", self.mean),
+            std=_float("std", self.std),
+            low=_float("low", self.low),
+            high=_float("high", self.high),
+        )
         if self.std == 0:
             raise ZeroDivisionError("trunc_normal expects std > 0.0, but found std 0.0; a Constant needs no std")
         if not self.std > 0:
@@ -96,12 +119,11 @@ def _scalar(what: str, value: Any) -> Any:
     return value
 
 
-def _floats(distribution: Any) -> None:
-    for name in distribution.__match_args__:
-        number = _scalar(name, getattr(distribution, name))
-        if isinstance(number, complex):
-            raise TypeError(f"{name} must be a real number, but got {number!r}")
-        object.__setattr__(distribution, name, float(number))
+def _float(what: str, value: Any) -> float:
+    number = _scalar(what, value)
+    if isinstance(number, complex):
+        raise TypeError(f"{what} must be a real number, but got {number!r}")
+    return float(number)
 
 
 def numbers_of(distribution: Distribution) -> dict[str, Number]:

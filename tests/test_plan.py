@@ -76,6 +76,18 @@ def test_the_json_form_is_stable():
     )
 
 
+def test_numbers_that_compare_equal_are_told_apart():
+    from fastinit.plans import Constant, Normal
+
+    assert Normal(0, 1) == Normal(0.0, 1.0) and hash(Normal(0, 1)) == hash(Normal(0.0, 1.0))
+    assert len({Constant(1), Constant(1.0), Constant(True), Constant(1 + 0j), Constant(0.0), Constant(-0.0)}) == 6
+    texts = [
+        fastinit.plan(nn.Linear(1, 1), dict(type="Constant", val=value, param="*")).rows[0].description
+        for value in (True, 1, 1.0, -0.0, 0.0)
+    ]
+    assert texts == ["constant(True)", "constant(1)", "constant(1)", "constant(-0)", "constant(0)"]
+
+
 def test_a_meta_model_is_planned_like_a_real_one():
     real, meta = (json.loads(fastinit.plan(made, CFG).to_json()) for made in (model(), model(device="meta")))
     assert {row.pop("device") for row in meta["rows"]} == {"meta"}
