@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from .execution import Session, session
-from .naming import is_model_wrapper, join
+from .naming import is_model_wrapper, join, original
 from .plans import Call, Item
 from .provenance import Provenance, check_no_new_parameters, log_provenance, logger, update_init_info
 from .reports import Report
@@ -129,14 +129,14 @@ class _Runner:
             return
         known = getattr(parent, "_params_init_info", None)
         if isinstance(known, Provenance):
-            with known.attributing(child, _by_user_code(parent)):
+            with known.attributing(child, _by_user_code(child)):
                 child.init_weights()  # type: ignore[operator]
             check_no_new_parameters(child, known)
             self.opened.did([call_of_init_weights(child, self.opened)])
         else:  # within an mmengine tree, which keeps its own books
             child.init_weights()  # type: ignore[operator]
             if known is not None:
-                update_init_info(child, _by_user_code(parent))
+                update_init_info(child, _by_user_code(child))
 
     def is_done(self, module: nn.Module) -> bool:
         return bool(getattr(module, "is_init", False))
@@ -176,10 +176,13 @@ def _init_tree(module: BaseModule, doer: _Runner | _Planner) -> None:
         _warn_twice(module)
         return
     own, pretrained = _own_rules(module, doer.opened)
+    # A checkpoint that is not there, or damaged, is known before anything is written.
+    plan_rules(pretrained, doer.opened)
     doer.rules(own)
     for child in module.children():
         if is_model_wrapper(child) and not hasattr(child, "init_weights"):
             child = child.module  # type: ignore[assignment]
+        child = original(child)
         if hasattr(child, "init_weights") and not doer.is_done(child):
             doer.child(module, child)
     doer.rules(pretrained)

@@ -30,7 +30,8 @@ def use(*, backend: str | None = None, seed: int | None = None) -> Iterator[None
 
     What is None is taken from the ``use`` block around it. Under a seed, the first call in the block that gives
     neither ``seed`` nor ``prefix`` uses that seed itself and each later one a seed derived from it, so that two models
-    made in one block differ and a second run repeats both.
+    made in one block differ and a second run repeats both. Every call counts, also one that fails or draws nothing;
+    threads that are started in the block do not see it.
 
     Raises:
         TypeError, ValueError: the seed is not an integer from 0 to 2^64 - 1.

@@ -1,8 +1,10 @@
-"""Where an error came from: the place goes in front of the message once, at the layer that knows it."""
+"""Where an error or a warning came from: the place in the config, and the line in the user's code."""
 
 from __future__ import annotations
 
 import pickle
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,12 +15,22 @@ _PLAIN_ERRORS = (
     FileNotFoundError,
     KeyError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
     ZeroDivisionError,
     pickle.UnpicklingError,
 )
+
+
+def warn_user(message: str) -> None:
+    """Issues a UserWarning that points at the caller's line outside fastinit."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastinit", "contextlib"):
+        level += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, UserWarning, stacklevel=level + 1)
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from . import backends
 from .defaults import default_backend, default_seed
+from .errors import warn_user
 from .naming import Names
 from .plans import Call, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
 from .provenance import Provenance, logger
@@ -38,6 +39,8 @@ class Session:
         self.outer = outer
         self._is_part = outer is not None and not prefix and (root is None or outer.names.knows(root))
         """What ``outer`` initializes holds what is initialized here."""
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a str, but got {prefix!r} of {type(prefix)}")
         self.names: Names = outer.names if outer is not None and self._is_part else Names(root, _with_dot(prefix))
         self.provenance: Provenance | None = outer.provenance if outer is not None and self._is_part else None
         if backend is None:
@@ -83,11 +86,11 @@ class Session:
         chosen = backends.BACKENDS[self.backend]
         return (None if self.dry else chosen.why_not(fill.tensor.device)) or chosen.why_not_fill(fill)
 
-    def warn_once(self, message: str) -> None:
-        """Issues a UserWarning, the same one only once in an outermost call."""
+    def warn_once(self, where: str, message: str) -> None:
+        """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again."""
         if message not in self.warned:
             self.warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=_frames_to_user())
+            warn_user(f"{where}: {message}")
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -99,12 +102,18 @@ class Session:
                 self._run_fills([item for item in group if isinstance(item, Fill)])
                 continue
             for item in group:
+                done = item
                 with self.track().attributing(item.module, item.info):  # type: ignore[union-attr]
                     if isinstance(item, Copy):
-                        self._loaded(CheckpointReport(item.source, item.rule, item.load()))
+                        result, entries = item.load()
+                        done = replace(item, entries=entries)
+                        self._loaded(CheckpointReport(item.source, item.rule, result))
                     elif isinstance(item, Call):
                         item.function()
-                self.did([item])
+                if isinstance(item, Call):  # it may have exchanged parameters
+                    self.names.renew()
+                    self.track().adopt(self.names.parameters(), item.info)
+                self.did([done])
 
     def _run_fills(self, fills: list[Fill]) -> None:
         backends.BACKENDS[self.backend].run(fills)
@@ -128,12 +137,12 @@ class Session:
     def did(self, items: Sequence[Item]) -> None:
         """Notes for the report that items were executed."""
         self.items.extend(items)
-        if self.outer is not None:
+        if self.outer is not None and self._is_part:
             self.outer.did(items)
 
     def _loaded(self, checkpoint: CheckpointReport) -> None:
         self.checkpoints.append(checkpoint)
-        if self.outer is not None:
+        if self.outer is not None and self._is_part:
             self.outer._loaded(checkpoint)
 
     # --- telling ------------------------------------------------------------------------------------------------------
@@ -211,6 +220,10 @@ def session(
         _current.reset(token)
 
 
+# Torch's default generators are one for the process: two threads that seed and restore them take turns.
+_generators = threading.RLock()
+
+
 @contextmanager
 def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
     """Seeds torch's default generators of the CPU and of ``devices``; gives them their states back afterwards.
@@ -218,6 +231,7 @@ def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
     Draws in the block equal those after ``torch.manual_seed(seed)``. Generators of other devices are left alone.
     """
     with ExitStack() as stack:
+        stack.enter_context(_generators)
         stack.callback(torch.set_rng_state, torch.get_rng_state())
         torch.default_generator.manual_seed(seed)
         for device in devices:
@@ -237,12 +251,3 @@ def _devices_of(root: nn.Module | None) -> set[torch.device]:
 
 def _with_dot(prefix: str) -> str:
     return prefix if not prefix or prefix.endswith(".") else prefix + "."
-
-
-def _frames_to_user() -> int:
-    """Returns the stack level of the first caller outside fastinit, so that a warning points at the user's line."""
-    level, frame = 1, sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastinit", "contextlib"):
-        level += 1
-        frame = frame.f_back  # type: ignore[assignment]
-    return level

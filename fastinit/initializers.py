@@ -5,17 +5,17 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from . import checkpoint as checkpoints
-from .errors import locating
+from .errors import locating, warn_user
 from .execution import Session, session
 from .matching import (
     modules_of_layers,
@@ -53,7 +53,7 @@ def kaiming(
     """Returns the He distribution of a weight; one without elements needs no fan, but gets torch's warning."""
     check_distribution_name(distribution)
     if 0 in shape:
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        warn_user("Initializing zero-element tensors is a no-op")
         return Normal(0.0, 0.0)
     return _centred(kaiming_std(shape, a, mode, nonlinearity, batch_dims), distribution)
 
@@ -62,10 +62,8 @@ def truncated_normal(mean: float, std: float, a: float, b: float) -> TruncatedNo
     """Returns the normal distribution on [a, b]; warns where hardly any of it lies there."""
     found = TruncatedNormal(mean, std, a, b)
     if found.mean < found.low - 2 * found.std or found.mean > found.high + 2 * found.std:
-        warnings.warn(
-            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
-            "The distribution of values may be incorrect.",
-            stacklevel=2,
+        warn_user(
+            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. The distribution of values may be incorrect."
         )
     return found
 
@@ -96,15 +94,18 @@ def module_fills(
 ) -> Iterator[Fill]:
     """Yields the fills of a module's ``weight`` and ``bias``, as far as it has them and they are tensors."""
     for attribute in ("weight", "bias"):
-        tensor = getattr(module, attribute, None)
+        recomputed = isinstance(module, nn.Module) and is_recomputed(module, attribute)
+        with undisturbed(module) if recomputed else nullcontext():  # type: ignore[arg-type]
+            tensor = getattr(module, attribute, None)
         if not isinstance(tensor, torch.Tensor):  # None; or a switch, such as the `bias` of nn.LSTM
             continue
         name = opened.names.name_of(tensor, module, attribute)
-        if is_recomputed(module, attribute):
+        if recomputed:
             opened.warn_once(
-                f"{rule}: {name!r} is computed from other parameters of {type(module).__name__} (a parametrization or "
-                f"weight norm): filling it does not last. Initialize before the parametrization is registered, or give "
-                f"the parameters under it a rule with `param`"
+                rule,
+                f"{name!r} is computed from other parameters of {type(module).__name__} (a parametrization or weight "
+                f"norm): filling it does not last. Initialize before the parametrization is registered, or give the "
+                f"parameters under it a rule with `param`",
             )
         yield parameter_fill(
             tensor, name, weight_distribution if attribute == "weight" else lambda _: Constant(bias), rule, info
@@ -125,22 +126,32 @@ def parameter_fill(
             f"initializing it"
         )
     shape = tuple(tensor.shape)
-    try:
+    with locating(f"parameter {name!r}"):
         values = distribution(shape)
-    except Exception:
-        with locating(f"parameter {name!r}"):
-            raise
+        if not isinstance(values, get_args(Distribution)):
+            raise TypeError(f"a distribution of fastinit.plans is needed, but weight_distribution returned {values!r}")
     return Fill.whole(name, tensor, values, rule, info)
 
 
-def is_recomputed(module: object, attribute: str) -> bool:
+def is_recomputed(module: nn.Module, attribute: str) -> bool:
     """Tells whether an attribute is a product of other parameters, which overwrite it sooner or later."""
-    if not isinstance(module, nn.Module) or attribute in module._parameters:
+    if attribute in module._parameters:
         return False
     if parametrize.is_parametrized(module, attribute):
         return True
     # torch.nn.utils.weight_norm, spectral_norm and prune keep what they compute from under these names
     return any(f"{attribute}{suffix}" in module._parameters for suffix in ("_g", "_orig"))
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Takes back what computing a parametrized attribute does besides: buffers that it advances, numbers it draws."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        yield
+    for buffer, before in buffers:
+        if not buffer.is_meta and not torch.equal(buffer, before):
+            buffer.copy_(before)
 
 
 # --- the classes -----------------------------------------------------------------------------------------------------
@@ -200,31 +211,29 @@ class BaseInit:
         """Returns what the initializer does to ``module`` and all below it, without doing it."""
         info = self._get_init_info()
         weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
+        who, tree = f"{rule} ({type(self).__name__})", type(module).__name__
         if self.param:
             chosen = parameters_of_patterns(module, self.param)
             if not chosen:
-                opened.warn_once(
-                    f"{rule} ({type(self).__name__}): no parameter of {type(module).__name__} matches param "
-                    f"{_one_or_all(self.param)}; nothing is filled.{nearest_parameters(module, self.param)}"
-                )
+                near = nearest_parameters(module, self.param)
+                what = _one_or_all(self.param)
+                opened.warn_once(who, f"no parameter of {tree} matches param {what}; nothing is filled.{near}")
             return [
                 parameter_fill(tensor, opened.names.name_of(tensor, module, name), weight_distribution, rule, info)
                 for tensor, name in chosen.items()
             ]
-        if not self.layer and not self.wholemodule:
-            opened.warn_once(
-                f"{rule} ({type(self).__name__}): neither `layer`, `param` nor `override` says what to fill; nothing "
-                f"is filled"
-            )
         modules = post_order(module) if self.wholemodule else modules_of_layers(module, self.layer)
         if not modules and self.layer:
-            opened.warn_once(
-                f"{rule} ({type(self).__name__}): no module of {type(module).__name__} matches layer "
-                f"{_one_or_all(self.layer)}; nothing is filled.{nearest_layers(module, self.layer)}"
-            )
-        return [
+            near = nearest_layers(module, self.layer)
+            what = _one_or_all(self.layer)
+            opened.warn_once(who, f"no module of {tree} matches layer {what}; nothing is filled.{near}")
+        fills = [
             fill for each in modules for fill in module_fills(each, weight_distribution, self.bias, opened, rule, info)
         ]
+        if modules and not fills:
+            kinds = " or ".join(sorted({type(each).__name__ for each in modules}))
+            opened.warn_once(who, f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled")
+        return list(fills)
 
     def __call__(self, module: nn.Module) -> None:
         """Initializes ``module`` and all below it at once."""

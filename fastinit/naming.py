@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -30,18 +29,41 @@ def _wrapper_classes() -> tuple[type, ...]:
     return tuple(classes)
 
 
-def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields (canonical path, module) for every place in the tree, parents first, a shared module for each place."""
+def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns (canonical path, module) for every place in the tree, parents first, a shared module for each place."""
     wrappers = _wrapper_classes()
-    stack = [("", root)]
-    while stack:
-        path, module = stack.pop()
-        yield path, module
+    found: list[tuple[str, nn.Module]] = []
+    above: set[nn.Module] = set()  # a module that refers back to one it is in is not followed
+
+    def visit(path: str, module: nn.Module) -> None:
+        found.append((path, module))
+        above.add(module)
         wraps = isinstance(module, wrappers)
-        for name, child in reversed(module._modules.items()):
-            if child is not None:
+        for name, child in module._modules.items():
+            if child is not None and child not in above:
                 skip = name in _WRAPPED or (wraps and name == "module")
-                stack.append((path if skip else join(path, name), child))
+                visit(path if skip else join(path, name), child)
+        above.discard(module)
+
+    visit("", root)
+    return found
+
+
+def without_wrappers(name: str) -> str:
+    """Returns the key of a state dict without what torch.compile and its like put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+def original(module: nn.Module) -> nn.Module:
+    """Returns the module that torch.compile and its like stand for, else ``module`` itself."""
+    inside = next((module._modules[name] for name in _WRAPPED if name in module._modules), None)
+    return module if inside is None else original(inside)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Returns the model that a model wrapper, torch.compile and their like stand for, else ``module`` itself."""
+    module = original(module)
+    return unwrapped(module.module) if is_model_wrapper(module) else module  # type: ignore[arg-type]
 
 
 def join(path: str, name: str) -> str:
@@ -84,12 +106,17 @@ class Names:
                             self._tensors[parameter] = self._prefix + join(path, name)
         return self._tensors
 
+    def renew(self) -> None:
+        """Forgets the names: code that may have changed the modules has run."""
+        self._tensors = None
+        self._paths.clear()
+
     def parameters(self) -> dict[torch.Tensor, str]:
-        """Returns the parameters under the root as they were when the call began, with their names."""
+        """Returns the parameters under the root, with their names."""
         return self._table()
 
     def knows(self, module: nn.Module) -> bool:
-        """Tells whether ``module`` was under the root when the call began."""
+        """Tells whether ``module`` is under the root."""
         self._table()
         return module in self._paths
 

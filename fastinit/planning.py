@@ -8,6 +8,7 @@ from torch import nn
 
 from .base_module import BaseModule, plan_tree
 from .execution import Session
+from .naming import unwrapped
 from .plans import Plan
 from .rules import check_module, parse, plan_rules
 
@@ -44,7 +45,8 @@ def plan(
     check_module(module)
     opened = Session(module, backend=backend, seed=seed, prefix=prefix, dry=True)
     if init_cfg is None:
-        if not isinstance(module, BaseModule):
-            raise TypeError(f"plan needs an init_cfg for {type(module).__name__}: only a BaseModule carries its own")
-        return opened.plan(plan_tree(module, opened))
+        base = unwrapped(module)
+        if not isinstance(base, BaseModule):
+            raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule carries its own")
+        return opened.plan(plan_tree(base, opened))
     return opened.plan([item for items in plan_rules(parse(module, init_cfg), opened) for item in items])

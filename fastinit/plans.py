@@ -146,7 +146,7 @@ def _short(number: Number) -> str:
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Box:
     """A rectangular part of a parameter: where it lies in the full tensor, and the memory that holds it."""
 
@@ -156,7 +156,7 @@ class Box:
     """Index of the box's first element in the full tensor, in elements, one number a dimension."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fill:
     """One parameter (or the parts of it that are here) gets the values of one distribution."""
 
@@ -181,7 +181,7 @@ class Fill:
         return Fill(name, tensor, distribution, rule, info, shape, (Box(tensor, (0,) * len(shape)),))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CopyEntry:
     """One tensor that a checkpoint has values for."""
 
@@ -205,7 +205,7 @@ class LoadResult:
     """Names whose shape differs: they kept their values."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Copy:
     """The tensors of a module that a checkpoint holds are overwritten."""
 
@@ -215,10 +215,11 @@ class Copy:
     """The checkpoint, as the user wrote it."""
     rule: str
     info: str
-    load: Callable[[], LoadResult] = field(repr=False)
+    load: Callable[[], tuple[LoadResult, tuple[CopyEntry, ...]]] = field(repr=False)
+    """Copies, and tells what was copied; modules with loading code of their own may differ from ``entries``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """Code that fastinit cannot see into."""
 
@@ -288,10 +289,12 @@ def rows_of(items: Sequence[Item], backend_of: Mapping[torch.device, str]) -> tu
     rows: list[Row] = []
     for item in items:
         if isinstance(item, Fill):
-            shown = _values_of(item.distribution)
+            values, text = _values_of(item.distribution)
             replaced = last[id(item.tensor)] > len(rows)
             backend = backend_of.get(item.tensor.device, "")
-            rows.append(_tensor_row(item, item.name, item.shape, item.tensor, "fill", *shown, backend, replaced))
+            rows.append(
+                _tensor_row(item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced)
+            )
         elif isinstance(item, Copy):
             for entry in item.entries:
                 values = {"kind": "copy", "checkpoint": item.source, "key": entry.key}
@@ -381,7 +384,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What an ``initialize`` with the same arguments would do, before it is done.
 

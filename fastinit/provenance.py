@@ -2,7 +2,8 @@
 
 fastinit knows its own fills. Code that it cannot see into (a user's ``init_weights``, an initializer with a
 ``__call__`` of its own) is watched: which parameters does it write in place, which get other memory
-(``p.data = ...``)? Writes through numpy views stay unseen.
+(``p.data = ...``)? Writes to ``.data`` that torch's Python functions do not see stay unseen: through numpy views, by
+``apply_``, in scripted functions.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Provenance(dict[torch.Tensor, ParameterInfo]):
         """The initialization is over; a copy of a module that was made meanwhile may still refer to these books."""
 
     def __deepcopy__(self, memo: object) -> Provenance:
-        return self
+        copied = Provenance({}, "")  # the copy of a module is not being initialized
+        copied.is_closed = True
+        return copied
 
     def record(self, tensor: torch.Tensor, info: str) -> None:
         """Notes that ``info`` wrote a tensor; one that is no parameter of the root is not tracked."""
@@ -57,6 +60,15 @@ class Provenance(dict[torch.Tensor, ParameterInfo]):
             self.written.add(tensor)
             if self._watch is not None:
                 self._watch.attributed(tensor)
+
+    def adopt(self, parameters: Iterable[torch.Tensor], info: str) -> None:
+        """Takes in parameters that foreign code has put into the modules."""
+        for parameter in parameters:
+            if parameter not in self:
+                self[parameter] = ParameterInfo(parameter, info)
+                self.written.add(parameter)
+                if self._watch is not None:
+                    self._watch.add(parameter)
 
     @contextmanager
     def attributing(self, module: nn.Module, info: str) -> Iterator[None]:
@@ -104,8 +116,12 @@ class _Watch(TorchFunctionMode):
         """(version, address of the storage) when last looked at."""
         self._parameters_in: dict[int, list[torch.Tensor]] = {}
         for parameter in parameters:
-            self._marks[parameter] = _mark(parameter)
-            self._parameters_in.setdefault(self._marks[parameter][1], []).append(parameter)
+            self.add(parameter)
+
+    def add(self, parameter: torch.Tensor) -> None:
+        """Watches one more parameter from here on."""
+        self._marks[parameter] = _mark(parameter)
+        self._parameters_in.setdefault(self._marks[parameter][1], []).append(parameter)
 
     def attributed(self, parameter: torch.Tensor) -> None:
         """Forgets the writes to ``parameter`` so far."""
@@ -125,10 +141,10 @@ class _Watch(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [(tensor, _version(tensor)) for tensor in _tensors_in((*args, *kwargs.values()))]
+        tensors = [(tensor, version_of(tensor)) for tensor in _tensors_in((*args, *kwargs.values()))]
         result = func(*args, **kwargs)
         for tensor, version in tensors:
-            if _version(tensor) != version:
+            if version_of(tensor) != version:
                 self._note(tensor)
         return result
 
@@ -152,19 +168,22 @@ def _tensors_in(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors_in(argument)
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
+    """Returns how often a tensor was written in place."""
     # Inference tensors count no versions; they are no parameters that anyone trains.
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _mark(parameter: torch.Tensor) -> tuple[int, int]:
-    return _version(parameter), _storage_address(parameter)
+    return version_of(parameter), _storage_address(parameter)
 
 
 def _storage_address(tensor: torch.Tensor) -> int:
     """Returns where the tensor's storage begins, 0 where it has none to compare (meta, uninitialized, wrappers)."""
     try:
-        return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
+            return 0
+        return tensor.untyped_storage().data_ptr()
     except (RuntimeError, ValueError, NotImplementedError):
         return 0
 

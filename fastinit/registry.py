@@ -96,7 +96,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 if callable(found):
                     return found  # type: ignore[no-any-return]
                 reason = f" As an import path it leads to {found!r}, which is no initializer."
-            except (ImportError, AttributeError) as error:
+            except (ImportError, AttributeError, TypeError, ValueError) as error:
                 reason = f" As an import path it fails: {error}."
         near = difflib.get_close_matches(name.rpartition(".")[2], self._entries, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""

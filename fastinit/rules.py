@@ -12,7 +12,7 @@ from torch import nn
 
 from .errors import locating
 from .execution import Session
-from .initializers import PretrainedInit, is_planned, items_of, run_items
+from .initializers import BaseInit, PretrainedInit, is_planned, items_of, run_items
 from .plans import Call, Item
 from .registry import WEIGHT_INITIALIZERS
 
@@ -30,8 +30,19 @@ class Rule:
 
     def items(self, opened: Session) -> list[Item]:
         """Returns what the rule does, without doing it; errors name the rule's place."""
+        if self.selects_nothing:
+            what = f"{self.where} ({type(self.initializer).__name__})"
+            opened.warn_once(what, "neither `layer`, `param` nor `override` says what to fill; nothing is filled")
         with locating(self.where):
             return items_of(self.initializer, self.target, opened, self.where)
+
+    @property
+    def selects_nothing(self) -> bool:
+        """Whether it is one of fastinit's fills that was not told what to reach."""
+        initializer = self.initializer
+        if not isinstance(initializer, BaseInit) or not is_planned(initializer):
+            return False
+        return not (initializer.layer or initializer.param or initializer.wholemodule)
 
 
 def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rule]:
@@ -94,6 +105,8 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
             return [Rule(where, item, module, isinstance(item, PretrainedInit))]
         cfg = copy.deepcopy(item)
         override = cfg.pop("override", None)
+        if cfg.get("param", "") is None:  # as good as absent, as for `layer` and `override`
+            del cfg["param"]
         if "param" in cfg and (beside := sorted({"layer", "bias", "bias_prob"} & cfg.keys())):
             raise ValueError(
                 f"`param` selects parameters by name and the whole rule applies to each: {_quoted(beside)} can not "
@@ -105,8 +118,7 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
         main = Rule(where, initializer, module, isinstance(initializer, PretrainedInit))
         if override is None:
             return [main]
-        only_override = is_planned(initializer) and not main.after_children and "layer" not in cfg
-        rules = [] if only_override else [main]
+        rules = [] if main.selects_nothing else [main]  # then only the overrides act
         cfg.pop("layer", None)
         if not isinstance(override, (dict, list)):
             raise TypeError(f"override must be a dict or a list of dict, but got {type(override)}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from helpers import assert_same_tensors, tensors
 from torch import nn
 
 import fastinit
-from fastinit.backends.torch_backend import _why_not_values
+from fastinit.backends.torch_backend import why_not_values
 
 
 class Net(nn.Module):
@@ -20,7 +22,7 @@ class Net(nn.Module):
         self.index = nn.Parameter(torch.zeros(2, 2, dtype=torch.int64), requires_grad=False)
 
 
-FLOAT8_CAN_BE_FILLED = _why_not_values(torch.float8_e4m3fn, fastinit.plans.Constant(1.0)) is None  # since torch 2.2
+FLOAT8_CAN_BE_FILLED = why_not_values(torch.float8_e4m3fn, fastinit.plans.Constant(1.0)) is None  # since torch 2.2
 GOOD = dict(type="Normal", layer="Conv2d")
 
 
@@ -90,6 +92,12 @@ GOOD = dict(type="Normal", layer="Conv2d")
         (dict(type="Normal", override=dict(name="feat", std=2)), ValueError, 'override: `override` need "type" key'),
         (dict(type="Normal", override="feat"), TypeError, "init_cfg[1]: override must be a dict or a list of dict"),
         (dict(type="Normal", override=["feat"]), TypeError, "init_cfg[1].override[0]: override must be a dict"),
+        (
+            dict(type="Normal", std=10**400, layer="Linear"),
+            OverflowError,
+            "init_cfg[1]: parameter 'head.0.weight': int",
+        ),
+        (dict(type="Constant", val=2**70, param="index"), RuntimeError, "cannot fill the parameter 'index'"),
         ("Normal", TypeError, "init_cfg[1]: a rule must be a dict or an initializer, but got 'Normal'"),
         (None, TypeError, "init_cfg[1]: a rule must be a dict"),
         (nn.Linear, TypeError, "init_cfg[1]: a rule must be a dict"),
@@ -120,6 +128,35 @@ def test_what_is_no_module_is_refused(module):
     for call in (fastinit.initialize, fastinit.plan):
         with pytest.raises(TypeError, match="module must be a torch.nn.Module, but got"):
             call(module, GOOD)
+
+
+@pytest.mark.parametrize("option", [dict(prefix=None), dict(prefix=1), dict(backend=["torch"])])
+def test_options_of_the_wrong_type_are_named(option):
+    (name,) = option
+    with pytest.raises(TypeError, match=f"^{name} must be a str, but got"):
+        fastinit.initialize(Net(), GOOD, **option)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "inference"])
+def test_tensors_that_cannot_be_filled_are_known_before_anything_is_written(kind):
+    net = Net()
+    if kind == "sparse":
+        net.bad = nn.Parameter(torch.eye(3).to_sparse())
+    else:
+        with torch.inference_mode():
+            net.bad = nn.Parameter(torch.zeros(3))
+    before = net.feat.weight.clone()
+    with pytest.raises(RuntimeError, match=r"^init_cfg\[1\]: the backend 'torch' cannot fill the parameter 'bad'"):
+        fastinit.initialize(net, [GOOD, dict(type="Normal", param="bad")])
+    assert torch.equal(net.feat.weight, before)
+
+
+def test_none_is_as_good_as_absent():
+    for absent in (dict(param=None), dict(layer=None, override=dict(name="feat")), dict(override=None)):
+        cfg = {**dict(type="Constant", val=1, layer="Conv2d"), **absent}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(fastinit.plan(Net(), cfg).rows) == 2
 
 
 def test_what_is_no_config_at_all_is_refused():

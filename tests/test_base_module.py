@@ -306,7 +306,7 @@ def test_provenance_says_what_wrote_every_parameter_last():
         FASTINIT, [NORMAL, dict(type="Constant", val=1, layer="LayerNorm")], custom=Custom(), ln=nn.LayerNorm(3)
     )
     model.init_weights()
-    by_user = "Initialized by user-defined `init_weights` in Tree "
+    by_user = "Initialized by user-defined `init_weights` in Custom "
     assert model.last_init_report.provenance == {
         "fc.weight": "NormalInit: mean=0, std=0.1, bias=0",
         "fc.bias": "NormalInit: mean=0, std=0.1, bias=0",
@@ -452,6 +452,58 @@ def test_an_exception_leaves_no_state_behind_and_says_how_far_it_got(caplog):
     model.failing = nn.Identity()
     model.init_weights()
     assert model.is_init and model.last_init_report is not None
+
+
+def test_a_missing_checkpoint_is_known_before_the_module_writes_anything():
+    model = tree(FASTINIT, [ONES, dict(type="Pretrained", checkpoint="nope.pth")], a=leaf(FASTINIT, ONES))
+    before = tensors(model)
+    with pytest.raises(FileNotFoundError, match=r"^init_cfg\[1\]: nope.pth can not be found"):
+        model.init_weights()
+    assert_same_tensors(tensors(model), before)
+
+
+def test_a_back_reference_to_a_parent_is_not_followed():
+    root = fastinit.Sequential(nn.Linear(2, 2))
+    child = nn.Module()
+    root.append(child)
+    child.root = root
+    root.init_weights()
+    assert root.last_init_report.unreached == ("0.weight", "0.bias")
+
+
+def test_compiled_and_wrapped_modules_plan_and_initialize_like_what_they_wrap():
+    def make():
+        return tree(FASTINIT, NORMAL, a=leaf(FASTINIT, XAVIER))
+
+    expected = fastinit.plan(make()).to_json()
+    for wrap in (torch.compile, nn.DataParallel):
+        assert fastinit.plan(wrap(make())).to_json() == expected
+    outer = tree(FASTINIT, None, inner=torch.compile(make()))
+    plan = fastinit.plan(outer)
+    assert {row.action for row in plan.rows} == {"fill"}
+    outer.init_weights()
+    assert outer.last_init_report.rows == plan.rows
+    assert "inner.a.layer.weight" in outer.last_init_report.provenance
+
+
+def test_nested_tensors_do_not_disturb_a_users_init_weights():
+    class Nested(fastinit.BaseModule):
+        def init_weights(self):
+            torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]).mul_(2)
+            torch.zeros(2, 2).to_sparse().mul_(3)
+
+    tree(FASTINIT, NORMAL, nested=Nested()).init_weights()
+
+
+def test_modules_outside_the_tree_do_not_show_in_its_report():
+    class Custom(fastinit.BaseModule):
+        def init_weights(self):
+            fastinit.initialize(nn.Linear(2, 2), XAVIER)
+
+    model = tree(FASTINIT, NORMAL, custom=Custom())
+    model.init_weights()
+    names = [row.parameter for row in model.last_init_report.rows if row.action == "fill"]
+    assert names == ["fc.weight", "fc.bias"]
 
 
 def test_an_error_names_the_module_that_owns_the_config():

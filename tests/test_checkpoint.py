@@ -125,11 +125,67 @@ def test_files_are_read_by_their_content_and_give_mmengines_result(tmp_path, kin
     assert [row.parameter for row in planned.rows] == list(model().state_dict())
 
 
-def test_a_file_is_mapped_and_not_read_into_memory(tmp_path):
-    torch.save({"weight": torch.ones(1000, 1000)}, tmp_path / "c.pth")
-    state = ours._load_checkpoint(str(tmp_path / "c.pth"))
-    assert str(tmp_path / "c.pth") in Path("/proc/self/maps").read_text()
-    assert float(state["weight"].sum()) == 1e6
+def is_mapped(path):
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux shows what is mapped")
+def test_a_file_is_mapped_while_it_is_copied_and_not_afterwards(tmp_path):
+    torch.save({"weight": torch.ones(1000, 1000), "bias": torch.ones(1000)}, tmp_path / "c.pth")
+    made = nn.Linear(1000, 1000)
+    plan = fastinit.plan(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
+    assert is_mapped(tmp_path / "c.pth")
+    del plan
+    fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
+    assert (made.weight == 1).all() and not is_mapped(tmp_path / "c.pth")
+
+
+def test_what_is_loaded_for_the_user_survives_that_the_file_is_overwritten(tmp_path):
+    torch.save({"state_dict": {"weight": torch.ones(1000, 1000)}, "epoch": 1}, tmp_path / "latest.pth")
+    state = ours.load_checkpoint(nn.Linear(1000, 1000), tmp_path / "latest.pth", logger="silent")
+    state["epoch"] = 2
+    torch.save(state, tmp_path / "latest.pth")  # with a mapped file: killed by SIGBUS, and the file is lost
+    assert float(ours._load_checkpoint(tmp_path / "latest.pth")["state_dict"]["weight"].sum()) == 1e6
+
+
+def test_a_prefix_may_begin_with_what_ddp_put_there(tmp_path):
+    state = {"module.encoder_q.weight": torch.ones(2, 2), "module.encoder_q.bias": torch.ones(2)}
+    torch.save({"state_dict": state}, tmp_path / "c.pth")
+    for prefix in ("module.encoder_q", "encoder_q", "module.encoder_q."):
+        made = nn.Linear(2, 2)
+        fastinit.initialize(made, dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth"), prefix=prefix))
+        assert (made.weight == 1).all()
+
+
+def test_the_report_tells_what_was_copied_and_not_what_was_planned(tmp_path):
+    class Renames(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self._register_load_state_dict_pre_hook(self._rename)
+
+        def _rename(self, state_dict, prefix, *_):
+            state_dict[prefix + "weight"] = state_dict.pop(prefix + "kernel")
+
+    torch.save({"0.kernel": torch.ones(2, 2), "1.weight": [1, 2], "1.bias": torch.ones(2)}, tmp_path / "c.pth")
+    made = nn.Sequential(Renames(), nn.Linear(2, 2))
+    made.register_load_state_dict_post_hook(lambda module, keys: keys.missing_keys.clear())
+    report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth")))
+    assert report.checkpoints[0].result.copied == ("0.weight", "1.bias")
+    assert [row.parameter for row in report.rows] == ["0.weight", "1.bias"] and report.n_bytes == 4 * 6
+    assert report.unreached == ("0.bias", "1.weight")
+
+
+def test_names_of_buffers_are_canonical_too(tmp_path):
+    torch.save(nn.Sequential(torch.compile(nn.BatchNorm1d(2))).state_dict(), tmp_path / "c.pth")
+    made = nn.Sequential(torch.compile(nn.BatchNorm1d(2)))
+    rows = fastinit.plan(made, dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth"))).rows
+    assert [row.parameter for row in rows] == [f"0.{name}" for name in nn.BatchNorm1d(2).state_dict()]
+
+
+def test_keys_that_are_no_names_are_refused_with_the_file(tmp_path):
+    torch.save({1: torch.zeros(2)}, tmp_path / "c.pth")
+    with pytest.raises(RuntimeError, match=r"No state_dict found in checkpoint file .*c\.pth: its keys are no names"):
+        fastinit.initialize(nn.Linear(2, 2), dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth")))
 
 
 def test_keys_are_revised_in_order(tmp_path):

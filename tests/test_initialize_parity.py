@@ -208,6 +208,10 @@ def test_a_zero_element_weight_is_left_alone():
     initialize_both(lambda: nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 3)), dict(type="Kaiming", layer="Linear"))
     initialize_both(lambda: nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 3)), dict(type="Xavier", layer="Linear"))
     initialize_both(lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(0, 0)), dict(type="Xavier", layer="Linear"))
+    for mode in ("fan_in", "fan_out"):
+        initialize_both(
+            lambda: nn.Sequential(nn.Linear(3, 0), nn.Linear(3, 3)), dict(type="Kaiming", layer="Linear", mode=mode)
+        )
 
 
 def test_channels_last_weights_are_drawn_in_the_same_order():

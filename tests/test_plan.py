@@ -81,11 +81,54 @@ def test_numbers_that_compare_equal_are_told_apart():
 
     assert Normal(0, 1) == Normal(0.0, 1.0) and hash(Normal(0, 1)) == hash(Normal(0.0, 1.0))
     assert len({Constant(1), Constant(1.0), Constant(True), Constant(1 + 0j), Constant(0.0), Constant(-0.0)}) == 6
+    for numbers in ((0, float("nan")), (0, -1)):
+        with pytest.raises(RuntimeError, match="std >= 0"):
+            Normal(*numbers)
     texts = [
         fastinit.plan(nn.Linear(1, 1), dict(type="Constant", val=value, param="*")).rows[0].description
         for value in (True, 1, 1.0, -0.0, 0.0)
     ]
     assert texts == ["constant(True)", "constant(1)", "constant(1)", "constant(-0)", "constant(0)"]
+
+
+def test_rows_are_the_callers_own():
+    made = model()
+    fastinit.plan(made, CFG).rows[0].values["std"] = "overwritten"
+    assert fastinit.plan(made, CFG).rows[0].values["std"] != "overwritten"
+
+
+def test_plans_can_be_compared_without_an_error():
+    made = model()
+    assert fastinit.plan(made, CFG) != fastinit.plan(made, CFG)
+    assert fastinit.plan(made, CFG).to_json() == fastinit.plan(made, CFG).to_json()
+
+
+def test_planning_a_computed_weight_disturbs_neither_buffers_nor_the_generator():
+    class Draws(nn.Module):
+        def forward(self, weight):
+            return weight + torch.rand(())
+
+    made = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    nn.utils.parametrize.register_parametrization(made[1], "weight", Draws())
+    before, state = {name: buffer.clone() for name, buffer in made.named_buffers()}, torch.get_rng_state()
+    with pytest.warns(UserWarning, match="is computed from other parameters"):
+        plan = fastinit.plan(made, dict(type="Normal", std=0.1, layer="ParametrizedLinear"))
+    assert len(plan.rows) == 4 and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], buffer) for name, buffer in made.named_buffers())
+
+
+def test_a_default_device_does_not_matter_to_what_is_checked():
+    made = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2).half())
+    cfg = [dict(type="Constant", val=9, layer="Linear"), dict(type="Constant", val=1e9, layer="LayerNorm")]
+    before = made[0].weight.clone()
+    with torch.device("meta"), pytest.raises(RuntimeError, match=r"init_cfg\[1\]"):
+        fastinit.plan(made, cfg)
+    with pytest.raises(RuntimeError, match=r"init_cfg\[1\]"):
+        fastinit.initialize(made, cfg)
+    assert torch.equal(made[0].weight, before)
+    with torch.device("meta"):
+        fastinit.initialize(made, cfg[0])
+    assert (made[0].weight == 9).all()
 
 
 def test_a_meta_model_is_planned_like_a_real_one():

@@ -125,7 +125,7 @@ def test_the_examples_of_basemodule_run(cfg):
 
     ours, _ = run_both(make, lambda _, model: model.init_weights())
     assert ours.custom_conv.custom_weights.item() == 1 and ours.custom_conv.custom_bias.item() == 2
-    assert "user-defined `init_weights` in ToyNet" in ours.last_init_report.provenance["custom_conv.custom_bias"]
+    assert "user-defined `init_weights` in ToyConv" in ours.last_init_report.provenance["custom_conv.custom_bias"]
 
 
 def test_the_examples_of_the_functional_inits_run():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from helpers import tensors
@@ -84,6 +86,45 @@ def test_a_function_or_any_callable_serves_as_type():
     assert report.unreached == ()
 
 
+def test_mmengines_classes_mean_ours():
+    import mmengine.model
+
+    kinds = [mmengine.model.NormalInit, "mmengine.model.NormalInit", "mmengine.model.weight_init.NormalInit"]
+    for kind in kinds:
+        (row, _) = fastinit.plan(nn.Linear(2, 2), dict(type=kind, std=3, layer="Linear")).rows
+        assert row.action == "fill" and row.values["std"] == 3
+
+
+def test_a_name_alone_in_an_override_builds_the_rule_around_it_without_its_layer():
+    seen = []
+
+    class Sees(fastinit.BaseInit):
+        def __call__(self, module):
+            seen.append((type(module).__name__, self.layer, self.bias, self.wholemodule))
+
+    cfg = dict(type=Sees, layer="Linear", bias=3, override=dict(name="0"))
+    fastinit.initialize(nn.Sequential(nn.ReLU()), cfg)
+    assert seen == [("Sequential", ["Linear"], 3, False), ("ReLU", [], 3, True)]
+
+
+def test_an_initializer_that_reaches_everything_acts_beside_its_override():
+    class Everything(fastinit.ConstantInit):
+        wholemodule = True
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    fastinit.initialize(model, dict(type=Everything, val=1, override=dict(type="Constant", val=0, name="1")))
+    assert (model[0].weight == 1).all() and (model[1].weight == 0).all()
+
+
+def test_a_distribution_must_be_one_of_ours():
+    class Wrong(fastinit.BaseInit):
+        def weight_distribution(self, shape):
+            return torch.distributions.Normal(0, 1)
+
+    with pytest.raises(TypeError, match="^init_cfg: parameter 'weight': a distribution of fastinit.plans is needed"):
+        fastinit.initialize(nn.Linear(2, 2), dict(type=Wrong, layer="Linear"))
+
+
 def test_what_a_type_builds_must_be_callable():
     with pytest.raises(TypeError, match=r"init_cfg: type .* builds 3, which can not be called"):
         fastinit.initialize(nn.Linear(2, 2), dict(type=lambda: 3))
@@ -95,8 +136,11 @@ def test_an_initializer_that_replaces_a_parameter_is_followed_by_rules_that_fill
             module[0].weight = nn.Parameter(torch.zeros(3, 5))
 
     model = nn.Sequential(nn.Linear(5, 3))
-    fastinit.initialize(model, [dict(type=Replace), dict(type="Constant", val=4, layer="Linear")])
+    report = fastinit.initialize(model, [dict(type=Replace), dict(type="Constant", val=4, layer="Linear")])
     assert (model[0].weight == 4).all()
+    assert report.unreached == () and report.provenance["0.weight"] == "ConstantInit: val=4, bias=0"
+    report = fastinit.initialize(model, dict(type=Replace))
+    assert report.provenance == {"0.weight": "Replace, bias=0"} and report.unreached == ("0.bias",)
 
 
 def test_an_exception_of_an_initializer_comes_through_as_it_is_and_the_log_says_how_far_it_got(caplog):
@@ -149,6 +193,8 @@ def test_only_callables_under_texts_are_registered(name, module):
         ("Norml", "Norml is not in the fastinit::weight initializer registry. Did you mean 'Normal'?"),
         ("foo.bar.Baz", "As an import path it fails: No module named 'foo'"),
         ("math.nope", "As an import path it fails: module 'math' has no attribute 'nope'"),
+        (".", "As an import path it fails"),
+        ("..x", "As an import path it fails"),
         ("math.pi", "As an import path it leads to 3.14"),
         ("mmengine.Foo", "Registered are: Caffe2Xavier, Constant, Kaiming, Normal, Pretrained, TruncNormal"),
     ],
@@ -175,6 +221,12 @@ def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered()
     try:
         bridge.register()
         assert type(child.build(dict(type="Constant", val=1))) is fastinit.ConstantInit
+        # mmengine's Pretrained knows schemes that ours does not know yet
+        assert type(child.build(dict(type="Pretrained", checkpoint="x"))) is mmengine.model.PretrainedInit
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            only_override = dict(type="Constant", val=0, override=dict(name="0"))
+            mmengine.model.initialize(nn.Sequential(nn.Linear(2, 2)), only_override)
         bridge.register()  # once more does no harm
 
         class Tree(mmengine.model.BaseModule):

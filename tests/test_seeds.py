@@ -149,6 +149,17 @@ def test_a_call_inside_a_larger_one_goes_on_with_its_draws():
     assert torch.equal(root[0].fc.weight, after_manual_seed(5))
 
 
+def test_seeded_calls_in_threads_give_their_weights_and_the_generator_back():
+    from concurrent.futures import ThreadPoolExecutor
+
+    layers = [nn.Linear(300, 300) for _ in range(8)]
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda layer: fastinit.initialize(layer, CFG, seed=5), layers * 4))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(layer.weight, layers[0].weight) for layer in layers)
+
+
 def test_the_same_seed_on_siblings_gives_equal_weights_by_design():
     assert torch.equal(weights(seed=1), weights(seed=1))
 

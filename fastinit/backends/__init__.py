@@ -52,8 +52,11 @@ def choose(name: str) -> str:
     """Returns the name of the backend that ``name`` stands for; only "auto" ever chooses.
 
     Raises:
+        TypeError: ``name`` is no text.
         ValueError: there is no backend of that name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a str, but got {name!r} of {type(name)}")
     if name == AUTO:
         return _DEFAULT
     if name not in BACKENDS:

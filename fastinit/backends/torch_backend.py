@@ -34,16 +34,21 @@ def why_not_fill(fill: Fill) -> str | None:
     """Returns why torch cannot do a fill (a dtype without random numbers, a value that the dtype cannot hold)."""
     if len(fill.boxes) != 1 or fill.boxes[0].tensor.shape != torch.Size(fill.shape):
         return "torch's generators cannot draw a part of a tensor as it would be in the whole"
-    return _why_not_values(fill.tensor.dtype, fill.distribution)
+    if fill.tensor.layout != torch.strided or fill.tensor.is_quantized:
+        return f"torch cannot fill {fill.tensor.layout} or quantized tensors"
+    if fill.tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return "it was made in inference mode, and can only be written there"
+    return why_not_values(fill.tensor.dtype, fill.distribution)
 
 
 @lru_cache(maxsize=4096)  # as many as a large model has different distributions; a trial costs some microseconds
-def _why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None:
+def why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None:
+    """Returns why torch cannot put the values of a distribution into a dtype, None if it can."""
     # Torch itself is asked, with a generator of our own: no table of ours could go stale. Two elements, because
     # torch checks less for one.
     try:
-        _fill(torch.empty(2, dtype=dtype), distribution, torch.Generator().manual_seed(0))
-    except (RuntimeError, TypeError, ValueError) as error:
+        _fill(torch.empty(2, dtype=dtype, device="cpu"), distribution, torch.Generator().manual_seed(0))
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         return str(error)
     return None
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ..naming import Names, is_model_wrapper
+from ..naming import Names, is_model_wrapper, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult
-from ..provenance import is_rank_zero
+from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from . import readers
 
@@ -97,7 +97,7 @@ def _load(
     unexpected: list[str] = []
     errors: list[str] = []
     metadata = getattr(state_dict, "_metadata", None) or {}
-    own_names = [name for name, _ in _own_tensors(module)]
+    before = {key: (tensor, version_of(tensor)) for key, tensor in _own_tensors(module)}
 
     def descend(current: nn.Module, state: dict[str, Any], prefix: str) -> None:
         current = _unwrapped(current)
@@ -118,7 +118,6 @@ def _load(
 
     # The modules' own code may add and remove keys: it gets a copy that it may change.
     descend(module, _with_metadata(OrderedDict(state_dict), metadata, 0, None), "")
-    absent = set(missing)
     # A counter that older checkpoints lack; no value is lost with it.
     missing = [key for key in missing if "num_batches_tracked" not in key]
 
@@ -133,8 +132,13 @@ def _load(
             raise RuntimeError(message)
         if is_rank_zero():
             _log(message, logger, logging.WARNING)
+    # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
+    copied = tuple(
+        key
+        for key, tensor in _own_tensors(module)
+        if key not in before or before[key][0] is not tensor or before[key][1] != version_of(tensor)
+    )
     mismatched = tuple(found[1] for error in errors if (found := re.match(r"size mismatch for (\S+):", error)))
-    copied = tuple(name for name in own_names if name not in absent and name not in mismatched)
     return LoadResult(copied, tuple(missing), tuple(unexpected), mismatched)
 
 
@@ -166,8 +170,7 @@ def _load_checkpoint_with_prefix(
     Raises:
         AssertionError: no key begins with it.
     """
-    checkpoint = _load_checkpoint(filename, map_location, "current")
-    return _below_prefix(_state_dict_of(checkpoint, filename, STRIP_MODULE), prefix)
+    return _below_prefix(_load_checkpoint(filename, map_location, "current"), filename, prefix)
 
 
 def _state_dict_of(checkpoint: Any, filename: object, revisions: Revisions) -> OrderedDict[str, Any]:
@@ -176,18 +179,24 @@ def _state_dict_of(checkpoint: Any, filename: object, revisions: Revisions) -> O
     found = checkpoint.get("state_dict", checkpoint)
     if not isinstance(found, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}")
+    if not all(isinstance(key, str) for key in found):
+        raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
     revised: OrderedDict[str, Any] = OrderedDict(found)
     for pattern, replacement in revisions:
         revised = OrderedDict((re.sub(pattern, replacement, key), value) for key, value in revised.items())
     return _with_metadata(revised, getattr(found, "_metadata", None), 0, None)
 
 
-def _below_prefix(state_dict: OrderedDict[str, Any], prefix: str) -> OrderedDict[str, Any]:
+def _below_prefix(checkpoint: Any, filename: object, prefix: str) -> OrderedDict[str, Any]:
+    """Returns what stands below a prefix: as it is written, else behind DDP's ``module.``."""
     if not prefix.endswith("."):
         prefix += "."
-    below = OrderedDict((key[len(prefix) :], value) for key, value in state_dict.items() if key.startswith(prefix))
-    assert below, f"{prefix} is not in the pretrained model"
-    return _with_metadata(below, getattr(state_dict, "_metadata", None), len(prefix), prefix[:-1])
+    for revisions in ((), STRIP_MODULE):
+        state_dict = _state_dict_of(checkpoint, filename, revisions)
+        below = OrderedDict((key[len(prefix) :], value) for key, value in state_dict.items() if key.startswith(prefix))
+        if below:
+            return _with_metadata(below, getattr(state_dict, "_metadata", None), len(prefix), prefix[:-1])
+    raise AssertionError(f"{prefix} is not in the pretrained model")
 
 
 def _with_metadata(
@@ -222,22 +231,28 @@ def plan_copy(
         AssertionError: a prefix that no key begins with.
         FileNotFoundError, RuntimeError: as ``load_checkpoint``.
     """
-    checkpoint = readers.read(filename, map_location)
-    state_dict = _state_dict_of(checkpoint, filename, STRIP_MODULE)
-    if prefix is not None:
-        state_dict = _below_prefix(state_dict, prefix)
-    entries = []
-    for key, tensor in _own_tensors(module):
-        value = state_dict.get(key)
-        if isinstance(value, torch.Tensor) and (nn.parameter.is_lazy(tensor) or _fits(value, tensor)):
-            entries.append(CopyEntry(names.name_of(tensor, module, key), tensor, key))
+    checkpoint = readers.read(filename, map_location, mapped=True)
+    if prefix is None:
+        state_dict = _state_dict_of(checkpoint, filename, STRIP_MODULE)
+    else:
+        state_dict = _below_prefix(checkpoint, filename, prefix)
 
-    def load() -> LoadResult:
+    def entry(key: str, tensor: torch.Tensor) -> CopyEntry:
+        return CopyEntry(names.name_of(tensor, module, without_wrappers(key)), tensor, key)
+
+    def fits(key: str, tensor: torch.Tensor) -> bool:
+        value = state_dict.get(key)
+        return isinstance(value, torch.Tensor) and (nn.parameter.is_lazy(tensor) or _fits(value, tensor))
+
+    def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
         where = f"{prefix} in model" if prefix is not None else "model"
         own_logger.info("load %s from: %s", where, filename)
-        return _load(module, state_dict, strict=False, logger="current")
+        result = _load(module, state_dict, strict=False, logger="current")
+        copied = set(result.copied)
+        return result, tuple(entry(key, tensor) for key, tensor in _own_tensors(module) if key in copied)
 
-    return Copy(module, tuple(entries), str(filename), rule, info, load)
+    planned = tuple(entry(key, tensor) for key, tensor in _own_tensors(module) if fits(key, tensor))
+    return Copy(module, planned, str(filename), rule, info, load)
 
 
 def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:

@@ -37,15 +37,15 @@ def local_path(filename: str | os.PathLike[str]) -> Path:
     return path
 
 
-def read(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
-    """Returns what a local checkpoint file holds, its tensors mapped into memory where the format allows it.
-
-    safetensors files and the zip files of ``torch.save`` are mapped: their tensors are read when they are used.
-    ``torch.save``'s files from before torch 1.6 are read at once.
+def read(filename: str | os.PathLike[str], map_location: Any = None, *, mapped: bool = False) -> Any:
+    """Returns what a local checkpoint file holds.
 
     Args:
         filename: the file.
         map_location: as for ``torch.load``; safetensors come to the CPU whatever it says.
+        mapped: map the zip files of ``torch.save`` into memory, so that a tensor is read when it is used (safetensors
+            files always are; files from before torch 1.6 can not be). For tensors that are copied and let go:
+            whoever keeps a mapped tensor and overwrites the file is killed by the next access.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,8 +57,8 @@ def read(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
     try:
         if head[_SAFETENSORS_HEADER_AT:] == b"{" and not head.startswith(_ZIP_MAGIC):
             return safetensors.torch.load_file(path)
-        mapped = head.startswith(_ZIP_MAGIC)
-        return torch.load(str(path), map_location=map_location, weights_only=True, mmap=mapped or None)
+        mmap = mapped and head.startswith(_ZIP_MAGIC)
+        return torch.load(str(path), map_location=map_location, weights_only=True, mmap=mmap or None)
     except pickle.UnpicklingError as error:
         raise RuntimeError(
             f"{filename}: the file holds more than tensors and plain containers, and loading that could run code that "
