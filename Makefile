@@ -30,11 +30,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Torch first and by its exact version: without a constraint, pip would take the newest CUDA build.
-$(VENV)/.package: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
+NATIVE := $(wildcard csrc/*)
+
+$(VENV)/.package: pyproject.toml setup.py constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml setup.py constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.package
 

@@ -54,10 +54,10 @@ def seconds_in_torch(make: Callable[[Any], nn.Module]) -> float:
     spent = 0.0
     run = torch_backend.run
 
-    def timed(fills: Sequence[fastinit.plans.Fill]) -> None:
+    def timed(fills: Sequence[fastinit.plans.Fill], seed: int | None) -> None:
         nonlocal spent
         began = time.perf_counter()
-        run(fills)
+        run(fills, seed)
         spent += time.perf_counter() - began
 
     torch_backend.run = timed  # type: ignore[assignment]

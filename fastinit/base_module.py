@@ -127,6 +127,7 @@ class _Runner:
         if _plans_itself(child):  # what its init_weights would come to, without opening a session of its own
             _init_tree(child, self)  # type: ignore[arg-type]
             return
+        self.opened.flush()  # the child's code may read what was filled before it
         known = getattr(parent, "_params_init_info", None)
         if isinstance(known, Provenance):
             with known.attributing(child, _by_user_code(child)):

@@ -21,7 +21,7 @@ from .naming import Names
 from .plans import Call, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
 from .provenance import Provenance, logger
 from .reports import CheckpointReport, Report
-from .streams import check_seed
+from .streams import check_seed, stream_of
 
 _current: ContextVar[Session | None] = ContextVar("fastinit_session", default=None)
 
@@ -55,6 +55,7 @@ class Session:
         """What was executed."""
         self.has_begun = False
         """Something may have been written."""
+        self._waiting: list[Fill] = []
         self.checkpoints: list[CheckpointReport] = []
         self.warned: set[str] = set() if outer is None else outer.warned
         self._began = time.perf_counter()
@@ -99,8 +100,9 @@ class Session:
         self.has_begun = self.has_begun or bool(items)
         for is_fill, group in groupby(items, key=lambda item: isinstance(item, Fill)):
             if is_fill:
-                self._run_fills([item for item in group if isinstance(item, Fill)])
+                self._fill([item for item in group if isinstance(item, Fill)])
                 continue
+            self.flush()
             for item in group:
                 done = item
                 with self.track().attributing(item.module, item.info):  # type: ignore[union-attr]
@@ -115,13 +117,47 @@ class Session:
                     self.track().adopt(self.names.parameters(), item.info)
                 self.did([done])
 
+    def _fill(self, fills: list[Fill]) -> None:
+        """Runs fills at once, or lets them wait where a later fill of the same tensor may replace them."""
+        if backends.BACKENDS[self.backend].IS_CONTRACT:
+            self._waiting.extend(fills)
+        else:
+            self._run_fills(fills)
+
+    def flush(self) -> None:
+        """Runs the fills that wait, of each tensor the last."""
+        if self._waiting:
+            last = {id(fill.tensor): fill for fill in self._waiting}
+            fills = [fill for fill in self._waiting if last[id(fill.tensor)] is fill]
+            self._waiting.clear()
+            self._check_streams(fills)
+            self._run_fills(fills)
+
     def _run_fills(self, fills: list[Fill]) -> None:
-        backends.BACKENDS[self.backend].run(fills)
+        backends.BACKENDS[self.backend].run(fills, self._drawn_seed())
         if self.provenance is not None:
             for fill in fills:
                 if fill.info:
                     self.provenance.record(fill.tensor, fill.info)
         self.did(fills)
+
+    def _drawn_seed(self) -> int | None:
+        """Returns the seed; for a contract backend that was given none, one of torch's generator, once a call."""
+        if self.seed is None and backends.BACKENDS[self.backend].IS_CONTRACT:
+            outer = self.outer
+            self.seed = outer._drawn_seed() if outer is not None else None
+            if self.seed is None:
+                self.seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+        return self.seed
+
+    def _check_streams(self, fills: list[Fill]) -> None:
+        names: dict[int, str] = {}
+        for fill in fills:
+            if names.setdefault(stream_of(fill.name), fill.name) != fill.name:
+                raise RuntimeError(
+                    f"{fill.rule}: the names {fill.name!r} and {names[stream_of(fill.name)]!r} have the same random "
+                    f"stream: rename one of them"
+                )
 
     def track(self) -> Provenance:
         """Returns the provenance of the parameters under the root, from here on."""
@@ -155,10 +191,12 @@ class Session:
 
     def report(self) -> Report:
         """Returns what was done since the call began."""
+        self.flush()
         provenance, names = self.track(), self.parameters()
         return Report(
             rows=rows_of(self.items, self._backends(self.items)),
             checkpoints=tuple(self.checkpoints),
+            engine=backends.BACKENDS[self.backend].engine(),
             numbers=self._numbers(),
             seed=self.seed,
             seconds=time.perf_counter() - self._began,
@@ -206,6 +244,7 @@ def session(
             if opened.new_seed is not None:
                 stack.enter_context(_seeded(opened.new_seed, _devices_of(root) if devices is None else devices))
             yield opened
+            opened.flush()
     except BaseException as error:
         if opened.outer is None and opened.has_begun:
             what = "a tensor" if root is None else type(root).__name__

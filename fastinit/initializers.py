@@ -460,6 +460,7 @@ def run_items(items: list[Item], module: nn.Module, opened: Session, info: str) 
     """Executes checked items; under an mmengine tree it also tells that tree's own bookkeeping."""
     opened.run(items)
     if not isinstance(getattr(module, "_params_init_info", None), (Provenance, type(None))):
+        opened.flush()
         update_init_info(module, info)
 
 

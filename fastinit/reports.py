@@ -27,6 +27,8 @@ class Report:
     rows: tuple[Row, ...] = field(repr=False)
     """As the plan's, in the order in which they were executed."""
     checkpoints: tuple[CheckpointReport, ...]
+    engine: str
+    """What did the work, e.g. the instruction set and the number of threads."""
     numbers: str
     seed: int | None
     seconds: float
@@ -50,7 +52,7 @@ class Report:
             f"{len(self.provenance):,} parameters initialized: {n_elements:,} elements, {self.n_bytes / 1e9:.3f} GB, "
             f"in {self.seconds:.3f} s" + (f", and {calls} calls of other code" if calls else "")
         ]
-        lines.append(f"numbers: {self.numbers}; seed: {self.seed}")
+        lines.append(f"by {self.engine}; numbers: {self.numbers}; seed: {self.seed}")
         for checkpoint in self.checkpoints:
             lines.append(f"{len(checkpoint.result.copied):,} tensors copied from {checkpoint.source}")
             for what in ("missing", "unexpected", "mismatched"):
@@ -64,6 +66,7 @@ class Report:
         """Returns the report as JSON; the format's version is in ``fastinit_report``."""
         document: dict[str, Any] = {
             "fastinit_report": 1,
+            "engine": self.engine,
             "numbers": self.numbers,
             "seed": self.seed,
             "seconds": self.seconds,

@@ -32,7 +32,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if a.numel() == 0:
         return True
-    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+    a, b = (each.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for each in (a, b))
+    return torch.equal(a, b)
 
 
 def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

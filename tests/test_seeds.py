@@ -179,7 +179,7 @@ def test_bad_seeds_are_refused_before_anything_is_written(seed, error):
 def test_an_unknown_backend_is_refused_by_name_with_those_that_there_are(how, monkeypatch):
     layer = nn.Linear(2, 2)
     before = layer.weight.clone()
-    with pytest.raises(ValueError, match="no backend 'fast'; this fastinit has auto, torch"):
+    with pytest.raises(ValueError, match="no backend 'fast'; this fastinit has auto, torch, cpp"):
         if how == "argument":
             fastinit.initialize(layer, CFG, backend="fast")
         elif how == "use":
@@ -201,4 +201,4 @@ def test_an_argument_wins_over_use_and_use_over_the_environment(monkeypatch):
 
 
 def test_the_backends_are_listed_with_what_is_missing():
-    assert fastinit.available_backends() == {"torch": None}
+    assert fastinit.available_backends() == {"torch": None, "cpp": None}

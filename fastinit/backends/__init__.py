@@ -1,7 +1,8 @@
 """The backends, and the one place that chooses among them.
 
-A backend is a module with ``NUMBERS`` (which numbers it gives), ``why_not(device)``, ``why_not_fill(fill)`` and
-``run(fills)``. The first two answer None for "it can", else a reason to show to the user.
+A backend is a module with ``NUMBERS`` (which numbers it gives), ``IS_CONTRACT``, ``why_not(device)``,
+``why_not_fill(fill)``, ``engine()`` and ``run(fills, seed)``. The two that ask why not answer None for "it can", else a
+reason to show to the user.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import Protocol
 import torch
 
 from ..plans import Fill
-from . import torch_backend
+from . import cpp_backend, torch_backend
 
 
 class Backend(Protocol):
     """What a backend module offers."""
 
     NUMBERS: str
+    IS_CONTRACT: bool
+    """Whether a value depends on seed, name and index alone: fills may then wait for each other and replace another."""
 
     def why_not(self, device: torch.device) -> str | None:
         """Returns why the backend cannot run on a device, None if it can."""
@@ -26,14 +29,17 @@ class Backend(Protocol):
     def why_not_fill(self, fill: Fill) -> str | None:
         """Returns why the backend cannot do a fill (its dtype, its layout), None if it can."""
 
-    def run(self, fills: Sequence[Fill]) -> None:
-        """Executes fills that it can do, in order."""
+    def engine(self) -> str:
+        """Returns what does the work, for the report."""
+
+    def run(self, fills: Sequence[Fill], seed: int | None) -> None:
+        """Executes fills that it can do, in order. A contract backend needs the seed; another ignores it."""
 
 
-BACKENDS: dict[str, Backend] = {"torch": torch_backend}  # type: ignore[dict-item]
+BACKENDS: dict[str, Backend] = {"torch": torch_backend, "cpp": cpp_backend}  # type: ignore[dict-item]
 
 AUTO = "auto"
-# What "auto" takes, whatever the device.
+# What "auto" takes, whatever the device: the numbers that users have today.
 _DEFAULT = "torch"
 
 
@@ -43,7 +49,7 @@ def available_backends() -> dict[str, str | None]:
     Example:
         >>> import fastinit
         >>> fastinit.available_backends()
-        {'torch': None}
+        {'torch': None, 'cpp': None}
     """
     return {name: backend.why_not(torch.device("cpu")) for name, backend in BACKENDS.items()}
 

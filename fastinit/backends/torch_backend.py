@@ -17,6 +17,7 @@ from ..plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Unifo
 
 NUMBERS = "torch"
 """Values are those of torch's generators: they depend on device, dtype, order and torch release."""
+IS_CONTRACT = False
 
 # Elements of the float32 buffer through which a half-precision truncated normal is drawn: 64 MiB, so that a huge
 # tensor needs no second copy of itself. Part of the numbers: another size draws in another order.
@@ -53,8 +54,13 @@ def why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None
     return None
 
 
-def run(fills: Sequence[Fill]) -> None:
-    """Executes the fills in order with the default generators of their devices."""
+def engine() -> str:
+    """Returns what does the work."""
+    return f"torch.nn.init of torch {torch.__version__}"
+
+
+def run(fills: Sequence[Fill], seed: int | None) -> None:
+    """Executes the fills in order with the default generators of their devices, which the caller has seeded."""
     for fill in fills:
         _fill(fill.tensor, fill.distribution, None)
 

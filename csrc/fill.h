@@ -1,0 +1,44 @@
+// The record that crosses from Python to a kernel: one fill of one box of one parameter. POD, the same layout in
+// fastinit/backends/cpp_backend.py (a test compares the sizes), all sizes 64 bits.
+#pragma once
+
+#include <cstdint>
+
+namespace fastinit {
+
+// Dimensions that are left after those that can be walked as one have been merged; the Python side splits what has more.
+constexpr int kMaxDims = 6;
+
+enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2 };
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kRaw = 4 };
+
+struct FillDesc {
+  void* data;                     // the box's first element in local memory
+  uint64_t key_seed, key_offset;  // of the parameter's random stream
+  uint64_t first_index;           // row-major index of the box's first element in the full tensor, in elements
+  int64_t n_elements;             // of the box; the product of size
+  int64_t size[kMaxDims];         // of the box, in elements, outermost first; unused ones in front are 1
+  int64_t stride[kMaxDims];       // of the local memory, in elements
+  int64_t index_stride[kMaxDims]; // of the full tensor, row-major, in elements
+  double params[2];               // uniform: low, high; normal: mean, std
+  uint64_t raw[2];                // constant: the element's bytes
+  int32_t distribution, dtype;
+  int32_t element_bytes;          // 1, 2, 4, 8 or 16
+  int32_t reserved;
+};
+
+// Fills the elements [begin, end) of the box, counted row-major within the box. One for each instruction set.
+using FillRange = void (*)(const FillDesc& fill, int64_t begin, int64_t end);
+// Writes words [first, first + n) of a stream: for known answers.
+using WriteWords = void (*)(uint64_t key_seed, uint64_t key_offset, uint64_t first, int64_t n, uint32_t* out);
+// Writes the two normals of each pair of words: for exhaustive comparison.
+using NormalPairs = void (*)(const uint32_t* w0, const uint32_t* w1, int64_t n, float* z0, float* z1);
+
+struct Kernels {
+  const char* isa;
+  FillRange fill_range;
+  WriteWords write_words;
+  NormalPairs normal_pairs;
+};
+
+}  // namespace fastinit

@@ -1,0 +1,199 @@
+// Lanes: the same few operations on one number (baseline of the host without SIMD, and the device) and on a whole
+// vector register (AVX-512, AVX2, SSE2, NEON). philox.h and distributions.h are written over them once.
+//
+// Every operation is rounded exactly as IEEE 754 says (add, mul, fma, sqrt, conversions), so all instruction sets give
+// the same bits. Compile with -ffp-contract=off (nvcc: -fmad=false): a fused multiply-add stands where it is written.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FASTINIT_FN __host__ __device__ __forceinline__
+#else
+#define FASTINIT_FN inline __attribute__((always_inline))
+#endif
+
+#if !defined(__CUDACC__) && defined(__x86_64__)
+#include <immintrin.h>
+#elif !defined(__CUDACC__) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// fill_cpu.cpp is compiled once for each instruction set; the name keeps their copies apart when they are linked.
+#ifndef FASTINIT_ISA
+#define FASTINIT_ISA scalar
+#endif
+
+namespace fastinit {
+namespace FASTINIT_ISA {
+
+#if defined(__CUDACC__)
+
+// One lane: philox.h and distributions.h on the device. A tile is one block of four words.
+struct Lanes {
+  static constexpr int kWidth = 1;  // blocks in a tile
+  static constexpr int kGroups = 1;
+  using f32 = float;
+  using u32 = uint32_t;
+  using i32 = int32_t;
+  using wide = uint64_t;
+
+  FASTINIT_FN static wide mul_low32(wide a, uint32_t b) { return uint64_t(uint32_t(a)) * b; }
+  FASTINIT_FN static f32 fma(f32 a, f32 b, f32 c) { return ::fmaf(a, b, c); }
+  FASTINIT_FN static f32 sqrt(f32 a) { return ::sqrtf(a); }
+  FASTINIT_FN static f32 splat(float a) { return a; }
+  FASTINIT_FN static f32 from_i32(i32 a) { return float(a); }
+  FASTINIT_FN static f32 from_u32(u32 a) { return float(a); }
+  FASTINIT_FN static u32 bits(f32 a) { return __float_as_uint(a); }
+  FASTINIT_FN static f32 from_bits(u32 a) { return __uint_as_float(a); }
+  FASTINIT_FN static i32 as_i32(u32 a) { return i32(a); }
+  FASTINIT_FN static u32 as_u32(i32 a) { return u32(a); }
+};
+
+#else
+
+#if defined(__AVX512F__)
+#define FASTINIT_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define FASTINIT_VECTOR_BYTES 32
+#else
+#define FASTINIT_VECTOR_BYTES 16
+#endif
+
+struct Lanes {
+  static constexpr int kWidth = FASTINIT_VECTOR_BYTES / 4;  // blocks in a tile: one block a 32-bit lane
+  static constexpr int kGroups = 2;                         // 64-bit registers that hold one word of each block
+  typedef float f32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
+  typedef uint32_t u32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
+  typedef int32_t i32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
+  typedef uint64_t wide __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
+  typedef double f64 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
+
+  static FASTINIT_FN f32 splat(float a) { return f32{} + a; }
+  static FASTINIT_FN u32 bits(f32 a) { return (u32)a; }
+  static FASTINIT_FN f32 from_bits(u32 a) { return (f32)a; }
+  static FASTINIT_FN i32 as_i32(u32 a) { return (i32)a; }
+  static FASTINIT_FN u32 as_u32(i32 a) { return (u32)a; }
+  static FASTINIT_FN f32 from_i32(i32 a) { return __builtin_convertvector(a, f32); }
+
+  // The product of the low halves of 64-bit lanes; what stands in the upper half of `a` does not matter.
+  static FASTINIT_FN wide mul_low32(wide a, uint32_t b) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+    return (wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__x86_64__)
+    return (wide)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#elif defined(__aarch64__)
+    return (wide)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
+#else
+    return (a & 0xFFFFFFFFu) * (wide{} + b);
+#endif
+  }
+
+  static FASTINIT_FN f32 fma(f32 a, f32 b, f32 c) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (f32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (f32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    // Without the instruction: in double the product is exact and the sum is rounded once, to 53 bits. Rounding that to
+    // odd first keeps the second rounding, to 24 bits, from seeing a tie that is none (Boldo & Melquiond 2008).
+    f32 result;
+    for (int lane = 0; lane < kWidth; ++lane) result[lane] = fma_in_double(a[lane], b[lane], c[lane]);
+    return result;
+#endif
+  }
+
+  static FASTINIT_FN f32 sqrt(f32 a) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+    return (f32)_mm256_sqrt_ps((__m256)a);
+#elif defined(__x86_64__)
+    return (f32)_mm_sqrt_ps((__m128)a);
+#elif defined(__aarch64__)
+    return (f32)vsqrtq_f32((float32x4_t)a);
+#else
+    f32 result;
+    for (int lane = 0; lane < kWidth; ++lane) result[lane] = __builtin_sqrtf(a[lane]);
+    return result;
+#endif
+  }
+
+  // Rounded to nearest, ties to even, as the conversion instruction of AVX-512 does it.
+  static FASTINIT_FN f32 from_u32(u32 a) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_cvtepu32_ps((__m512i)a);
+#elif defined(__aarch64__)
+    return (f32)vcvtq_f32_u32((uint32x4_t)a);
+#else
+    // Both halves and the product are exact; the sum is the one rounding.
+    f32 high = from_i32((i32)(a >> 16)), low = from_i32((i32)(a & 0xFFFFu));
+    return high * 65536.0f + low;
+#endif
+  }
+
+  // Interleave the lower (upper) halves of each 128-bit part, by 32 and by 64 bits.
+  static FASTINIT_FN f32 unpack_low32(f32 a, f32 b) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_unpacklo_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (f32)_mm256_unpacklo_ps((__m256)a, (__m256)b);
+#else
+    return __builtin_shuffle(a, b, i32{0, 4, 1, 5});
+#endif
+  }
+  static FASTINIT_FN f32 unpack_high32(f32 a, f32 b) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_unpackhi_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (f32)_mm256_unpackhi_ps((__m256)a, (__m256)b);
+#else
+    return __builtin_shuffle(a, b, i32{2, 6, 3, 7});
+#endif
+  }
+  static FASTINIT_FN f32 unpack_low64(f32 a, f32 b) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_unpacklo_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    return (f32)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+#else
+    return __builtin_shuffle(a, b, i32{0, 1, 4, 5});
+#endif
+  }
+  static FASTINIT_FN f32 unpack_high64(f32 a, f32 b) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    return (f32)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+#else
+    return __builtin_shuffle(a, b, i32{2, 3, 6, 7});
+#endif
+  }
+
+ private:
+  static float fma_in_double(float a, float b, float c) {
+    const double product = double(a) * double(b);  // exact: 24 + 24 bits
+    const double sum = product + double(c);
+    // The error of the sum (Knuth's two-sum, exact): if it is not zero, make the last bit of the sum odd in its
+    // direction, so that the rounding to float below is the only one.
+    const double back = sum - product;
+    const double error = (product - (sum - back)) + (double(c) - back);
+    if (error == 0.0) return float(sum);
+    uint64_t bits;
+    std::memcpy(&bits, &sum, 8);
+    if ((bits & 1) == 0) bits += ((error > 0) == (sum > 0)) ? 1 : -1;
+    double odd;
+    std::memcpy(&odd, &bits, 8);
+    return float(odd);
+  }
+};
+
+#endif
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

@@ -1,0 +1,80 @@
+// Philox-4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), and its use in
+// the number contract: a parameter's key is fold_in((seed, 0), stream of its name); block b of the parameter has the
+// counter key.offset + b, and element i takes word i % 4 of block i / 4. Letters are the paper's.
+#pragma once
+
+#include "lanes.h"
+
+namespace fastinit {
+namespace FASTINIT_ISA {
+
+// The multipliers and Weyl increments of the paper, section 4; 10 rounds are its, cuRAND's and PyTorch's safe choice.
+constexpr uint32_t kM0 = 0xD2511F53, kM1 = 0xCD9E8D57;
+constexpr uint32_t kW0 = 0x9E3779B9, kW1 = 0xBB67AE85;
+constexpr int kRounds = 10;
+
+// One register of 64-bit lanes for each word, a block a lane. Only the low halves count: what a product leaves in the
+// upper halves is carried along, since neither the next product nor the final packing looks at it.
+template <class Wide>
+struct Block {
+  Wide c0, c1, c2, c3;
+};
+
+template <class L>
+FASTINIT_FN Block<typename L::wide> philox4x32(typename L::wide counter, uint64_t key) {
+  typedef typename L::wide wide;
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+  Block<wide> c{counter, counter >> 32, wide{}, wide{}};
+#pragma GCC unroll 10
+  for (int round = 0; round < kRounds; ++round) {
+    const wide p0 = L::mul_low32(c.c0, kM0), p1 = L::mul_low32(c.c2, kM1);
+    c = Block<wide>{(p1 >> 32) ^ c.c1 ^ k0, p1, (p0 >> 32) ^ c.c3 ^ k1, p0};
+    k0 += kW0;
+    k1 += kW1;
+  }
+  return c;
+}
+
+// Where a stream of blocks begins.
+struct Key {
+  uint64_t seed, offset;
+};
+
+#if !defined(__CUDACC__)
+
+// The four words of kWidth consecutive blocks. Lane 4 * L + j (L counts 128-bit parts) holds block kWidth / 4 * j + L:
+// the order for which `transpose` lands in natural order.
+struct TileWords {
+  Lanes::u32 w[4];
+};
+
+FASTINIT_FN TileWords tile_words(Key key, uint64_t first_block) {
+  typedef Lanes::wide wide;
+  typedef Lanes::u32 u32;
+  constexpr int n = Lanes::kWidth / 2;  // 64-bit lanes of a register
+  wide even{}, odd{};                   // lanes 2 * i and 2 * i + 1 of the 32-bit registers
+  for (int i = 0; i < n; ++i) {
+    const int a = 2 * i, b = 2 * i + 1;
+    even[i] = uint64_t(Lanes::kWidth / 4 * (a % 4) + a / 4);
+    odd[i] = uint64_t(Lanes::kWidth / 4 * (b % 4) + b / 4);
+  }
+  const uint64_t base = key.offset + first_block;
+  const Block<wide> x = philox4x32<Lanes>(even + base, key.seed), y = philox4x32<Lanes>(odd + base, key.seed);
+  const auto pack = [](wide low, wide high) { return (u32)((low & 0xFFFFFFFFu) | (high << 32)); };
+  return TileWords{{pack(x.c0, y.c0), pack(x.c1, y.c1), pack(x.c2, y.c2), pack(x.c3, y.c3)}};
+}
+
+// Values of word 0, 1, 2, 3 of each block become four registers of consecutive elements.
+FASTINIT_FN void transpose(const Lanes::f32 (&z)[4], Lanes::f32 (&out)[4]) {
+  const auto a = Lanes::unpack_low32(z[0], z[1]), b = Lanes::unpack_high32(z[0], z[1]);
+  const auto c = Lanes::unpack_low32(z[2], z[3]), d = Lanes::unpack_high32(z[2], z[3]);
+  out[0] = Lanes::unpack_low64(a, c);
+  out[1] = Lanes::unpack_high64(a, c);
+  out[2] = Lanes::unpack_low64(b, d);
+  out[3] = Lanes::unpack_high64(b, d);
+}
+
+#endif
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

@@ -1,0 +1,192 @@
+"""The ``cpp`` backend: the native core (csrc/) on all cores of the CPU, by the number contract.
+
+Element i of a parameter is a function of the seed, the parameter's name and i alone. Lowers fills to the records of
+csrc/fill.h and hands them over in one call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, describe
+from ..streams import parameter_key
+from .torch_backend import why_not_values
+
+NUMBERS = "contract 1 (draft)"
+"""Values of the number contract, which is not frozen before the GPU kernels have been compared with it."""
+IS_CONTRACT = True
+
+_native: ModuleType | None
+try:
+    from .. import _native  # type: ignore[attr-defined,no-redef]
+except ImportError as error:
+    _native = None
+    _reason_file = Path(__file__).parent.parent / "native_missing.txt"
+    _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the native core is missing: {error}"
+
+# Positions in csrc/fill.h's enumerations.
+_DISTRIBUTIONS: dict[type, int] = {Constant: 0, Uniform: 1, Normal: 2}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_RAW = 4
+_MAX_DIMS = 6
+
+# csrc/fill.h's FillDesc, field by field.
+RECORD = np.dtype(
+    [
+        ("data", np.uint64),
+        ("key", np.uint64, 2),
+        ("first_index", np.uint64),
+        ("n_elements", np.int64),
+        ("size", np.int64, _MAX_DIMS),
+        ("stride", np.int64, _MAX_DIMS),
+        ("index_stride", np.int64, _MAX_DIMS),
+        ("params", np.float64, 2),
+        ("raw", np.uint8, 16),
+        ("distribution", np.int32),
+        ("dtype", np.int32),
+        ("element_bytes", np.int32),
+        ("reserved", np.int32),
+    ]
+)
+
+
+def why_not(device: torch.device) -> str | None:
+    """Returns why the backend cannot run on a device: it is not the CPU, or the native core was not built."""
+    if _native is None:
+        return _WHY_NOT
+    return None if device.type == "cpu" else f"it fills memory of the CPU, and the tensors are on {device}"
+
+
+def why_not_fill(fill: Fill) -> str | None:
+    """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
+    distribution, dtype = fill.distribution, fill.tensor.dtype
+    if not isinstance(distribution, Constant):
+        if isinstance(distribution, TruncatedNormal):
+            return "it draws no truncated normals yet; the torch backend does"
+        if dtype not in _DTYPES:
+            return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, _DTYPES))}"
+        if not all(map(math.isfinite, (getattr(distribution, name) for name in distribution.__match_args__))):
+            return f"{describe(distribution)} is not finite"
+    for box in fill.boxes:
+        if box.tensor.layout != torch.strided or box.tensor.is_quantized or box.tensor.is_conj() or box.tensor.is_neg():
+            return "it fills plain strided tensors only"
+        if _overlaps_itself(box.tensor):
+            return "elements of the tensor share memory (it was expanded, or made with as_strided)"
+    return why_not_values(dtype, distribution)
+
+
+def engine() -> str:
+    """Returns what does the work, e.g. ``avx512, 2 threads``."""
+    return f"{_core().instruction_sets()[0]}, {torch.get_num_threads()} threads"
+
+
+def run(fills: Sequence[Fill], seed: int | None) -> None:
+    """Executes the fills, in one call of the native core where none writes another's memory."""
+    assert seed is not None, "a contract backend is given a seed"
+    # Where memory is shared between tensors their order matters, and threads would race: one after the other then.
+    for group in [[fill] for fill in fills] if _share_memory(fills) else [list(fills)]:
+        table = lowered(group, seed)
+        _core().fill(table.view(np.uint8), torch.get_num_threads())
+        for fill in group:
+            torch.autograd.graph.increment_version(fill.tensor)
+
+
+def lowered(fills: Sequence[Fill], seed: int) -> np.ndarray[Any, np.dtype[np.void]]:
+    """Returns the records of the fills, one or more for each box that has elements."""
+    records = []
+    for fill in fills:
+        key = (0, 0) if isinstance(fill.distribution, Constant) else parameter_key(seed, fill.name)
+        element_bytes = fill.tensor.element_size()
+        params, raw = _params(fill.distribution), _raw(fill.distribution, fill.tensor.dtype)
+        kind = _DISTRIBUTIONS[type(fill.distribution)]
+        dtype = _DTYPES.get(fill.tensor.dtype, _RAW)
+        for box in fill.boxes:
+            for data, index, size, stride, index_stride in _walks(box, fill.shape):
+                walk = (data, key, index, math.prod(size), size, stride, index_stride)
+                records.append((*walk, params, raw, kind, dtype, element_bytes, 0))
+    return np.array(records, dtype=RECORD)
+
+
+def _params(distribution: Distribution) -> tuple[float, float]:
+    if isinstance(distribution, Uniform):
+        return distribution.low, distribution.high
+    if isinstance(distribution, Normal):
+        return distribution.mean, distribution.std
+    return 0.0, 0.0
+
+
+def _raw(distribution: Distribution, dtype: torch.dtype) -> tuple[int, ...]:
+    if not isinstance(distribution, Constant):
+        return (0,) * 16
+    element = torch.empty(1, dtype=dtype).fill_(distribution.value)  # type: ignore[arg-type]
+    return tuple(element.view(torch.uint8).tolist()) + (0,) * (16 - element.element_size())
+
+
+Walk = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def _walks(box: Box, shape: tuple[int, ...]) -> Iterator[Walk]:
+    """Yields (address, index, size, stride, index stride) of nested loops that visit the box, of _MAX_DIMS dimensions.
+
+    Dimensions that can be walked as one are merged; of what is left, outer ones that do not fit become walks of their
+    own.
+    """
+    tensor = box.tensor
+    if tensor.numel() == 0:
+        return
+    index_strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    index = sum(offset * stride for offset, stride in zip(box.offset, index_strides))
+    dims: list[tuple[int, int, int]] = []
+    for n, stride, index_stride in zip(tensor.shape, tensor.stride(), index_strides):
+        if n == 1:
+            continue
+        if dims and dims[-1][1] == n * stride and dims[-1][2] == n * index_stride:
+            dims[-1] = (dims[-1][0] * n, stride, index_stride)
+        else:
+            dims.append((n, stride, index_stride))
+    outer, inner = dims[:-_MAX_DIMS], dims[-_MAX_DIMS:]
+    padded = [(1, 0, 0)] * (_MAX_DIMS - len(inner)) + inner
+    if padded[-1][0] == 1:
+        padded[-1] = (1, 1, 1)
+    sizes, strides, index_steps = (tuple(column) for column in zip(*padded))
+    for at in np.ndindex(*(dim[0] for dim in outer)):
+        address = tensor.data_ptr() + tensor.element_size() * sum(i * dim[1] for i, dim in zip(at, outer))
+        yield address, index + sum(i * dim[2] for i, dim in zip(at, outer)), sizes, strides, index_steps
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    """Tells whether two elements may share memory: a dimension does not step over all that the smaller ones span."""
+    span = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1):
+        if stride < span:
+            return tensor.numel() > 0
+        span += (size - 1) * stride
+    return False
+
+
+def _share_memory(fills: Sequence[Fill]) -> bool:
+    spans = sorted(
+        (box.tensor.data_ptr(), box.tensor.data_ptr() + _span_bytes(box.tensor))
+        for fill in fills
+        for box in fill.boxes
+        if box.tensor.numel()
+    )
+    return any(end > start for (_, end), (start, _) in pairwise(spans))
+
+
+def _span_bytes(tensor: torch.Tensor) -> int:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.element_size()
+
+
+def _core() -> Any:
+    assert _native is not None, "why_not was not asked"
+    return _native

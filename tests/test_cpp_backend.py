@@ -1,0 +1,467 @@
+"""The cpp backend against the number contract: known answers, and what must not show in the values."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import fastinit
+from fastinit import plans, streams
+from fastinit.backends import cpp_backend
+
+if cpp_backend._native is None:
+    pytest.skip(str(cpp_backend.why_not(torch.device("cpu"))), allow_module_level=True)
+
+CONTRACT = json.loads((Path(__file__).parent / "data" / "contract.json").read_text())["tensors"]
+NATIVE = cpp_backend._native
+ISAS = NATIVE.instruction_sets()
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+NORMAL, UNIFORM = plans.Normal(0.25, 1.5), plans.Uniform(-0.37, 1.93)
+answers = pytest.mark.parametrize("answer", CONTRACT, ids=lambda answer: f"{answer['seed']}-{answer['name']}")
+
+
+def fill(tensor, distribution=NORMAL, *, name="weight", seed=0, shape=None, offset=None, isa="", threads=2):
+    """Fills a tensor that is the box at ``offset`` of a parameter of ``shape``, and returns it."""
+    box = plans.Box(tensor, tuple(offset or (0,) * tensor.dim()))
+    made = plans.Fill(name, tensor, distribution, "rule", "", tuple(shape or tensor.shape), (box,))
+    assert cpp_backend.why_not_fill(made) is None
+    NATIVE.fill(cpp_backend.lowered([made], seed).view(np.uint8), threads, isa)
+    return tensor
+
+
+# --- known answers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@answers
+def test_words_are_the_contracts(answer, isa):
+    key = streams.parameter_key(answer["seed"], answer["name"])
+    assert [f"{word:08x}" for word in NATIVE.words(*key, 0, 8, isa)] == answer["words"]
+    for index, word in answer["far"].items():  # beyond 2^32 and 2^34, without the memory
+        assert f"{NATIVE.words(*key, int(index), 1, isa)[0]:08x}" == word
+    whole = NATIVE.words(*key, 0, 700, isa)
+    for first in range(1, 131):
+        assert (NATIVE.words(*key, first, 300, isa) == whole[first : first + 300]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@answers
+def test_uniforms_have_the_contracts_bits(answer, isa):
+    made = fill(torch.empty(8), UNIFORM, name=answer["name"], seed=answer["seed"], isa=isa)
+    assert [f"{bits:08x}" for bits in made.numpy().view(np.uint32)] == answer["uniform_bits"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@answers
+def test_normals_are_within_2e_minus_6_of_the_contracts(answer, isa):
+    made = fill(torch.empty(8), plans.Normal(0, 1), name=answer["name"], seed=answer["seed"], isa=isa)
+    assert np.abs(made.double().numpy() - answer["normal"]).max() < 2e-6
+
+
+@answers
+def test_float64_is_the_contracts(answer):
+    options = dict(name=answer["name"], seed=answer["seed"])
+    uniform = fill(torch.empty(4, dtype=torch.float64), plans.Uniform(0, 1), **options)
+    assert uniform.tolist() == [float.fromhex(number) for number in answer["float64_uniform"]]
+    normal = fill(torch.empty(4, dtype=torch.float64), plans.Normal(0, 1), **options)
+    assert np.abs(normal.numpy() - answer["float64_normal"]).max() < 1e-12
+
+
+def reference_normals(w0, w1):
+    """The contract's formula in float64, from the float32-rounded u."""
+    u = (w0.astype(np.float32) * np.float32(2**-32) + np.float32(2**-33)).astype(np.float64)
+    r, t = np.sqrt(-2 * np.log(u)), 2 * np.pi * (w1.astype(np.float64) + 0.5) * 2**-32
+    return r * np.cos(t), r * np.sin(t)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_normals_stay_within_2e_minus_6_over_the_ends_and_a_sample_of_all_words(isa):
+    generator = np.random.default_rng(0)
+    ends = [0, 2**12, 2**31 - 2**12, 2**31, 2**32 - 2**12]
+    w0 = np.concatenate([np.arange(end, end + 2**12, dtype=np.uint64) for end in ends]).astype(np.uint32)
+    w0 = np.concatenate([w0, generator.integers(0, 2**32, 2**18, dtype=np.uint32)])
+    angles = np.arange(2**16, dtype=np.uint32) * np.uint32(2**16) + np.uint32(7)
+    pairs = [(w0, generator.integers(0, 2**32, len(w0), dtype=np.uint32)), (np.zeros_like(angles), angles)]
+    for a, b in pairs:
+        for found, expected in zip(NATIVE.normal_pairs(a, b, isa), reference_normals(a, b)):
+            assert np.abs(found - expected).max() < 2e-6
+
+
+@pytest.mark.parametrize("isa", ISAS[1:])
+def test_every_instruction_set_gives_the_same_bits(isa):
+    generator = np.random.default_rng(1)
+    words = generator.integers(0, 2**32, (2, 2**18), dtype=np.uint32)
+    for a, b in zip(NATIVE.normal_pairs(*words, ISAS[0]), NATIVE.normal_pairs(*words, isa)):
+        assert (a.view(np.uint32) == b.view(np.uint32)).all()
+    for dtype in FLOATS:
+        for distribution in (NORMAL, UNIFORM, plans.Normal(0, 1e-7), plans.Normal(0, 6e4)):
+            made = [fill(torch.empty(5001, dtype=dtype), distribution, isa=each) for each in (ISAS[0], isa)]
+            assert same_bits(*made), (dtype, distribution)
+
+
+def test_a_wrong_bit_would_be_seen():
+    a, b = fill(torch.empty(100)), fill(torch.empty(100))
+    assert same_bits(a, b)
+    b.numpy().view(np.uint32)[57] ^= 1
+    assert not same_bits(a, b)
+
+
+# --- what must not show in the values ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distribution", [NORMAL, UNIFORM], ids=plans.describe)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_float32_rounded_to_nearest(dtype, distribution):
+    exact = fill(torch.empty(70_001), distribution)
+    assert same_bits(fill(torch.empty(70_001, dtype=dtype), distribution), exact.to(dtype))
+
+
+@pytest.mark.parametrize("std", [1e-8, 3e-6, 6e4])
+def test_float16_rounds_its_subnormals_and_overflows_as_torch_does(std):
+    for isa in ISAS:
+        exact = fill(torch.empty(20_000), plans.Normal(0, std))
+        assert same_bits(fill(torch.empty(20_000, dtype=torch.float16), plans.Normal(0, std), isa=isa), exact.half())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_number_of_threads_does_not_show(dtype):
+    one = fill(torch.empty(300_007, dtype=dtype), threads=1)
+    assert same_bits(fill(torch.empty(300_007, dtype=dtype), threads=7), one)
+
+
+@st.composite
+def layouts(draw):
+    """A shape, a box in it, an order of the dimensions in memory, steps, and a dtype."""
+    shape = draw(st.lists(st.integers(1, 9), min_size=0, max_size=5))
+    offset = [draw(st.integers(0, n - 1)) for n in shape]
+    sizes = [draw(st.integers(0 if draw(st.integers(0, 9)) == 0 else 1, n - o)) for n, o in zip(shape, offset)]
+    order = draw(st.permutations(range(len(shape))))
+    steps = [draw(st.sampled_from([1, 1, 2, 3])) for _ in shape]
+    return shape, offset, sizes, order, steps, draw(st.sampled_from(FLOATS)), draw(st.sampled_from([NORMAL, UNIFORM]))
+
+
+@given(layouts())
+def test_a_box_in_any_layout_holds_the_values_of_its_slice_of_the_whole(layout):
+    shape, offset, sizes, order, steps, dtype, distribution = layout
+    whole = fill(torch.empty(shape, dtype=dtype), distribution)
+    memory = torch.full([sizes[d] * steps[d] for d in order], 77.0, dtype=dtype)
+    inverse = [order.index(d) for d in range(len(order))]
+    box = memory.permute(inverse)[tuple(slice(0, size * step, step) for size, step in zip(sizes, steps))]
+    assert list(box.shape) == sizes
+    fill(box, distribution, shape=shape, offset=offset)
+    expected = whole[tuple(slice(o, o + n) for o, n in zip(offset, sizes))]
+    assert same_bits(box.contiguous(), expected.contiguous())
+    box.fill_(77.0)
+    assert (memory == 77).all()  # nothing else was written
+
+
+def test_more_dimensions_than_a_record_has_are_split():
+    whole = fill(torch.empty(2, 3, 2, 2, 3, 2, 2, 3))
+    scattered = torch.empty(3, 2, 2, 3, 2, 2, 3, 2).permute(7, 6, 5, 4, 3, 2, 1, 0)
+    assert len(cpp_backend.lowered([plans.Fill.whole("weight", scattered, NORMAL, "", "")], 0)) > 1
+    assert same_bits(fill(scattered).contiguous(), whole)
+
+
+def test_far_parts_of_a_huge_parameter_need_no_memory_for_the_rest():
+    shape, offset = (2**20, 2**16), (2**20 - 1, 2**16 - 64)  # 2^36 elements
+    part = fill(torch.empty(1, 64), UNIFORM, shape=shape, offset=offset)
+    words = NATIVE.words(*streams.parameter_key(0, "weight"), 2**36 - 64, 64)
+    u = (words & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
+    low, high = np.float32(-0.37), np.float32(1.93)
+    assert (part.numpy().reshape(-1) == u * (high - low) + low).all()
+
+
+# --- constants, versions, refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [*FLOATS, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64]
+    + [torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2],
+)
+def test_constants_go_into_every_dtype(dtype):
+    expected = torch.full((3, 1000), 1.0).to(dtype)
+    assert same_bits(fill(torch.zeros(3, 1000).to(dtype), plans.Constant(1)), expected)
+    strided = torch.zeros(1000, 6).to(dtype)
+    fill(strided.t()[1:4], plans.Constant(1))
+    assert strided.to(torch.complex64).sum() == 3000
+
+
+def model():
+    made = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 40, bias=False), nn.LayerNorm(40))
+    made[1].weight = nn.Parameter(made[1].weight.t().contiguous().t())
+    return made
+
+
+CFG = [
+    dict(type="Normal", std=0.5, layer="Linear"),
+    dict(type="Uniform", param="2.*"),
+    dict(type="Xavier", param="0.weight"),
+]
+
+
+def run(made, **options):
+    return fastinit.initialize(made, CFG, backend="cpp", **options)
+
+
+def test_values_depend_on_seed_and_name_alone():
+    a, b = model(), model()
+    report = run(a, seed=3)
+    rng = torch.get_rng_state()
+    fastinit.initialize(b, CFG[::-1][1:] + [CFG[2]], backend="cpp", seed=3)  # another order
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    assert report.numbers == "contract 1 (draft)" and report.seed == 3
+    alone = nn.Linear(40, 30)
+    fastinit.initialize(alone, dict(type="Xavier", layer="Linear"), backend="cpp", seed=3, prefix="0")
+    assert torch.equal(alone.weight, a[0].weight)
+    run(b, seed=4)
+    assert not torch.equal(a[0].weight, b[0].weight)
+
+
+def test_a_replaced_fill_is_not_run_and_each_byte_is_written_once():
+    report = run(model(), seed=3)
+    assert [row.parameter for row in report.rows] == ["0.bias", "1.weight", "2.weight", "2.bias", "0.weight"]
+    assert report.n_bytes == 4 * (30 + 1200 + 80 + 1200)
+
+
+def test_without_a_seed_one_is_drawn_from_torchs_generator_and_reported():
+    torch.manual_seed(5)
+    expected = int(torch.empty((), dtype=torch.int64).random_())
+    torch.manual_seed(5)
+    a, b, c = model(), model(), model()
+    torch.manual_seed(5)
+    first, second = run(a), run(b)
+    assert first.seed == expected != second.seed
+    run(c, seed=first.seed)
+    assert torch.equal(a[0].weight, c[0].weight) and not torch.equal(a[0].weight, b[0].weight)
+    assert fastinit.plan(model(), CFG, backend="cpp").seed is None
+
+
+def test_version_counters_are_bumped_as_an_in_place_operation_would():
+    made = model()
+    before = [parameter._version for parameter in made.parameters()]
+    run(made, seed=0)
+    assert all(parameter._version > version for parameter, version in zip(made.parameters(), before))
+    x = torch.ones(2, 40)
+    loss = made[0](x).pow(2).sum()
+    run(made, seed=1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        made[1](torch.ones(2, 30))
+        loss.backward()
+        (made[0].weight * made[0].weight).sum().backward()
+        y = (made[0].weight * made[0].weight).sum()
+        run(made, seed=2)
+        y.backward()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1)])
+def test_tensors_of_no_elements_or_no_dimensions_are_filled(shape):
+    made = nn.ParameterList([nn.Parameter(torch.full(shape, 77.0))])
+    fastinit.initialize(made, dict(type="Normal", param="0"), backend="cpp", seed=0)
+    assert not (made[0] == 77).any()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "rule", "message"),
+    [
+        (torch.zeros(3).expand(4, 3), dict(type="Normal"), "share memory"),
+        (torch.zeros(9).as_strided((4, 4), (1, 1)), dict(type="Constant", val=1), "share memory"),
+        (torch.zeros(3, dtype=torch.int64), dict(type="Normal"), "no random numbers into torch.int64"),
+        (torch.zeros(3), dict(type="TruncNormal"), "no truncated normals yet"),
+        (torch.zeros(3), dict(type="Normal", mean=math.inf), "not finite"),
+        (torch.zeros(3, dtype=torch.float16), dict(type="Uniform", a=-1e5, b=1e5), "out of bounds"),
+        (torch.eye(3).to_sparse(), dict(type="Constant", val=1), "plain strided tensors"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_do_is_refused_by_name_before_anything_is_written(tensor, rule, message):
+    made = nn.Linear(2, 2)
+    made.bad = nn.Parameter(tensor, requires_grad=False)
+    before = made.weight.clone()
+    with pytest.raises(
+        RuntimeError, match=rf"init_cfg\[1\]: the backend 'cpp' cannot fill the parameter 'bad'.*{message}"
+    ):
+        fastinit.initialize(made, [dict(type="Normal", layer="Linear"), dict(**rule, param="bad")], backend="cpp")
+    assert torch.equal(made.weight, before)
+
+
+def test_tensors_that_share_memory_are_filled_in_the_rules_order():
+    memory = torch.zeros(8)
+    made = nn.ParameterDict({"whole": nn.Parameter(memory), "part": nn.Parameter(memory[2:4])})
+    rules = [dict(type="Constant", val=1, param="whole"), dict(type="Constant", val=2, param="part")]
+    fastinit.initialize(made, rules, backend="cpp", seed=0)
+    assert memory.tolist() == [1, 1, 2, 2, 1, 1, 1, 1]
+    fastinit.initialize(made, rules[::-1], backend="cpp", seed=0)
+    assert memory.tolist() == [1] * 8
+
+
+def test_slices_of_a_fused_weight_hold_the_values_that_they_would_have_alone():
+    fused = torch.zeros(30, 40)
+    made = nn.ParameterDict({"q": nn.Parameter(fused[:, :15]), "k": nn.Parameter(fused[:, 15:])})
+    alone = nn.ParameterDict({"q": nn.Parameter(torch.zeros(30, 15)), "k": nn.Parameter(torch.zeros(30, 25))})
+    for each in (made, alone):
+        fastinit.initialize(each, dict(type="Normal", param="*"), backend="cpp", seed=0)
+    assert torch.equal(made["q"], alone["q"]) and torch.equal(made["k"], alone["k"])
+
+
+def test_a_tree_is_one_plan_and_user_code_sees_what_was_filled_before_it():
+    seen = []
+
+    class Custom(fastinit.BaseModule):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def init_weights(self):
+            seen.append(self.fc.weight.detach().clone())
+            fastinit.uniform_init(self.fc, 5, 6)
+            seen.append(self.fc.weight.detach().clone())
+            fastinit.initialize(self.fc, dict(type="Constant", val=3, layer="Linear"))
+            seen.append(self.fc.weight.detach().clone())
+
+    root = fastinit.Sequential(Custom(), nn.Linear(2, 2), init_cfg=dict(type="Constant", val=7, layer="Linear"))
+    with fastinit.use(backend="cpp", seed=1):
+        root.init_weights()
+    assert (seen[0] == 7).all() and ((seen[1] >= 5) & (seen[1] < 6)).all() and (seen[2] == 3).all()
+    assert root.last_init_report.seed == 1 and (root[1].weight == 7).all()
+    info = root.last_init_report.provenance
+    assert info["0.fc.weight"] == "ConstantInit: val=3, bias=0" and info["1.weight"] == "ConstantInit: val=7, bias=0"
+
+
+def test_twin_blocks_and_unnamed_tensors_get_different_values():
+    with fastinit.use(backend="cpp", seed=1):
+        root = fastinit.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), init_cfg=dict(type="Normal", layer="Linear"))
+        root.init_weights()
+        layers = [nn.Linear(9, 9), nn.Linear(9, 9)]
+        for layer in layers:
+            fastinit.normal_init(layer)
+    assert not torch.equal(root[0].weight, root[1].weight) and not torch.equal(layers[0].weight, layers[1].weight)
+
+
+def test_names_with_one_stream_are_an_error(monkeypatch):
+    monkeypatch.setattr("fastinit.execution.stream_of", lambda name: 7)
+    with pytest.raises(RuntimeError, match="have the same random stream"):
+        run(model(), seed=0)
+
+
+def test_it_works_in_forked_children_and_in_several_threads():
+    import multiprocessing
+    from concurrent.futures import ThreadPoolExecutor
+
+    expected = fill(torch.empty(500_000))
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe()
+    child = context.Process(target=lambda: sender.send(bytes(fill(torch.empty(500_000)).numpy().data)))
+    child.start()
+    assert receiver.poll(60) and receiver.recv() == bytes(expected.numpy().data)
+    child.join()
+    with ThreadPoolExecutor(4) as pool:
+        for made in pool.map(lambda _: fill(torch.empty(500_000)), range(8)):
+            assert torch.equal(made, expected)
+
+
+def test_the_report_says_which_instruction_set_ran():
+    assert ISAS[0] in str(run(model(), seed=0)) and ISAS[-1] == "baseline"
+
+
+def test_the_record_has_the_same_size_on_both_sides():
+    assert cpp_backend.RECORD.itemsize == NATIVE.RECORD_BYTES and cpp_backend._MAX_DIMS == NATIVE.MAX_DIMS
+
+
+def test_bad_calls_of_the_core_are_refused():
+    for call in (
+        lambda: NATIVE.fill(np.zeros(7, np.uint8), 1),
+        lambda: NATIVE.fill(np.zeros(0, np.uint8), 0),
+        lambda: NATIVE.fill(np.zeros(0, np.uint8), 1, "sse9"),
+        lambda: NATIVE.normal_pairs(np.zeros(2, np.uint32), np.zeros(3, np.uint32)),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+# --- distribution: fixed seeds, so a test passes always or never; 1e-4 is the chance that a right generator fails one --
+
+
+SIGNIFICANCE = 1e-4
+
+
+def p_values(distribution, sample):
+    from scipy import stats
+
+    exact = (
+        stats.norm(distribution.mean, distribution.std)
+        if isinstance(distribution, plans.Normal)
+        else stats.uniform(distribution.low, distribution.high - distribution.low)
+    )
+    n = len(sample)
+    probabilities = exact.cdf(sample)
+    counts = np.histogram(probabilities, 256, (0, 1))[0]
+    z = stats.norm.ppf(np.clip(probabilities, 1e-15, 1 - 1e-15))
+    # The k-th moment of a standard normal and its variance; correlations of neighbours at lags 1 to 4 (one block).
+    moments = [
+        2 * stats.norm.sf(abs(np.mean(z**k) - m) / math.sqrt(v / n))
+        for k, m, v in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]
+    ]
+    lags = [2 * stats.norm.sf(abs(np.mean(z[lag:] * z[:-lag])) * math.sqrt(n - lag)) for lag in (1, 2, 3, 4)]
+    return [stats.kstest(sample, exact.cdf).pvalue, stats.chisquare(counts).pvalue, *moments, *lags]
+
+
+@pytest.mark.parametrize("distribution", [NORMAL, UNIFORM], ids=plans.describe)
+def test_values_have_their_distribution(distribution):
+    sample = fill(torch.empty(1 << 20), distribution, seed=11).double().numpy()
+    assert min(p_values(distribution, sample)) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("spoil", ["scale", "shift", "repeat", "shuffle of pairs"])
+def test_a_spoiled_sample_is_rejected(spoil):
+    sample = fill(torch.empty(1 << 20), NORMAL, seed=11).double().numpy()
+    spoiled = {
+        "scale": lambda: (sample - 0.25) * 1.005 + 0.25,
+        "shift": lambda: sample + 0.01,
+        "repeat": lambda: np.where(np.arange(1 << 20) % 64 == 1, np.roll(sample, 1), sample),
+        "shuffle of pairs": lambda: np.repeat(sample[::2], 2),
+    }[spoil]()
+    assert min(p_values(NORMAL, spoiled)) < SIGNIFICANCE
+
+
+def test_streams_of_similar_names_and_seeds_are_uncorrelated():
+    from scipy import stats
+
+    n = 1 << 18
+    standard = plans.Normal(0, 1)
+    variants = [
+        ("layer.0.weight", 0),
+        ("layer.1.weight", 0),
+        ("layer.0.bias", 0),
+        ("layer.0.weight", 1),
+        ("layer.0.weight", 2**63),
+    ]
+    samples = [fill(torch.empty(n), standard, name=name, seed=seed).double().numpy() for name, seed in variants]
+    for i, a in enumerate(samples):
+        for b in samples[:i]:
+            assert 2 * stats.norm.sf(abs(np.mean(a * b)) * math.sqrt(n)) > SIGNIFICANCE
+    assert 2 * stats.norm.sf(abs(np.mean(samples[0] * samples[0])) * math.sqrt(n)) < SIGNIFICANCE
+
+
+def test_tails_reach_beyond_five_sigma_with_the_right_frequency():
+    from scipy import stats
+
+    n = 1 << 25
+    sample = fill(torch.empty(n), plans.Normal(0, 1), seed=2)
+    for sigma in (4.0, 4.5, 5.0):
+        expected = 2 * stats.norm.sf(sigma) * n
+        found = int((sample.abs() > sigma).sum())
+        assert (
+            stats.poisson.cdf(found, expected) > SIGNIFICANCE and stats.poisson.sf(found - 1, expected) > SIGNIFICANCE
+        )
+    assert 5 < float(sample.abs().max()) < 6.8
