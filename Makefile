@@ -25,6 +25,8 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_initialize.py
+	$(RUN) benchmarks/bench_fill.py
+	$(RUN) benchmarks/update_readme.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

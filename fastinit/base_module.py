@@ -178,7 +178,8 @@ def _init_tree(module: BaseModule, doer: _Runner | _Planner) -> None:
         return
     own, pretrained = _own_rules(module, doer.opened)
     # A checkpoint that is not there, or damaged, is known before anything is written.
-    plan_rules(pretrained, doer.opened)
+    if pretrained:
+        plan_rules(pretrained, doer.opened)
     doer.rules(own)
     for child in module.children():
         if is_model_wrapper(child) and not hasattr(child, "init_weights"):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .backends import available_backends
 from .planning import plan
 from .weight_init import initialize
 
@@ -59,7 +60,13 @@ def demo(layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: 
     print("\n>>> model = model.to_empty(device='cpu')")
     model = model.to_empty(device="cpu")
     model.head.weight = model.tokens.weight  # to_empty gives every place its own memory
-    print(">>> report = fastinit.initialize(model, cfg, seed=0)\n>>> print(report.summary())\n")
-    print(initialize(model, cfg, seed=seed).summary())
+    print(">>> print(fastinit.initialize(model, cfg, seed=0).summary())\n")
+    print(initialize(model, cfg, seed=seed, backend="torch").summary())
+    missing = available_backends()["cpp"]
+    if missing is None:
+        print("\n>>> print(fastinit.initialize(model, cfg, seed=0, backend='cpp').summary())\n")
+        print(initialize(model, cfg, seed=seed, backend="cpp").summary())
+    else:
+        print(f"\nThe cpp backend cannot run here: {missing}")
     std = model.blocks[0].qkv.weight.std().item()  # type: ignore[union-attr, operator]
     print(f"\nThe standard deviation of blocks.0.qkv.weight is {std:.4f}.")

@@ -26,6 +26,14 @@ from .streams import check_seed, stream_of
 _current: ContextVar[Session | None] = ContextVar("fastinit_session", default=None)
 
 
+def looking_only() -> Any:
+    """Returns a context for code of ours that only looks at tensors.
+
+    Every look at a shape or a dtype would go through the watch on user code (and through the user's own modes).
+    """
+    return torch._C.DisableTorchFunction()
+
+
 class Session:
     """The state of one call. A call nested in a larger one shares the larger one's names, seed and provenance."""
 

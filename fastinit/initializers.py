@@ -30,6 +30,7 @@ from .registry import WEIGHT_INITIALIZERS
 from .scaling import bias_init_with_prob, kaiming_std, uniform_bound, xavier_std
 
 Shape = tuple[int, ...]
+_DISTRIBUTIONS: tuple[type, ...] = get_args(Distribution)
 
 
 # --- distributions of a weight, by scheme ----------------------------------------------------------------------------
@@ -126,10 +127,13 @@ def parameter_fill(
             f"initializing it"
         )
     shape = tuple(tensor.shape)
-    with locating(f"parameter {name!r}"):
+    try:
         values = distribution(shape)
-        if not isinstance(values, get_args(Distribution)):
+        if not isinstance(values, _DISTRIBUTIONS):
             raise TypeError(f"a distribution of fastinit.plans is needed, but weight_distribution returned {values!r}")
+    except Exception:  # the context is only made when there is something to tell: there are many parameters
+        with locating(f"parameter {name!r}"):
+            raise
     return Fill.whole(name, tensor, values, rule, info)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .errors import locating
-from .execution import Session
+from .execution import Session, looking_only
 from .initializers import BaseInit, PretrainedInit, is_planned, items_of, run_items
 from .plans import Call, Item
 from .registry import WEIGHT_INITIALIZERS
@@ -75,9 +75,10 @@ def check_module(module: object) -> None:
 
 def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
     """Returns the items of each rule, checked: nothing is written if any of them cannot run."""
-    planned = [rule.items(opened) for rule in rules]
-    for items in planned:
-        opened.check(items)
+    with looking_only():
+        planned = [rule.items(opened) for rule in rules]
+        for items in planned:
+            opened.check(items)
     return planned
 
 
@@ -87,8 +88,7 @@ def run_rules(rules: Sequence[Rule], opened: Session) -> None:
     stale = False
     for rule, items in zip(rules, planned):
         if stale:  # code that fastinit cannot see into has run: it may have changed the modules
-            items = rule.items(opened)
-            opened.check(items)
+            (items,) = plan_rules([rule], opened)
         run_items(items, rule.target, opened, getattr(items[-1], "info", "") if items else "")
         stale = stale or any(isinstance(item, Call) for item in items)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .execution import session
+from .execution import looking_only, session
 from .initializers import (
     CAFFE2_XAVIER,
     BaseInit,
@@ -75,10 +75,10 @@ def initialize(
         init_cfg: a dict or a list of dicts: ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform, Kaiming,
             Caffe2Xavier, Pretrained, a registered name, an import path, a class) with its arguments, and what it
             reaches: ``layer``, ``param`` or ``override``. Built initializers may stand in place of dicts.
-        backend: "torch" or "auto"; None: that of ``use``, else of the environment variable FASTINIT_BACKEND, else
-            "auto".
+        backend: "torch", "cpp" or "auto"; None: that of ``use``, else of the environment variable FASTINIT_BACKEND,
+            else "auto", which is "torch".
         seed: 0 to 2^64 - 1. Given, torch's generators are seeded with it for the call and restored afterwards; None:
-            they go on from where they are.
+            they go on from where they are, and ``cpp`` takes a seed of theirs.
         prefix: what stands in front of the parameters' names where ``module`` is a part of a larger model.
 
     Raises:
@@ -167,9 +167,10 @@ def trunc_normal_(
         RuntimeError: ``std`` < 0 or a > b.
     """
     with session(None, devices={tensor.device}) as opened:
-        name = opened.names.name_of(tensor, None, "")
-        fill = parameter_fill(tensor, name, lambda _: truncated_normal(mean, std, a, b), "trunc_normal_", "")
-        opened.check([fill])
+        with looking_only():
+            name = opened.names.name_of(tensor, None, "")
+            fill = parameter_fill(tensor, name, lambda _: truncated_normal(mean, std, a, b), "trunc_normal_", "")
+            opened.check([fill])
         opened.run([fill])
     return tensor
 
@@ -177,6 +178,7 @@ def trunc_normal_(
 def _fill_module(module: nn.Module, weight: Callable[[Shape], Distribution], bias: float, called: str) -> None:
     tensors = (getattr(module, "weight", None), getattr(module, "bias", None))
     with session(None, devices={each.device for each in tensors if isinstance(each, torch.Tensor)}) as opened:
-        fills = list(module_fills(module, weight, bias, opened, called, ""))
-        opened.check(fills)
+        with looking_only():
+            fills = list(module_fills(module, weight, bias, opened, called, ""))
+            opened.check(fills)
         opened.run(fills)

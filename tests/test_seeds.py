@@ -200,5 +200,15 @@ def test_an_argument_wins_over_use_and_use_over_the_environment(monkeypatch):
     fastinit.initialize(nn.Linear(2, 2), CFG)
 
 
-def test_the_backends_are_listed_with_what_is_missing():
-    assert fastinit.available_backends() == {"torch": None, "cpp": None}
+def test_the_backends_are_listed_with_what_is_missing(monkeypatch):
+    from fastinit.backends import cpp_backend
+
+    if cpp_backend._native is not None:
+        assert fastinit.available_backends() == {"torch": None, "cpp": None}
+    monkeypatch.setattr(cpp_backend, "_native", None)
+    monkeypatch.setattr(cpp_backend, "_WHY_NOT", "no compiler", raising=False)
+    assert fastinit.available_backends() == {"torch": None, "cpp": "no compiler"}
+    layer = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="the backend 'cpp' cannot fill the parameter 'weight'.*: no compiler"):
+        fastinit.initialize(layer, CFG, backend="cpp")
+    fastinit.initialize(layer, CFG)

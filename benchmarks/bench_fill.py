@@ -1,0 +1,110 @@
+"""Single fills: the cpp backend against torch.nn.init, per distribution and dtype, in warm memory.
+
+Each result is checked first (bits against the baseline instruction set, moments against the distribution), or nothing
+is timed. Then torch and the native core are timed in turns, on one core and on all; the ratio compares medians on all
+cores (torch draws on one, however many there are). Writes ``results/bench_fill.csv``. Run with ``make bench``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from bench_initialize import write
+from torch import nn
+
+import fastinit
+from fastinit import plans
+from fastinit.backends import cpp_backend
+
+# 2^26 elements: far larger than the caches, and no more than a large embedding.
+N = 1 << 26
+ROUNDS = 7
+DISTRIBUTIONS: dict[plans.Distribution, Callable[[torch.Tensor], object]] = {
+    plans.Normal(0, 0.02): lambda tensor: nn.init.normal_(tensor, 0, 0.02),
+    plans.Uniform(-0.1, 0.1): lambda tensor: nn.init.uniform_(tensor, -0.1, 0.1),
+    plans.Constant(1.0): lambda tensor: nn.init.constant_(tensor, 1.0),
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def record(tensor: torch.Tensor, distribution: plans.Distribution) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Returns the record that the core executes."""
+    fill = plans.Fill.whole("weight", tensor, distribution, "bench", "")
+    return cpp_backend.lowered([fill], seed=0).view(np.uint8)
+
+
+def must_be_right(dtype: torch.dtype, distribution: plans.Distribution) -> None:
+    """Raises SystemExit unless every instruction set gives the same bits, with the right mean and deviation."""
+    core = cpp_backend._core()
+    results = []
+    for isa in core.instruction_sets():
+        tensor = torch.empty(1_000_003, dtype=dtype)
+        core.fill(record(tensor, distribution), 2, isa)
+        results.append(tensor)
+    if not all(torch.equal(result, results[0]) for result in results):
+        raise SystemExit(f"{distribution} in {dtype}: the instruction sets differ")
+    mean, std = moments(distribution)
+    values = results[0].double()
+    if abs(values.mean() - mean) > 5 * std / 1000 or abs(values.std() - std) > 0.005 * std:
+        raise SystemExit(f"{distribution} in {dtype}: mean {values.mean()}, std {values.std()}")
+
+
+def moments(distribution: plans.Distribution) -> tuple[float, float]:
+    """Returns the mean and the standard deviation of a distribution."""
+    if isinstance(distribution, plans.Normal):
+        return distribution.mean, distribution.std
+    if isinstance(distribution, plans.Uniform):
+        return (distribution.low + distribution.high) / 2, (distribution.high - distribution.low) / 12**0.5
+    assert isinstance(distribution, plans.Constant)
+    return float(distribution.value.real), 0.0
+
+
+def medians(*functions: Callable[[], object]) -> list[float]:
+    """Returns the median seconds of each function, called in turns."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
+    for _ in range(ROUNDS):
+        for function, found in zip(functions, seconds):
+            began = time.perf_counter()
+            function()
+            found.append(time.perf_counter() - began)
+    return [statistics.median(found) for found in seconds]
+
+
+def main() -> None:
+    """Times everything and writes the table."""
+    core, threads = cpp_backend._core(), torch.get_num_threads()
+    rows: list[dict[str, object]] = []
+    for dtype in DTYPES:
+        tensor = torch.ones(N, dtype=dtype)
+        for distribution, fill_by_torch in DISTRIBUTIONS.items():
+            must_be_right(dtype, distribution)
+            table = record(tensor, distribution)
+            isas = [isa for isa in core.instruction_sets() if isa != "baseline"] or ["baseline"]
+            torch_seconds, all_cores, *one_core = medians(
+                partial(fill_by_torch, tensor),
+                partial(core.fill, table, threads),
+                *(partial(core.fill, table, 1, isa) for isa in isas),
+            )
+            row: dict[str, object] = {
+                "fill": distribution.kind,
+                "dtype": str(dtype).removeprefix("torch."),
+                "torch, G/s": f"{N / torch_seconds / 1e9:.2f}",
+                f"cpp, {threads} threads, G/s": f"{N / all_cores / 1e9:.2f}",
+            }
+            for isa, seconds in zip(isas, one_core):
+                row[f"{isa}, 1 thread, G/s"] = f"{N / seconds / 1e9:.2f}"
+            row["times faster"] = f"{torch_seconds / all_cores:.1f}"
+            rows.append(row)
+    write("bench_fill.csv", rows)
+
+
+if __name__ == "__main__":
+    print(fastinit.available_backends())
+    main()
