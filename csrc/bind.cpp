@@ -115,6 +115,7 @@ PYBIND11_MODULE(_native, module) {
   module.doc() = "fastinit's kernels for the CPU";
   module.attr("RECORD_BYTES") = sizeof(fastinit::FillDesc);
   module.attr("MAX_DIMS") = fastinit::kMaxDims;
+  module.attr("MAX_PARAMS") = fastinit::kMaxParams;
   module.def("instruction_sets", &fastinit::instruction_sets, "Returns what this processor has, the best first.");
   module.def("fill", &fastinit::fill, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
              "Executes a table of FillDesc records; the memory that they point to must stay alive.");

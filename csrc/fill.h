@@ -8,8 +8,9 @@ namespace fastinit {
 
 // Dimensions that are left after those that can be walked as one have been merged; the Python side splits what has more.
 constexpr int kMaxDims = 6;
+constexpr int kMaxParams = 18;
 
-enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2 };
+enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2, kTruncatedNear = 3, kTruncatedFar = 4 };
 enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kRaw = 4 };
 
 struct FillDesc {
@@ -20,7 +21,8 @@ struct FillDesc {
   int64_t size[kMaxDims];         // of the box, in elements, outermost first; unused ones in front are 1
   int64_t stride[kMaxDims];       // of the local memory, in elements
   int64_t index_stride[kMaxDims]; // of the full tensor, row-major, in elements
-  double params[2];               // uniform: low, high; normal: mean, std
+  double params[kMaxParams];      // uniform: low, high; normal: mean, std; truncated: mean, std (negative: mirrored),
+                                  // low and high (rounded inward to the dtype), then the fields of tails.Near or Far
   uint64_t raw[2];                // constant: the element's bytes
   int32_t distribution, dtype;
   int32_t element_bytes;          // 1, 2, 4, 8 or 16

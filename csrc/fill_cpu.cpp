@@ -38,6 +38,40 @@ struct NormalValues {
   }
 };
 
+// Into [low, high]: both are numbers of the target dtype, so rounding to it stays within them.
+FASTINIT_FN f32 clamped(f32 value, float low, float high) {
+  const f32 a = Lanes::splat(low), b = Lanes::splat(high);
+  value = value < a ? a : value;
+  return value > b ? b : value;
+}
+
+struct TruncatedNearValues {
+  float mean, std, low, high, lower, width, upper;
+  explicit TruncatedNearValues(const double* p)
+      : mean(float(p[0])), std(float(p[1])), low(float(p[2])), high(float(p[3])), lower(float(p[4])), width(float(p[5])),
+        upper(float(p[6])) {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    f32 z[4];
+    truncated_near<Lanes>(words.w, lower, width, upper, z);
+    for (int i = 0; i < 4; ++i) value[i] = clamped(z[i] * std + mean, low, high);
+  }
+};
+
+struct TruncatedFarValues {
+  float mean, std, low, high, rho, one_minus_rho, k, scale, shift, coefficients[8];
+  explicit TruncatedFarValues(const double* p)
+      : mean(float(p[0])), std(float(p[1])), low(float(p[2])), high(float(p[3])), rho(float(p[4])),
+        one_minus_rho(float(p[5])), k(float(p[6])), scale(float(p[7])), shift(float(p[8])) {
+    for (int i = 0; i < 8; ++i) coefficients[i] = float(p[9 + i]);
+  }
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    for (int i = 0; i < 4; ++i) {
+      const f32 z = truncated_far<Lanes>(words.w[i], rho, one_minus_rho, k, scale, shift, coefficients);
+      value[i] = clamped(z * std + mean, low, high);
+    }
+  }
+};
+
 // --- element types: a register of float32 -> memory, rounded to nearest, ties to even ---------------------------------
 
 struct Float32 {
@@ -134,6 +168,39 @@ void words_of_block(Key key, uint64_t block, uint64_t (&v)[2]) {
   v[1] = uint64_t(counter[2]) << 32 | counter[3];
 }
 
+// The z >= 0 for which -2 ln Q(z) = minus_2_ln_t, by Newton's method from above.
+double inverse_tail(double minus_2_ln_t) {
+  constexpr double kSqrtHalf = 0.70710678118654752440, kLnSqrt2Pi = 0.91893853320467274178;
+  const auto ln_tail = [&](double z) {
+    if (z < 25) return std::log(0.5 * std::erfc(z * kSqrtHalf));
+    const double r = 1 / (z * z);  // the asymptotic series, whose next term is below 1e-13 here
+    return -0.5 * z * z - std::log(z) - kLnSqrt2Pi + std::log1p(-r * (1 - r * (3 - r * (15 - r * (105 - r * 945)))));
+  };
+  double z = std::sqrt(minus_2_ln_t);
+  for (int i = 0; i < 60; ++i) {
+    const double ln_q = ln_tail(z);
+    const double hazard = std::exp(-0.5 * z * z - kLnSqrt2Pi - ln_q);
+    const double step = (-2 * ln_q - minus_2_ln_t) / (2 * hazard);
+    z -= step;
+    if (std::fabs(step) <= 1e-15 * (1 + std::fabs(z))) break;
+  }
+  return z;
+}
+
+double truncated_double(const FillDesc& fill, uint64_t v) {
+  const double* p = fill.params;
+  const double u = (double(v) + 0.5) * 0x1p-64, u_bar = (double(~v) + 0.5) * 0x1p-64;
+  double z;
+  if (fill.distribution == kTruncatedNear) {
+    const double below = p[4] + u * p[5], above = p[6] + u_bar * p[5], t = std::min(std::min(below, above), 0.5);
+    z = inverse_tail(-2 * std::log(t));
+    if (below < above) z = -z;
+  } else {
+    z = -inverse_tail(p[6] - 2 * std::log(p[4] + u * p[5]));
+  }
+  return std::min(std::max(z * p[1] + p[0], p[2]), p[3]);
+}
+
 void make_double_run(Key key, const FillDesc& fill, uint64_t index, int64_t n, double* out) {
   constexpr double kTwoPi = 6.283185307179586476925;
   const double p0 = fill.params[0], p1 = fill.params[1];
@@ -143,6 +210,8 @@ void make_double_run(Key key, const FillDesc& fill, uint64_t index, int64_t n, d
     double value[2];
     if (fill.distribution == kUniform) {
       for (int i = 0; i < 2; ++i) value[i] = double(v[i] & ((uint64_t(1) << 53) - 1)) * 0x1p-53 * (p1 - p0) + p0;
+    } else if (fill.distribution != kNormal) {
+      for (int i = 0; i < 2; ++i) value[i] = truncated_double(fill, v[i]);
     } else {
       const double r = std::sqrt(-2.0 * std::log((double(v[0]) + 0.5) * 0x1p-64));
       const double t = kTwoPi * ((double(v[1]) + 0.5) * 0x1p-64);
@@ -245,6 +314,8 @@ void fill_range(const FillDesc& fill, int64_t begin, int64_t end) {
   switch (fill.distribution) {
     case kUniform: return fill_dtype<UniformValues>(fill, begin, end);
     case kNormal: return fill_dtype<NormalValues>(fill, begin, end);
+    case kTruncatedNear: return fill_dtype<TruncatedNearValues>(fill, begin, end);
+    case kTruncatedFar: return fill_dtype<TruncatedFarValues>(fill, begin, end);
     case kConstant:
       switch (fill.element_bytes) {
         case 1: return fill_constant<uint8_t>(fill, begin, end);

@@ -49,6 +49,7 @@ struct Lanes {
   FASTINIT_FN static f32 from_bits(u32 a) { return __uint_as_float(a); }
   FASTINIT_FN static i32 as_i32(u32 a) { return i32(a); }
   FASTINIT_FN static u32 as_u32(i32 a) { return u32(a); }
+  FASTINIT_FN static bool any(bool mask) { return mask; }
 };
 
 #else
@@ -76,6 +77,23 @@ struct Lanes {
   static FASTINIT_FN i32 as_i32(u32 a) { return (i32)a; }
   static FASTINIT_FN u32 as_u32(i32 a) { return (u32)a; }
   static FASTINIT_FN f32 from_i32(i32 a) { return __builtin_convertvector(a, f32); }
+
+  // Whether any lane of the result of a comparison (all bits or none) is set.
+  static FASTINIT_FN bool any(i32 mask) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__x86_64__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#elif defined(__aarch64__)
+    return vmaxvq_u32((uint32x4_t)mask) != 0;
+#else
+    for (int lane = 0; lane < kWidth; ++lane)
+      if (mask[lane]) return true;
+    return false;
+#endif
+  }
 
   // The product of the low halves of 64-bit lanes; what stands in the upper half of `a` does not matter.
   static FASTINIT_FN wide mul_low32(wide a, uint32_t b) {

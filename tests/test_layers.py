@@ -14,7 +14,7 @@ COMPILED = {"_native"}
 
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
-    ["streams", "scaling", "plans", "naming", "registry", "errors", "version"],
+    ["streams", "scaling", "tails", "plans", "naming", "registry", "errors", "version"],
     ["defaults", "matching", "provenance", "reports", "backends"],
     ["checkpoint", "execution"],
     ["initializers"],

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, describe
+from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, describe, numbers_of
 from ..streams import parameter_key
+from ..tails import Far, Near, truncation
 from .torch_backend import why_not_values
 
 NUMBERS = "contract 1 (draft)"
@@ -33,10 +34,11 @@ except ImportError as error:
     _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the native core is missing: {error}"
 
 # Positions in csrc/fill.h's enumerations.
-_DISTRIBUTIONS: dict[type, int] = {Constant: 0, Uniform: 1, Normal: 2}
+_DISTRIBUTIONS: dict[type, int] = {Constant: 0, Uniform: 1, Normal: 2, Near: 3, Far: 4}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _RAW = 4
 _MAX_DIMS = 6
+_MAX_PARAMS = 18
 
 # csrc/fill.h's FillDesc, field by field.
 RECORD = np.dtype(
@@ -48,7 +50,7 @@ RECORD = np.dtype(
         ("size", np.int64, _MAX_DIMS),
         ("stride", np.int64, _MAX_DIMS),
         ("index_stride", np.int64, _MAX_DIMS),
-        ("params", np.float64, 2),
+        ("params", np.float64, _MAX_PARAMS),
         ("raw", np.uint8, 16),
         ("distribution", np.int32),
         ("dtype", np.int32),
@@ -69,12 +71,20 @@ def why_not_fill(fill: Fill) -> str | None:
     """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
     distribution, dtype = fill.distribution, fill.tensor.dtype
     if not isinstance(distribution, Constant):
-        if isinstance(distribution, TruncatedNormal):
-            return "it draws no truncated normals yet; the torch backend does"
         if dtype not in _DTYPES:
             return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, _DTYPES))}"
-        if not all(map(math.isfinite, (getattr(distribution, name) for name in distribution.__match_args__))):
+        numbers = numbers_of(distribution)
+        bounds = ("low", "high") if isinstance(distribution, TruncatedNormal) else ()  # they may be infinite
+        if not all(math.isfinite(number.real) for name, number in numbers.items() if name not in bounds):
             return f"{describe(distribution)} is not finite"
+        if isinstance(distribution, TruncatedNormal):
+            try:
+                truncation(*numbers.values())  # type: ignore[arg-type]
+            except ValueError as error:
+                return str(error)
+            low, high = (_inward(distribution, dtype, up) for up in (True, False))
+            if low > high:
+                return f"no number of {dtype} lies within [{distribution.low}, {distribution.high}]"
     for box in fill.boxes:
         if box.tensor.layout != torch.strided or box.tensor.is_quantized or box.tensor.is_conj() or box.tensor.is_neg():
             return "it fills plain strided tensors only"
@@ -105,8 +115,8 @@ def lowered(fills: Sequence[Fill], seed: int) -> np.ndarray[Any, np.dtype[np.voi
     for fill in fills:
         key = (0, 0) if isinstance(fill.distribution, Constant) else parameter_key(seed, fill.name)
         element_bytes = fill.tensor.element_size()
-        params, raw = _params(fill.distribution), _raw(fill.distribution, fill.tensor.dtype)
-        kind = _DISTRIBUTIONS[type(fill.distribution)]
+        kind, params = _params(fill.distribution, fill.tensor.dtype)
+        raw = _raw(fill.distribution, fill.tensor.dtype)
         dtype = _DTYPES.get(fill.tensor.dtype, _RAW)
         for box in fill.boxes:
             for data, index, size, stride, index_stride in _walks(box, fill.shape):
@@ -115,12 +125,39 @@ def lowered(fills: Sequence[Fill], seed: int) -> np.ndarray[Any, np.dtype[np.voi
     return np.array(records, dtype=RECORD)
 
 
-def _params(distribution: Distribution) -> tuple[float, float]:
+def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[float, ...]]:
+    """Returns the kind and the numbers of a record."""
+    kind, numbers = type(distribution), ()  # type: tuple[type, tuple[float, ...]]
     if isinstance(distribution, Uniform):
-        return distribution.low, distribution.high
-    if isinstance(distribution, Normal):
-        return distribution.mean, distribution.std
-    return 0.0, 0.0
+        numbers = (distribution.low, distribution.high)
+    elif isinstance(distribution, Normal):
+        numbers = (distribution.mean, distribution.std)
+    elif isinstance(distribution, TruncatedNormal):
+        mean, std = distribution.mean, distribution.std
+        form = truncation(mean, std, distribution.low, distribution.high)
+        kind = type(form)
+        bounds = (_inward(distribution, dtype, True), _inward(distribution, dtype, False))
+        numbers = (mean, std * form.sign, *bounds)
+        if isinstance(form, Near):
+            numbers += (form.lower, form.width, form.upper)
+        else:
+            numbers += (form.rho, form.one_minus_rho, form.k, form.scale, form.shift, *form.coefficients)
+    return _DISTRIBUTIONS[kind], numbers + (0.0,) * (_MAX_PARAMS - len(numbers))
+
+
+def _inward(distribution: TruncatedNormal, dtype: torch.dtype, up: bool) -> float:
+    """Returns the lower bound rounded up to a number of the dtype, or the upper one rounded down."""
+    bound = distribution.low if up else distribution.high
+    nearest = torch.tensor(bound, dtype=torch.float64, device="cpu").to(dtype)
+    if nearest.item() < bound if up else nearest.item() > bound:
+        bits = nearest.view({2: torch.int16, 4: torch.int32}[dtype.itemsize])
+        towards_zero = nearest.item() < 0 if up else nearest.item() > 0
+        if nearest.item() == 0:
+            smallest = torch.ones_like(bits).view(dtype)
+            nearest = smallest if up else -smallest
+        else:
+            nearest = (bits - 1 if towards_zero else bits + 1).view(dtype)
+    return nearest.item()
 
 
 def _raw(distribution: Distribution, dtype: torch.dtype) -> tuple[int, ...]:
