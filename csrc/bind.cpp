@@ -102,6 +102,14 @@ py::tuple normal_pairs(const py::array_t<uint32_t, py::array::c_style>& w0,
   return py::make_tuple(z0, z1);
 }
 
+py::array_t<float> fma(const py::array_t<float, py::array::c_style>& a, const py::array_t<float, py::array::c_style>& b,
+                       const py::array_t<float, py::array::c_style>& c, const std::string& isa) {
+  if (a.size() != b.size() || a.size() != c.size()) throw py::value_error("a, b and c differ in size");
+  py::array_t<float> out(a.size());
+  chosen(isa).fma(a.data(), b.data(), c.data(), a.size(), out.mutable_data());
+  return out;
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Kernels* kernels : available()) names.push_back(kernels->isa);
@@ -123,4 +131,6 @@ PYBIND11_MODULE(_native, module) {
              py::arg("isa") = "", "Returns n words of a stream.");
   module.def("normal_pairs", &fastinit::normal_pairs, py::arg("w0"), py::arg("w1"), py::arg("isa") = "",
              "Returns the two standard normals of each pair of words.");
+  module.def("fma", &fastinit::fma, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("isa") = "",
+             "Returns a * b + c, rounded once: an instruction, or its equal in software.");
 }

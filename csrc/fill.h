@@ -36,11 +36,15 @@ using WriteWords = void (*)(uint64_t key_seed, uint64_t key_offset, uint64_t fir
 // Writes the two normals of each pair of words: for exhaustive comparison.
 using NormalPairs = void (*)(const uint32_t* w0, const uint32_t* w1, int64_t n, float* z0, float* z1);
 
+// Writes a * b + c, rounded once.
+using FusedMultiplyAdd = void (*)(const float* a, const float* b, const float* c, int64_t n, float* out);
+
 struct Kernels {
   const char* isa;
   FillRange fill_range;
   WriteWords write_words;
   NormalPairs normal_pairs;
+  FusedMultiplyAdd fma;
 };
 
 }  // namespace fastinit

@@ -352,13 +352,20 @@ void normal_pairs(const uint32_t* w0, const uint32_t* w1, int64_t n, float* z0, 
   }
 }
 
+void fused_multiply_add(const float* a, const float* b, const float* c, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const f32 result = Lanes::fma(Lanes::splat(a[i]), Lanes::splat(b[i]), Lanes::splat(c[i]));
+    out[i] = result[0];
+  }
+}
+
 }  // namespace
 
 #define FASTINIT_TEXT_(name) #name
 #define FASTINIT_TEXT(name) FASTINIT_TEXT_(name)
 
 extern const Kernels kernels;
-const Kernels kernels = {FASTINIT_TEXT(FASTINIT_ISA), fill_range, write_words, normal_pairs};
+const Kernels kernels = {FASTINIT_TEXT(FASTINIT_ISA), fill_range, write_words, normal_pairs, fused_multiply_add};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

@@ -191,6 +191,16 @@ def test_every_instruction_set_gives_the_same_bits(isa):
             assert same_bits(*made), (dtype, distribution)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_multiply_add_is_rounded_once_with_and_without_the_instruction(isa):
+    # 24929 * 673 = 2^24 + 1: the product lies halfway between two float32 numbers, and a third that double precision
+    # drops decides. Rounding twice gives 1 for all of them.
+    a, b = np.float32([24929] * 4), np.float32([673 * 2.0**-24] * 4)
+    c = np.float32([2.0**-80, -(2.0**-80), 0, 2.0**-24])
+    assert NATIVE.fma(a, b, c, isa).tolist() == [1 + 2**-23, 1.0, 1.0, 1 + 2**-23]
+    assert NATIVE.fma(-a, b, -c, isa).tolist() == [-1 - 2**-23, -1.0, -1.0, -1 - 2**-23]
+
+
 def test_a_wrong_bit_would_be_seen():
     a, b = fill(torch.empty(100)), fill(torch.empty(100))
     assert same_bits(a, b)

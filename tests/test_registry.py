@@ -69,7 +69,7 @@ def test_an_initializer_with_a_distribution_joins_the_plan():
         "uniform(low=0.5, high=4.5)",
         "constant(1)",
         "uniform(low=0.5, high=4.5)",
-        "constant(1) (replaced below)".removesuffix(" (replaced below)"),
+        "constant(1)",
         "uniform(low=0.5, high=4.5)",
     ]
     fastinit.initialize(model, dict(type=Halves, layer="Linear"))
@@ -233,7 +233,6 @@ def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered()
             def __init__(self, cfg):
                 super().__init__(cfg)
                 self.fc = nn.Linear(8, 8)
-                self.seen = None
 
             def init_weights(self):
                 super().init_weights()
@@ -242,7 +241,6 @@ def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered()
             torch.manual_seed(0)
             root = mmengine.model.Sequential(Tree(cfg))
             books = {}
-            root[0].register_forward_hook(lambda *_: None)
             original = mmengine.model.BaseModule._dump_init_info
 
             def dump(self):
