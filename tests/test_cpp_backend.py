@@ -406,7 +406,18 @@ def test_what_it_cannot_do_is_refused_by_name_before_anything_is_written(tensor,
     assert torch.equal(made.weight, before)
 
 
-def test_tensors_that_share_memory_are_filled_in_the_rules_order():
+def test_tensors_that_share_memory_are_filled_in_the_rules_order(monkeypatch):
+    records = []
+
+    class Spy:
+        instruction_sets = staticmethod(NATIVE.instruction_sets)
+
+        @staticmethod
+        def fill(table, threads):
+            records.append(len(table) // NATIVE.RECORD_BYTES)
+            NATIVE.fill(table, threads)
+
+    monkeypatch.setattr(cpp_backend, "_native", Spy)
     memory = torch.zeros(8)
     made = nn.ParameterDict({"whole": nn.Parameter(memory), "part": nn.Parameter(memory[2:4])})
     rules = [dict(type="Constant", val=1, param="whole"), dict(type="Constant", val=2, param="part")]
@@ -414,6 +425,9 @@ def test_tensors_that_share_memory_are_filled_in_the_rules_order():
     assert memory.tolist() == [1, 1, 2, 2, 1, 1, 1, 1]
     fastinit.initialize(made, rules[::-1], backend="cpp", seed=0)
     assert memory.tolist() == [1] * 8
+    assert records == [1, 1, 1, 1]  # not in one call, where threads would race
+    run(model(), seed=0)
+    assert records[4:] == [5]
 
 
 def test_slices_of_a_fused_weight_hold_the_values_that_they_would_have_alone():
