@@ -31,9 +31,9 @@ bench: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Torch first and by its exact version: without a constraint, pip would take the newest CUDA build.
 NATIVE := $(wildcard csrc/*)
 
+# Torch by its exact version: without a constraint, pip would take the newest CUDA build.
 $(VENV)/.package: pyproject.toml setup.py constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@

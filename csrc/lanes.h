@@ -1,5 +1,5 @@
-// Lanes: the same few operations on one number (baseline of the host without SIMD, and the device) and on a whole
-// vector register (AVX-512, AVX2, SSE2, NEON). philox.h and distributions.h are written over them once.
+// Lanes: the same few operations on one number (the device) and on a whole vector register of the host (AVX-512, AVX2,
+// SSE2, NEON). philox.h and distributions.h are written over them once.
 //
 // Every operation is rounded exactly as IEEE 754 says (add, mul, fma, sqrt, conversions), so all instruction sets give
 // the same bits. Compile with -ffp-contract=off (nvcc: -fmad=false): a fused multiply-add stands where it is written.
@@ -33,7 +33,6 @@ namespace FASTINIT_ISA {
 // One lane: philox.h and distributions.h on the device. A tile is one block of four words.
 struct Lanes {
   static constexpr int kWidth = 1;  // blocks in a tile
-  static constexpr int kGroups = 1;
   using f32 = float;
   using u32 = uint32_t;
   using i32 = int32_t;
@@ -48,7 +47,6 @@ struct Lanes {
   FASTINIT_FN static u32 bits(f32 a) { return __float_as_uint(a); }
   FASTINIT_FN static f32 from_bits(u32 a) { return __uint_as_float(a); }
   FASTINIT_FN static i32 as_i32(u32 a) { return i32(a); }
-  FASTINIT_FN static u32 as_u32(i32 a) { return u32(a); }
   FASTINIT_FN static bool any(bool mask) { return mask; }
 };
 
@@ -64,18 +62,15 @@ struct Lanes {
 
 struct Lanes {
   static constexpr int kWidth = FASTINIT_VECTOR_BYTES / 4;  // blocks in a tile: one block a 32-bit lane
-  static constexpr int kGroups = 2;                         // 64-bit registers that hold one word of each block
   typedef float f32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef uint32_t u32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef int32_t i32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef uint64_t wide __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
-  typedef double f64 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
 
   static FASTINIT_FN f32 splat(float a) { return f32{} + a; }
   static FASTINIT_FN u32 bits(f32 a) { return (u32)a; }
   static FASTINIT_FN f32 from_bits(u32 a) { return (f32)a; }
   static FASTINIT_FN i32 as_i32(u32 a) { return (i32)a; }
-  static FASTINIT_FN u32 as_u32(i32 a) { return (u32)a; }
   static FASTINIT_FN f32 from_i32(i32 a) { return __builtin_convertvector(a, f32); }
 
   // Whether any lane of the result of a comparison (all bits or none) is set.

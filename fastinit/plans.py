@@ -242,6 +242,15 @@ def tensors_of(item: Item) -> list[torch.Tensor]:
     return [entry.tensor for entry in item.entries] if isinstance(item, Copy) else []
 
 
+def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Returns the addresses of a strided tensor's first byte and of the byte behind its last."""
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return start, start + (last + 1) * tensor.element_size()
+
+
 # --- rows: what a person or a program reads --------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .plans import byte_span
+
 logger = logging.getLogger("fastinit")
 
 
@@ -153,9 +155,9 @@ class _Watch(TorchFunctionMode):
             self.unclaimed[-1].add(tensor)
         storage = _storage_address(tensor)
         if storage:  # views, `.data` and fused memory: whatever shares bytes with what was written
-            start, end = _span(tensor)
+            start, end = byte_span(tensor)
             for parameter in self._parameters_in.get(storage, ()):
-                other_start, other_end = _span(parameter)
+                other_start, other_end = byte_span(parameter)
                 if start < other_end and other_start < end:
                     self.unclaimed[-1].add(parameter)
 
@@ -186,15 +188,6 @@ def _storage_address(tensor: torch.Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, ValueError, NotImplementedError):
         return 0
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """Returns the addresses of the tensor's first byte and of the byte behind its last."""
-    start = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return start, start
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return start, start + (last + 1) * tensor.element_size()
 
 
 def update_init_info(module: nn.Module, init_info: str) -> None:

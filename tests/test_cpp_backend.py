@@ -300,6 +300,14 @@ def test_constants_go_into_every_dtype(dtype):
     assert strided.to(torch.complex64).sum() == 3000
 
 
+def test_a_default_device_does_not_matter():
+    cpp_backend._raw.cache_clear()
+    layer = nn.Linear(2, 2)
+    with torch.device("meta"):
+        fastinit.initialize(layer, dict(type="Constant", val=2.5, layer="Linear"), backend="cpp", seed=0)
+    assert (layer.weight == 2.5).all()
+
+
 def model():
     made = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 40, bias=False), nn.LayerNorm(40))
     made[1].weight = nn.Parameter(made[1].weight.t().contiguous().t())

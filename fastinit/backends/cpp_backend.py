@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, describe, numbers_of
+from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span, describe, numbers_of
 from ..streams import parameter_key
 from ..tails import Far, Near, truncation
 from .torch_backend import why_not_values
@@ -145,6 +146,7 @@ def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[
     return _DISTRIBUTIONS[kind], numbers + (0.0,) * (_MAX_PARAMS - len(numbers))
 
 
+@lru_cache(maxsize=4096)  # asked for by the check and again by the lowering, for every fill of a model
 def _inward(distribution: TruncatedNormal, dtype: torch.dtype, up: bool) -> float:
     """Returns the lower bound rounded up to a number of the dtype, or the upper one rounded down."""
     bound = distribution.low if up else distribution.high
@@ -160,10 +162,12 @@ def _inward(distribution: TruncatedNormal, dtype: torch.dtype, up: bool) -> floa
     return nearest.item()
 
 
+@lru_cache(maxsize=4096)
 def _raw(distribution: Distribution, dtype: torch.dtype) -> tuple[int, ...]:
+    """Returns the bytes of a constant's element, filled up to 16."""
     if not isinstance(distribution, Constant):
         return (0,) * 16
-    element = torch.empty(1, dtype=dtype).fill_(distribution.value)  # type: ignore[arg-type]
+    element = torch.empty(1, dtype=dtype, device="cpu").fill_(distribution.value)  # type: ignore[arg-type]
     return tuple(element.view(torch.uint8).tolist()) + (0,) * (16 - element.element_size())
 
 
@@ -210,18 +214,8 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def _share_memory(fills: Sequence[Fill]) -> bool:
-    spans = sorted(
-        (box.tensor.data_ptr(), box.tensor.data_ptr() + _span_bytes(box.tensor))
-        for fill in fills
-        for box in fill.boxes
-        if box.tensor.numel()
-    )
+    spans = sorted(byte_span(box.tensor) for fill in fills for box in fill.boxes if box.tensor.numel())
     return any(end > start for (_, end), (start, _) in pairwise(spans))
-
-
-def _span_bytes(tensor: torch.Tensor) -> int:
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return (last + 1) * tensor.element_size()
 
 
 def _core() -> Any:

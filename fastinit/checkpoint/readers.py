@@ -67,7 +67,6 @@ def read(filename: str | os.PathLike[str], map_location: Any = None, *, mapped: 
         ) from error
     except OSError:  # the file cannot be read; what it holds is not to blame
         raise
-    except (
-        Exception
-    ) as error:  # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error...
+    except Exception as error:
+        # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error, ...
         raise RuntimeError(f"{filename}: the file is damaged or no checkpoint: {error}") from error
