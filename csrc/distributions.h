@@ -7,12 +7,13 @@
 namespace fastinit {
 namespace FASTINIT_ISA {
 
-// Horner's rule, each step one fma: c[0] + x * (c[1] + x * (c[2] + ...)).
+// Horner's rule, each step one fma: (c[0] + x * (c[1] + x * (c[2] + ...))) in another unit. c * unit is rounded to float32,
+// and by the compiler where both are constants.
 template <class L, int N>
-FASTINIT_FN typename L::f32 polynomial(typename L::f32 x, const float (&c)[N]) {
-  typename L::f32 sum = L::splat(c[N - 1]);
+FASTINIT_FN typename L::f32 polynomial(typename L::f32 x, const float (&c)[N], float unit = 1.0f) {
+  typename L::f32 sum = L::splat(c[N - 1] * unit);
 #pragma GCC unroll 16
-  for (int i = N - 2; i >= 0; --i) sum = L::fma(sum, x, L::splat(c[i]));
+  for (int i = N - 2; i >= 0; --i) sum = L::fma(sum, x, L::splat(c[i] * unit));
   return sum;
 }
 
@@ -22,26 +23,29 @@ FASTINIT_FN typename L::f32 uniform01(typename L::u32 w) {
   return L::from_i32(L::as_i32(w & 0x00FFFFFFu)) * 0x1p-24f;
 }
 
-// -2 ln(1 - x) = x P(x) on 0 <= x <= 1/2. Fitted to the least maximal error of the square root of the result, 3.1e-7
-// before the coefficients are rounded; six coefficients would give 2.0e-6.
-constexpr float kLog[7] = {2.000017852660764f, 0.9987396580838381f, 0.6921569066659504f, 0.27658956648861055f,
+// The tables are minimax polynomials; fit_coefficients.py makes them and compares them with what stands here. "Best" is
+// the least maximal error with that many coefficients, before they are rounded to float32.
+
+// -2 ln(1 - x) = x P(x) on 0 <= x <= 1/2. The error of the square root of the result counts: best 3.1e-7, with six 2.0e-6.
+constexpr float kLog[7] = {2.000017852660764f, 0.9987396580581838f, 0.6921569066659504f, 0.27658956648856961f,
                            1.374217696951962f, -1.8024299971803162f, 2.3055367151656156f};
-// sin(2 pi a) = a S(a^2) and cos(2 pi a) = C(a^2) on |a| <= 1/4, least maximal errors: 3.3e-9 and 4.7e-8 before the
-// coefficients are rounded. Four for the sine would give 5.9e-7, four for the cosine 6.7e-6, times up to 6.7.
+// sin(2 pi a) = a S(a^2) and cos(2 pi a) = C(a^2) on |a| <= 1/4: best 3.3e-9 and 4.7e-8. Four coefficients would give
+// 5.9e-7 and 6.7e-6, times up to 6.7.
 constexpr float kSin[5] = {6.2831851600894435f, -41.34165503140977f, 81.60100407288746f, -76.549782285581f,
                            39.53670600855013f};
 constexpr float kCos[5] = {0.9999999534666579f, -19.73917143469665f, 64.93459062632053f, -85.2403303108819f,
                            56.24238037012728f};
 constexpr float kMinus2Ln2 = -1.3862943611198906f;
 
-// -2 ln u for 0 < u <= 1.
-//   u = m 2^e with 1/2 < m <= 1: for u <= 1 the exponent is never positive, both terms of -2 e ln 2 - 2 ln m are positive
-//   or zero, and nothing cancels. e stays where it stands in the bits, 2^23 times too large.
-template <class L>
-FASTINIT_FN typename L::f32 minus_2_ln(typename L::f32 u) {
-  const typename L::u32 e = (L::bits(u) - 0x3F000001u) & 0xFF800000u;
-  const typename L::f32 x = 1.0f - L::from_bits(L::bits(u) - e);  // exact
-  return L::fma(L::from_i32(L::as_i32(e)), L::splat(kMinus2Ln2 * 0x1p-23f), x * polynomial<L>(x, kLog));
+// constant - 2 ln(2^J u) * unit for 0 < 2^J u <= 1.
+//   2^J u = m 2^e with 1/2 < m <= 1: no exponent is positive then, both terms of -2 e ln 2 - 2 ln m are positive or zero,
+//   and nothing cancels. e stays where it stands in the bits, 2^23 times too large.
+template <class L, int J, int N>
+FASTINIT_FN typename L::f32 minus_2_ln(typename L::f32 u, const float (&c)[N], float unit, float constant) {
+  const typename L::u32 e = (L::bits(u) - (0x3F000001u - (uint32_t(J) << 23))) & 0xFF800000u;
+  const typename L::f32 x = L::fma(L::from_bits(L::bits(u) - e), L::splat(-float(1 << J)), L::splat(1.0f));  // exact
+  return L::fma(L::from_i32(L::as_i32(e)), L::splat(kMinus2Ln2 * 0x1p-23f * unit),
+                L::fma(x, polynomial<L>(x, c, unit), L::splat(constant)));
 }
 
 // The word as a number of [2^-33, 1], rounded to float32 at the conversion and at the sum (the product is exact).
@@ -57,7 +61,7 @@ template <class L>
 FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, typename L::f32& z0, typename L::f32& z1) {
   typedef typename L::f32 f32;
   typedef typename L::i32 i32;
-  const f32 r = L::sqrt(minus_2_ln<L>(unit<L>(w0)));
+  const f32 r = L::sqrt(minus_2_ln<L, 0>(unit<L>(w0), kLog, 1.0f, 0.0f));
   // v = (w1 + 1/2) 2^-32 as a signed turn, in (-1/2, 1/2), and a = |v| - 1/4: then cos 2 pi v = -sin 2 pi a and
   // sin 2 pi v = +-cos 2 pi a with the sign of v. |v| is taken before the conversion, where it is exact.
   const i32 s = L::as_i32(w1);
@@ -70,53 +74,94 @@ FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, typename L:
   z1 = L::from_bits(L::bits(r * cosine) ^ (w1 & 0x80000000u));
 }
 
-// The inverse of the normal distribution function, for truncated normals. Q is the upper tail probability.
-// z = (1 - 2 t) G(w) with t = Q(z) and w = -2 ln(4 t (1 - t)), on 0 <= w <= 13 (z <= 3.37), in 2 w / 13 - 1: 2.5e-7.
-constexpr float kCentreEnd = 13.0f;
-constexpr float kCentre[10] = {2.380940025046212f,    1.0967276567696262f,     -0.09403322233837616f, -0.03153294840511574f,
-                               0.028151203754287372f, -0.007584438244148819f,  -0.0019804469197747883f,
-                               0.002159054686777197f, -0.00021140883711933f,   -0.0002170912071031296f};
-// z = T(s) with s = sqrt(-2 ln t), on 3.9075865 <= s <= 8.5 (z from 3.3 to 8.16), in the s mapped to [-1, 1]: 7.9e-8.
-constexpr float kTailMiddle = 6.2037932526333395f, kTailReach = 2.2962067473666605f;
-constexpr float kTail[9] = {5.752686820928102f,     2.407370916329571f,      -0.03154696486419693f,
-                            0.009475768237262419f,  -0.0029342057883529915f, 0.0009042560411938688f,
-                            -0.0002895820615247939f, 0.00012422522712773207f, -4.0822989031043e-05f};
+// --- truncated normals: the inverse of the distribution function at (w + 1/2) 2^-32 of the way between the bounds' ----
+//
+// Q is the upper tail probability; lower, upper and width are the probabilities below, above and between the bounds, the
+// numbers of tails.py. One of three forms is taken for a whole tensor. mean and std come in here, not after: the last
+// operation is one fma. All results are within 1.5e-6 standard deviations (far out: 1.5e-7 of z) of the exact ones.
 
-// The standard normals whose distribution function is lower + u * width, for u from n words: the numbers are those of
-// tails.Near. The smaller of the two tails is carried, never 1 - x^2. Several words at once, since what is rare is one
-// branch then, and the long polynomials of several words run beside each other.
-template <class L, int N>
-FASTINIT_FN void truncated_near(const typename L::u32 (&w)[N], float lower, float width, float upper,
-                                typename L::f32 (&z)[N]) {
+// As kLog, six coefficients with the least error of the result itself, 2.7e-6; a fifth or less of it reaches a z.
+constexpr float kLogTruncated[6] = {1.9996846489309859f, 1.0113308536634014f, 0.5328257889225941f,
+                                    1.2073947548881534f, -1.3834930512091506f, 2.226262231386184f};
+
+// z = x P(sqrt(1 - x^2)) with x = 2 Phi(z) - 1, for |z| <= 2.001: no logarithm. The polynomial's variable is mapped from
+// [kInsideEnd, 1] to [-1, 1] (unmapped, its rounding errors are ten times larger): best 3.5e-7, with nine 1.3e-6.
+constexpr float kInsideEnd = 0.2978f;
+constexpr float kInside[10] = {1.547133957146439f,    -0.3773243655487106f,   0.11071793957626713f,  -0.03708453383849878f,
+                               0.013982445004244375f, -0.0059652697513995325f, 0.0020997107315305075f,
+                               -0.0004841747071564203f, 0.0008722420665618857f, -0.0006398174485916866f};
+
+struct TruncatedInside {
+  float mean, std, scale, middle;  // x = scale * (the word as a signed number) + middle
+};
+
+template <class L>
+FASTINIT_FN typename L::f32 truncated_inside(typename L::u32 w, const TruncatedInside& p) {
   typedef typename L::f32 f32;
-  f32 t[N], v[N], x[N];
+  const f32 x = L::fma(L::from_i32(L::as_i32(w ^ 0x80000000u)), L::splat(p.scale), L::splat(p.middle));
+  const f32 y = L::sqrt(L::fma(-x, x, L::splat(1.0f)));
+  const f32 mapped = L::fma(y, L::splat(2.0f / (1.0f - kInsideEnd)), L::splat(-(1.0f + kInsideEnd) / (1.0f - kInsideEnd)));
+  return L::fma(x * p.std, polynomial<L>(mapped, kInside), L::splat(p.mean));
+}
+
+// z = (1 - 2 t) G(v) with t = Q(z) and v = -2 ln(4 t (1 - t)), which is symmetric about t = 1/2 and smooth there, on
+// 0 <= v <= kCentreEnd (|z| <= 3.70), in v mapped to [-1, 1]: best 6.3e-7, with nine 8.8e-7 at many times the rounding.
+constexpr float kCentreEnd = 15.5f;
+constexpr float kCentre[10] = {2.5881845207340244f,     1.2612360624362267f,   -0.15150860123143303f, -0.021859110373191857f,
+                               0.041329025474145235f,   -0.019671074248366175f, 0.0006167413287614669f,
+                               0.004322417751120436f, -0.00144823348566594f, -0.00016379034334447652f};
+// z = T(sqrt(-2 ln t)) beyond, down to the least t that the form meets (|z| = 6.8), mapped likewise: best 2.3e-7.
+constexpr float kTailFirst = 4.2f, kTailLast = 7.4f;
+constexpr float kTail[7] = {5.328315035016169f,    1.685852289952468f,     -0.01803492209548546f, 0.003998523831134332f,
+                            -0.0009150268633868559f, 0.0002391145333706455f, -5.876300073991592e-05f};
+
+struct TruncatedWide {
+  float mean, std, lower, upper, width;  // below w = 2^31: t = lower + w * width, else upper + (2^32 - 1 - w) * width
+};
+
+// Both halves of the words count their tail up from its end, so that small probabilities keep all their digits. Several
+// words at once: what is rare is one branch then, and the long polynomials of several words run beside each other.
+template <class L, int N>
+FASTINIT_FN void truncated_wide(const typename L::u32 (&w)[N], const TruncatedWide& p, typename L::f32 (&value)[N]) {
+  typedef typename L::f32 f32;
+  typedef typename L::u32 u32;
+  f32 t[N], v[N];
   decltype(f32{} > f32{}) rare{};
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
-    const f32 below = L::fma(unit<L>(w[i]), L::splat(width), L::splat(lower));
-    const f32 above = L::fma(unit<L>(~w[i]), L::splat(width), L::splat(upper));
-    t[i] = below < above ? below : above;
-    v[i] = minus_2_ln<L>(4.0f * (t[i] * (1.0f - t[i])));
-    x[i] = below < above ? 2.0f * t[i] - 1.0f : 1.0f - 2.0f * t[i];
-    z[i] = x[i] * polynomial<L>(v[i] * (2.0f / kCentreEnd) - 1.0f, kCentre);
-    rare = rare | (v[i] > L::splat(kCentreEnd));
+    const auto s = L::as_i32(w[i]);
+    const f32 end = s < 0 ? L::splat(p.upper) : L::splat(p.lower);
+    t[i] = L::fma(L::from_i32(s ^ (s >> 31)), L::splat(p.width), end);
+    v[i] = minus_2_ln<L, 2>(L::fma(-t[i], t[i], t[i]), kLogTruncated, 2.0f / kCentreEnd, -1.0f);
+    const f32 x = L::fma(t[i], L::splat(2.0f * p.std), L::splat(-p.std));
+    const u32 sign = w[i] & 0x80000000u;
+    value[i] = L::fma(L::from_bits(L::bits(x) ^ sign), polynomial<L>(v[i], kCentre), L::splat(p.mean));
+    rare = rare | (v[i] > L::splat(1.0f));
   }
-  if (L::any(rare)) {  // one value in 1300
+  if (L::any(rare)) {  // one value in 4600 of a whole normal
     for (int i = 0; i < N; ++i) {
-      const f32 s = L::sqrt(minus_2_ln<L>(t[i]));
-      const f32 tail = polynomial<L>((s - kTailMiddle) * (1.0f / kTailReach), kTail);
-      z[i] = v[i] > L::splat(kCentreEnd) ? (x[i] < 0.0f ? -tail : tail) : z[i];
+      const f32 s = L::sqrt(minus_2_ln<L, 0>(t[i], kLogTruncated, 1.0f, 0.0f));
+      const f32 mapped = L::fma(s, L::splat(2.0f / (kTailLast - kTailFirst)),
+                                L::splat(-(kTailLast + kTailFirst) / (kTailLast - kTailFirst)));
+      const f32 std = L::from_bits(L::bits(L::splat(-p.std)) ^ (w[i] & 0x80000000u));
+      value[i] = v[i] > L::splat(1.0f) ? L::fma(std, polynomial<L>(mapped, kTail), L::splat(p.mean)) : value[i];
     }
   }
 }
 
-// As before for one small lower tail, the numbers being those of tails.Far; the polynomial was fitted for the tensor.
+// One tail: v = rho + u (1 - rho) is the probability below a value as a part of that below the upper bound, and z is a
+// polynomial, interpolated for the tensor (tails.Tail), in s = sqrt(k - 2 ln v) mapped to [-1, 1].
+struct TruncatedTail {
+  float mean, std, base, width, k, scale, shift, coefficients[10];  // v = base + w * width
+};
+
 template <class L>
-FASTINIT_FN typename L::f32 truncated_far(typename L::u32 w, float rho, float one_minus_rho, float k, float scale,
-                                          float shift, const float (&coefficients)[8]) {
-  const typename L::f32 v = L::fma(unit<L>(w), L::splat(one_minus_rho), L::splat(rho));
-  const typename L::f32 s = L::sqrt(minus_2_ln<L>(v) + k);
-  return -polynomial<L>(L::fma(s, L::splat(scale), L::splat(shift)), coefficients);
+FASTINIT_FN typename L::f32 truncated_tail(typename L::u32 w, const TruncatedTail& p) {
+  typedef typename L::f32 f32;
+  const f32 v = L::fma(L::from_u32(w), L::splat(p.width), L::splat(p.base));
+  const f32 s = L::sqrt(minus_2_ln<L, 0>(v, kLogTruncated, 1.0f, p.k));
+  const f32 z = polynomial<L>(L::fma(s, L::splat(p.scale), L::splat(p.shift)), p.coefficients);
+  return L::fma(z, L::splat(p.std), L::splat(p.mean));
 }
 
 }  // namespace FASTINIT_ISA

@@ -8,9 +8,10 @@ namespace fastinit {
 
 // Dimensions that are left after those that can be walked as one have been merged; the Python side splits what has more.
 constexpr int kMaxDims = 6;
-constexpr int kMaxParams = 18;
+constexpr int kMaxParams = 20;
 
-enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2, kTruncatedNear = 3, kTruncatedFar = 4 };
+enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2, kTruncatedInside = 3, kTruncatedWide = 4,
+                              kTruncatedTail = 5 };
 enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kRaw = 4 };
 
 struct FillDesc {
@@ -22,7 +23,9 @@ struct FillDesc {
   int64_t stride[kMaxDims];       // of the local memory, in elements
   int64_t index_stride[kMaxDims]; // of the full tensor, row-major, in elements
   double params[kMaxParams];      // uniform: low, high; normal: mean, std; truncated: mean, std (negative: mirrored),
-                                  // low and high (rounded inward to the dtype), then the fields of tails.Near or Far
+                                  // low and high (rounded inward to the dtype), then
+                                  //   float64: the fields of tails.Centre or tails.Tail
+                                  //   narrower: those of TruncatedInside, Wide or Tail (distributions.h) after std
   uint64_t raw[2];                // constant: the element's bytes
   int32_t distribution, dtype;
   int32_t element_bytes;          // 1, 2, 4, 8 or 16

@@ -38,37 +38,46 @@ struct NormalValues {
   }
 };
 
-// Into [low, high]: both are numbers of the target dtype, so rounding to it stays within them.
-FASTINIT_FN f32 clamped(f32 value, float low, float high) {
-  const f32 a = Lanes::splat(low), b = Lanes::splat(high);
-  value = value < a ? a : value;
-  return value > b ? b : value;
-}
-
-struct TruncatedNearValues {
-  float mean, std, low, high, lower, width, upper;
-  explicit TruncatedNearValues(const double* p)
-      : mean(float(p[0])), std(float(p[1])), low(float(p[2])), high(float(p[3])), lower(float(p[4])), width(float(p[5])),
-        upper(float(p[6])) {}
-  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
-    f32 z[4];
-    truncated_near<Lanes>(words.w, lower, width, upper, z);
-    for (int i = 0; i < 4; ++i) value[i] = clamped(z[i] * std + mean, low, high);
+// A truncated normal in one of the three forms, into [low, high]: both are numbers of the target dtype, so rounding to it
+// stays within them.
+struct Bounds {
+  float low, high;
+  explicit Bounds(const double* params) : low(float(params[2])), high(float(params[3])) {}
+  FASTINIT_FN f32 operator()(f32 value) const {
+    return Lanes::min(Lanes::splat(high), Lanes::max(Lanes::splat(low), value));
   }
 };
 
-struct TruncatedFarValues {
-  float mean, std, low, high, rho, one_minus_rho, k, scale, shift, coefficients[8];
-  explicit TruncatedFarValues(const double* p)
-      : mean(float(p[0])), std(float(p[1])), low(float(p[2])), high(float(p[3])), rho(float(p[4])),
-        one_minus_rho(float(p[5])), k(float(p[6])), scale(float(p[7])), shift(float(p[8])) {
-    for (int i = 0; i < 8; ++i) coefficients[i] = float(p[9 + i]);
+struct TruncatedInsideValues {
+  Bounds bounds;
+  TruncatedInside form;
+  explicit TruncatedInsideValues(const double* p)
+      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5])} {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    for (int i = 0; i < 4; ++i) value[i] = bounds(truncated_inside<Lanes>(words.w[i], form));
+  }
+};
+
+struct TruncatedWideValues {
+  Bounds bounds;
+  TruncatedWide form;
+  explicit TruncatedWideValues(const double* p)
+      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5]), float(p[6])} {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    truncated_wide<Lanes>(words.w, form, value);
+    for (int i = 0; i < 4; ++i) value[i] = bounds(value[i]);
+  }
+};
+
+struct TruncatedTailValues {
+  Bounds bounds;
+  TruncatedTail form;
+  explicit TruncatedTailValues(const double* p)
+      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5]), float(p[6]), float(p[7]), float(p[8]), {}} {
+    for (int i = 0; i < 10; ++i) form.coefficients[i] = float(p[9 + i]);
   }
   FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
-    for (int i = 0; i < 4; ++i) {
-      const f32 z = truncated_far<Lanes>(words.w[i], rho, one_minus_rho, k, scale, shift, coefficients);
-      value[i] = clamped(z * std + mean, low, high);
-    }
+    for (int i = 0; i < 4; ++i) value[i] = bounds(truncated_tail<Lanes>(words.w[i], form));
   }
 };
 
@@ -168,21 +177,21 @@ void words_of_block(Key key, uint64_t block, uint64_t (&v)[2]) {
   v[1] = uint64_t(counter[2]) << 32 | counter[3];
 }
 
-// The z >= 0 for which -2 ln Q(z) = minus_2_ln_t, by Newton's method from above.
-double inverse_tail(double minus_2_ln_t) {
+// The z >= 0 for which -2 ln Q(z) = minus_2_ln_t, from a first guess by Newton's method.
+double inverse_tail(double minus_2_ln_t, double z) {
   constexpr double kSqrtHalf = 0.70710678118654752440, kLnSqrt2Pi = 0.91893853320467274178;
   const auto ln_tail = [&](double z) {
     if (z < 25) return std::log(0.5 * std::erfc(z * kSqrtHalf));
     const double r = 1 / (z * z);  // the asymptotic series, whose next term is below 1e-13 here
     return -0.5 * z * z - std::log(z) - kLnSqrt2Pi + std::log1p(-r * (1 - r * (3 - r * (15 - r * (105 - r * 945)))));
   };
-  double z = std::sqrt(minus_2_ln_t);
   for (int i = 0; i < 60; ++i) {
     const double ln_q = ln_tail(z);
     const double hazard = std::exp(-0.5 * z * z - kLnSqrt2Pi - ln_q);
     const double step = (-2 * ln_q - minus_2_ln_t) / (2 * hazard);
     z -= step;
-    if (std::fabs(step) <= 1e-15 * (1 + std::fabs(z))) break;
+    // The method doubles the digits: after a step of 1e-7 another would be of 1e-14.
+    if (std::fabs(step) <= 1e-7 * (1 + std::fabs(z))) break;
   }
   return z;
 }
@@ -191,12 +200,14 @@ double truncated_double(const FillDesc& fill, uint64_t v) {
   const double* p = fill.params;
   const double u = (double(v) + 0.5) * 0x1p-64, u_bar = (double(~v) + 0.5) * 0x1p-64;
   double z;
-  if (fill.distribution == kTruncatedNear) {
-    const double below = p[4] + u * p[5], above = p[6] + u_bar * p[5], t = std::min(std::min(below, above), 0.5);
-    z = inverse_tail(-2 * std::log(t));
+  if (fill.distribution == kTruncatedWide) {
+    const double below = p[4] + u * p[6], above = p[5] + u_bar * p[6], t = std::min(std::min(below, above), 0.5);
+    const double minus_2_ln_t = -2 * std::log(t);
+    z = inverse_tail(minus_2_ln_t, std::sqrt(minus_2_ln_t));
     if (below < above) z = -z;
   } else {
-    z = -inverse_tail(p[6] - 2 * std::log(p[4] + u * p[5]));
+    const double s = std::sqrt(p[6] - 2 * std::log(p[4] + u * p[5]));
+    z = inverse_tail(s * s, s);
   }
   return std::min(std::max(z * p[1] + p[0], p[2]), p[3]);
 }
@@ -314,8 +325,9 @@ void fill_range(const FillDesc& fill, int64_t begin, int64_t end) {
   switch (fill.distribution) {
     case kUniform: return fill_dtype<UniformValues>(fill, begin, end);
     case kNormal: return fill_dtype<NormalValues>(fill, begin, end);
-    case kTruncatedNear: return fill_dtype<TruncatedNearValues>(fill, begin, end);
-    case kTruncatedFar: return fill_dtype<TruncatedFarValues>(fill, begin, end);
+    case kTruncatedInside: return fill_dtype<TruncatedInsideValues>(fill, begin, end);
+    case kTruncatedWide: return fill_dtype<TruncatedWideValues>(fill, begin, end);
+    case kTruncatedTail: return fill_dtype<TruncatedTailValues>(fill, begin, end);
     case kConstant:
       switch (fill.element_bytes) {
         case 1: return fill_constant<uint8_t>(fill, begin, end);

@@ -19,25 +19,34 @@ _SERIES_BELOW = 7
 _FRACTION_TERMS = 200
 # Beyond this many standard deviations the exponents of the tail leave what decimal can hold.
 MAX_SIGMA = 10**8
-# The near form's polynomial for tails is fitted down to this tail probability (csrc/distributions.h, kTail).
-SMALLEST_NEAR = Decimal("2.1e-16")
-# cos(pi (2 j + 1) / 16): the nodes of the far form's polynomial of degree 7.
-_NODES = [sign * Decimal(node) for node in ("0.98078528", "0.83146961", "0.55557023", "0.19509032") for sign in (1, -1)]
+# Upper bounds this far below the mean take the form of a tail. Nearer, a polynomial of ten coefficients is not enough for
+# it; farther, the other form would lose digits of 1 - t near the upper bound (0.055 is left of it here).
+_TAIL_BEYOND = Decimal("1.6")
+# csrc/distributions.h, kInside, is fitted for bounds within 2.001.
+_INSIDE = Decimal("2.0005")
+# cos(pi (2 j + 1) / 20): the nodes of the tail's polynomial of degree 9.
+_NODES = [
+    sign * Decimal(node)
+    for node in ("0.98768834", "0.89100652", "0.70710678", "0.45399050", "0.15643447")
+    for sign in (1, -1)
+]
 
 
 @dataclass(frozen=True)
-class Near:
-    """z from both tails: t = min(lower + u * width, upper + (1 - u) * width) is a tail probability, z = +-Q^-1(t)."""
+class Centre:
+    """The probabilities below, above and between the bounds: z = +-Q^-1 of lower + u width or upper + (1 - u) width."""
 
     lower: float
-    width: float
     upper: float
+    width: float
     sign: int
+    inside: bool
+    """Whether both bounds are within two standard deviations."""
 
 
 @dataclass(frozen=True)
-class Far:
-    """One tail, too small for Near: v = rho + u (1 - rho), s = sqrt(k - 2 ln v), z = -P(scale * s + shift)."""
+class Tail:
+    """One tail: v = rho + u (1 - rho), s = sqrt(k - 2 ln v), z = -P(scale * s + shift)."""
 
     rho: float
     one_minus_rho: float
@@ -49,7 +58,7 @@ class Far:
 
 
 @lru_cache(maxsize=1024)  # some milliseconds each; a model has few different ones
-def truncation(mean: float, std: float, low: float, high: float) -> Near | Far:
+def truncation(mean: float, std: float, low: float, high: float) -> Centre | Tail:
     """Returns how to draw N(mean, std) within [low, high].
 
     An interval from the mean upward is mirrored (``sign`` is -1): what is small is always a lower tail.
@@ -65,17 +74,17 @@ def truncation(mean: float, std: float, low: float, high: float) -> Near | Far:
         if beta < -MAX_SIGMA:
             raise ValueError(f"[{low}, {high}] lies more than {MAX_SIGMA:.0e} standard deviations from the mean")
         lower, upper = upper_tail(-alpha), upper_tail(beta)
-        inside = 1 - upper if beta > 0 else upper_tail(-beta)  # the probability below beta
-        width = inside - lower
-        if lower + width / 2**33 >= SMALLEST_NEAR:
-            return Near(float(lower), float(width), float(upper), sign)
-        rho = lower / inside
-        k = -2 * inside.ln()
+        below = 1 - upper if beta > 0 else upper_tail(-beta)  # the probability below beta
+        if beta > -_TAIL_BEYOND:
+            inside = alpha >= -_INSIDE and beta <= _INSIDE
+            return Centre(float(lower), float(upper), float(below - lower), sign, inside)
+        rho = lower / below
+        k = -2 * below.ln()
         first = k.sqrt()
         last = (k - 2 * max(rho, Decimal(2) ** -33).ln()).sqrt()
         middle, reach = (first + last) / 2, max((last - first) / 2, Decimal("1e-12"))
         coefficients = _interpolated([(node, inverse_tail(middle + reach * node)) for node in _NODES])
-        return Far(float(rho), float(1 - rho), float(k), float(1 / reach), float(-middle / reach), coefficients, sign)
+        return Tail(float(rho), float(1 - rho), float(k), float(1 / reach), float(-middle / reach), coefficients, sign)
 
 
 def upper_tail(z: Decimal) -> Decimal:

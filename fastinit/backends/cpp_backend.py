@@ -19,7 +19,7 @@ import torch
 
 from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span, describe, numbers_of
 from ..streams import parameter_key
-from ..tails import Far, Near, truncation
+from ..tails import Centre, truncation
 from .torch_backend import why_not_values
 
 NUMBERS = "contract 1 (draft)"
@@ -35,11 +35,11 @@ except ImportError as error:
     _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the native core is missing: {error}"
 
 # Positions in csrc/fill.h's enumerations.
-_DISTRIBUTIONS: dict[type, int] = {Constant: 0, Uniform: 1, Normal: 2, Near: 3, Far: 4}
+_CONSTANT, _UNIFORM, _NORMAL, _TRUNCATED_INSIDE, _TRUNCATED_WIDE, _TRUNCATED_TAIL = range(6)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _RAW = 4
 _MAX_DIMS = 6
-_MAX_PARAMS = 18
+_MAX_PARAMS = 20
 
 # csrc/fill.h's FillDesc, field by field.
 RECORD = np.dtype(
@@ -127,23 +127,33 @@ def lowered(fills: Sequence[Fill], seed: int) -> np.ndarray[Any, np.dtype[np.voi
 
 
 def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[float, ...]]:
-    """Returns the kind and the numbers of a record."""
-    kind, numbers = type(distribution), ()  # type: tuple[type, tuple[float, ...]]
+    """Returns the kind and the numbers of a record, as csrc/fill.h lists them."""
+    kind, numbers = _CONSTANT, ()  # type: tuple[int, tuple[float, ...]]
     if isinstance(distribution, Uniform):
-        numbers = (distribution.low, distribution.high)
+        kind, numbers = _UNIFORM, (distribution.low, distribution.high)
     elif isinstance(distribution, Normal):
-        numbers = (distribution.mean, distribution.std)
+        kind, numbers = _NORMAL, (distribution.mean, distribution.std)
     elif isinstance(distribution, TruncatedNormal):
         mean, std = distribution.mean, distribution.std
         form = truncation(mean, std, distribution.low, distribution.high)
-        kind = type(form)
         bounds = (_inward(distribution, dtype, True), _inward(distribution, dtype, False))
-        numbers = (mean, std * form.sign, *bounds)
-        if isinstance(form, Near):
-            numbers += (form.lower, form.width, form.upper)
+        if isinstance(form, Centre):
+            # Words count in half steps from the end: u = (word + 1/2) 2^-32. Scaling by powers of two is exact.
+            lower, upper, width, half_step = form.lower, form.upper, form.width, form.width * 2.0**-33
+            if dtype == torch.float64:
+                kind, rest = _TRUNCATED_WIDE, (lower, upper, width)  # type: tuple[int, tuple[float, ...]]
+            elif form.inside:  # 2 u width + lower - upper - width, of the word less 2^31
+                kind, rest = _TRUNCATED_INSIDE, (width * 2.0**-31, lower - upper + 2 * half_step)
+            else:
+                kind, rest = _TRUNCATED_WIDE, (lower + half_step, upper + half_step, width * 2.0**-32)
         else:
-            numbers += (form.rho, form.one_minus_rho, form.k, form.scale, form.shift, *form.coefficients)
-    return _DISTRIBUTIONS[kind], numbers + (0.0,) * (_MAX_PARAMS - len(numbers))
+            std = -std
+            steps = (form.rho, form.one_minus_rho)
+            if dtype != torch.float64:
+                steps = (form.rho + form.one_minus_rho * 2.0**-33, form.one_minus_rho * 2.0**-32)
+            kind, rest = _TRUNCATED_TAIL, (*steps, form.k, form.scale, form.shift, *form.coefficients)
+        numbers = (mean, std * form.sign, *bounds, *rest)
+    return kind, numbers + (0.0,) * (_MAX_PARAMS - len(numbers))
 
 
 @lru_cache(maxsize=4096)  # asked for by the check and again by the lowering, for every fill of a model
