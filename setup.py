@@ -62,11 +62,13 @@ class NinjaBuild(build_ext):
             f"  command = {compiler} -shared -pthread $in -o $out",
             f"build bind.o: cxx {ROOT / 'csrc' / 'bind.cpp'}",
             f"  flags = {' '.join([*FLAGS, *includes])}",
+            f"build dispatch.o: cxx {ROOT / 'csrc' / 'dispatch.cpp'}",
+            f"  flags = {' '.join(FLAGS)}",
         ]
         for name, flags in sets.items():
             lines.append(f"build fill_cpu.{name}.o: cxx {ROOT / 'csrc' / 'fill_cpu.cpp'}")
             lines.append(f"  flags = {' '.join([*FLAGS, *flags, f'-DFASTINIT_ISA={name}'])}")
-        objects = ["bind.o", *(f"fill_cpu.{name}.o" for name in sets)]
+        objects = ["bind.o", "dispatch.o", *(f"fill_cpu.{name}.o" for name in sets)]
         lines.append(f"build {target}: link {' '.join(objects)}")
         (build / "build.ninja").write_text("\n".join(lines) + "\n")
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(build)]

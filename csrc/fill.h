@@ -11,8 +11,10 @@ constexpr int kMaxDims = 6;
 constexpr int kMaxParams = 20;
 
 enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2, kTruncatedInside = 3, kTruncatedWide = 4,
-                              kTruncatedTail = 5 };
-enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kRaw = 4 };
+                              kTruncatedTail = 5,
+                              kWords = 6 };  // the bits of the words: for known answers and exhaustive tests
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kFloat8E4M3FN = 4, kFloat8E5M2 = 5,
+                       kFloat8E4M3FNUZ = 6, kFloat8E5M2FNUZ = 7, kRaw = 8 };
 
 struct FillDesc {
   void* data;                     // the box's first element in local memory
@@ -32,21 +34,21 @@ struct FillDesc {
   int32_t reserved;
 };
 
-// Fills the elements [begin, end) of the box, counted row-major within the box. One for each instruction set.
+// Fills the elements [begin, end) of the box, counted row-major within the box.
 using FillRange = void (*)(const FillDesc& fill, int64_t begin, int64_t end);
-// Writes words [first, first + n) of a stream: for known answers.
-using WriteWords = void (*)(uint64_t key_seed, uint64_t key_offset, uint64_t first, int64_t n, uint32_t* out);
-// Writes the two normals of each pair of words: for exhaustive comparison.
-using NormalPairs = void (*)(const uint32_t* w0, const uint32_t* w1, int64_t n, float* z0, float* z1);
-
-// Writes a * b + c, rounded once.
+// For exhaustive tests: writes what the fill makes of given words, in whole tiles, into contiguous memory. float32, or any
+// narrower dtype of kWords.
+using FillFromWords = void (*)(const FillDesc& fill, const uint32_t* words);
+// Writes a * b + c, rounded once: for tests.
 using FusedMultiplyAdd = void (*)(const float* a, const float* b, const float* c, int64_t n, float* out);
 
-struct Kernels {
+// Elements of a tile at most: four words of one block for each lane of the widest register.
+constexpr int64_t kMaxTile = 64;
+
+struct Kernels {  // of one instruction set
   const char* isa;
   FillRange fill_range;
-  WriteWords write_words;
-  NormalPairs normal_pairs;
+  FillFromWords fill_from_words;
   FusedMultiplyAdd fma;
 };
 

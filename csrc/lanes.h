@@ -42,6 +42,7 @@ struct Lanes {
   FASTINIT_FN static f32 fma(f32 a, f32 b, f32 c) { return ::fmaf(a, b, c); }
   FASTINIT_FN static f32 sqrt(f32 a) { return ::sqrtf(a); }
   FASTINIT_FN static f32 splat(float a) { return a; }
+  FASTINIT_FN static u32 splat_u32(uint32_t a) { return a; }
   FASTINIT_FN static f32 from_i32(i32 a) { return float(a); }
   FASTINIT_FN static f32 from_u32(u32 a) { return float(a); }
   FASTINIT_FN static u32 bits(f32 a) { return __float_as_uint(a); }
@@ -70,6 +71,7 @@ struct Lanes {
   typedef uint64_t wide __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
 
   static FASTINIT_FN f32 splat(float a) { return f32{} + a; }
+  static FASTINIT_FN u32 splat_u32(uint32_t a) { return u32{} + a; }
   static FASTINIT_FN u32 bits(f32 a) { return (u32)a; }
   static FASTINIT_FN f32 from_bits(u32 a) { return (f32)a; }
   static FASTINIT_FN i32 as_i32(u32 a) { return (i32)a; }
@@ -115,11 +117,7 @@ struct Lanes {
 #elif defined(__aarch64__)
     return (f32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
-    // Without the instruction: in double the product is exact and the sum is rounded once, to 53 bits. Rounding that to
-    // odd first keeps the second rounding, to 24 bits, from seeing a tie that is none (Boldo & Melquiond 2008).
-    f32 result;
-    for (int lane = 0; lane < kWidth; ++lane) result[lane] = fma_in_double(a[lane], b[lane], c[lane]);
-    return result;
+    return fma_in_double(a, b, c);
 #endif
   }
 
@@ -215,20 +213,33 @@ struct Lanes {
   }
 
  private:
-  static float fma_in_double(float a, float b, float c) {
-    const double product = double(a) * double(b);  // exact: 24 + 24 bits
-    const double sum = product + double(c);
-    // The error of the sum (Knuth's two-sum, exact): if it is not zero, make the last bit of the sum odd in its
+  // Without the instruction: in double the product is exact and the sum is rounded once, to 53 bits. Rounding that to odd
+  // first keeps the second rounding, to 24 bits, from seeing a tie that is none (Boldo & Melquiond 2008). A call, because
+  // hundreds of copies would take a minute to compile.
+  static __attribute__((noinline)) f32 fma_in_double(f32 a, f32 b, f32 c) {
+    f32 result;
+    for (int lane = 0; lane < kWidth; lane += 2) {
+      const f32x2 two = fma_in_double(f32x2{a[lane], a[lane + 1]}, f32x2{b[lane], b[lane + 1]}, f32x2{c[lane], c[lane + 1]});
+      result[lane] = two[0], result[lane + 1] = two[1];
+    }
+    return result;
+  }
+
+  typedef float f32x2 __attribute__((vector_size(8)));
+  typedef double f64x2 __attribute__((vector_size(16)));
+  typedef int64_t i64x2 __attribute__((vector_size(16)));
+
+  static FASTINIT_FN f32x2 fma_in_double(f32x2 a, f32x2 b, f32x2 c) {
+    const f64x2 product = __builtin_convertvector(a, f64x2) * __builtin_convertvector(b, f64x2);  // exact: 24 + 24 bits
+    const f64x2 addend = __builtin_convertvector(c, f64x2), sum = product + addend;
+    // The error of the sum (Knuth's two-sum, exact): where it is not zero, the last bit of the sum is made odd in its
     // direction, so that the rounding to float below is the only one.
-    const double back = sum - product;
-    const double error = (product - (sum - back)) + (double(c) - back);
-    if (error == 0.0) return float(sum);
-    uint64_t bits;
-    std::memcpy(&bits, &sum, 8);
-    if ((bits & 1) == 0) bits += ((error > 0) == (sum > 0)) ? 1 : -1;
-    double odd;
-    std::memcpy(&odd, &bits, 8);
-    return float(odd);
+    const f64x2 back = sum - product;
+    const f64x2 error = (product - (sum - back)) + (addend - back);
+    const i64x2 up = error > 0.0, inexact = up | (error < 0.0), away = ~(up ^ (sum > 0.0)), bits = (i64x2)sum;
+    const i64x2 even = (bits & 1) - 1;
+    const i64x2 step = ((away & 2) - 1) & inexact & even;  // away from zero: one more
+    return __builtin_convertvector((f64x2)(bits + step), f32x2);
   }
 };
 

@@ -42,8 +42,12 @@ struct Key {
 
 #if !defined(__CUDACC__)
 
-// The four words of kWidth consecutive blocks. Lane 4 * L + j (L counts 128-bit parts) holds block kWidth / 4 * j + L:
-// the order for which `transpose` lands in natural order.
+// Which of kWidth consecutive blocks a lane holds, and the inverse: the order for which `transpose` lands in natural order.
+// Lane 4 * L + j (L counts 128-bit parts) holds block kWidth / 4 * j + L.
+constexpr int block_of_lane(int lane) { return Lanes::kWidth / 4 * (lane % 4) + lane / 4; }
+constexpr int lane_of_block(int block) { return 4 * (block % (Lanes::kWidth / 4)) + block / (Lanes::kWidth / 4); }
+
+// The four words of kWidth consecutive blocks.
 struct TileWords {
   Lanes::u32 w[4];
 };
@@ -54,9 +58,8 @@ FASTINIT_FN TileWords tile_words(Key key, uint64_t first_block) {
   constexpr int n = Lanes::kWidth / 2;  // 64-bit lanes of a register
   wide even{}, odd{};                   // lanes 2 * i and 2 * i + 1 of the 32-bit registers
   for (int i = 0; i < n; ++i) {
-    const int a = 2 * i, b = 2 * i + 1;
-    even[i] = uint64_t(Lanes::kWidth / 4 * (a % 4) + a / 4);
-    odd[i] = uint64_t(Lanes::kWidth / 4 * (b % 4) + b / 4);
+    even[i] = uint64_t(block_of_lane(2 * i));
+    odd[i] = uint64_t(block_of_lane(2 * i + 1));
   }
   const uint64_t base = key.offset + first_block;
   const Block<wide> x = philox4x32<Lanes>(even + base, key.seed), y = philox4x32<Lanes>(odd + base, key.seed);

@@ -26,6 +26,7 @@ CONTRACT = json.loads((Path(__file__).parent / "data" / "contract.json").read_te
 NATIVE = cpp_backend._native
 ISAS = NATIVE.instruction_sets()
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+FLOAT8 = [getattr(torch, name) for name in cpp_backend._FLOAT8 if hasattr(torch, name)]
 NORMAL, UNIFORM = plans.Normal(0.25, 1.5), plans.Uniform(-0.37, 1.93)
 TRUNCATED = plans.TruncatedNormal(0.25, 1.5, -2.5, 3.0)
 INF = math.inf
@@ -45,6 +46,37 @@ def fill(tensor, distribution=NORMAL, *, name="weight", seed=0, shape=None, offs
     return tensor
 
 
+def record(tensor, distribution=NORMAL, key=(0, 0), first=0):
+    """The record of a contiguous tensor; ``distribution`` may be "words", their bits themselves."""
+    words = distribution == "words"
+    table = cpp_backend.lowered([plans.Fill.whole("", tensor, UNIFORM if words else distribution, "", "")], 0)
+    table["key"], table["first_index"] = key, first
+    if words:
+        table["distribution"] = 6
+    return table.view(np.uint8)
+
+
+def words_of(key, first, n, isa=""):
+    """Returns the words [first, first + n) of a stream."""
+    out = torch.empty(n)
+    NATIVE.fill(record(out, "words", key, first), 1, isa)
+    return out.numpy().view(np.uint32)
+
+
+def from_words(words, distribution, isa="", dtype=torch.float32):
+    """Returns what a distribution makes of given words."""
+    whole = np.concatenate([words, np.zeros(-len(words) % 64, np.uint32)])
+    out = torch.empty(len(whole), dtype=dtype)
+    NATIVE.fill_from(record(out, distribution), whole, isa)
+    return out[: len(words)]
+
+
+def normal_pairs(w0, w1, isa=""):
+    """Returns the two standard normals of each pair of words."""
+    pairs = from_words(np.stack([w0, w1], 1).reshape(-1), plans.Normal(0, 1), isa).numpy()
+    return pairs[::2], pairs[1::2]
+
+
 # --- known answers ----------------------------------------------------------------------------------------------------
 
 
@@ -52,12 +84,12 @@ def fill(tensor, distribution=NORMAL, *, name="weight", seed=0, shape=None, offs
 @answers
 def test_words_are_the_contracts(answer, isa):
     key = streams.parameter_key(answer["seed"], answer["name"])
-    assert [f"{word:08x}" for word in NATIVE.words(*key, 0, 8, isa)] == answer["words"]
+    assert [f"{word:08x}" for word in words_of(key, 0, 8, isa)] == answer["words"]
     for index, word in answer["far"].items():  # beyond 2^32 and 2^34, without the memory
-        assert f"{NATIVE.words(*key, int(index), 1, isa)[0]:08x}" == word
-    whole = NATIVE.words(*key, 0, 700, isa)
+        assert f"{words_of(key, int(index), 1, isa)[0]:08x}" == word
+    whole = words_of(key, 0, 700, isa)
     for first in range(1, 131):
-        assert (NATIVE.words(*key, first, 300, isa) == whole[first : first + 300]).all()
+        assert (words_of(key, first, 300, isa) == whole[first : first + 300]).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -116,7 +148,7 @@ def test_normals_stay_within_2e_minus_6_over_the_ends_and_a_sample_of_all_words(
     angles = np.arange(2**16, dtype=np.uint32) * np.uint32(2**16) + np.uint32(7)
     pairs = [(w0, generator.integers(0, 2**32, len(w0), dtype=np.uint32)), (np.zeros_like(angles), angles)]
     for a, b in pairs:
-        for found, expected in zip(NATIVE.normal_pairs(a, b, isa), reference_normals(a, b)):
+        for found, expected in zip(normal_pairs(a, b, isa), reference_normals(a, b)):
             assert np.abs(found - expected).max() < 2e-6
 
 
@@ -126,7 +158,7 @@ def test_truncated_normals_are_the_inverse_of_the_distribution_function(bounds):
 
     low, high = bounds
     n = 1 << 18
-    words = NATIVE.words(*streams.parameter_key(0, "weight"), 0, n)
+    words = words_of(streams.parameter_key(0, "weight"), 0, n)
     words[:4] = [0, 1, 2**32 - 2, 2**32 - 1]
     u, u_bar = (
         (each.astype(np.float32) * np.float32(2**-32) + np.float32(2**-33)).astype(np.float64)
@@ -171,7 +203,7 @@ def test_mirrored_bounds_give_mirrored_values():
 def test_float64_truncated_normals_are_exact():
     from scipy.special import ndtr, ndtri
 
-    words = NATIVE.words(*streams.parameter_key(0, "weight"), 0, 2000).astype(np.uint64)
+    words = words_of(streams.parameter_key(0, "weight"), 0, 2000).astype(np.uint64)
     u = ((words[0::2] << np.uint64(32) | words[1::2]).astype(np.float64) + 0.5) * 2.0**-64
     for low, high in ((-2, 2), (-1, 0.5), (-6, -1)):
         expected = ndtri(ndtr(low) + u * (ndtr(high) - ndtr(low)))
@@ -183,7 +215,7 @@ def test_float64_truncated_normals_are_exact():
 def test_every_instruction_set_gives_the_same_bits(isa):
     generator = np.random.default_rng(1)
     words = generator.integers(0, 2**32, (2, 2**18), dtype=np.uint32)
-    for a, b in zip(NATIVE.normal_pairs(*words, ISAS[0]), NATIVE.normal_pairs(*words, isa)):
+    for a, b in zip(normal_pairs(*words, ISAS[0]), normal_pairs(*words, isa)):
         assert (a.view(np.uint32) == b.view(np.uint32)).all()
     for dtype in FLOATS:
         more = [plans.TruncatedNormal(0, 1, *bounds) for bounds in BOUNDS if dtype != torch.float64]
@@ -224,6 +256,76 @@ def test_float16_rounds_its_subnormals_and_overflows_as_torch_does(std):
     for isa in ISAS:
         exact = fill(torch.empty(20_000), plans.Normal(0, std))
         assert same_bits(fill(torch.empty(20_000, dtype=torch.float16), plans.Normal(0, std), isa=isa), exact.half())
+
+
+def converted(exact, dtype):
+    """Torch's conversion; what is too large for float8_e4m3fn becomes the largest, which torch does since about 2.13."""
+    return (exact.clamp(-448, 448) if dtype == torch.float8_e4m3fn else exact).to(dtype)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *FLOAT8], ids=str)
+def test_conversions_are_torchs(dtype, isa):
+    # Around every number of the dtype and every middle of two of them, from below the subnormals to overflow.
+    steps = torch.arange(1 << 16 if dtype.itemsize == 2 else 1 << 8, dtype=torch.int32).to(torch.int16)
+    numbers = steps.view(dtype) if dtype.itemsize == 2 else steps.to(torch.uint8).view(dtype)
+    exact = numbers.float()[~numbers.float().isnan()].unique()
+    middles = torch.cat(
+        [(exact[1:].double() + exact[:-1].double()) / 2, exact[exact.isfinite()].abs().max()[None] * 1.1]
+    )
+    around = torch.cat([exact, middles.float(), -middles.float()]).numpy().view(np.uint32)
+    bits = np.concatenate([around - 1, around, around + 1, np.random.default_rng(0).integers(0, 2**32, 2**18)])
+    values = torch.from_numpy(bits.astype(np.uint32).view(np.float32))
+    values = values[~values.isnan()]
+    found = from_words(values.numpy().view(np.uint32), "words", isa, dtype)
+    assert same_bits(found, converted(values, dtype))
+
+
+@pytest.mark.parametrize("distribution", [plans.Normal(0, 0.02), UNIFORM, TRUNCATED, plans.Normal(0, 200)], ids=str)
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_float8_is_float32_rounded(dtype, distribution):
+    exact = fill(torch.empty(70_001), distribution)
+    made = fill(torch.empty(70_001).to(dtype), distribution)
+    if distribution == TRUNCATED:
+        exact = exact.clamp(-2.5, 3.0)
+    assert same_bits(made, converted(exact, dtype))
+    box = fill(torch.empty(7, 11).to(dtype).t(), distribution, shape=(40, 50), offset=(3, 5))
+    whole = fill(torch.empty(40, 50).to(dtype), distribution)
+    assert same_bits(box.contiguous(), whole[3:14, 5:12].contiguous())
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+@pytest.mark.parametrize(
+    "bounds", [(-2.3, 1.7), (-INF, INF), (-1e9, 0.3), (0.0, 0.0), (-1e-4, 1e-4), (3, 1e6)], ids=str
+)
+def test_float8_truncated_normals_stay_within_their_bounds(dtype, bounds):
+    made = fill(torch.empty(100_000).to(dtype), plans.TruncatedNormal(0, 1, *bounds)).float()
+    assert made.min() >= bounds[0] and made.max() <= bounds[1] and made.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_a_model_in_float8_is_initialized(dtype):
+    made = nn.Linear(64, 64, bias=False)
+    made.weight = nn.Parameter(made.weight.detach().to(dtype), requires_grad=False)
+    report = fastinit.initialize(made, dict(type="Kaiming", layer="Linear"), backend="cpp", seed=0)
+    assert report.n_bytes == 4096
+    exact = nn.Linear(64, 64, bias=False)
+    fastinit.initialize(exact, dict(type="Kaiming", layer="Linear"), backend="cpp", seed=0)
+    assert same_bits(made.weight.detach(), exact.weight.detach().to(dtype))
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch has no float8_e8m0fnu")
+def test_a_format_of_powers_of_two_and_numbers_beyond_a_format_are_refused():
+    made = nn.ParameterList([nn.Parameter(torch.zeros(4).to(torch.float8_e8m0fnu), requires_grad=False)])
+    with pytest.raises(RuntimeError, match="no random numbers into torch.float8_e8m0fnu"):
+        fastinit.initialize(made, dict(type="Normal", param="0"), backend="cpp", seed=0)
+    made = nn.ParameterList([nn.Parameter(torch.zeros(4).to(torch.float8_e4m3fn), requires_grad=False)])
+    for rule, message in (
+        (dict(type="Uniform", a=-500, b=0), "out of bounds for torch.float8_e4m3fn"),
+        (dict(type="TruncNormal", std=1000, a=470, b=500), "no number of torch.float8_e4m3fn lies within"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            fastinit.initialize(made, dict(**rule, param="0"), backend="cpp", seed=0)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -276,7 +378,7 @@ def test_more_dimensions_than_a_record_has_are_split():
 def test_far_parts_of_a_huge_parameter_need_no_memory_for_the_rest():
     shape, offset = (2**20, 2**16), (2**20 - 1, 2**16 - 64)  # 2^36 elements
     part = fill(torch.empty(1, 64), UNIFORM, shape=shape, offset=offset)
-    words = NATIVE.words(*streams.parameter_key(0, "weight"), 2**36 - 64, 64)
+    words = words_of(streams.parameter_key(0, "weight"), 2**36 - 64, 64)
     u = (words & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
     low, high = np.float32(-0.37), np.float32(1.93)
     assert (part.numpy().reshape(-1) == u * (high - low) + low).all()
@@ -518,7 +620,9 @@ def test_bad_calls_of_the_core_are_refused():
         lambda: NATIVE.fill(np.zeros(7, np.uint8), 1),
         lambda: NATIVE.fill(np.zeros(0, np.uint8), 0),
         lambda: NATIVE.fill(np.zeros(0, np.uint8), 1, "sse9"),
-        lambda: NATIVE.normal_pairs(np.zeros(2, np.uint32), np.zeros(3, np.uint32)),
+        lambda: NATIVE.fill_from(record(torch.empty(65)), np.zeros(65, np.uint32)),
+        lambda: NATIVE.fill_from(record(torch.empty(64)), np.zeros(128, np.uint32)),
+        lambda: NATIVE.fill_from(record(torch.empty(64, dtype=torch.float16)), np.zeros(64, np.uint32)),
     ):
         with pytest.raises(ValueError):
             call()

@@ -53,7 +53,14 @@ def test_a_tails_polynomial_is_the_inverse(low, high, limit):
 
 @pytest.mark.parametrize(
     ("low", "high", "kind"),
-    [(-2, 2, "inside"), (-2.001, 2, "wide"), (0.5, 2, "inside"), (-9, -1.59, "wide"), (-2, -1.61, "tail"), (3, 4, "tail")],
+    [
+        (-2, 2, "inside"),
+        (-2.001, 2, "wide"),
+        (0.5, 2, "inside"),
+        (-9, -1.59, "wide"),
+        (-2, -1.61, "tail"),
+        (3, 4, "tail"),
+    ],
 )
 def test_the_form_is_chosen_by_the_bounds(low, high, kind):
     form = tails.truncation(0.0, 1.0, low, high)

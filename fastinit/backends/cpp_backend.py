@@ -37,7 +37,10 @@ except ImportError as error:
 # Positions in csrc/fill.h's enumerations.
 _CONSTANT, _UNIFORM, _NORMAL, _TRUNCATED_INSIDE, _TRUNCATED_WIDE, _TRUNCATED_TAIL = range(6)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-_RAW = 4
+# Torch 2.1 has the first two only.
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+_DTYPES |= {getattr(torch, name): 4 + i for i, name in enumerate(_FLOAT8) if hasattr(torch, name)}
+_RAW = 8
 _MAX_DIMS = 6
 _MAX_PARAMS = 20
 
@@ -75,6 +78,12 @@ def why_not_fill(fill: Fill) -> str | None:
         if dtype not in _DTYPES:
             return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, _DTYPES))}"
         numbers = numbers_of(distribution)
+        if (
+            isinstance(distribution, Uniform) and dtype.itemsize == 1
+        ):  # torch draws none into float8, so it is not asked
+            limits = torch.finfo(dtype)
+            if not limits.min <= distribution.low <= distribution.high <= limits.max:
+                return f"{describe(distribution)} is out of bounds for {dtype}, [{limits.min}, {limits.max}]"
         bounds = ("low", "high") if isinstance(distribution, TruncatedNormal) else ()  # they may be infinite
         if not all(math.isfinite(number.real) for name, number in numbers.items() if name not in bounds):
             return f"{describe(distribution)} is not finite"
@@ -91,7 +100,9 @@ def why_not_fill(fill: Fill) -> str | None:
             return "it fills plain strided tensors only"
         if _overlaps_itself(box.tensor):
             return "elements of the tensor share memory (it was expanded, or made with as_strided)"
-    return why_not_values(dtype, distribution)
+    # Random float8 are drawn in float32 and rounded.
+    drawn_in = torch.float32 if dtype.itemsize == 1 and not isinstance(distribution, Constant) else dtype
+    return why_not_values(drawn_in, distribution)
 
 
 def engine() -> str:
@@ -160,15 +171,21 @@ def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[
 def _inward(distribution: TruncatedNormal, dtype: torch.dtype, up: bool) -> float:
     """Returns the lower bound rounded up to a number of the dtype, or the upper one rounded down."""
     bound = distribution.low if up else distribution.high
+    if dtype.itemsize == 1:  # what torch makes of numbers beyond those of a float8 depends on its release
+        limits = torch.finfo(dtype)
+        if bound > limits.max if up else bound < limits.min:
+            return math.inf if up else -math.inf
+        bound = min(max(bound, limits.min), limits.max)
     nearest = torch.tensor(bound, dtype=torch.float64, device="cpu").to(dtype)
     if nearest.item() < bound if up else nearest.item() > bound:
-        bits = nearest.view({2: torch.int16, 4: torch.int32}[dtype.itemsize])
+        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        bits = nearest.view(integer)  # sign and magnitude
         towards_zero = nearest.item() < 0 if up else nearest.item() > 0
         if nearest.item() == 0:
-            smallest = torch.ones_like(bits).view(dtype)
-            nearest = smallest if up else -smallest
+            bits = torch.tensor(1 if up else torch.iinfo(integer).min + 1, dtype=integer, device="cpu")
         else:
-            nearest = (bits - 1 if towards_zero else bits + 1).view(dtype)
+            bits = bits - 1 if towards_zero else bits + 1
+        nearest = bits.view(dtype)
     return nearest.item()
 
 

@@ -1,0 +1,133 @@
+// What a fill's numbers make of random words, and how the values are stored, for the CPU kernels.
+#pragma once
+
+#include <cstring>
+
+#include "distributions.h"
+#include "fill.h"
+#include "formats.h"
+
+namespace fastinit {
+namespace FASTINIT_ISA {
+
+typedef Lanes::f32 f32;
+typedef Lanes::u32 u32;
+typedef uint16_t u16 __attribute__((vector_size(FASTINIT_VECTOR_BYTES / 2)));
+typedef uint8_t u8 __attribute__((vector_size(FASTINIT_VECTOR_BYTES / 4)));
+
+// --- distributions: four registers of words -> four registers of values, in the words' order ------------------------
+
+struct WordValues {  // the words as they are
+  explicit WordValues(const double*) {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    for (int i = 0; i < 4; ++i) value[i] = (f32)words.w[i];
+  }
+};
+
+struct UniformValues {
+  float low, range;
+  explicit UniformValues(const double* params)
+      : low(float(params[0])), range(float(params[1]) - float(params[0])) {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    for (int i = 0; i < 4; ++i) value[i] = uniform01<Lanes>(words.w[i]) * range + low;
+  }
+};
+
+struct NormalValues {
+  float mean, std;
+  explicit NormalValues(const double* params) : mean(float(params[0])), std(float(params[1])) {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    for (int i = 0; i < 4; i += 2) {
+      f32 z0, z1;
+      normal_pair<Lanes>(words.w[i], words.w[i + 1], z0, z1);
+      value[i] = z0 * std + mean;
+      value[i + 1] = z1 * std + mean;
+    }
+  }
+};
+
+// A truncated normal in one of the three forms, into [low, high]: both are numbers of the target dtype, so rounding to it
+// stays within them.
+struct Bounds {
+  float low, high;
+  explicit Bounds(const double* params) : low(float(params[2])), high(float(params[3])) {}
+  FASTINIT_FN f32 operator()(f32 value) const {
+    return Lanes::min(Lanes::splat(high), Lanes::max(Lanes::splat(low), value));
+  }
+};
+
+struct TruncatedInsideValues {
+  Bounds bounds;
+  TruncatedInside form;
+  explicit TruncatedInsideValues(const double* p)
+      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5])} {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    for (int i = 0; i < 4; ++i) value[i] = bounds(truncated_inside<Lanes>(words.w[i], form));
+  }
+};
+
+struct TruncatedWideValues {
+  Bounds bounds;
+  TruncatedWide form;
+  explicit TruncatedWideValues(const double* p)
+      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5]), float(p[6])} {}
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    truncated_wide<Lanes>(words.w, form, value);
+    for (int i = 0; i < 4; ++i) value[i] = bounds(value[i]);
+  }
+};
+
+struct TruncatedTailValues {
+  Bounds bounds;
+  TruncatedTail form;
+  explicit TruncatedTailValues(const double* p)
+      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5]), float(p[6]), float(p[7]), float(p[8]), {}} {
+    for (int i = 0; i < 10; ++i) form.coefficients[i] = float(p[9 + i]);
+  }
+  FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
+    for (int i = 0; i < 4; ++i) value[i] = bounds(truncated_tail<Lanes>(words.w[i], form));
+  }
+};
+
+// --- element types: a register of float32 -> memory -----------------------------------------------------------------
+
+struct Float32 {
+  typedef float T;
+  static FASTINIT_FN void store(float* out, f32 value) { std::memcpy(out, &value, sizeof value); }
+};
+
+struct BFloat16 {
+  typedef uint16_t T;
+  static FASTINIT_FN void store(uint16_t* out, f32 value) {
+    const u16 code = __builtin_convertvector(to_bfloat16<Lanes>(value), u16);
+    std::memcpy(out, &code, sizeof code);
+  }
+};
+
+struct Float16 {
+  typedef uint16_t T;
+  static FASTINIT_FN void store(uint16_t* out, f32 value) {
+#if defined(__AVX512F__)
+    const __m256i code = _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    const __m128i code = _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+    const float16x4_t code = vcvt_f16_f32((float32x4_t)value);
+#else
+    const u16 code = __builtin_convertvector((to_format<Lanes, Half>(value)), u16);
+#endif
+    std::memcpy(out, &code, sizeof code);
+  }
+};
+
+template <class F>
+struct Float8 {
+  typedef uint8_t T;
+  static FASTINIT_FN void store(uint8_t* out, f32 value) {
+    const u8 code = __builtin_convertvector((to_format<Lanes, F>(value)), u8);
+    std::memcpy(out, &code, sizeof code);
+  }
+};
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit
