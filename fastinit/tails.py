@@ -6,6 +6,7 @@ operation exactly, the same everywhere. All is done for the standard normal; Q(z
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
@@ -19,8 +20,8 @@ _SERIES_BELOW = 7
 _FRACTION_TERMS = 200
 # Beyond this many standard deviations the exponents of the tail leave what decimal can hold.
 MAX_SIGMA = 10**8
-# Upper bounds this far below the mean take the form of a tail. Nearer, a polynomial of ten coefficients is not enough for
-# it; farther, the other form would lose digits of 1 - t near the upper bound (0.055 is left of it here).
+# Upper bounds this far below the mean take the form of a tail. Nearer, a polynomial of ten coefficients is not enough
+# for it; farther, the other form would lose digits of 1 - t near the upper bound (0.055 is left of it here).
 _TAIL_BEYOND = Decimal("1.6")
 # csrc/distributions.h, kInside, is fitted for bounds within 2.001.
 _INSIDE = Decimal("2.0005")
@@ -46,7 +47,7 @@ class Centre:
 
 @dataclass(frozen=True)
 class Tail:
-    """One tail: v = rho + u (1 - rho), s = sqrt(k - 2 ln v), z = -P(scale * s + shift)."""
+    """One tail: v = rho + u (1 - rho), s = sqrt(k - 2 ln v), z = -P(scale * s + shift), where P takes k in float32."""
 
     rho: float
     one_minus_rho: float
@@ -83,8 +84,17 @@ def truncation(mean: float, std: float, low: float, high: float) -> Centre | Tai
         first = k.sqrt()
         last = (k - 2 * max(rho, Decimal(2) ** -33).ln()).sqrt()
         middle, reach = (first + last) / 2, max((last - first) / 2, Decimal("1e-12"))
-        coefficients = _interpolated([(node, inverse_tail(middle + reach * node)) for node in _NODES])
-        return Tail(float(rho), float(1 - rho), float(k), float(1 / reach), float(-middle / reach), coefficients, sign)
+        # The kernels have these three in float32: the polynomial is fitted for what is left of them.
+        scale, shift, k_rounded = _float32(1 / reach), _float32(-middle / reach), _float32(k)
+        points = []
+        for node in _NODES:
+            s = (node - shift) / scale
+            points.append((node, inverse_tail((s * s + k - k_rounded).sqrt())))
+        return Tail(float(rho), float(1 - rho), float(k), float(scale), float(shift), _interpolated(points), sign)
+
+
+def _float32(number: Decimal) -> Decimal:
+    return Decimal(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def upper_tail(z: Decimal) -> Decimal:

@@ -47,7 +47,8 @@ def test_a_tails_polynomial_is_the_inverse(low, high, limit):
     assert isinstance(tail, tails.Tail)
     v = np.linspace(max(tail.rho, 2**-33) ** (1 / 8), 1, 20_001) ** 8  # dense where it is small
     s = np.sqrt(tail.k - 2 * np.log(v))
-    found = -np.polynomial.polynomial.polyval(tail.scale * s + tail.shift, tail.coefficients)
+    rounded = np.sqrt(float(np.float32(tail.k)) - 2 * np.log(v))
+    found = -np.polynomial.polynomial.polyval(tail.scale * rounded + tail.shift, tail.coefficients)
     assert np.abs(found - special.ndtri_exp(-(s**2) / 2)).max() < limit
 
 
@@ -100,4 +101,4 @@ def test_bounds_too_far_out_are_refused():
 
 
 KNOWN_CENTRE = ["0x1.116b9c1101eefp-5", "0x1.ddd28c7ddfc22p-1", "0x1.116b9c1101eefp-5"]
-KNOWN_TAIL = ["0x1.d15bc0ace6aa9p-30", "0x1.5d06730ad62ecp+6", "0x1.400d5bdf7c228p+3", "0x1.ffeeeb9d03fb6p-1"]
+KNOWN_TAIL = ["0x1.d15bc0ace6aa9p-30", "0x1.5d06730ad62ecp+6", "0x1.400d5b54b5b3fp+3", "0x1.ffeeecdfd3f4bp-1"]
