@@ -1,10 +1,10 @@
 """All random words there are, through every transform of one word: the error against float64, and equal bits.
 
 For each transform and all 2^32 words (a uniform uses 24 bits of a word: 2^24) every instruction set must give the same
-bits, and the largest distance from the formula in float64 is found. A normal takes two words: once the first runs through
-all words, at an angle where sine and cosine weigh the same, once the second, at the largest radius. Conversions to
-narrower dtypes take all 2^32 float32 but NaN, against torch's. Writes ``results/numbers.csv``. Takes about an hour on two
-cores; ``--bits 24`` tries one word in 256. Run with ``python benchmarks/check_numbers.py``.
+bits, and the largest distance from the formula in float64 is found. A normal takes two words: once the first runs
+through all words, at an angle where sine and cosine weigh the same, once the second, at the largest radius.
+Conversions to narrower dtypes take all 2^32 float32 but NaN, against torch's. Writes ``results/numbers.csv``. Takes
+about an hour on two cores; ``--bits 24`` tries one word in 256. Run with ``python benchmarks/check_numbers.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ from scipy import special
 from fastinit import plans
 from fastinit.backends import cpp_backend
 
-Words = np.ndarray[tuple[int, ...], np.dtype[np.uint32]]
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Words = np.ndarray[Any, np.dtype[np.uint32]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 CORE = cpp_backend._core()
 CHUNK = 1 << 20  # words at a time: what a chunk needs stays in the cache
 WORDS = 6  # csrc/fill.h, kWords
@@ -44,7 +45,7 @@ def from_words(words: Words, distribution: plans.Distribution | None, dtype: tor
 
 def uniform(words: Words) -> Floats:
     """The contract's formula for U(0, 1)."""
-    return (words & 0xFFFFFF) * 2.0**-24
+    return (words & 0xFFFFFF).astype(float) * 2.0**-24
 
 
 def normals(words: Words) -> Floats:

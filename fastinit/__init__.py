@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import plans
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
+from .construction import materialize
 from .defaults import use
 from .planning import plan
 from .plans import Plan
@@ -58,6 +59,7 @@ __all__ = [
     "constant_init",
     "initialize",
     "kaiming_init",
+    "materialize",
     "normal_init",
     "plan",
     "plans",

@@ -79,6 +79,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
             return
         with session(self) as opened, _tracking(self, opened) as provenance:
             _init_tree(self, _Runner(opened))
+            opened.flush()
             log_provenance(provenance, opened.parameters())
             self.last_init_report = opened.report()
 
@@ -241,12 +242,19 @@ def _warn_twice(module: nn.Module) -> None:
 def _tracking(root: BaseModule, opened: Session) -> Iterator[Provenance]:
     """Puts the books of one ``init_weights`` on all modules, and takes them off again whatever happens."""
     default = f"The value is the same before and after calling `init_weights` of {type(root).__name__} "
+    larger = opened.provenance
     provenance = opened.provenance = Provenance(opened.parameters(), default)
+    for parameter in larger.written if larger is not None else ():
+        if parameter in provenance:
+            provenance[parameter]["init_info"] = larger[parameter]["init_info"]  # type: ignore[index]
     modules = list(root.modules())
     for module in modules:
         module._params_init_info = provenance  # type: ignore[assignment]
     try:
         yield provenance
+        if larger is not None:
+            for parameter in provenance.written:
+                larger.record(parameter, provenance[parameter]["init_info"])
     finally:
         provenance.is_closed = True
         # Modules that were taken out or put in meanwhile are cleaned too.

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from .backends import available_backends
+from .construction import materialize
 from .planning import plan
-from .weight_init import initialize
 
 
 class Block(nn.Module):
@@ -48,25 +48,25 @@ def config(layers: int) -> list[dict[str, Any]]:
 
 
 def demo(layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: int = 1024, seed: int = 0) -> None:
-    """Prints the plan of a model on the meta device, gives the model memory, initializes it, and prints the report."""
-    with torch.device("meta"):
-        model = GPT(layers, width, vocabulary, context)
+    """Prints the plan of a model on the meta device, gives it memory and values with each backend, and the reports."""
+
+    def make() -> GPT:
+        with torch.device("meta"):
+            return GPT(layers, width, vocabulary, context)
+
+    model = make()
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     cfg = config(layers)
     print(f"A GPT of {layers} layers, {n_parameters:,} parameters, on the meta device: no memory yet. The config:\n")
     print("\n".join(f"    {rule}" for rule in cfg))
     print("\n>>> print(fastinit.plan(model, cfg, seed=0).table(max_rows=16))\n")
     print(plan(model, cfg, seed=seed).table(max_rows=16))
-    print("\n>>> model = model.to_empty(device='cpu')")
-    model = model.to_empty(device="cpu")
-    model.head.weight = model.tokens.weight  # to_empty gives every place its own memory
-    print(">>> print(fastinit.initialize(model, cfg, seed=0).summary())\n")
-    print(initialize(model, cfg, seed=seed, backend="torch").summary())
-    missing = available_backends()["cpp"]
-    if missing is None:
-        print("\n>>> print(fastinit.initialize(model, cfg, seed=0, backend='cpp').summary())\n")
-        print(initialize(model, cfg, seed=seed, backend="cpp").summary())
-    else:
-        print(f"\nThe cpp backend cannot run here: {missing}")
-    std = model.blocks[0].qkv.weight.std().item()  # type: ignore[union-attr, operator]
-    print(f"\nThe standard deviation of blocks.0.qkv.weight is {std:.4f}.")
+    for backend, missing in available_backends().items():
+        if missing is not None:
+            print(f"\nThe backend {backend} cannot run here: {missing}")
+            continue
+        model = make()
+        print(f"\n>>> print(fastinit.materialize(model, cfg, seed=0, backend={backend!r}).summary())\n")
+        print(materialize(model, cfg, seed=seed, backend=backend).summary())
+        std = model.blocks[0].qkv.weight.std().item()  # type: ignore[union-attr, operator]
+        print(f"The standard deviation of blocks.0.qkv.weight is {std:.4f}.")

@@ -78,9 +78,9 @@ class Session:
                     if tensor.is_meta:
                         name = self.parameters().get(tensor, "")
                         raise RuntimeError(
-                            f"{item.rule}: the parameter {name!r} is on the meta device and has no memory to write. "
-                            f"Give the model memory first, e.g. with model.to_empty(device='cpu'); fastinit.plan works "
-                            f"on meta models as they are"
+                            f"{item.rule}: the parameter {name!r} is on the meta device and has no memory to write: "
+                            f"fastinit.materialize(model, init_cfg) gives it memory and values; fastinit.plan works on "
+                            f"meta models as they are"
                         )
             if isinstance(item, Fill):
                 reason = self._why_not(item)

@@ -15,12 +15,14 @@ COMPILED = {"_native"}
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
     ["streams", "scaling", "tails", "plans", "naming", "registry", "errors", "version"],
+    ["memory"],
     ["defaults", "matching", "provenance", "reports", "backends"],
     ["checkpoint", "execution"],
     ["initializers"],
     ["rules"],
     ["weight_init", "base_module"],
     ["planning"],
+    ["construction"],
     ["integrations", "demo"],
     ["__init__", "__main__"],
 ]

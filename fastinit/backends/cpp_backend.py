@@ -139,7 +139,7 @@ def lowered(fills: Sequence[Fill], seed: int) -> np.ndarray[Any, np.dtype[np.voi
 
 def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[float, ...]]:
     """Returns the kind and the numbers of a record, as csrc/fill.h lists them."""
-    kind, numbers = _CONSTANT, ()  # type: tuple[int, tuple[float, ...]]
+    kind, numbers, rest = _CONSTANT, (), ()  # type: tuple[int, tuple[float, ...], tuple[float, ...]]
     if isinstance(distribution, Uniform):
         kind, numbers = _UNIFORM, (distribution.low, distribution.high)
     elif isinstance(distribution, Normal):
@@ -152,7 +152,7 @@ def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[
             # Words count in half steps from the end: u = (word + 1/2) 2^-32. Scaling by powers of two is exact.
             lower, upper, width, half_step = form.lower, form.upper, form.width, form.width * 2.0**-33
             if dtype == torch.float64:
-                kind, rest = _TRUNCATED_WIDE, (lower, upper, width)  # type: tuple[int, tuple[float, ...]]
+                kind, rest = _TRUNCATED_WIDE, (lower, upper, width)
             elif form.inside:  # 2 u width + lower - upper - width, of the word less 2^31
                 kind, rest = _TRUNCATED_INSIDE, (width * 2.0**-31, lower - upper + 2 * half_step)
             else:

@@ -1,0 +1,235 @@
+"""``materialize``: memory and values for models on the meta device, or an error and the model as it was."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import same_bits
+from torch import nn
+
+import fastinit
+from fastinit import memory
+from fastinit.backends import cpp_backend
+
+BACKENDS = ["torch"] + (["cpp"] if cpp_backend._native is not None else [])
+backends = pytest.mark.parametrize("backend", BACKENDS)
+CFG = dict(type="Normal", std=0.5, layer=["Linear", "Embedding", "Conv2d"])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(20, 8)
+        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.tokens.weight
+        self.frozen = nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False)
+
+
+def on_meta(factory, *args):
+    with torch.device("meta"):
+        return factory(*args)
+
+
+@backends
+def test_every_parameter_gets_memory_and_the_values_that_initialize_gives(backend):
+    cfg = [CFG, dict(type="Constant", val=7, param="frozen")]
+    model, plain = on_meta(Tied), Tied()
+    report = fastinit.materialize(model, cfg, backend=backend, seed=3)
+    fastinit.initialize(plain, cfg, backend=backend, seed=3)
+    if backend == "cpp":  # torch draws by order, and reset_parameters drew nothing here, so it is equal there too
+        assert report.numbers.startswith("contract")
+    assert list(model.state_dict()) == list(plain.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert same_bits(tensor, plain.state_dict()[name]), name
+        assert tensor.stride() == plain.state_dict()[name].stride()
+    assert model.head.weight is model.tokens.weight and isinstance(model.head.weight, nn.Parameter)
+    assert model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not model.frozen.requires_grad and model.conv.weight.requires_grad
+    assert report.unreached == () and report.provenance["norm.weight"] == "`reset_parameters` of BatchNorm2d"
+    assert [row.description for row in report.rows if row.action == "call"] == [
+        "call of norm.reset_parameters() of BatchNorm2d"
+    ]
+
+
+@backends
+def test_what_no_rule_reaches_is_drawn_by_its_module_under_the_seed_and_nothing_else_is(backend):
+    drawn = []
+
+    class Spy(nn.Linear):
+        def reset_parameters(self):
+            drawn.append((self.weight.is_meta, self.bias.is_meta))
+            super().reset_parameters()
+
+    def make():
+        return nn.Sequential(Spy(4, 4), Spy(4, 4), nn.Linear(4, 4))
+
+    cfg = [dict(type="Constant", val=2, param="0.weight"), dict(type="Constant", val=3, param="2.*")]
+    a, b = on_meta(make), on_meta(make)
+    drawn.clear()
+    state = torch.get_rng_state()
+    fastinit.materialize(a, cfg, seed=1, backend=backend)
+    assert torch.equal(state, torch.get_rng_state())
+    assert drawn == [(True, False), (False, False)]  # what a rule reaches is on the meta device meanwhile
+    fastinit.materialize(b, cfg, seed=1, backend=backend)
+    assert all(same_bits(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+    assert (a[0].weight == 2).all() and (a[2].bias == 3).all() and a[1].weight.abs().max() <= 0.5
+
+
+def test_what_is_not_on_the_meta_device_stays_as_it_is():
+    model = on_meta(nn.Linear, 3, 3)
+    model.register_buffer("table", torch.arange(3.0))
+    model.bias = nn.Parameter(torch.full((3,), 9.0))
+    table, bias = model.table, model.bias
+    fastinit.materialize(model, dict(type="Constant", val=1, param="weight"), seed=0)
+    assert model.table is table and model.bias is bias and (bias == 9).all() and (model.weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cfg", "error", "message"),
+    [
+        (
+            lambda m: m.register_parameter("x", nn.Parameter(torch.empty(2, device="meta"))),
+            CFG,
+            RuntimeError,
+            "values: x",
+        ),
+        (lambda m: m.register_buffer("y", torch.empty(2, device="meta")), CFG, RuntimeError, "values: y.*param="),
+        (
+            lambda m: setattr(m[0], "reset_parameters", lambda: None),
+            None,
+            RuntimeError,
+            "0.weight.*does not write them",
+        ),
+        (lambda m: None, dict(type="Nrmal"), KeyError, "Did you mean"),
+        (lambda m: None, [CFG, dict(type="TruncNormal", std=0, param="0.bias")], ZeroDivisionError, r"init_cfg\[1\]"),
+        (lambda m: m.append(nn.LazyLinear(3, device="meta")), CFG, RuntimeError, "'1.weight' is lazy"),
+        (
+            lambda m: m.register_parameter("s", nn.Parameter(torch.sparse_coo_tensor(size=(2, 2), device="meta"))),
+            CFG,
+            RuntimeError,
+            "'s' is a torch.sparse_coo",
+        ),
+    ],
+    ids=["parameter", "buffer", "reset", "type", "std", "lazy", "sparse"],
+)
+def test_an_error_leaves_the_model_on_the_meta_device(spoil, cfg, error, message):
+    model = nn.Sequential(on_meta(nn.Linear, 3, 3))
+    spoil(model)
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with pytest.raises(error, match=message):
+        fastinit.materialize(model, cfg, seed=0)
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before)
+
+
+def test_code_that_fails_half_way_leaves_the_model_on_the_meta_device():
+    class Broken(fastinit.BaseModule):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def init_weights(self):
+            raise OSError("disk")
+
+    root = on_meta(lambda: fastinit.Sequential(nn.Linear(2, 2), Broken(), init_cfg=dict(CFG)))
+    with pytest.raises(OSError, match="disk"):
+        fastinit.materialize(root)
+    assert all(parameter.is_meta for parameter in root.parameters())
+    root[1].init_weights = lambda: None
+    Broken.init_weights = lambda self: nn.init.ones_(self.fc.weight)
+    del root[1].init_weights
+    fastinit.materialize(root)  # nothing is thought to be initialized already
+    assert (root[1].fc.weight == 1).all() and root[0].weight.std() > 0
+
+
+@backends
+def test_a_tree_uses_its_own_configs_and_tells_where_values_came_from(backend, caplog):
+    def make():
+        return fastinit.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), init_cfg=dict(type="Normal", layer="Linear"))
+
+    model, plain = on_meta(make), make()
+    with caplog.at_level(logging.INFO, "fastinit"):
+        report = fastinit.materialize(model, backend=backend, seed=5)
+    with fastinit.use(backend=backend, seed=5):
+        plain.init_weights()
+    assert same_bits(model[0].weight, plain[0].weight)
+    assert report.provenance == {
+        "0.weight": "NormalInit: mean=0, std=1, bias=0",
+        "0.bias": "NormalInit: mean=0, std=1, bias=0",
+        "1.weight": "`reset_parameters` of LayerNorm",
+        "1.bias": "`reset_parameters` of LayerNorm",
+    }
+    assert model.is_init and model.last_init_report is not None
+    assert "0.weight - (4, 4): NormalInit: mean=0, std=1, bias=0" in caplog.text
+    assert "1.bias - (4,): `reset_parameters` of LayerNorm" in caplog.text
+
+
+def test_without_a_config_modules_initialize_themselves():
+    model = on_meta(
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(8, 2), nn.BatchNorm1d(4), nn.GRU(3, 3))
+    )
+    fastinit.materialize(model, seed=0)
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(8, 2), nn.BatchNorm1d(4), nn.GRU(3, 3))
+    for name, tensor in model.state_dict().items():
+        assert tensor.isfinite().all() and tensor.shape == plain.state_dict()[name].shape
+    assert torch.equal(model[0].weight, plain[0].weight) and (model[2].running_var == 1).all()
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(TypeError, match="must be a torch.nn.Module"):
+        fastinit.materialize(torch.zeros(3), CFG)
+    with pytest.raises(ValueError, match="device='meta'"):
+        fastinit.materialize(nn.Linear(2, 2), CFG, device="meta")
+
+
+def test_an_empty_model_and_tensors_without_elements_are_fine():
+    assert fastinit.materialize(nn.Sequential(), CFG).rows == ()
+    model = on_meta(nn.Linear, 0, 3)
+    fastinit.materialize(model, CFG)
+    assert model.weight.shape == (3, 0)
+
+
+def test_huge_pages_are_asked_for_over_neighbours_and_nothing_is_touched(monkeypatch):
+    advised = []
+
+    class Libc:
+        def __init__(self, *args, **kwargs):
+            self.madvise = type("F", (), {"__call__": lambda self, *args: advised.append(args)})()
+
+    monkeypatch.setattr(ctypes, "CDLL", Libc)
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    large, small = torch.empty(3 << 20), torch.empty(10)
+    memory._ask_for_huge_pages([large, small, torch.empty(0)])
+    ((start, size, advice),) = advised
+    assert advice == 14 and start % 4096 == 0 and size % 4096 == 0
+    assert start <= large.data_ptr() and start + size >= large.data_ptr() + large.nbytes
+    memory_block = torch.empty(4 << 20)
+    parts = list(memory_block.split(1 << 18))  # 1 MiB each, neighbours
+    advised.clear()
+    memory._ask_for_huge_pages(parts[::-1])
+    assert len(advised) == 1
+    advised.clear()
+    memory._ask_for_huge_pages([parts[0], parts[2]])  # apart: no room for a huge page in either
+    assert advised == []
+
+
+@pytest.mark.skipif(not memory.sys.platform.startswith("linux"), reason="/proc/self/smaps is Linux's")
+def test_fresh_memory_is_marked_for_huge_pages():
+    model = on_meta(nn.Linear, 4096, 8192)  # 128 MiB: the allocator maps it alone
+    fastinit.materialize(model, dict(type="Constant", val=1, layer="Linear"), backend=BACKENDS[-1], seed=0)
+    address, flags = model.weight.data_ptr(), None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        field = line.split()[0]
+        if "-" in field and not field.endswith(":"):
+            start, end = (int(part, 16) for part in field.split("-"))
+            inside = start <= address < end
+        elif field == "VmFlags:" and inside:
+            flags = line.split()[1:]
+    assert "hg" in flags
