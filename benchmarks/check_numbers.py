@@ -63,10 +63,12 @@ def truncated(low: float, high: float) -> Callable[[Words], Floats]:
         if high <= 0:
             log_high = special.log_ndtr(high)
             rho = np.exp(special.log_ndtr(low) - log_high)
-            return special.ndtri_exp(log_high + np.log(rho + u * (1 - rho)))  # type: ignore[no-any-return]
+            tail: Floats = special.ndtri_exp(log_high + np.log(rho + u * (1 - rho)))
+            return tail
         width = special.ndtr(high) - special.ndtr(low)
         below, above = special.ndtr(low) + u * width, special.ndtr(-high) + u_bar * width
-        return np.where(below < above, special.ndtri(below), -special.ndtri(above))
+        centre: Floats = np.where(below < above, special.ndtri(below), -special.ndtri(above))
+        return centre
 
     return exact
 

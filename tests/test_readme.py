@@ -1,4 +1,4 @@
-"""The README is true: its examples run (as doctests, see pyproject.toml), its tables are those of the benchmarks."""
+"""README and docs are true: examples run (as doctests, see pyproject.toml), tables are those of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_tables_are_the_benchmarks_results(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import update_readme
+    import update_tables
 
-    sys.modules.pop("update_readme")
-    assert update_readme.updated(README) == README
-    named = set(re.findall(r"<!-- (benchmarks/results/\S+) -->", README))
+    sys.modules.pop("update_tables")
+    pages = [page.read_text() for page in update_tables.PAGES]
+    assert len(pages) > 1 and all(update_tables.updated(page) == page for page in pages)
+    named = set(re.findall(r"<!-- (benchmarks/results/\S+) -->", "".join(pages)))
     assert named == {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks/results").glob("*.csv")}
 
 

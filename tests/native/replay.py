@@ -35,8 +35,8 @@ BUILD = ROOT / "build" / "native"
 # Flags after those of the product. Whatever is wrong in optimized code only is for `plain` to find.
 VARIANTS = {
     "plain": [],
-    "address": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
+    "address": ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-g1", "-fsanitize=thread"],
     "aarch64": ["-static"],
 }
 

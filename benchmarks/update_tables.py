@@ -1,6 +1,6 @@
-"""Puts the benchmarks' results into the README: each table stands between a comment that names its CSV and an end mark.
+"""Puts the benchmarks' results into README and docs: a table stands between a comment with its CSV and an end mark.
 
-Run it after a benchmark with ``python benchmarks/update_readme.py``; a test checks that the README is up to date.
+Run it after a benchmark with ``python benchmarks/update_tables.py``; a test checks that the pages are up to date.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _TABLE = re.compile(r"<!-- (benchmarks/results/\S+\.csv) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -25,9 +25,10 @@ def table(path: Path) -> str:
 
 
 def updated(text: str) -> str:
-    """Returns the README's text with all tables made anew."""
+    """Returns a page's text with all tables made anew."""
     return _TABLE.sub(lambda found: f"<!-- {found[1]} -->\n{table(ROOT / found[1])}\n<!-- end -->", text)
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text()))
+    for page in PAGES:
+        page.write_text(updated(page.read_text()))
