@@ -1,8 +1,8 @@
-"""The native core without Python: its calls replayed under sanitizers, and on aarch64 in an emulator.
+"""The native core without Python: recorded calls of it replayed under sanitizers, and on aarch64 in an emulator.
 
-Records calls of the core (the real lowering of every distribution into every dtype and many layouts), takes what the
-installed core makes of them on its best instruction set as expected, builds replay.cpp with csrc/ for each variant and
-compares all memory, on every instruction set. Exits with 1 at any difference, sanitizer report or crash.
+Builds replay.cpp with csrc/ for each variant, lets it execute the calls (recorded_calls.py) on every instruction set,
+and compares all memory with what the installed core makes of them. Exits with 1 at any difference, report of a sanitizer
+or crash.
 
 Usage: ``python tests/native/replay.py [plain] [address] [thread] [aarch64]``; build files go to build/native/.
 """
@@ -10,261 +10,57 @@ Usage: ``python tests/native/replay.py [plain] [address] [thread] [aarch64]``; b
 from __future__ import annotations
 
 import ast
-import math
 import os
 import platform
-import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-
-from fastinit import plans
-from fastinit.backends import cpp_backend
+from recorded_calls import NATIVE, Array, Call, recorded
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "native"
-# Flags after those of the product. Whatever is wrong in optimized code only is for `plain` to find.
+SETUP = ast.parse((ROOT / "setup.py").read_text())
+# Flags after those of the product. With -O1 and few debug symbols the sanitized ones compile in a third of the time.
 VARIANTS = {
     "plain": [],
     "address": ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-g1", "-fsanitize=thread"],
     "aarch64": ["-static"],
 }
-
-NATIVE: Any = cpp_backend._native
-Array = np.ndarray[Any, Any]
-# replay.cpp's.
-KINDS = {"run": 0, "fill_from": 1, "fma": 2}
-PATTERN = 0xA5
-
-INF = math.inf
-# Every form of truncated normal, on both sides of the mean; beyond 25 standard deviations float64 takes a series.
-DISTRIBUTIONS = [
-    plans.Constant(0.7),
-    plans.Uniform(-0.37, 1.93),
-    plans.Normal(0.25, 1.5),
-    plans.Normal(0, 1e-7),  # subnormal in float16, zero in float8
-    plans.Normal(0, 6e4),  # overflows there
-    plans.TruncatedNormal(0.25, 1.5, -2.5, 3.0),
-    plans.TruncatedNormal(0, 1, -1.9, 0.3),
-    plans.TruncatedNormal(0.25, 1.5, -50, 50),
-    plans.TruncatedNormal(0, 1, 0, INF),
-    plans.TruncatedNormal(0, 1, -INF, 1.3),
-    plans.TruncatedNormal(0, 1, -8, -5),
-    plans.TruncatedNormal(0, 1, 28, 33),
-    plans.TruncatedNormal(0, 0.5, 3, INF),
-]
-WHOLE = plans.TruncatedNormal(0, 1, -INF, INF)
-CONSTANT_ONLY = [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64, torch.complex128]
-PAIRS: list[tuple[Any, torch.dtype]] = [
-    (distribution, dtype)
-    for dtype in cpp_backend._DTYPES
-    for distribution in DISTRIBUTIONS
-    if dtype != torch.float64 or distribution != plans.Normal(0, 6e4)  # whose last digit is worth more than 1e-12
-    if not (isinstance(distribution, plans.Constant) and cpp_backend.why_not_values(dtype, distribution))  # torch 2.1
-]
-PAIRS += [(plans.Constant(1), dtype) for dtype in CONSTANT_ONLY] + [(plans.Constant(1.25 - 0.5j), torch.complex128)]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A box of a parameter, and its memory: the order of its dimensions, steps between elements, elements in front."""
-
-    sizes: tuple[int, ...]
-    order: tuple[int, ...] = ()
-    steps: tuple[int, ...] = ()
-    lead: int = 0
-    shape: tuple[int, ...] = ()
-    offset: tuple[int, ...] = ()
-
-
-Part = tuple[Any, torch.dtype, Layout]
-LAYOUTS = [
-    Layout((2503,), lead=3),
-    Layout((37, 41), (0, 1), (2, 3), lead=1),
-    Layout((7, 70), (1, 0), shape=(2**20, 2**16), offset=(2**20 - 8, 2**16 - 71)),  # first index near 2^36
-    Layout((45, 1), shape=(50, 40), offset=(3, 7)),  # one element wide in the innermost dimension
-    Layout((2, 3, 2, 2, 3, 2, 2, 3), (7, 6, 5, 4, 3, 2, 1, 0), lead=5),  # more dimensions than a record has
-]
-# Several pieces of 65,536 elements for threads to share; pieces end within rows.
-LARGE = [
-    Layout((200_003,), lead=1),
-    Layout((401, 331), (1, 0)),
-    Layout((350, 401), (0, 1), (1, 2), shape=(500, 600), offset=(7, 9)),
-]
-
-
-@dataclass
-class Buffer:
-    """Memory that a call is given, as it must be after it."""
-
-    label: str
-    memory: Array
-    is_near: bool = False
-    """Whether it holds float64 that functions of a C library made."""
-
-
-@dataclass
-class Call:
-    """A call of the core."""
-
-    kind: str
-    buffers: list[Buffer]
-    table: Array
-    inputs: Array = field(default_factory=lambda: np.zeros(0, np.uint32))
-    n_threads: int = 1
-    n_callers: int = 1
-
-    def encoded(self) -> bytes:
-        """Returns the call as replay.cpp reads it."""
-        numbers = [KINDS[self.kind], self.n_threads, self.n_callers, len(self.buffers), len(self.table)]
-        header = np.array([*numbers, len(self.inputs), *(each.memory.nbytes for each in self.buffers)], np.int64)
-        table, address = self.table.copy(), self.table["data"]
-        for i, each in enumerate(self.buffers):
-            start = each.memory.ctypes.data
-            inside = (address >= start) & (address < start + each.memory.nbytes)
-            table["data"][inside] = address[inside] - start + (i << 40)
-        return header.tobytes() + table.tobytes() + self.inputs.tobytes()
-
-
-def laid_out(layout: Layout, dtype: torch.dtype) -> tuple[Array, plans.Box]:
-    """Returns memory that ends with the box's last element, and the box."""
-    n_dims = len(layout.sizes)
-    strides, span, last = [0] * n_dims, 1, 0
-    for d in reversed(layout.order or range(n_dims)):
-        strides[d] = span * (layout.steps or (1,) * n_dims)[d]
-        span = strides[d] * layout.sizes[d]
-        last += strides[d] * (layout.sizes[d] - 1)
-    memory = np.full((layout.lead + last + 1) * dtype.itemsize, PATTERN, np.uint8)
-    tensor = torch.from_numpy(memory).view(dtype).as_strided(layout.sizes, strides, layout.lead)
-    return memory, plans.Box(tensor, layout.offset or (0,) * n_dims)
-
-
-def lowered(parts: Sequence[Part]) -> Call:
-    """Returns the call, still to be executed, that fills all parts; "words" as a distribution are the words' bits."""
-    buffers, tables = [], [np.zeros(0, cpp_backend.RECORD)]
-    for i, (distribution, dtype, layout) in enumerate(parts):
-        memory, box = laid_out(layout, dtype)
-        drawn = plans.Uniform(0, 1) if distribution == "words" else distribution
-        fill = plans.Fill(f"weight{i}", box.tensor, drawn, "", "", layout.shape or layout.sizes, (box,))
-        if reason := cpp_backend.why_not_fill(fill):
-            raise ValueError(f"{distribution}: {reason}")
-        tables.append(cpp_backend.lowered([fill], 2026))
-        if distribution == "words":
-            tables[-1]["distribution"] = 6
-        is_near = dtype == torch.float64 and isinstance(distribution, (plans.Normal, plans.TruncatedNormal))
-        buffers.append(Buffer(f"{distribution}, {dtype}, {layout}", memory, is_near))
-    return Call("run", buffers, np.concatenate(tables))
-
-
-def run_call(parts: Sequence[Part], n_threads: int = 1, n_callers: int = 1) -> Call:
-    """Returns the executed call that fills all parts."""
-    call = lowered(parts)
-    call.n_threads, call.n_callers = n_threads, n_callers
-    NATIVE.fill(call.table.view(np.uint8), n_threads)
-    return call
-
-
-def from_words_calls() -> Iterator[Call]:
-    """Yields calls on given words: the ends and the middle of their range, and floats around all roundings."""
-    generator = np.random.default_rng(0)
-    ends = [np.arange(end - 256, end + 256) % 2**32 for end in (0, 2**24, 2**31)]
-    words = np.concatenate([*ends, generator.integers(0, 2**32, 2**13)]).astype(np.uint32)
-    # The upper half of every float32, with what is at, beside and away from a tie of bfloat16, float16 and float8.
-    upper = np.arange(2**16, dtype=np.uint32)[:, None] << np.uint32(16)
-    bits = (upper | np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001], np.uint32)).reshape(-1)
-    bits = bits[~np.isnan(bits.view(np.float32))]
-    cases = [(each, torch.float32, words) for each in [*DISTRIBUTIONS[1:], WHOLE]]
-    cases += [("words", dtype, bits[: len(bits) // 64 * 64]) for dtype in cpp_backend._DTYPES if dtype.itemsize < 4]
-    for distribution, dtype, inputs in cases:
-        call = lowered([(distribution, dtype, Layout((len(inputs),)))])
-        call.kind, call.inputs = "fill_from", inputs
-        NATIVE.fill_from(call.table.view(np.uint8), inputs)
-        if distribution == WHOLE and np.abs(call.buffers[0].memory.view(np.float32)).max() < 6:
-            raise ValueError("the words do not reach the rare branch of the wide form")
-        yield call
-
-
-def fma_call() -> Call:
-    """Returns a call on all kinds of finite numbers, on sums that cancel, and on ties that only a third bit breaks."""
-    generator = np.random.default_rng(1)
-    anything = generator.integers(0, 2**32, (3, 2**14), dtype=np.uint32).view(np.float32)
-    anything = anything[:, np.isfinite(anything).all(0)]
-    near = generator.uniform(-2, 2, (3, 2**14)).astype(np.float32)
-    near[2, ::2] = -near[0, ::2] * near[1, ::2]
-    ties = np.array([[24929] * 4, [673 * 2.0**-24] * 4, [2.0**-80, -(2.0**-80), 0, 2.0**-24]], np.float32)
-    mirrored = ties * np.array([[-1], [1], [-1]], np.float32)
-    inputs = np.concatenate([anything, near, ties, mirrored], axis=1)
-    expected = NATIVE.fma(*inputs)
-    buffer = Buffer("fma", expected.view(np.uint8))
-    return Call("fma", [buffer], np.zeros(0, cpp_backend.RECORD), inputs.view(np.uint32).reshape(-1))
-
-
-def random_parts(n: int) -> Iterator[Part]:
-    """Yields small boxes in all kinds of layouts."""
-    pick = random.Random(2)
-    for _ in range(n):
-        shape = tuple(pick.randint(1, 9) for _ in range(pick.randint(0, 5)))
-        offset = tuple(pick.randrange(size) for size in shape)
-        sizes = tuple(pick.randint(1, size - at) for size, at in zip(shape, offset))
-        order = tuple(pick.sample(range(len(shape)), len(shape)))
-        steps = tuple(pick.choice([1, 1, 2, 3]) for _ in shape)
-        layout = Layout(sizes, order, steps, pick.randrange(9), shape, offset)
-        yield (*pick.choice(PAIRS), layout)
-
-
-def recorded() -> list[Call]:
-    """Records the calls."""
-    calls = [run_call([(*pair, layout)]) for layout in LAYOUTS for pair in PAIRS]
-    calls += [run_call([("words", torch.float32, layout)]) for layout in LAYOUTS]
-    calls += [*from_words_calls(), fma_call(), run_call([], n_threads=3)]
-    # Tables that threads share. A step of 3 and the three layouts: all distributions, dtypes and layouts occur.
-    calls.append(run_call([(*pair, LARGE[i % len(LARGE)]) for i, pair in enumerate(PAIRS[::3])], n_threads=8))
-    calls.append(run_call(list(random_parts(400)), n_threads=5, n_callers=3))
-    calls.append(run_call([(*pair, LARGE[0]) for pair in PAIRS[1::16]], n_threads=3, n_callers=3))
-    return calls
+# Only the C library of another processor may give other last bits of float64: the contract allows this much.
+TOLERANCE = {"aarch64": 1e-12}
 
 
 def build(variant: str) -> Path:
     """Compiles what has changed, as setup.py does but for the variant's own flags, and returns the program."""
     import ninja
 
+    tools, packages = (["g++"], "g++")
     if variant == "aarch64":
-        compiler, needed = shutil.which("aarch64-linux-gnu-g++"), "g++-aarch64-linux-gnu"
-    else:
-        compiler, needed = shutil.which("g++") or shutil.which("c++"), "g++"
-    if compiler is None or (variant == "aarch64" and shutil.which("qemu-aarch64") is None):
-        needed += " qemu-user" if variant == "aarch64" else ""
-        sys.exit(f"{variant}: tools are missing; on Debian and Ubuntu, apt install {needed}")
-    setup = {}  # FLAGS and X86 of setup.py, which is not run
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id in ("FLAGS", "X86")
-        ):
-            setup[node.targets[0].id] = ast.literal_eval(node.value)
+        tools, packages = ["aarch64-linux-gnu-g++", "qemu-aarch64"], "g++-aarch64-linux-gnu qemu-user"
+    if missing := [tool for tool in tools if shutil.which(tool) is None]:
+        sys.exit(f"{variant}: {' and '.join(missing)} not found; on Debian and Ubuntu: apt install {packages}")
+    # setup.py's tables, without running it.
+    assigned = {ast.unparse(node.targets[0]): node.value for node in SETUP.body if isinstance(node, ast.Assign)}
+    product_flags, x86 = (ast.literal_eval(assigned[name]) for name in ("FLAGS", "X86"))
     is_x86 = variant != "aarch64" and platform.machine().lower() in ("x86_64", "amd64")
-    flags = " ".join([*setup["FLAGS"], *VARIANTS[variant]])
+    flags = " ".join([*product_flags, *VARIANTS[variant]])
     sources = {"replay": ("tests/native/replay.cpp", ""), "dispatch": ("csrc/dispatch.cpp", "")}
-    for name, own in (setup["X86"] if is_x86 else {"baseline": []}).items():
+    for name, own in (x86 if is_x86 else {"baseline": []}).items():
         sources[f"fill_cpu.{name}"] = ("csrc/fill_cpu.cpp", " ".join([*own, f"-DFASTINIT_ISA={name}"]))
     lines = [
         "rule cxx",
-        f"  command = {compiler} -MMD -MF $out.d {flags} $flags -c $in -o $out",
+        f"  command = {tools[0]} -MMD -MF $out.d {flags} $flags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {compiler} -pthread {' '.join(VARIANTS[variant])} $in -o $out",
+        f"  command = {tools[0]} -pthread {' '.join(VARIANTS[variant])} $in -o $out",
         f"build replay: link {' '.join(f'{name}.o' for name in sources)}",
     ]
     for name, (source, own) in sources.items():
@@ -295,31 +91,32 @@ def execute(variant: str, program: Path, *arguments: object) -> str:
 
 def compare(calls: Sequence[Call], found: Array, tolerance: float) -> float:
     """Raises ValueError if the memory is not as expected, and returns by how much float64 numbers differ at most."""
+    buffers = [buffer for call in calls for _ in range(call.n_callers) for buffer in call.buffers]
+    if len(found) != sum(buffer.memory.nbytes for buffer in buffers):
+        raise ValueError(f"{len(found)} bytes were written, another number than recorded")
     furthest, at = 0.0, 0
-    for buffer in (buffer for call in calls for _ in range(call.n_callers) for buffer in call.buffers):
+    for buffer in buffers:
         expected, got = buffer.memory, found[at : at + buffer.memory.nbytes]
         at += buffer.memory.nbytes
         if np.array_equal(got, expected):
             continue
-        if buffer.is_near and got.nbytes == expected.nbytes:
+        if buffer.is_near:
             error = np.abs(got.view(np.float64) - expected.view(np.float64)).max()
             if error <= tolerance:
                 furthest = max(furthest, float(error))
                 continue
-        where = np.flatnonzero(got != expected[: len(got)])
-        raise ValueError(f"{len(where)} of {len(expected)} bytes differ, the first at {where[:1]}: {buffer.label}")
-    if at != len(found):
-        raise ValueError(f"{len(found)} bytes were written instead of {at}")
+        where = np.flatnonzero(got != expected)
+        raise ValueError(f"{len(where)} of {len(expected)} bytes differ, the first is {where[0]}: {buffer.label}")
     return furthest
 
 
 def main() -> None:
     """Replays the calls in the variants that the command line names."""
     variants = sys.argv[1:] or list(VARIANTS)
-    if NATIVE is None:
-        sys.exit(cpp_backend.why_not(torch.device("cpu")))
     if not set(variants) <= set(VARIANTS):
         sys.exit(__doc__)
+    if NATIVE is None:
+        sys.exit("fastinit is installed without its native core, which makes what is expected")
     calls = recorded()
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "calls").write_bytes(b"".join(call.encoded() for call in calls))
@@ -329,14 +126,15 @@ def main() -> None:
             start = time.perf_counter()
             execute(variant, program, BUILD / "calls", memory, isa)
             try:
-                # Only the C library of another processor may give other last bits of float64: the contract allows 1e-12.
-                error = compare(calls, np.fromfile(memory, np.uint8), 1e-12 if variant == "aarch64" else 0.0)
+                error = compare(calls, np.fromfile(memory, np.uint8), TOLERANCE.get(variant, 0.0))
             except ValueError as difference:
-                sys.exit(f"{variant}, {isa}: {difference}")
-            same = f"the same bytes, {memory.stat().st_size:,}" + (
-                f", but float64 by up to {error:.1e}" if error else ""
+                sys.exit(f"{variant}, {isa}: {difference}\n(the installed core must be built from the same csrc/)")
+            but = f" but for float64, by up to {error:.1e}" if error else ""
+            seconds = time.perf_counter() - start
+            print(
+                f"{variant}, {isa}: {len(calls)} calls, {memory.stat().st_size:,} bytes, the same{but}; {seconds:.1f} s"
             )
-            print(f"{variant}, {isa}: {len(calls)} calls, {same} ({time.perf_counter() - start:.1f} s)", flush=True)
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
