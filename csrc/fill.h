@@ -8,7 +8,7 @@ namespace fastinit {
 
 // Dimensions that are left after those that can be walked as one have been merged; the Python side splits what has more.
 constexpr int kMaxDims = 6;
-constexpr int kMaxParams = 20;
+constexpr int kMaxParams = 36;
 
 enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2, kTruncatedInside = 3, kTruncatedWide = 4,
                               kTruncatedTail = 5,
@@ -26,8 +26,8 @@ struct FillDesc {
   int64_t index_stride[kMaxDims]; // of the full tensor, row-major, in elements
   double params[kMaxParams];      // uniform: low, high; normal: mean, std; truncated: mean, std (negative: mirrored),
                                   // low and high (rounded inward to the dtype), then
-                                  //   float64: the fields of tails.Centre or tails.Tail
-                                  //   narrower: those of TruncatedInside, Wide or Tail (distributions.h) after std
+                                  // the fields of TruncatedInside, Wide or Tail after std (distributions.h), or
+                                  // for float64 those of TruncatedWide64 or Tail64 (float64.h)
   uint64_t raw[2];                // constant: the element's bytes
   int32_t distribution, dtype;
   int32_t element_bytes;          // 1, 2, 4, 8 or 16

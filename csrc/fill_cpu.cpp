@@ -1,7 +1,6 @@
 // The CPU kernels. Compiled once for each instruction set, with FASTINIT_ISA naming it.
 #include <algorithm>
 
-#include "float64.h"
 #include "values.h"
 
 namespace fastinit {
@@ -38,16 +37,28 @@ void make_run(Key key, const Values& values, uint64_t index, int64_t n, typename
   }
 }
 
-void make_double_run(const FillDesc& fill, uint64_t index, int64_t n, double* out) {
+// As make_run; the values of a block are two.
+template <class Values>
+void make_run64(Key key, const Values& values, uint64_t index, int64_t n, double* out) {
+  constexpr int kHalf = Lanes::kWidth64;  // blocks whose 64-bit numbers fill a register; a tile has two of them
   while (n > 0) {
-    const TileWords tile = tile_words(Key{fill.key_seed, fill.key_offset}, index / 2);
-    for (int at = 0; at < Lanes::kWidth && n > 0; ++at) {
-      const int lane = lane_of_block(at);
-      const uint32_t words[4] = {tile.w[0][lane], tile.w[1][lane], tile.w[2][lane], tile.w[3][lane]};
-      double value[2];
-      doubles_of(fill, words, value);
-      for (int i = int(index % 2); i < 2 && n > 0; ++i, ++index, --n) *out++ = value[i];
+    const TileWords tile = tile_words(key, index / 2);
+    double made[4 * kHalf];
+    for (int half = 0; half < 2; ++half) {
+      Lanes::u64 v[2];
+      for (int i = 0; i < kHalf; ++i) {
+        const int lane = lane_of_block(half * kHalf + i);
+        v[0][i] = uint64_t(tile.w[0][lane]) << 32 | tile.w[1][lane];
+        v[1][i] = uint64_t(tile.w[2][lane]) << 32 | tile.w[3][lane];
+      }
+      Lanes::f64 value[2];
+      values(v, value);
+      for (int i = 0; i < kHalf; ++i)
+        for (int j = 0; j < 2; ++j) made[2 * (half * kHalf + i) + j] = value[j][i];
     }
+    const int64_t skip = int64_t(index % 2), some = std::min(n, 4 * kHalf - skip);
+    std::copy(made + skip, made + skip + some, out);
+    index += uint64_t(some), out += some, n -= some;
   }
 }
 
@@ -107,9 +118,12 @@ void fill_values(const FillDesc& fill, int64_t begin, int64_t end) {
   });
 }
 
-void fill_doubles(const FillDesc& fill, int64_t begin, int64_t end) {
+template <class Values>
+void fill_values64(const FillDesc& fill, int64_t begin, int64_t end) {
+  const Key key{fill.key_seed, fill.key_offset};
+  const Values values(fill.params);
   fill_random<double>(fill, begin, end, [&](uint64_t index, int64_t n, double* out) {
-    make_double_run(fill, index, n, out);
+    make_run64(key, values, index, n, out);
   });
 }
 
@@ -132,7 +146,7 @@ void fill_constant(const FillDesc& fill, int64_t begin, int64_t end) {
   });
 }
 
-template <class Values>
+template <class Values, class Values64>
 void fill_dtype(const FillDesc& fill, int64_t begin, int64_t end) {
   switch (fill.dtype) {
     case kFloat32: return fill_values<Float32, Values>(fill, begin, end);
@@ -142,17 +156,17 @@ void fill_dtype(const FillDesc& fill, int64_t begin, int64_t end) {
     case kFloat8E5M2: return fill_values<Float8<E5M2>, Values>(fill, begin, end);
     case kFloat8E4M3FNUZ: return fill_values<Float8<E4M3FNUZ>, Values>(fill, begin, end);
     case kFloat8E5M2FNUZ: return fill_values<Float8<E5M2FNUZ>, Values>(fill, begin, end);
-    case kFloat64: return fill_doubles(fill, begin, end);
+    case kFloat64: return fill_values64<Values64>(fill, begin, end);
   }
 }
 
 void fill_range(const FillDesc& fill, int64_t begin, int64_t end) {
   switch (fill.distribution) {
-    case kUniform: return fill_dtype<UniformValues>(fill, begin, end);
-    case kNormal: return fill_dtype<NormalValues>(fill, begin, end);
-    case kTruncatedInside: return fill_dtype<TruncatedInsideValues>(fill, begin, end);
-    case kTruncatedWide: return fill_dtype<TruncatedWideValues>(fill, begin, end);
-    case kTruncatedTail: return fill_dtype<TruncatedTailValues>(fill, begin, end);
+    case kUniform: return fill_dtype<UniformValues, UniformValues64>(fill, begin, end);
+    case kNormal: return fill_dtype<NormalValues, NormalValues64>(fill, begin, end);
+    case kTruncatedInside: return fill_dtype<TruncatedInsideValues, TruncatedWideValues64>(fill, begin, end);
+    case kTruncatedWide: return fill_dtype<TruncatedWideValues, TruncatedWideValues64>(fill, begin, end);
+    case kTruncatedTail: return fill_dtype<TruncatedTailValues, TruncatedTailValues64>(fill, begin, end);
     case kWords: return fill_values<Float32, WordValues>(fill, begin, end);
     case kConstant:
       switch (fill.element_bytes) {

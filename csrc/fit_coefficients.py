@@ -1,11 +1,12 @@
-"""Fits the polynomials of distributions.h anew, and compares what stands there with the best that there is.
+"""Fits the polynomials of distributions.h and float64.h anew, and compares what stands there with the best there is.
 
 Each table is the minimax polynomial of a function on an interval (least maximal weighted error, found by Lawson's
 iteration: weighted least squares whose weights grow where the error is large), its coefficients rounded to float32.
 Prints for each table the maximal error of the best polynomial, that of the header's rounded coefficients evaluated in
-double precision, and the coefficients of the fit. Exits with 1 if the header's are more than 5% and 5e-8 worse.
+double precision, and the coefficients of the fit. Exits with 1 if the header's are more than 5% and 5e-8 worse. The tables for
+float64 are interpolated at Chebyshev points with the decimal arithmetic of fastinit.tails, and must be equal.
 
-Needs numpy and scipy. Run with ``python csrc/fit_coefficients.py``.
+Needs numpy, scipy and fastinit. Run with ``python csrc/fit_coefficients.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,11 @@ from numpy.polynomial import chebyshev
 from numpy.polynomial import polynomial as power
 from scipy import special
 
+from fastinit import tails
+
 Values = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-HEADER = Path(__file__).with_name("distributions.h").read_text()
+HERE = Path(__file__).parent
+HEADER = (HERE / "distributions.h").read_text() + (HERE / "float64.h").read_text()
 N_POINTS = 4000  # Chebyshev points of the interval; 2000 give the same errors to three digits
 N_STEPS = 500
 
@@ -42,7 +47,7 @@ class Table:
 
 def constant(name: str) -> float:
     """Returns a number of the header: ``constexpr float name = 15.5f``."""
-    found = re.search(rf"\b{name} = ([-\d.e]+)f\b", HEADER)
+    found = re.search(rf"\b{name} = ([-\d.e]+)f?\b", HEADER)
     assert found, name
     return float(found[1])
 
@@ -137,9 +142,34 @@ def tables() -> list[Table]:
     ]
 
 
+def tables64() -> dict[str, tuple[float, ...]]:
+    """Returns the tables of float64.h."""
+
+    def centre(v: Decimal) -> Decimal:
+        root = (1 - (-v / 2).exp()).sqrt()
+        t = (-v / 2).exp() / (2 * (1 + root))
+        return tails.inverse_tail((-2 * t.ln()).sqrt()) / root
+
+    with localcontext(tails._CONTEXT):
+        end, first, last = (Decimal(str(constant(name))) for name in ("kCentreEnd64", "kTailFirst64", "kTailLast64"))
+        return {
+            "kCentre64": tails.interpolated([(x, centre((x + 1) * end / 2)) for x in tails.nodes(22)]),
+            "kTail64": tails.interpolated(
+                [(x, tails.inverse_tail((first + last + x * (last - first)) / 2)) for x in tails.nodes(18)]
+            ),
+        }
+
+
 def main() -> int:
     """Prints all tables; returns 1 if one of the header's is not near the best."""
     worse = 0
+    for name, coefficients in tables64().items():
+        found = re.search(rf"{name}\[\d+\] = {{([^}}]*)}}", HEADER)
+        assert found, name
+        equal = [float(number) for number in found[1].split(",")] == list(coefficients)
+        worse |= not equal
+        print(f"{name}[{len(coefficients)}]: {'equal' if equal else 'NOT EQUAL'} to the header's")
+        print("  ", ", ".join(map(repr, coefficients)))
     for table in tables():
         best, coefficients = lawson(table)
         rounded = error_of(table, coefficients.astype(np.float32).astype(float))

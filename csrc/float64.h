@@ -1,65 +1,147 @@
-// float64: two words an element, in double with the C library, to which the contract allows 1e-12. Scalar.
+// float64: two words an element, v = word 2i << 32 | word 2i + 1. Written over lanes of doubles of +, -, *, / and sqrt,
+// each rounded once and none fused, without a C library: the same bits everywhere here too, though the contract asks only
+// for 1e-12 between backends.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
-#include "fill.h"
-#include "philox.h"
+#include "lanes.h"
 
 namespace fastinit {
 namespace FASTINIT_ISA {
 
-// The z >= 0 for which -2 ln Q(z) = minus_2_ln_t, from a first guess by Newton's method.
-inline double inverse_tail(double minus_2_ln_t, double z) {
-  constexpr double kSqrtHalf = 0.70710678118654752440, kLnSqrt2Pi = 0.91893853320467274178;
-  const auto ln_tail = [&](double z) {
-    if (z < 25) return std::log(0.5 * std::erfc(z * kSqrtHalf));
-    const double r = 1 / (z * z);  // the asymptotic series, whose next term is below 1e-13 here
-    return -0.5 * z * z - std::log(z) - kLnSqrt2Pi + std::log1p(-r * (1 - r * (3 - r * (15 - r * (105 - r * 945)))));
-  };
-  for (int i = 0; i < 60; ++i) {
-    const double ln_q = ln_tail(z);
-    const double hazard = std::exp(-0.5 * z * z - kLnSqrt2Pi - ln_q);
-    const double step = (-2 * ln_q - minus_2_ln_t) / (2 * hazard);
-    z -= step;
-    // The method doubles the digits: after a step of 1e-7 another would be of 1e-14.
-    if (std::fabs(step) <= 1e-7 * (1 + std::fabs(z))) break;
-  }
-  return z;
+// Horner's rule, multiplied and added with a rounding each.
+template <class L, int N>
+FASTINIT_FN typename L::f64 polynomial64(typename L::f64 x, const double (&c)[N]) {
+  typename L::f64 sum = L::splat64(c[N - 1]);
+#pragma GCC unroll 32
+  for (int i = N - 2; i >= 0; --i) sum = sum * x + c[i];
+  return sum;
 }
 
-inline double truncated_double(const FillDesc& fill, uint64_t v) {
-  const double* p = fill.params;
-  const double u = (double(v) + 0.5) * 0x1p-64, u_bar = (double(~v) + 0.5) * 0x1p-64;
-  double z;
-  if (fill.distribution == kTruncatedWide) {
-    const double below = p[4] + u * p[6], above = p[5] + u_bar * p[6], t = std::min(std::min(below, above), 0.5);
-    const double minus_2_ln_t = -2 * std::log(t);
-    z = inverse_tail(minus_2_ln_t, std::sqrt(minus_2_ln_t));
-    if (below < above) z = -z;
-  } else {
-    const double s = std::sqrt(p[6] - 2 * std::log(p[4] + u * p[5]));
-    z = inverse_tail(s * s, s);
-  }
-  return std::min(std::max(z * p[1] + p[0], p[2]), p[3]);
+// Rounded to nearest. Each half is exact as the last bits of a power of two, whose bits the constants are.
+template <class L>
+FASTINIT_FN typename L::f64 to_f64(typename L::u64 v) {
+  const typename L::f64 high = L::from_bits64((v >> 32) | 0x4530000000000000u);         // 2^84 + high half * 2^32
+  const typename L::f64 low = L::from_bits64((v & 0xFFFFFFFFu) | 0x4330000000000000u);  // 2^52 + low half
+  return (high - (0x1p84 + 0x1p52)) + low;
 }
 
-// The elements 2 block and 2 block + 1 from the four words of the block.
-inline void doubles_of(const FillDesc& fill, const uint32_t (&w)[4], double (&value)[2]) {
-  constexpr double kTwoPi = 6.283185307179586476925;
-  const double p0 = fill.params[0], p1 = fill.params[1];
-  const uint64_t v[2] = {uint64_t(w[0]) << 32 | w[1], uint64_t(w[2]) << 32 | w[3]};
-  if (fill.distribution == kUniform) {
-    for (int i = 0; i < 2; ++i) value[i] = double(v[i] & ((uint64_t(1) << 53) - 1)) * 0x1p-53 * (p1 - p0) + p0;
-  } else if (fill.distribution == kNormal) {
-    const double r = std::sqrt(-2.0 * std::log((double(v[0]) + 0.5) * 0x1p-64));
-    const double t = kTwoPi * ((double(v[1]) + 0.5) * 0x1p-64);
-    value[0] = r * std::cos(t) * p1 + p0;
-    value[1] = r * std::sin(t) * p1 + p0;
-  } else {
-    for (int i = 0; i < 2; ++i) value[i] = truncated_double(fill, v[i]);
+// (v + 1/2) 2^-64, rounded to double at the conversion and at the sum, in [2^-65, 1].
+template <class L>
+FASTINIT_FN typename L::f64 unit64(typename L::u64 v) {
+  return (to_f64<L>(v) + 0.5) * 0x1p-64;
+}
+
+// 2 / (2 k + 1): the series of 2 artanh. On |s| <= 0.1716 the first term left out is below 6e-17 of the whole.
+constexpr double kArtanh64[10] = {2.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19};
+constexpr double kLn2 = 0.69314718055994530942;
+
+// -2 ln u for u > 0: u = m 2^e with sqrt(1/2) <= m < sqrt(2), and ln m = 2 artanh((m - 1) / (m + 1)).
+template <class L>
+FASTINIT_FN typename L::f64 minus_2_ln64(typename L::f64 u) {
+  typedef typename L::f64 f64;
+  typedef typename L::u64 u64;
+  const u64 above = L::bits64(u) - 0x3FE6A09E667F3BCDu;  // the bits of sqrt(1/2)
+  const u64 e = above >> 52, sign = e >> 11;             // e has 12 bits; its highest is the sign
+  // e as a number: added to the last bits of 3 * 2^51.
+  const f64 exponent = L::from_bits64((e - (sign << 12)) + 0x4338000000000000u) - 0x1.8p52;
+  const f64 m = L::from_bits64(L::bits64(u) - (e << 52));
+  const f64 s = (m - 1.0) / (m + 1.0);
+  return exponent * (-2.0 * kLn2) - 2.0 * (s * polynomial64<L>(s * s, kArtanh64));
+}
+
+// 1 / n!: the series of sine and cosine. On |x| <= pi / 2 the first terms left out are below 2e-18 and 1e-19.
+constexpr double kSin64[11] = {1.0,
+                               -1.0 / 6,
+                               1.0 / 120,
+                               -1.0 / 5040,
+                               1.0 / 362880,
+                               -1.0 / 39916800,
+                               1.0 / 6227020800,
+                               -1.0 / 1307674368000,
+                               1.0 / 355687428096000,
+                               -1.0 / 121645100408832000,
+                               1.0 / 51090942171709440000.0};
+constexpr double kCos64[12] = {1.0,
+                               -1.0 / 2,
+                               1.0 / 24,
+                               -1.0 / 720,
+                               1.0 / 40320,
+                               -1.0 / 3628800,
+                               1.0 / 479001600,
+                               -1.0 / 87178291200,
+                               1.0 / 20922789888000,
+                               -1.0 / 6402373705728000,
+                               1.0 / 2432902008176640000,
+                               -1.0 / 1124000727777607680000.0};
+
+// (v & (2^53 - 1)) 2^-53. Exact.
+template <class L>
+FASTINIT_FN typename L::f64 uniform64(typename L::u64 v) {
+  return to_f64<L>(v & ((uint64_t(1) << 53) - 1)) * 0x1p-53;
+}
+
+// Two independent standard normals, as normal_pair of distributions.h.
+template <class L>
+FASTINIT_FN void normal_pair64(typename L::u64 v0, typename L::u64 v1, typename L::f64& z0, typename L::f64& z1) {
+  typedef typename L::f64 f64;
+  const f64 r = L::sqrt64(minus_2_ln64<L>(unit64<L>(v0)));
+  const typename L::u64 folded = v1 ^ (0 - (v1 >> 63));  // |signed turn|
+  const f64 x = (to_f64<L>(folded) + (0.5 - 0x1p62)) * (0x1p-64 * 6.283185307179586476925);
+  const f64 y = x * x;
+  z0 = -r * (x * polynomial64<L>(y, kSin64));
+  z1 = L::from_bits64(L::bits64(r * polynomial64<L>(y, kCos64)) ^ (v1 & 0x8000000000000000u));
+}
+
+// Truncated normals: the forms of distributions.h, the one inside two sigma left out. fit_coefficients.py makes the
+// tables; they are within 1e-13.
+constexpr double kCentreEnd64 = 15.5;
+constexpr double kCentre64[22] = {
+    2.5881838843463547, 1.2612367878226556, -0.15147396721498957, -0.021876155800809566, 0.04102982738079329,
+    -0.01954474463796268, 0.001515546492978888, 0.003926709365306735, -0.002537016922807269, 0.0003962642197395979,
+    0.0004259003920758782, -0.0003301481527007126, 6.975087515696446e-05, 4.7262143673220825e-05,
+    -4.4808711380030805e-05, 1.1574830375595708e-05, 7.114318909388355e-06, -6.447907774384362e-06,
+    3.311770422604018e-07, 1.2115853496497368e-06, -1.977772807826543e-07, -8.642644984848125e-08};
+constexpr double kTailFirst64 = 4.2, kTailLast64 = 9.9;
+constexpr double kTail64[18] = {
+    6.636001464621127, 2.9632684449822624, -0.03554579755284418, 0.01177857217888502, -0.004022002841936545,
+    0.0014002380750758553, -0.0004942422024357984, 0.00017630257008574468, -6.344192830514101e-05,
+    2.299335826127401e-05, -8.35602757162966e-06, 3.065823413585893e-06, -1.1849407842779155e-06,
+    4.399752747410343e-07, -1.10829913224415e-07, 4.116545348200791e-08, -4.379470447929573e-08,
+    1.660767383066906e-08};
+
+struct TruncatedWide64 {
+  double lower, upper, width;  // probabilities below, above and between the bounds
+};
+
+// The standard normal at (v + 1/2) 2^-64 of the way.
+template <class L>
+FASTINIT_FN typename L::f64 truncated_wide64(typename L::u64 v, const TruncatedWide64& p) {
+  typedef typename L::f64 f64;
+  typedef typename L::u64 u64;
+  const u64 in_upper_half = 0 - (v >> 63);
+  const u64 end = (L::bits64(L::splat64(p.upper)) & in_upper_half) | (L::bits64(L::splat64(p.lower)) & ~in_upper_half);
+  const f64 t = L::from_bits64(end) + unit64<L>(v ^ in_upper_half) * p.width;
+  const f64 c = minus_2_ln64<L>(4.0 * (t - t * t));
+  f64 z = (1.0 - 2.0 * t) * polynomial64<L>(c * (2.0 / kCentreEnd64) - 1.0, kCentre64);
+  const auto rare = c > kCentreEnd64;
+  if (L::any64(rare)) {
+    const f64 s = L::sqrt64(minus_2_ln64<L>(t));
+    constexpr double kScale = 2.0 / (kTailLast64 - kTailFirst64);
+    const f64 tail = polynomial64<L>(s * kScale - kScale * (kTailFirst64 + kTailLast64) / 2, kTail64);
+    z = rare ? tail : z;
   }
+  return L::from_bits64(L::bits64(z) ^ (~v & 0x8000000000000000u));
+}
+
+constexpr int kTailTerms64 = 26;
+struct TruncatedTail64 {
+  double rho, one_minus_rho, k, scale, shift, coefficients[kTailTerms64];
+};
+
+template <class L>
+FASTINIT_FN typename L::f64 truncated_tail64(typename L::u64 v, const TruncatedTail64& p) {
+  const typename L::f64 s = L::sqrt64(minus_2_ln64<L>(p.rho + unit64<L>(v) * p.one_minus_rho) + p.k);
+  return polynomial64<L>(s * p.scale + p.shift, p.coefficients);
 }
 
 }  // namespace FASTINIT_ISA

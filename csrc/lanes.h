@@ -37,6 +37,8 @@ struct Lanes {
   using u32 = uint32_t;
   using i32 = int32_t;
   using wide = uint64_t;
+  using f64 = double;
+  using u64 = uint64_t;
 
   FASTINIT_FN static wide mul_low32(wide a, uint32_t b) { return uint64_t(uint32_t(a)) * b; }
   FASTINIT_FN static f32 fma(f32 a, f32 b, f32 c) { return ::fmaf(a, b, c); }
@@ -51,6 +53,11 @@ struct Lanes {
   FASTINIT_FN static f32 min(f32 a, f32 b) { return a < b ? a : b; }
   FASTINIT_FN static f32 max(f32 a, f32 b) { return a > b ? a : b; }
   FASTINIT_FN static bool any(bool mask) { return mask; }
+  FASTINIT_FN static f64 splat64(double a) { return a; }
+  FASTINIT_FN static u64 bits64(f64 a) { return u64(__double_as_longlong(a)); }
+  FASTINIT_FN static f64 from_bits64(u64 a) { return __longlong_as_double((long long)(a)); }
+  FASTINIT_FN static f64 sqrt64(f64 a) { return ::sqrt(a); }
+  FASTINIT_FN static bool any64(bool mask) { return mask; }
 };
 
 #else
@@ -69,6 +76,28 @@ struct Lanes {
   typedef uint32_t u32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef int32_t i32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef uint64_t wide __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
+  static constexpr int kWidth64 = FASTINIT_VECTOR_BYTES / 8;  // 64-bit lanes
+  typedef double f64 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
+  typedef wide u64;
+
+  static FASTINIT_FN f64 splat64(double a) { return f64{} + a; }
+  static FASTINIT_FN u64 bits64(f64 a) { return (u64)a; }
+  static FASTINIT_FN f64 from_bits64(u64 a) { return (f64)a; }
+  template <class Mask>
+  static FASTINIT_FN bool any64(Mask mask) { return any((i32)mask); }
+  static FASTINIT_FN f64 sqrt64(f64 a) {
+#if defined(__AVX512F__)
+    return (f64)_mm512_sqrt_pd((__m512d)a);
+#elif defined(__AVX2__)
+    return (f64)_mm256_sqrt_pd((__m256d)a);
+#elif defined(__x86_64__)
+    return (f64)_mm_sqrt_pd((__m128d)a);
+#else
+    f64 result;
+    for (int lane = 0; lane < kWidth64; ++lane) result[lane] = __builtin_sqrt(a[lane]);
+    return result;
+#endif
+  }
 
   static FASTINIT_FN f32 splat(float a) { return f32{} + a; }
   static FASTINIT_FN u32 splat_u32(uint32_t a) { return u32{} + a; }

@@ -5,6 +5,7 @@
 
 #include "distributions.h"
 #include "fill.h"
+#include "float64.h"
 #include "formats.h"
 
 namespace fastinit {
@@ -86,6 +87,58 @@ struct TruncatedTailValues {
   }
   FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
     for (int i = 0; i < 4; ++i) value[i] = bounds(truncated_tail<Lanes>(words.w[i], form));
+  }
+};
+
+// --- the same in float64: two registers of 64-bit numbers, those of the even and those of the odd elements -------------
+
+typedef Lanes::f64 f64;
+typedef Lanes::u64 u64;
+
+struct UniformValues64 {
+  double low, range;
+  explicit UniformValues64(const double* p) : low(p[0]), range(p[1] - p[0]) {}
+  FASTINIT_FN void operator()(const u64 (&v)[2], f64 (&value)[2]) const {
+    for (int i = 0; i < 2; ++i) value[i] = uniform64<Lanes>(v[i]) * range + low;
+  }
+};
+
+struct NormalValues64 {
+  double mean, std;
+  explicit NormalValues64(const double* p) : mean(p[0]), std(p[1]) {}
+  FASTINIT_FN void operator()(const u64 (&v)[2], f64 (&value)[2]) const {
+    normal_pair64<Lanes>(v[0], v[1], value[0], value[1]);
+    for (int i = 0; i < 2; ++i) value[i] = value[i] * std + mean;
+  }
+};
+
+struct Truncated64 {
+  double mean, std, low, high;
+  explicit Truncated64(const double* p) : mean(p[0]), std(p[1]), low(p[2]), high(p[3]) {}
+  FASTINIT_FN f64 operator()(f64 z) const {
+    const f64 value = z * std + mean;
+    const f64 above = value < low ? Lanes::splat64(low) : value;
+    return above > high ? Lanes::splat64(high) : above;
+  }
+};
+
+struct TruncatedWideValues64 {
+  Truncated64 truncated;
+  TruncatedWide64 form;
+  explicit TruncatedWideValues64(const double* p) : truncated(p), form{p[4], p[5], p[6]} {}
+  FASTINIT_FN void operator()(const u64 (&v)[2], f64 (&value)[2]) const {
+    for (int i = 0; i < 2; ++i) value[i] = truncated(truncated_wide64<Lanes>(v[i], form));
+  }
+};
+
+struct TruncatedTailValues64 {
+  Truncated64 truncated;
+  TruncatedTail64 form;
+  explicit TruncatedTailValues64(const double* p) : truncated(p), form{p[4], p[5], p[6], p[7], p[8], {}} {
+    std::memcpy(form.coefficients, p + 9, sizeof form.coefficients);
+  }
+  FASTINIT_FN void operator()(const u64 (&v)[2], f64 (&value)[2]) const {
+    for (int i = 0; i < 2; ++i) value[i] = truncated(truncated_tail64<Lanes>(v[i], form));
   }
 };
 

@@ -6,6 +6,7 @@ operation exactly, the same everywhere. All is done for the standard normal; Q(z
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
@@ -25,12 +26,8 @@ MAX_SIGMA = 10**8
 _TAIL_BEYOND = Decimal("1.6")
 # csrc/distributions.h, kInside, is fitted for bounds within 2.001.
 _INSIDE = Decimal("2.0005")
-# cos(pi (2 j + 1) / 20): the nodes of the tail's polynomial of degree 9.
-_NODES = [
-    sign * Decimal(node)
-    for node in ("0.98768834", "0.89100652", "0.70710678", "0.45399050", "0.15643447")
-    for sign in (1, -1)
-]
+# Coefficients of a tail's polynomial: 5e-7 and 4e-14 at worst (a tail from 1.6 sigma to infinity).
+_TERMS, _TERMS_DOUBLE = 10, 26
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Centre:
 
 @dataclass(frozen=True)
 class Tail:
-    """One tail: v = rho + u (1 - rho), s = sqrt(k - 2 ln v), z = -P(scale * s + shift), where P takes k in float32."""
+    """One tail: v = rho + u (1 - rho), s = sqrt(k - 2 ln v), z = -P(scale * s + shift)."""
 
     rho: float
     one_minus_rho: float
@@ -59,8 +56,8 @@ class Tail:
 
 
 @lru_cache(maxsize=1024)  # some milliseconds each; a model has few different ones
-def truncation(mean: float, std: float, low: float, high: float) -> Centre | Tail:
-    """Returns how to draw N(mean, std) within [low, high].
+def truncation(mean: float, std: float, low: float, high: float, double: bool = False) -> Centre | Tail:
+    """Returns how to draw N(mean, std) within [low, high], in float64 (``double``) or float32.
 
     An interval from the mean upward is mirrored (``sign`` is -1): what is small is always a lower tail.
 
@@ -82,15 +79,27 @@ def truncation(mean: float, std: float, low: float, high: float) -> Centre | Tai
         rho = lower / below
         k = -2 * below.ln()
         first = k.sqrt()
-        last = (k - 2 * max(rho, Decimal(2) ** -33).ln()).sqrt()
+        last = (k - 2 * max(rho, Decimal(2) ** (-65 if double else -33)).ln()).sqrt()
         middle, reach = (first + last) / 2, max((last - first) / 2, Decimal("1e-12"))
-        # The kernels have these three in float32: the polynomial is fitted for what is left of them.
-        scale, shift, k_rounded = _float32(1 / reach), _float32(-middle / reach), _float32(k)
+        # The kernels have these three in their own precision: the polynomial is fitted for what is left of them.
+        rounded = _float64 if double else _float32
+        scale, shift, k_rounded = rounded(1 / reach), rounded(-middle / reach), rounded(k)
         points = []
-        for node in _NODES:
+        for node in nodes(_TERMS_DOUBLE if double else _TERMS):
             s = (node - shift) / scale
             points.append((node, inverse_tail((s * s + k - k_rounded).sqrt())))
-        return Tail(float(rho), float(1 - rho), float(k), float(scale), float(shift), _interpolated(points), sign)
+        return Tail(
+            float(rho), float(1 - rho), float(k_rounded), float(scale), float(shift), interpolated(points), sign
+        )
+
+
+def nodes(n: int) -> list[Decimal]:
+    """Returns the Chebyshev points of [-1, 1], to eight digits, so that no C library's cosine shows in them."""
+    return [Decimal(f"{math.cos(math.pi * (2 * j + 1) / (2 * n)):.8f}") for j in range(n)]
+
+
+def _float64(number: Decimal) -> Decimal:
+    return Decimal(float(number))
 
 
 def _float32(number: Decimal) -> Decimal:
@@ -131,7 +140,7 @@ def inverse_tail(s: Decimal) -> Decimal:
     raise ArithmeticError(f"Newton's method did not settle for s = {s}")
 
 
-def _interpolated(points: list[tuple[Decimal, Decimal]]) -> tuple[float, ...]:
+def interpolated(points: list[tuple[Decimal, Decimal]]) -> tuple[float, ...]:
     """Returns the coefficients, the constant first, of the polynomial through the points (Newton's form, expanded)."""
     nodes = [node for node, _ in points]
     divided = [value for _, value in points]

@@ -42,7 +42,7 @@ _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 _DTYPES |= {getattr(torch, name): 4 + i for i, name in enumerate(_FLOAT8) if hasattr(torch, name)}
 _RAW = 8
 _MAX_DIMS = 6
-_MAX_PARAMS = 20
+_MAX_PARAMS = 36
 
 # csrc/fill.h's FillDesc, field by field.
 RECORD = np.dtype(
@@ -146,7 +146,7 @@ def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[
         kind, numbers = _NORMAL, (distribution.mean, distribution.std)
     elif isinstance(distribution, TruncatedNormal):
         mean, std = distribution.mean, distribution.std
-        form = truncation(mean, std, distribution.low, distribution.high)
+        form = truncation(mean, std, distribution.low, distribution.high, double=dtype == torch.float64)
         bounds = (_inward(distribution, dtype, True), _inward(distribution, dtype, False))
         if isinstance(form, Centre):
             # Words count in half steps from the end: u = (word + 1/2) 2^-32. Scaling by powers of two is exact.

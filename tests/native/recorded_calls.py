@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fastinit import plans
-from fastinit.backends import cpp_backend
+from fastinit.backends import cpp_backend, torch_backend
 
 NATIVE: Any = cpp_backend._native
 Array = np.ndarray[Any, Any]
@@ -50,7 +50,7 @@ PAIRS: list[tuple[Any, torch.dtype]] = [
     # The last digit of 6e4 is worth more than the 1e-12 by which float64 may differ.
     if dtype != torch.float64 or distribution != plans.Normal(0, 6e4)
     # Torch 2.1 puts no constants into float8.
-    if not (isinstance(distribution, plans.Constant) and cpp_backend.why_not_values(dtype, distribution))
+    if not (isinstance(distribution, plans.Constant) and torch_backend.why_not_values(dtype, distribution))
 ]
 PAIRS += [(plans.Constant(1), dtype) for dtype in CONSTANT_ONLY] + [(plans.Constant(1.25 - 0.5j), torch.complex128)]
 
@@ -113,7 +113,7 @@ class Call:
             start = each.memory.ctypes.data
             inside = (address >= start) & (address < start + each.memory.nbytes)
             table["data"][inside] = address[inside] - start + (i << 40)
-        return header.tobytes() + table.tobytes() + self.inputs.tobytes()
+        return b"".join(part.tobytes() for part in (header, table, self.inputs))
 
 
 def laid_out(layout: Layout, dtype: torch.dtype) -> tuple[Array, plans.Box]:
@@ -163,7 +163,7 @@ def from_words_calls() -> Iterator[Call]:
     upper = np.arange(2**16, dtype=np.uint32)[:, None] << np.uint32(16)
     bits = (upper | np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001], np.uint32)).reshape(-1)
     bits = bits[~np.isnan(bits.view(np.float32))]
-    cases = [(each, torch.float32, words) for each in [*DISTRIBUTIONS[1:], WHOLE]]
+    cases: list[tuple[Any, torch.dtype, Array]] = [(each, torch.float32, words) for each in [*DISTRIBUTIONS[1:], WHOLE]]
     cases += [("words", dtype, bits[: len(bits) // 64 * 64]) for dtype in cpp_backend._DTYPES if dtype.itemsize < 4]
     for distribution, dtype, inputs in cases:
         call = lowered([(distribution, dtype, Layout((len(inputs),)))])

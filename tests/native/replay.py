@@ -26,7 +26,7 @@ from recorded_calls import NATIVE, Array, Call, recorded
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "native"
 SETUP = ast.parse((ROOT / "setup.py").read_text())
-# Flags after those of the product. With -O1 and few debug symbols the sanitized ones compile in a third of the time.
+# Flags after those of the product. -O1 and debug symbols for lines only: sanitized code takes long to compile.
 VARIANTS = {
     "plain": [],
     "address": ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
