@@ -26,6 +26,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_initialize.py
 	$(RUN) benchmarks/bench_fill.py
+	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/update_tables.py
 
 $(VENV)/bin/python:

@@ -1,17 +1,22 @@
-"""Single fills: the cpp backend against torch.nn.init, per distribution and dtype, in warm memory.
+"""Single fills: the cpp backend against torch.nn.init, per distribution and dtype, in warm and in fresh memory.
 
-Each result is checked first (bits against the baseline instruction set, moments against the distribution), or nothing
-is timed. Then torch and the native core are timed in turns, on one core and on all; the ratio compares medians on all
-cores (torch draws on one, however many there are). Writes ``results/bench_fill.csv``. Run with ``make bench``.
+Each result is checked first (bits against the other instruction sets, moments against the distribution), or nothing is
+timed. Then torch and the native core are timed in turns, on one core and on all; ratios compare medians on all cores
+(torch draws on one, however many there are). The ceiling is a memset of the same bytes by as many threads. In fresh
+memory (see fresh.py) the allocation is timed too: ours asks for huge pages. Writes ``results/bench_fill.csv``. Run with
+``make bench``.
 """
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import fresh
 import numpy as np
 import torch
 from bench_initialize import write
@@ -20,9 +25,10 @@ from torch import nn
 import fastinit
 from fastinit import plans
 from fastinit.backends import cpp_backend
+from fastinit.memory import allocate_like
 
-# Far larger than the caches, and no more than a large embedding; float64 is slow, and smaller so that this ends.
-N_ELEMENTS = {2: 1 << 25, 4: 1 << 25, 8: 1 << 21}  # by bytes of an element
+# Far larger than the caches, and no more than a large embedding.
+N_ELEMENTS = 1 << 25
 ROUNDS = 7
 DISTRIBUTIONS: dict[plans.Distribution, Callable[[torch.Tensor], object]] = {
     plans.Normal(0, 0.02): lambda tensor: nn.init.normal_(tensor, 0, 0.02),
@@ -32,6 +38,10 @@ DISTRIBUTIONS: dict[plans.Distribution, Callable[[torch.Tensor], object]] = {
     plans.Constant(1.0): lambda tensor: nn.init.constant_(tensor, 1.0),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+LABELS: dict[plans.Distribution, str] = {
+    plans.TruncatedNormal(0, 1, -2, 2): "trunc_normal, 2 sigma",
+    plans.TruncatedNormal(0, 0.02, -2, 2): "trunc_normal, 100 sigma",
+}
 
 
 def record(tensor: torch.Tensor, distribution: plans.Distribution) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -84,35 +94,65 @@ def medians(*functions: Callable[[], object]) -> list[float]:
     return [statistics.median(found) for found in seconds]
 
 
+def memset(tensor: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> None:
+    """Sets all bytes, each thread a part; ctypes lets go of the interpreter lock."""
+    part = tensor.nbytes // threads
+    list(pool.map(lambda i: ctypes.memset(tensor.data_ptr() + i * part, 1, part), range(threads)))
+
+
+def in_fresh_memory(dtype: torch.dtype, distribution: plans.Distribution) -> tuple[float, float]:
+    """Returns the median seconds of torch and of the native core to allocate and fill a tensor."""
+    meta = torch.empty(N_ELEMENTS, dtype=dtype, device="meta")
+
+    def by_torch() -> object:
+        return DISTRIBUTIONS[distribution](torch.empty(N_ELEMENTS, dtype=dtype))
+
+    def by_core() -> object:
+        (tensor,) = allocate_like([meta], torch.device("cpu"))
+        cpp_backend.run([plans.Fill.whole("weight", tensor, distribution, "bench", "")], 0)
+        return tensor
+
+    found: list[list[float]] = [[], []]
+    for _ in range(3):
+        for work, seconds in zip((by_torch, by_core), found):
+            seconds.append(fresh.seconds_and_gigabytes(work, meta.nbytes)[0])
+    return statistics.median(found[0]), statistics.median(found[1])
+
+
 def main() -> None:
     """Times everything and writes the table."""
-    core, threads = cpp_backend._core(), torch.get_num_threads()
-    labels: dict[plans.Distribution, str] = {
-        plans.TruncatedNormal(0, 1, -2, 2): "trunc_normal, 2 sigma",
-        plans.TruncatedNormal(0, 0.02, -2, 2): "trunc_normal, 100 sigma",
-    }
+    core = cpp_backend._core()
+    kinds = [(dtype, distribution) for dtype in DTYPES for distribution in DISTRIBUTIONS]
+    for kind in kinds:
+        fresh.check(partial(must_be_right, *kind))
+    # Before anything here uses torch's threads, which do not survive the forks.
+    in_fresh = {kind: in_fresh_memory(*kind) for kind in kinds}
+
+    threads = torch.get_num_threads()
+    isas = [isa for isa in core.instruction_sets() if isa != "baseline"] or ["baseline"]
     rows: list[dict[str, object]] = []
-    for dtype in DTYPES:
-        n = N_ELEMENTS[dtype.itemsize]
-        tensor = torch.ones(n, dtype=dtype)
-        for distribution, fill_by_torch in DISTRIBUTIONS.items():
-            must_be_right(dtype, distribution)
+    with ThreadPoolExecutor(threads) as pool:
+        for dtype, distribution in kinds:
+            tensor = torch.ones(N_ELEMENTS, dtype=dtype)
             table = record(tensor, distribution)
-            isas = [isa for isa in core.instruction_sets() if isa != "baseline"] or ["baseline"]
-            torch_seconds, all_cores, *one_core = medians(
-                partial(fill_by_torch, tensor),
+            torch_seconds, all_cores, ceiling, *one_core = medians(
+                partial(DISTRIBUTIONS[distribution], tensor),
                 partial(core.fill, table, threads),
+                partial(memset, tensor, pool, threads),
                 *(partial(core.fill, table, 1, isa) for isa in isas),
             )
             row: dict[str, object] = {
-                "fill": labels.get(distribution, distribution.kind),
+                "fill": LABELS.get(distribution, distribution.kind),
                 "dtype": str(dtype).removeprefix("torch."),
-                "torch, G/s": f"{n / torch_seconds / 1e9:.2f}",
-                f"cpp, {threads} threads, G/s": f"{n / all_cores / 1e9:.2f}",
+                "torch, G/s": f"{N_ELEMENTS / torch_seconds / 1e9:.2f}",
+                f"cpp, {threads} threads, G/s": f"{N_ELEMENTS / all_cores / 1e9:.2f}",
             }
             for isa, seconds in zip(isas, one_core):
-                row[f"{isa}, 1 thread, G/s"] = f"{n / seconds / 1e9:.2f}"
+                row[f"{isa}, 1 thread, G/s"] = f"{N_ELEMENTS / seconds / 1e9:.2f}"
+            row["of memset"] = f"{ceiling / all_cores:.0%}"
             row["times faster"] = f"{torch_seconds / all_cores:.1f}"
+            torch_seconds, core_seconds = in_fresh[dtype, distribution]
+            row["in fresh memory"] = f"{torch_seconds / core_seconds:.1f}"
             rows.append(row)
     write("bench_fill.csv", rows)
 

@@ -1,0 +1,64 @@
+"""Measurements in fresh memory: pages that a process has had before cost no faults."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from fastinit.memory import allocate_like
+
+
+def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float, float]:
+    """Returns the seconds and the growth of peak memory in GB of a call that takes ``n_bytes``, in a new process.
+
+    Just before it another process touches and frees more than that, in huge pages too: a virtual machine may have given
+    free memory back to its host, and getting it back would be measured instead. Torch's threads do not survive a fork,
+    so the calling process must not have used them.
+    """
+    _forked(_touch, n_bytes + n_bytes // 4 + (1 << 26))
+    seconds, gigabytes = _forked(_measure, work)
+    return seconds, gigabytes
+
+
+def check(work: Callable[[], None]) -> None:
+    """Runs a check in a process of its own, and ends this one if it fails."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+
+
+def _forked(target: Callable[[Connection, Any], None], argument: object) -> tuple[float, float]:
+    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=target, args=(sender, argument))
+    process.start()
+    sender.close()
+    try:
+        answer: tuple[float, float] = receiver.recv()
+    except EOFError:
+        raise SystemExit("the measured process failed") from None
+    process.join()
+    return answer
+
+
+def _touch(end: Connection, n_bytes: int) -> None:
+    allocate_like([torch.empty(n_bytes, dtype=torch.uint8, device="meta")], torch.device("cpu"))[0].fill_(1)
+    end.send((0.0, 0.0))
+
+
+def _measure(end: Connection, work: Callable[[], Any]) -> None:
+    gc.disable()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    kept = work()
+    seconds = time.perf_counter() - began
+    end.send((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6))
+    del kept
