@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format bench clean
+.PHONY: demo test check lint format sanitize aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
@@ -22,6 +22,14 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# The native core alone: for memory errors, undefined behaviour and data races, and for the same bits everywhere.
+sanitize: $(VENV)/.dev
+	$(RUN) tests/native/replay.py address thread
+
+# On an emulated processor; needs g++-aarch64-linux-gnu and qemu-user.
+aarch64: $(VENV)/.dev
+	$(RUN) tests/native/replay.py aarch64
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_initialize.py

@@ -27,15 +27,15 @@ TRUNCATED = [
 ]
 
 
-def on_meta(layers: int = LAYERS, width: int = WIDTH) -> GPT:
+def on_meta(layers: int, width: int) -> GPT:
     """Returns the model without memory."""
     with torch.device("meta"):
         return GPT(layers, width, VOCABULARY, CONTEXT)
 
 
-def by_torch(truncated: bool, **size: int) -> GPT:
+def by_torch(model: GPT, truncated: bool) -> GPT:
     """What users write today."""
-    model = on_meta(**size).to_empty(device="cpu")
+    model = model.to_empty(device="cpu")
     model.head.weight = model.tokens.weight  # to_empty gives every place its own memory
     scaled = (".attention_out.weight", ".down.weight")
     for name, module in model.named_modules():
@@ -53,9 +53,8 @@ def by_torch(truncated: bool, **size: int) -> GPT:
     return model
 
 
-def by_fastinit(truncated: bool, **size: int) -> GPT:
+def by_fastinit(model: GPT, truncated: bool) -> GPT:
     """Ours."""
-    model = on_meta(**size)
     fastinit.materialize(model, TRUNCATED if truncated else config(len(model.blocks)), backend="cpp", seed=0)
     return model
 
@@ -63,8 +62,10 @@ def by_fastinit(truncated: bool, **size: int) -> GPT:
 def must_be_right() -> None:
     """Raises SystemExit unless both give the same kinds of values, ours the bits of ``initialize``."""
     for truncated in (False, True):
-        size = dict(layers=2, width=256)
-        theirs, ours, again = by_torch(truncated, **size), by_fastinit(truncated, **size), by_torch(truncated, **size)
+        theirs, ours, again = (
+            way(on_meta(2, 256), truncated)
+            for way in (by_torch, by_fastinit, by_torch)  # type: ignore[operator]
+        )
         fastinit.initialize(again, TRUNCATED if truncated else config(2), backend="cpp", seed=0)
         for name, tensor in ours.state_dict().items():
             other, bits = theirs.state_dict()[name], again.state_dict()[name]
@@ -80,14 +81,15 @@ def must_be_right() -> None:
 def main() -> None:
     """Measures in turns, and writes the table."""
     fresh.check(must_be_right)
-    n_parameters = sum(parameter.numel() for parameter in on_meta().parameters())
+    model = on_meta(LAYERS, WIDTH)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
     rows: list[dict[str, Any]] = []
     for truncated in (False, True):
-        ways: list[Callable[[bool], GPT]] = [by_torch, by_fastinit]
+        ways: list[Callable[[GPT, bool], GPT]] = [by_torch, by_fastinit]
         found: list[list[tuple[float, float]]] = [[], []]
         for _ in range(ROUNDS if not truncated else 3):  # torch takes most of a minute for truncated normals
             for way, measured in zip(ways, found):
-                measured.append(fresh.seconds_and_gigabytes(partial(way, truncated), 4 * n_parameters))
+                measured.append(fresh.seconds_and_gigabytes(partial(way, model, truncated), 4 * n_parameters))
         (torch_s, ours_s), (torch_gb, ours_gb) = (
             [statistics.median(each[i] for each in measured) for measured in found] for i in (0, 1)
         )

@@ -3,13 +3,15 @@
 For each transform and all 2^32 words (a uniform uses 24 bits of a word: 2^24) every instruction set must give the same
 bits, and the largest distance from the formula in float64 is found. A normal takes two words: once the first runs
 through all words, at an angle where sine and cosine weigh the same, once the second, at the largest radius.
-Conversions to narrower dtypes take all 2^32 float32 but NaN, against torch's. Writes ``results/numbers.csv``. Takes
-about an hour on two cores; ``--bits 24`` tries one word in 256. Run with ``python benchmarks/check_numbers.py``.
+Conversions to narrower dtypes take all 2^32 float32 but NaN, against torch's. Writes ``results/numbers.csv`` after
+each transform; rows of transforms that were not run stay. Takes some hours on two cores; ``--bits 24`` tries one word
+in 256, ``--only trunc`` the transforms whose names hold that text. Run with ``python benchmarks/check_numbers.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import os
 import time
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_initialize import write
+from bench_initialize import RESULTS, write
 from scipy import special
 
 from fastinit import plans
@@ -92,19 +94,28 @@ def main() -> None:
     """Runs all comparisons; exits with 1 at the first difference between instruction sets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=int, default=32, help="try 2^bits words, evenly spaced (32: all)")
-    bits = parser.parse_args().bits
+    parser.add_argument("--only", default="", help="run the transforms whose names hold this")
+    bits, only = parser.parse_args().bits, parser.parse_args().only
     isas = CORE.instruction_sets()
-    rows: list[dict[str, object]] = []
+    rows: dict[str, dict[str, object]] = {}
+    if (RESULTS / "numbers.csv").exists():
+        with (RESULTS / "numbers.csv").open(newline="") as file:
+            rows = {row["transform"]: {**row} for row in csv.DictReader(file)}
+            for row in rows.values():
+                del row["machine"]
 
     def run(label: str, bits: int, check: Callable[[Words], float]) -> None:
+        if only not in label:
+            return
         began, step = time.perf_counter(), 1 << (32 - bits)
         starts = range(0, 1 << bits, CHUNK)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             worst = max(
                 pool.map(lambda at: check(((np.arange(at, at + CHUNK) * step) & 0xFFFFFFFF).astype(np.uint32)), starts)
             )
-        rows.append({"transform": label, "inputs": f"2^{bits}", "largest error": f"{worst:.2e}" if worst else "0"})
-        print(rows[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{label}: {time.perf_counter() - began:.0f} s", flush=True)
+        rows[label] = {"transform": label, "inputs": f"2^{bits}", "largest error": f"{worst:.2e}" if worst else "0"}
+        write("numbers.csv", list(rows.values()))
 
     def values(
         distribution: plans.Distribution, exact: Callable[[Words], Floats], arranged: Callable[[Words], Words]
@@ -140,7 +151,6 @@ def main() -> None:
     for dtype in cpp_backend._DTYPES:
         if dtype.itemsize < 4:
             run(f"float32 to {str(dtype).removeprefix('torch.')}", bits, conversions(dtype))
-    write("numbers.csv", rows)
 
 
 if __name__ == "__main__":

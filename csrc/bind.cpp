@@ -32,6 +32,9 @@ void fill(const Table& table, int n_threads, const std::string& isa) {
   if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
   const Kernels& kernels = chosen(isa);
   const FillDesc* fills = reinterpret_cast<const FillDesc*>(table.data());
+  for (size_t i = 0; i < n_fills; ++i)
+    if (fills[i].distribution == kWords && fills[i].dtype != kFloat32)
+      throw py::value_error("words themselves are written as float32 only");
   py::gil_scoped_release released;
   run(kernels, fills, n_fills, n_threads);
 }

@@ -33,9 +33,11 @@ std::vector<const Kernels*> instruction_sets() {
 
 namespace {
 
-// Elements that a thread takes at a time: 256 KiB of float32 stay in the second-level cache, take some 50 us, and are
-// enough pieces to keep the cores of a large machine equally busy.
+// Elements of a piece: 256 KiB of float32 take some 50 us, and are enough pieces to keep the cores of a large machine
+// equally busy at the end. Before that a thread takes up to kTogether of them, 2 MiB: threads that touched one fresh huge
+// page at the same time would each clear it, and all but one in vain.
 constexpr int64_t kPiece = 1 << 16;
+constexpr int64_t kTogether = 8;
 // A thread costs some 30 us, so each is to find this many pieces.
 constexpr int64_t kPiecesPerThread = 2;
 
@@ -43,7 +45,8 @@ constexpr int64_t kPiecesPerThread = 2;
 // started when all is done (torch's own threads spin for milliseconds after their work) finds nothing left and ends.
 class Pieces {
  public:
-  Pieces(const Kernels& kernels, const FillDesc* fills, size_t n_fills) : kernels_(kernels), fills_(fills) {
+  Pieces(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads)
+      : kernels_(kernels), fills_(fills), n_threads_(n_threads) {
     for (size_t i = 0; i < n_fills; ++i)
       first_.push_back(first_.back() + (fills[i].n_elements + kPiece - 1) / kPiece);
   }
@@ -52,10 +55,16 @@ class Pieces {
 
   void work() {
     int64_t done = 0;
-    for (int64_t piece; (piece = next_.fetch_add(1, std::memory_order_relaxed)) < count(); ++done) {
-      const size_t which = size_t(std::upper_bound(first_.begin(), first_.end(), piece) - first_.begin()) - 1;
-      const int64_t begin = (piece - first_[which]) * kPiece;
-      kernels_.fill_range(fills_[which], begin, std::min(begin + kPiece, fills_[which].n_elements));
+    for (;;) {
+      const int64_t left = count() - next_.load(std::memory_order_relaxed);
+      const int64_t some = std::max<int64_t>(1, std::min(kTogether, left / (4 * n_threads_)));
+      const int64_t first = next_.fetch_add(some, std::memory_order_relaxed), end = std::min(first + some, count());
+      if (first >= end) break;
+      for (int64_t piece = first; piece < end; ++piece, ++done) {
+        const size_t which = size_t(std::upper_bound(first_.begin(), first_.end(), piece) - first_.begin()) - 1;
+        const int64_t begin = (piece - first_[which]) * kPiece;
+        kernels_.fill_range(fills_[which], begin, std::min(begin + kPiece, fills_[which].n_elements));
+      }
     }
     if (done == 0) return;
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -70,6 +79,7 @@ class Pieces {
  private:
   const Kernels& kernels_;
   const FillDesc* const fills_;  // not to be touched once all pieces are done
+  const int n_threads_;
   std::vector<int64_t> first_{0};
   std::atomic<int64_t> next_{0};
   std::mutex mutex_;
@@ -80,7 +90,7 @@ class Pieces {
 }  // namespace
 
 void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads) {
-  const auto pieces = std::make_shared<Pieces>(kernels, fills, n_fills);
+  const auto pieces = std::make_shared<Pieces>(kernels, fills, n_fills, n_threads);
   // Threads are made anew for each call: that survives fork, and leaves none behind that would spin.
   const int64_t helpers = std::min<int64_t>(n_threads, pieces->count() / kPiecesPerThread) - 1;
   for (int64_t i = 0; i < helpers; ++i) {

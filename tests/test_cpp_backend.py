@@ -634,6 +634,7 @@ def test_bad_calls_of_the_core_are_refused():
         lambda: NATIVE.fill(np.zeros(7, np.uint8), 1),
         lambda: NATIVE.fill(np.zeros(0, np.uint8), 0),
         lambda: NATIVE.fill(np.zeros(0, np.uint8), 1, "sse9"),
+        lambda: NATIVE.fill(record(torch.empty(64, dtype=torch.float16), "words"), 1),
         lambda: NATIVE.fill_from(record(torch.empty(65)), np.zeros(65, np.uint32)),
         lambda: NATIVE.fill_from(record(torch.empty(64)), np.zeros(128, np.uint32)),
         lambda: NATIVE.fill_from(record(torch.empty(64, dtype=torch.float16)), np.zeros(64, np.uint32)),

@@ -137,15 +137,28 @@ def test_code_that_fails_half_way_leaves_the_model_on_the_meta_device():
         def init_weights(self):
             raise OSError("disk")
 
-    root = on_meta(lambda: fastinit.Sequential(nn.Linear(2, 2), Broken(), init_cfg=dict(CFG)))
+    def make():
+        first = fastinit.Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=3, layer="Linear"))
+        return fastinit.Sequential(first, Broken(), init_cfg=dict(CFG))
+
+    root = on_meta(make)
     with pytest.raises(OSError, match="disk"):
         fastinit.materialize(root)
     assert all(parameter.is_meta for parameter in root.parameters())
-    root[1].init_weights = lambda: None
     Broken.init_weights = lambda self: nn.init.ones_(self.fc.weight)
-    del root[1].init_weights
     fastinit.materialize(root)  # nothing is thought to be initialized already
-    assert (root[1].fc.weight == 1).all() and root[0].weight.std() > 0
+    assert (root[0][0].weight == 3).all() and (root[1].fc.weight == 1).all()
+
+
+def test_what_others_have_noted_on_a_parameter_stays():
+    class Marked(nn.Parameter):
+        pass
+
+    model = on_meta(nn.Linear, 2, 2)
+    model.weight = Marked(model.weight)
+    model.weight.partition_dim = 1
+    fastinit.materialize(model, CFG)
+    assert type(model.weight) is Marked and model.weight.partition_dim == 1 and not model.weight.is_meta
 
 
 @backends
