@@ -80,7 +80,15 @@ struct Lanes {
   typedef double f64 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef wide u64;
 
-  static FASTINIT_FN f64 splat64(double a) { return f64{} + a; }
+  static FASTINIT_FN f64 splat64(double a) {
+#if defined(__AVX512F__)
+    return (f64)_mm512_set1_pd(a);
+#elif defined(__AVX2__)
+    return (f64)_mm256_set1_pd(a);
+#else
+    return f64{a, a};
+#endif
+  }
   static FASTINIT_FN u64 bits64(f64 a) { return (u64)a; }
   static FASTINIT_FN f64 from_bits64(u64 a) { return (f64)a; }
   template <class Mask>
@@ -99,7 +107,18 @@ struct Lanes {
 #endif
   }
 
-  static FASTINIT_FN f32 splat(float a) { return f32{} + a; }
+  // Not as a sum with zeros: that is an addition, which -0.0 does not survive. Not lane by lane: GCC 12 does as it is told.
+  static FASTINIT_FN f32 splat(float a) {
+#if defined(__AVX512F__)
+    return (f32)_mm512_set1_ps(a);
+#elif defined(__AVX2__)
+    return (f32)_mm256_set1_ps(a);
+#elif defined(__x86_64__)
+    return (f32)_mm_set1_ps(a);
+#else
+    return f32{a, a, a, a};
+#endif
+  }
   static FASTINIT_FN u32 splat_u32(uint32_t a) { return u32{} + a; }
   static FASTINIT_FN u32 bits(f32 a) { return (u32)a; }
   static FASTINIT_FN f32 from_bits(u32 a) { return (f32)a; }
