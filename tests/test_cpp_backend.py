@@ -420,15 +420,6 @@ def test_constants_go_into_every_dtype(dtype):
     assert strided.to(torch.complex64).sum() == 3000
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.float64, torch.complex128], ids=str)
-def test_large_constants_are_streamed_to_the_last_byte(dtype, isa):
-    n = (1 << 26) // dtype.itemsize + 77
-    memory = torch.zeros(n + 80, dtype=dtype)
-    fill(memory[3 : n + 3], plans.Constant(5), isa=isa)
-    assert (memory[3 : n + 3] == 5).all() and not memory[:3].any() and not memory[n + 3 :].any()
-
-
 def test_a_default_device_does_not_matter():
     cpp_backend._raw.cache_clear()
     layer = nn.Linear(2, 2)

@@ -208,6 +208,6 @@ def recorded() -> list[Call]:
     calls.append(run_call([(*pair, LARGE[i % len(LARGE)]) for i, pair in enumerate(PAIRS[::3])], n_threads=8))
     calls.append(run_call(list(random_parts(400)), n_threads=5, n_callers=3))
     calls.append(run_call([(*pair, LARGE[0]) for pair in PAIRS[1::16]], n_threads=3, n_callers=3))
-    # Large enough to be streamed past the caches, and for threads to take several pieces at a time.
-    calls.append(run_call([(plans.Constant(7), torch.int16, Layout(((1 << 25) + 77,), lead=3))], n_threads=4))
+    # Large enough for threads to take as many pieces at a time as they may.
+    calls.append(run_call([(plans.Constant(7), torch.int8, Layout(((1 << 24) + 77,), lead=3))], n_threads=4))
     return calls
