@@ -1,6 +1,7 @@
 // What a fill's numbers make of random words, and how the values are stored, for the CPU kernels.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "distributions.h"
@@ -70,11 +71,14 @@ struct TruncatedInsideValues {
 struct TruncatedWideValues {
   Bounds bounds;
   TruncatedWide form;
+  bool is_bounded;  // or the bounds are so far out that no value comes near them: |z| < 6.8
   explicit TruncatedWideValues(const double* p)
-      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5]), float(p[6])} {}
+      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5]), float(p[6])},
+        is_bounded(p[2] > p[0] - 7 * std::fabs(p[1]) || p[3] < p[0] + 7 * std::fabs(p[1])) {}
   FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
     truncated_wide<Lanes>(words.w, form, value);
-    for (int i = 0; i < 4; ++i) value[i] = bounds(value[i]);
+    if (is_bounded)
+      for (int i = 0; i < 4; ++i) value[i] = bounds(value[i]);
   }
 };
 
