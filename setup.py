@@ -31,16 +31,21 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Builds the core, or says in the package why not."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        reason = target.parent / "native_missing.txt"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        reason.unlink(missing_ok=True)
+        # An editable install builds elsewhere, and imports from the source tree.
+        packages = [target.parent] + ([ROOT / "fastinit"] if self.editable_mode else [])
+        for package in packages:
+            package.mkdir(parents=True, exist_ok=True)
+            (package / "native_missing.txt").unlink(missing_ok=True)
         try:
             self._compile(target)
         except (OSError, ImportError, subprocess.CalledProcessError) as error:
-            target.unlink(missing_ok=True)
             output = getattr(error, "stdout", None) or ""
             print(f"the native core could not be built: {error}\n{output}", file=sys.stderr)
-            reason.write_text(f"the native core was not built when fastinit was installed: {error}\n")
+            for package in packages:
+                (package / target.name).unlink(missing_ok=True)  # an earlier build's
+                (package / "native_missing.txt").write_text(
+                    f"the native core was not built when fastinit was installed: {error}\n"
+                )
 
     def _compile(self, target: Path) -> None:
         import ninja
@@ -75,4 +80,4 @@ class NinjaBuild(build_ext):
         subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-setup(ext_modules=[Extension("fastinit._native", ["csrc/bind.cpp"])], cmdclass={"build_ext": NinjaBuild})
+setup(ext_modules=[Extension("fastinit._native", ["csrc/bind.cpp"], optional=True)], cmdclass={"build_ext": NinjaBuild})
