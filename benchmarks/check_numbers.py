@@ -31,7 +31,6 @@ Words = np.ndarray[Any, np.dtype[np.uint32]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 CORE = cpp_backend._core()
 CHUNK = 1 << 20  # words at a time: what a chunk needs stays in the cache
-WORDS = 6  # csrc/fill.h, kWords
 
 
 def from_words(words: Words, distribution: plans.Distribution | None, dtype: torch.dtype, isa: str) -> torch.Tensor:
@@ -40,7 +39,7 @@ def from_words(words: Words, distribution: plans.Distribution | None, dtype: tor
     fill = plans.Fill.whole("", out, distribution or plans.Uniform(0, 1), "", "")
     table = cpp_backend.lowered([fill], 0)
     if distribution is None:
-        table["distribution"] = WORDS
+        table["distribution"] = cpp_backend._WORDS
     CORE.fill_from(table.view(np.uint8), words, isa)
     return out
 
@@ -95,7 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=int, default=32, help="try 2^bits words, evenly spaced (32: all)")
     parser.add_argument("--only", default="", help="run the transforms whose names hold this")
-    bits, only = parser.parse_args().bits, parser.parse_args().only
+    arguments = parser.parse_args()
+    bits, only = arguments.bits, arguments.only
     isas = CORE.instruction_sets()
     rows: dict[str, dict[str, object]] = {}
     if (RESULTS / "numbers.csv").exists():

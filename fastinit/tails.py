@@ -142,13 +142,13 @@ def inverse_tail(s: Decimal) -> Decimal:
 
 def interpolated(points: list[tuple[Decimal, Decimal]]) -> tuple[float, ...]:
     """Returns the coefficients, the constant first, of the polynomial through the points (Newton's form, expanded)."""
-    nodes = [node for node, _ in points]
+    at = [node for node, _ in points]
     divided = [value for _, value in points]
     for order in range(1, len(points)):
         for i in range(len(points) - 1, order - 1, -1):
-            divided[i] = (divided[i] - divided[i - 1]) / (nodes[i] - nodes[i - order])
+            divided[i] = (divided[i] - divided[i - 1]) / (at[i] - at[i - order])
     polynomial = [Decimal(0)] * len(points)
-    for node, value in zip(reversed(nodes), reversed(divided)):
+    for node, value in zip(reversed(at), reversed(divided)):
         shifted = [Decimal(0), *polynomial[:-1]]
         polynomial = [a - node * b for a, b in zip(shifted, polynomial)]
         polynomial[0] += value

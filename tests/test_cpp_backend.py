@@ -53,7 +53,7 @@ def record(tensor, distribution=NORMAL, key=(0, 0), first=0):
     table = cpp_backend.lowered([plans.Fill.whole("", tensor, UNIFORM if words else distribution, "", "")], 0)
     table["key"], table["first_index"] = key, first
     if words:
-        table["distribution"] = 6
+        table["distribution"] = cpp_backend._WORDS
     return table.view(np.uint8)
 
 

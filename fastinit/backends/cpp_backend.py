@@ -35,7 +35,7 @@ except ImportError as error:
     _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the native core is missing: {error}"
 
 # Positions in csrc/fill.h's enumerations.
-_CONSTANT, _UNIFORM, _NORMAL, _TRUNCATED_INSIDE, _TRUNCATED_WIDE, _TRUNCATED_TAIL = range(6)
+_CONSTANT, _UNIFORM, _NORMAL, _TRUNCATED_INSIDE, _TRUNCATED_WIDE, _TRUNCATED_TAIL, _WORDS = range(7)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 # Torch 2.1 has the first two only.
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")

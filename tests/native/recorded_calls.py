@@ -136,7 +136,7 @@ def lowered(parts: Sequence[Part]) -> Call:
             raise ValueError(f"{distribution}: {reason}")
         tables.append(cpp_backend.lowered([fill], 2026))
         if distribution == "words":
-            tables[-1]["distribution"] = 6
+            tables[-1]["distribution"] = cpp_backend._WORDS
         buffers.append(Buffer(f"{distribution}, {dtype}, {layout}", memory))
     return Call("run", buffers, np.concatenate(tables))
 
