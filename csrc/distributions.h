@@ -55,25 +55,33 @@ FASTINIT_FN typename L::f32 unit(typename L::u32 w) {
   return L::from_u32(w) * 0x1p-32f + 0x1p-33f;
 }
 
-// Two independent standard normals from two words (Box & Muller 1958), |z| <= 6.77:
+// What is added to -2 ln u so that its root has no zero to take (the device's sequence could not): sqrt gives 2^-50 at
+// u = 1, and all other results are at least 2^-23 and stay as they are.
+constexpr float kNotZero = 0x1p-100f;
+
+struct Normal {
+  float mean, std;
+};
+
+// Two independent normals from two words (Box & Muller 1958), within 6.77 standard deviations:
 //   u = float32(w0) * 2^-32 + 2^-33 (rounded to float32 at the conversion and at the sum), in [2^-33, 1],
-//   t = 2 pi (w1 + 1/2) 2^-32, z0 = sqrt(-2 ln u) cos t, z1 = sqrt(-2 ln u) sin t.
-// The largest error over all w0 (at 45 degrees) is 8.74e-7, over all w1 (at the largest radius) 1.47e-6.
+//   t = 2 pi (w1 + 1/2) 2^-32, sqrt(-2 ln u) std cos t + mean and sqrt(-2 ln u) std sin t + mean.
+// The largest error over all w0 (at 45 degrees) is 8.74e-7 standard deviations, over all w1 (at the largest radius)
+// 1.47e-6.
 template <class L>
-FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, typename L::f32& z0, typename L::f32& z1) {
+FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, const Normal& p, typename L::f32& value0,
+                             typename L::f32& value1) {
   typedef typename L::f32 f32;
-  typedef typename L::i32 i32;
-  const f32 r = L::sqrt(minus_2_ln<L, 0>(unit<L>(w0), kLog, 1.0f, 0.0f));
-  // v = (w1 + 1/2) 2^-32 as a signed turn, in (-1/2, 1/2), and a = |v| - 1/4: then cos 2 pi v = -sin 2 pi a and
-  // sin 2 pi v = +-cos 2 pi a with the sign of v. |v| is taken before the conversion, where it is exact.
-  const i32 s = L::as_i32(w1);
-  const i32 folded = s ^ (s >> 31);
-  const f32 a = L::from_i32(folded - 0x40000000) * 0x1p-32f + 0x1p-33f;
+  const f32 r = L::sqrt(minus_2_ln<L, 0>(unit<L>(w0), kLog, 1.0f, kNotZero)) * p.std;
+  // v = w1 2^-32 as a signed turn, in [-1/2, 1/2] (the half step is 5e-9 of the value), and a = |v| - 1/4: then
+  // cos 2 pi v = -sin 2 pi a, and sin 2 pi v = +-cos 2 pi a with the sign of v.
+  const f32 v = L::from_i32(L::as_i32(w1)) * 0x1p-32f;
+  const f32 a = L::abs(v) - 0.25f;
   const f32 y = a * a;
   const f32 sine = a * polynomial<L>(y, kSin);
-  const f32 cosine = polynomial<L>(y, kCos);
-  z0 = L::from_bits(L::bits(r * sine) ^ 0x80000000u);
-  z1 = L::from_bits(L::bits(r * cosine) ^ (w1 & 0x80000000u));
+  const f32 cosine = L::from_bits(L::bits(polynomial<L>(y, kCos)) ^ (w1 & 0x80000000u));
+  value0 = L::fma(-r, sine, L::splat(p.mean));
+  value1 = L::fma(r, cosine, L::splat(p.mean));
 }
 
 // --- truncated normals: the inverse of the distribution function at (w + 1/2) 2^-32 of the way between the bounds' ---
@@ -135,9 +143,9 @@ FASTINIT_FN void truncated_wide(const typename L::u32 (&w)[N], const TruncatedWi
   decltype(f32{} > f32{}) rare{};
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
-    const auto s = L::as_i32(w[i]);
-    const f32 end = s < 0 ? L::splat(p.upper) : L::splat(p.lower);
-    t[i] = L::fma(L::from_i32(s ^ (s >> 31)), L::splat(p.width), end);
+    const auto s = L::as_i32(w[i]), in_upper_half = s >> 31;
+    const u32 lower = L::bits(L::splat(p.lower)), either = lower ^ L::bits(L::splat(p.upper));
+    t[i] = L::fma(L::from_i32(s ^ in_upper_half), L::splat(p.width), L::from_bits(lower ^ (either & u32(in_upper_half))));
     v[i] = minus_2_ln<L, 2>(L::fma(-t[i], t[i], t[i]), kLogTruncated, 2.0f / kCentreEnd, -1.0f);
     const f32 x = L::fma(t[i], L::splat(2.0f * p.std), L::splat(-p.std));
     const u32 sign = w[i] & 0x80000000u;
@@ -155,10 +163,10 @@ FASTINIT_FN void truncated_wide(const typename L::u32 (&w)[N], const TruncatedWi
   }
 }
 
-// One tail: v = rho + u (1 - rho) is the probability below a value as a part of that below the upper bound, and z is a
-// polynomial, interpolated for the tensor (tails.Tail), in s = sqrt(k - 2 ln v) mapped to [-1, 1].
+// One tail: v = rho + u (1 - rho) is the probability below a value as a part of that below the upper bound, and the value
+// is a polynomial, interpolated for the tensor (tails.Tail), in s = sqrt(k - 2 ln v) mapped to [-1, 1].
 struct TruncatedTail {
-  float mean, std, base, width, k, scale, shift, coefficients[10];  // v = base + w * width
+  float base, width, k, scale, shift, coefficients[10];  // v = base + w * width
 };
 
 template <class L>
@@ -166,8 +174,7 @@ FASTINIT_FN typename L::f32 truncated_tail(typename L::u32 w, const TruncatedTai
   typedef typename L::f32 f32;
   const f32 v = L::fma(L::from_u32(w), L::splat(p.width), L::splat(p.base));
   const f32 s = L::sqrt(minus_2_ln<L, 0>(v, kLogTruncated, 1.0f, p.k));
-  const f32 z = polynomial<L>(L::fma(s, L::splat(p.scale), L::splat(p.shift)), p.coefficients);
-  return L::fma(z, L::splat(p.std), L::splat(p.mean));
+  return polynomial<L>(L::fma(s, L::splat(p.scale), L::splat(p.shift)), p.coefficients);
 }
 
 }  // namespace FASTINIT_ISA

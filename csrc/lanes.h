@@ -50,8 +50,9 @@ struct Lanes {
   FASTINIT_FN static u32 bits(f32 a) { return __float_as_uint(a); }
   FASTINIT_FN static f32 from_bits(u32 a) { return __uint_as_float(a); }
   FASTINIT_FN static i32 as_i32(u32 a) { return i32(a); }
-  FASTINIT_FN static f32 min(f32 a, f32 b) { return a < b ? a : b; }
-  FASTINIT_FN static f32 max(f32 a, f32 b) { return a > b ? a : b; }
+  FASTINIT_FN static f32 abs(f32 a) { return ::fabsf(a); }
+  FASTINIT_FN static f32 min(f32 a, f32 b) { return ::fminf(a, b); }
+  FASTINIT_FN static f32 max(f32 a, f32 b) { return ::fmaxf(a, b); }
   FASTINIT_FN static bool any(bool mask) { return mask; }
   FASTINIT_FN static f64 splat64(double a) { return a; }
   FASTINIT_FN static u64 bits64(f64 a) { return u64(__double_as_longlong(a)); }
@@ -124,6 +125,7 @@ struct Lanes {
   static FASTINIT_FN f32 from_bits(u32 a) { return (f32)a; }
   static FASTINIT_FN i32 as_i32(u32 a) { return (i32)a; }
   static FASTINIT_FN f32 from_i32(i32 a) { return __builtin_convertvector(a, f32); }
+  static FASTINIT_FN f32 abs(f32 a) { return from_bits(bits(a) & 0x7FFFFFFFu); }
 
   // Whether any lane of the result of a comparison (all bits or none) is set.
   static FASTINIT_FN bool any(i32 mask) {
@@ -185,7 +187,7 @@ struct Lanes {
 #endif
   }
 
-  // a < b ? a : b and a > b ? a : b, which is what the instructions of x86 do with zeros of two signs.
+  // Zeros of two signs in one call do not come (cpp_backend._params): instruction sets differ in what they give then.
   static FASTINIT_FN f32 min(f32 a, f32 b) {
 #if defined(__AVX512F__)
     return (f32)_mm512_min_ps((__m512)a, (__m512)b);

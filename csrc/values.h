@@ -36,15 +36,11 @@ struct UniformValues {
 };
 
 struct NormalValues {
-  float mean, std;
-  explicit NormalValues(const double* params) : mean(float(params[0])), std(float(params[1])) {}
+  Normal form;
+  explicit NormalValues(const double* p) : form{float(p[0]), float(p[1])} {}
   FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
-    for (int i = 0; i < 4; i += 2) {
-      f32 z0, z1;
-      normal_pair<Lanes>(words.w[i], words.w[i + 1], z0, z1);
-      value[i] = z0 * std + mean;
-      value[i + 1] = z1 * std + mean;
-    }
+    normal_pair<Lanes>(words.w[0], words.w[1], form, value[0], value[1]);
+    normal_pair<Lanes>(words.w[2], words.w[3], form, value[2], value[3]);
   }
 };
 
@@ -86,7 +82,7 @@ struct TruncatedTailValues {
   Bounds bounds;
   TruncatedTail form;
   explicit TruncatedTailValues(const double* p)
-      : bounds(p), form{float(p[0]), float(p[1]), float(p[4]), float(p[5]), float(p[6]), float(p[7]), float(p[8]), {}} {
+      : bounds(p), form{float(p[4]), float(p[5]), float(p[6]), float(p[7]), float(p[8]), {}} {
     for (int i = 0; i < 10; ++i) form.coefficients[i] = float(p[9 + i]);
   }
   FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {

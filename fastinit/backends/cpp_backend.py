@@ -147,7 +147,8 @@ def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[
     elif isinstance(distribution, TruncatedNormal):
         mean, std = distribution.mean, distribution.std
         form = truncation(mean, std, distribution.low, distribution.high, double=dtype == torch.float64)
-        bounds = (_inward(distribution, dtype, True), _inward(distribution, dtype, False))
+        # The signs of zeros: what a clamp makes of -0 and 0 depends on the instruction set, if they meet so or otherwise.
+        bounds = (_inward(distribution, dtype, True) or -0.0, _inward(distribution, dtype, False) or 0.0)
         if isinstance(form, Centre):
             # Words count in half steps from the end: u = (word + 1/2) 2^-32. Scaling by powers of two is exact.
             lower, upper, width, half_step = form.lower, form.upper, form.width, form.width * 2.0**-33
@@ -159,10 +160,12 @@ def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[
                 kind, rest = _TRUNCATED_WIDE, (lower + half_step, upper + half_step, width * 2.0**-32)
         else:
             std = -std
-            steps = (form.rho, form.one_minus_rho)
-            if dtype != torch.float64:
+            steps, coefficients = (form.rho, form.one_minus_rho), form.coefficients
+            if dtype != torch.float64:  # the polynomial gives the value itself
                 steps = (form.rho + form.one_minus_rho * 2.0**-33, form.one_minus_rho * 2.0**-32)
-            kind, rest = _TRUNCATED_TAIL, (*steps, form.k, form.scale, form.shift, *form.coefficients)
+                first, *others = (std * form.sign * c for c in coefficients)
+                coefficients = (first + mean, *others)
+            kind, rest = _TRUNCATED_TAIL, (*steps, form.k, form.scale, form.shift, *coefficients)
         numbers = (mean, std * form.sign, *bounds, *rest)
     return kind, numbers + (0.0,) * (_MAX_PARAMS - len(numbers))
 
