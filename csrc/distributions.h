@@ -26,33 +26,34 @@ FASTINIT_FN typename L::f32 uniform01(typename L::u32 w) {
 // The tables are minimax polynomials; fit_coefficients.py makes them and compares them with what stands here. "Best" is
 // the least maximal error with that many coefficients, before they are rounded to float32.
 
-// -2 ln(1 - x) = x P(x) on 0 <= x <= 1/2. The error of the square root of the result counts: best 3.1e-7, with six
-// coefficients 2.0e-6.
-constexpr float kLog[7] = {2.000017852660764f, 0.9987396580581838f, 0.6921569066659504f, 0.27658956648856961f,
-                           1.374217696951962f, -1.8024299971803162f, 2.3055367151656156f};
+// How a logarithm differs from a straight line: -2 (ln(1 + f) - f ln 2) = f (1 - f) B(f) on 0 <= f <= 1. The error of the
+// square root of the logarithm counts, which is largest where that is small: best 3.4e-7, with five coefficients 2.3e-6.
+FASTINIT_TABLE float kBend[6] = {-0.6136443134447835f, 0.3848337191266087f,  -0.2686039475316288f,
+                                 0.17404670412143908f, -0.08144713044460192f, 0.018530501565536255f};
 // sin(2 pi a) = a S(a^2) and cos(2 pi a) = C(a^2) on |a| <= 1/4: best 3.3e-9 and 4.7e-8. Four coefficients would give
 // 5.9e-7 and 6.7e-6, times up to 6.7.
-constexpr float kSin[5] = {6.2831851600894435f, -41.34165503140977f, 81.60100407288746f, -76.549782285581f,
+FASTINIT_TABLE float kSin[5] = {6.2831851600894435f, -41.34165503140977f, 81.60100407288746f, -76.549782285581f,
                            39.53670600855013f};
-constexpr float kCos[5] = {0.9999999534666579f, -19.73917143469665f, 64.93459062632053f, -85.2403303108819f,
+FASTINIT_TABLE float kCos[5] = {0.9999999534666579f, -19.73917143469665f, 64.93459062632053f, -85.2403303108819f,
                            56.24238037012728f};
 constexpr float kMinus2Ln2 = -1.3862943611198906f;
 
 // constant - 2 ln(2^J u) * unit for 0 < 2^J u <= 1.
-//   2^J u = m 2^e with 1/2 < m <= 1: no exponent is positive then, both terms of -2 e ln 2 - 2 ln m are positive or
-//   zero, and nothing cancels. e stays where it stands in the bits, 2^23 times too large.
+//   2^J u = (1 + f) 2^e: the bits of a float, read as an integer, are e + f times 2^23, so that a conversion gives the
+//   logarithm but for B. Both vanish where 2^J u = 1, and nothing worse than 1.39 - 0.39 cancels near it.
 template <class L, int J, int N>
 FASTINIT_FN typename L::f32 minus_2_ln(typename L::f32 u, const float (&c)[N], float unit, float constant) {
-  const typename L::u32 e = (L::bits(u) - (0x3F000001u - (uint32_t(J) << 23))) & 0xFF800000u;
-  const typename L::f32 x = L::fma(L::from_bits(L::bits(u) - e), L::splat(-float(1 << J)), L::splat(1.0f));  // exact
-  return L::fma(L::from_i32(L::as_i32(e)), L::splat(kMinus2Ln2 * 0x1p-23f * unit),
-                L::fma(x, polynomial<L>(x, c, unit), L::splat(constant)));
+  const typename L::u32 line = L::bits(u) - (0x3F800000u - (uint32_t(J) << 23));
+  const typename L::f32 f = L::fraction(u);
+  const typename L::f32 straight =
+      L::fma(L::from_i32(L::as_i32(line)), L::splat(kMinus2Ln2 * 0x1p-23f * unit), L::splat(constant));
+  return L::fma(L::fma(-f, f, f), polynomial<L>(f, c, unit), straight);
 }
 
 // The word as a number of [2^-33, 1], rounded to float32 at the conversion and at the sum (the product is exact).
 template <class L>
 FASTINIT_FN typename L::f32 unit(typename L::u32 w) {
-  return L::from_u32(w) * 0x1p-32f + 0x1p-33f;
+  return L::fma(L::from_u32(w), L::splat(0x1p-32f), L::splat(0x1p-33f));
 }
 
 // What is added to -2 ln u so that its root has no zero to take (the device's sequence could not): sqrt gives 2^-50 at
@@ -72,7 +73,7 @@ template <class L>
 FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, const Normal& p, typename L::f32& value0,
                              typename L::f32& value1) {
   typedef typename L::f32 f32;
-  const f32 r = L::sqrt(minus_2_ln<L, 0>(unit<L>(w0), kLog, 1.0f, kNotZero)) * p.std;
+  const f32 r = L::sqrt(minus_2_ln<L, 0>(unit<L>(w0), kBend, 1.0f, kNotZero)) * p.std;
   // v = w1 2^-32 as a signed turn, in [-1/2, 1/2] (the half step is 5e-9 of the value), and a = |v| - 1/4: then
   // cos 2 pi v = -sin 2 pi a, and sin 2 pi v = +-cos 2 pi a with the sign of v.
   const f32 v = L::from_i32(L::as_i32(w1)) * 0x1p-32f;
@@ -91,14 +92,14 @@ FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, const Norma
 // last operation is one fma. The largest errors over all 2^32 words (benchmarks/check_numbers.py), in standard
 // deviations: 1.11e-6 inside two of them, 1.45e-6 wide, 1.59e-6 in a tail from 1.6.
 
-// As kLog, six coefficients with the least error of the result itself, 2.7e-6; a fifth or less of it reaches a z.
-constexpr float kLogTruncated[6] = {1.9996846489309859f, 1.0113308536634014f, 0.5328257889225941f,
-                                    1.2073947548881534f, -1.3834930512091506f, 2.226262231386184f};
+// As kBend, five coefficients with the least error of the result itself, 3.1e-6; a fifth or less of it reaches a z.
+FASTINIT_TABLE float kBendTruncated[5] = {-0.6134975550077484f, 0.38206310025328616f, -0.25223448666089626f,
+                                          0.13302357458700803f, -0.035823696555597216f};
 
 // z = x P(sqrt(1 - x^2)) with x = 2 Phi(z) - 1, for |z| <= 2.001: no logarithm. The polynomial's variable is mapped
 // from [kInsideEnd, 1] to [-1, 1] (unmapped, its rounding errors are ten times larger): best 3.5e-7, with nine 1.3e-6.
 constexpr float kInsideEnd = 0.2978f;
-constexpr float kInside[10] = {1.547133957146439f,      -0.3773243655487106f,    0.11071793957626713f,
+FASTINIT_TABLE float kInside[10] = {1.547133957146439f,      -0.3773243655487106f,    0.11071793957626713f,
                                -0.03708453383849878f,   0.013982445004244375f,   -0.0059652697513995325f,
                                0.0020997107315305075f,  -0.0004841747071564203f, 0.0008722420665618857f,
                                -0.0006398174485916866f};
@@ -120,13 +121,13 @@ FASTINIT_FN typename L::f32 truncated_inside(typename L::u32 w, const TruncatedI
 // z = (1 - 2 t) G(v) with t = Q(z) and v = -2 ln(4 t (1 - t)), which is symmetric about t = 1/2 and smooth there, on
 // 0 <= v <= kCentreEnd (|z| <= 3.70), in v mapped to [-1, 1]: best 6.3e-7, with nine 8.8e-7 at many times the rounding.
 constexpr float kCentreEnd = 15.5f;
-constexpr float kCentre[10] = {2.5881845207340244f,   1.2612360624362267f,    -0.15150860123143303f,
+FASTINIT_TABLE float kCentre[10] = {2.5881845207340244f,   1.2612360624362267f,    -0.15150860123143303f,
                                -0.021859110373191857f, 0.041329025474145235f,  -0.019671074248366175f,
                                0.0006167413287614669f, 0.004322417751120436f,  -0.00144823348566594f,
                                -0.00016379034334447652f};
 // z = T(sqrt(-2 ln t)) beyond, down to the least t that the form meets (|z| = 6.8), mapped likewise: best 2.3e-7.
 constexpr float kTailFirst = 4.2f, kTailLast = 7.4f;
-constexpr float kTail[7] = {5.328315035016169f,    1.685852289952468f,     -0.01803492209548546f, 0.003998523831134332f,
+FASTINIT_TABLE float kTail[7] = {5.328315035016169f,    1.685852289952468f,     -0.01803492209548546f, 0.003998523831134332f,
                             -0.0009150268633868559f, 0.0002391145333706455f, -5.876300073991592e-05f};
 
 struct TruncatedWide {
@@ -146,7 +147,7 @@ FASTINIT_FN void truncated_wide(const typename L::u32 (&w)[N], const TruncatedWi
     const auto s = L::as_i32(w[i]), in_upper_half = s >> 31;
     const u32 lower = L::bits(L::splat(p.lower)), either = lower ^ L::bits(L::splat(p.upper));
     t[i] = L::fma(L::from_i32(s ^ in_upper_half), L::splat(p.width), L::from_bits(lower ^ (either & u32(in_upper_half))));
-    v[i] = minus_2_ln<L, 2>(L::fma(-t[i], t[i], t[i]), kLogTruncated, 2.0f / kCentreEnd, -1.0f);
+    v[i] = minus_2_ln<L, 2>(L::fma(-t[i], t[i], t[i]), kBendTruncated, 2.0f / kCentreEnd, -1.0f);
     const f32 x = L::fma(t[i], L::splat(2.0f * p.std), L::splat(-p.std));
     const u32 sign = w[i] & 0x80000000u;
     value[i] = L::fma(L::from_bits(L::bits(x) ^ sign), polynomial<L>(v[i], kCentre), L::splat(p.mean));
@@ -154,7 +155,8 @@ FASTINIT_FN void truncated_wide(const typename L::u32 (&w)[N], const TruncatedWi
   }
   if (L::any(rare)) {  // one value in 4600 of a whole normal
     for (int i = 0; i < N; ++i) {
-      const f32 s = L::sqrt(minus_2_ln<L, 0>(t[i], kLogTruncated, 1.0f, 0.0f));
+      if (!L::any(v[i] > L::splat(1.0f))) continue;
+      const f32 s = L::sqrt(minus_2_ln<L, 0>(t[i], kBendTruncated, 1.0f, 0.0f));
       const f32 mapped = L::fma(s, L::splat(2.0f / (kTailLast - kTailFirst)),
                                 L::splat(-(kTailLast + kTailFirst) / (kTailLast - kTailFirst)));
       const f32 std = L::from_bits(L::bits(L::splat(-p.std)) ^ (w[i] & 0x80000000u));
@@ -173,7 +175,7 @@ template <class L>
 FASTINIT_FN typename L::f32 truncated_tail(typename L::u32 w, const TruncatedTail& p) {
   typedef typename L::f32 f32;
   const f32 v = L::fma(L::from_u32(w), L::splat(p.width), L::splat(p.base));
-  const f32 s = L::sqrt(minus_2_ln<L, 0>(v, kLogTruncated, 1.0f, p.k));
+  const f32 s = L::sqrt(minus_2_ln<L, 0>(v, kBendTruncated, 1.0f, p.k));
   return polynomial<L>(L::fma(s, L::splat(p.scale), L::splat(p.shift)), p.coefficients);
 }
 

@@ -1,5 +1,5 @@
-// The record that crosses from Python to a kernel: one fill of one box of one parameter. POD, the same layout in
-// fastinit/backends/cpp_backend.py (a test compares the sizes), all sizes 64 bits.
+// What crosses from Python to a kernel: one fill of one box of one parameter, and for the GPU a list of pieces of work.
+// POD, the same layout in fastinit/backends/lowering.py (a test compares the sizes), all sizes 64 bits.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +24,29 @@ struct FillDesc {
   int64_t size[kMaxDims];         // of the box, in elements, outermost first; unused ones in front are 1
   int64_t stride[kMaxDims];       // of the local memory, in elements
   int64_t index_stride[kMaxDims]; // of the full tensor, row-major, in elements
-  double params[kMaxParams];      // uniform: low, high; normal: mean, std; truncated: mean, std (negative: mirrored),
+  double params[kMaxParams];      // uniform: low, high, (high - low) 2^-24 where float32
+                                  // has that number, else 0; normal: mean, std; truncated: mean, std (negative: mirrored),
                                   // low and high (rounded inward to the dtype), then
                                   // the fields of TruncatedInside, Wide or Tail after std (distributions.h), or
                                   // for float64 those of TruncatedWide64 or Tail64 (float64.h)
   uint64_t raw[2];                // constant: the element's bytes
   int32_t distribution, dtype;
   int32_t element_bytes;          // 1, 2, 4, 8 or 16
+  int32_t blocks_per_row;         // for the GPU: blocks that cover a run along the innermost dimension (Path::kBlocks)
+};
+
+// How a piece of work on the GPU walks its record.
+enum Path : int32_t {
+  kRun = 0,     // whole trips; memory and indices are consecutive and begin together on 16 bytes and on a block
+  kRows = 1,    // whole trips over rows each of which is like that
+  kBlocks = 2,  // block after block, element by element
+};
+// One piece of work, of one thread block.
+struct Work {
+  int64_t first;  // element (kRun, kRows) or block (kBlocks) of the record's box with which it begins
+  int32_t n;      // trips (kRun, kRows) or blocks
+  int32_t fill;   // the number of the record
+  int32_t path;
   int32_t reserved;
 };
 

@@ -1,11 +1,56 @@
 // The CPU kernels. Compiled once for each instruction set, with FASTINIT_ISA naming it.
 #include <algorithm>
+#include <cstring>
 
+#include "formats.h"
 #include "values.h"
 
 namespace fastinit {
 namespace FASTINIT_ISA {
 namespace {
+
+typedef uint16_t u16 __attribute__((vector_size(FASTINIT_VECTOR_BYTES / 2)));
+typedef uint8_t u8 __attribute__((vector_size(FASTINIT_VECTOR_BYTES / 4)));
+
+// --- element types: a register of float32 -> memory -----------------------------------------------------------------
+
+struct Float32 {
+  typedef float T;
+  static FASTINIT_FN void store(float* out, f32 value) { std::memcpy(out, &value, sizeof value); }
+};
+
+struct BFloat16 {
+  typedef uint16_t T;
+  static FASTINIT_FN void store(uint16_t* out, f32 value) {
+    const u16 code = __builtin_convertvector(to_bfloat16<Lanes>(value), u16);
+    std::memcpy(out, &code, sizeof code);
+  }
+};
+
+struct Float16 {
+  typedef uint16_t T;
+  static FASTINIT_FN void store(uint16_t* out, f32 value) {
+#if defined(__AVX512F__)
+    const __m256i code = _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    const __m128i code = _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+    const float16x4_t code = vcvt_f16_f32((float32x4_t)value);
+#else
+    const u16 code = __builtin_convertvector(to_format<Lanes>(value, kHalf), u16);
+#endif
+    std::memcpy(out, &code, sizeof code);
+  }
+};
+
+template <const Format& kFormat>
+struct Float8 {
+  typedef uint8_t T;
+  static FASTINIT_FN void store(uint8_t* out, f32 value) {
+    const u8 code = __builtin_convertvector(to_format<Lanes>(value, kFormat), u8);
+    std::memcpy(out, &code, sizeof code);
+  }
+};
 
 // --- runs of consecutive elements ------------------------------------------------------------------------------------
 
@@ -153,10 +198,10 @@ void fill_dtype(const FillDesc& fill, int64_t begin, int64_t end) {
     case kFloat32: return fill_values<Float32, Values>(fill, begin, end);
     case kBFloat16: return fill_values<BFloat16, Values>(fill, begin, end);
     case kFloat16: return fill_values<Float16, Values>(fill, begin, end);
-    case kFloat8E4M3FN: return fill_values<Float8<E4M3FN>, Values>(fill, begin, end);
-    case kFloat8E5M2: return fill_values<Float8<E5M2>, Values>(fill, begin, end);
-    case kFloat8E4M3FNUZ: return fill_values<Float8<E4M3FNUZ>, Values>(fill, begin, end);
-    case kFloat8E5M2FNUZ: return fill_values<Float8<E5M2FNUZ>, Values>(fill, begin, end);
+    case kFloat8E4M3FN: return fill_values<Float8<kE4M3FN>, Values>(fill, begin, end);
+    case kFloat8E5M2: return fill_values<Float8<kE5M2>, Values>(fill, begin, end);
+    case kFloat8E4M3FNUZ: return fill_values<Float8<kE4M3FNUZ>, Values>(fill, begin, end);
+    case kFloat8E5M2FNUZ: return fill_values<Float8<kE5M2FNUZ>, Values>(fill, begin, end);
     case kFloat64: return fill_values64<Values64>(fill, begin, end);
   }
 }
@@ -166,7 +211,10 @@ void fill_range(const FillDesc& fill, int64_t begin, int64_t end) {
     case kUniform: return fill_dtype<UniformValues, UniformValues64>(fill, begin, end);
     case kNormal: return fill_dtype<NormalValues, NormalValues64>(fill, begin, end);
     case kTruncatedInside: return fill_dtype<TruncatedInsideValues, TruncatedWideValues64>(fill, begin, end);
-    case kTruncatedWide: return fill_dtype<TruncatedWideValues, TruncatedWideValues64>(fill, begin, end);
+    case kTruncatedWide:
+      if (reaches_bounds(fill.params))
+        return fill_dtype<TruncatedWideValues<true>, TruncatedWideValues64>(fill, begin, end);
+      return fill_dtype<TruncatedWideValues<false>, TruncatedWideValues64>(fill, begin, end);
     case kTruncatedTail: return fill_dtype<TruncatedTailValues, TruncatedTailValues64>(fill, begin, end);
     case kWords: return fill_values<Float32, WordValues>(fill, begin, end);
     case kConstant:
@@ -199,16 +247,16 @@ void fill_from_words(const FillDesc& fill, const uint32_t* words) {
     case kUniform: return use_words<Float32, UniformValues>(fill, words);
     case kNormal: return use_words<Float32, NormalValues>(fill, words);
     case kTruncatedInside: return use_words<Float32, TruncatedInsideValues>(fill, words);
-    case kTruncatedWide: return use_words<Float32, TruncatedWideValues>(fill, words);
+    case kTruncatedWide: return use_words<Float32, TruncatedWideValues<true>>(fill, words);
     case kTruncatedTail: return use_words<Float32, TruncatedTailValues>(fill, words);
     case kWords:  // the words' bits as float32, converted
       switch (fill.dtype) {
         case kBFloat16: return use_words<BFloat16, WordValues>(fill, words);
         case kFloat16: return use_words<Float16, WordValues>(fill, words);
-        case kFloat8E4M3FN: return use_words<Float8<E4M3FN>, WordValues>(fill, words);
-        case kFloat8E5M2: return use_words<Float8<E5M2>, WordValues>(fill, words);
-        case kFloat8E4M3FNUZ: return use_words<Float8<E4M3FNUZ>, WordValues>(fill, words);
-        case kFloat8E5M2FNUZ: return use_words<Float8<E5M2FNUZ>, WordValues>(fill, words);
+        case kFloat8E4M3FN: return use_words<Float8<kE4M3FN>, WordValues>(fill, words);
+        case kFloat8E5M2: return use_words<Float8<kE5M2>, WordValues>(fill, words);
+        case kFloat8E4M3FNUZ: return use_words<Float8<kE4M3FNUZ>, WordValues>(fill, words);
+        case kFloat8E5M2FNUZ: return use_words<Float8<kE5M2FNUZ>, WordValues>(fill, words);
       }
   }
 }

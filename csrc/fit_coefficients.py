@@ -96,10 +96,16 @@ def error_of(table: Table, coefficients: Values) -> float:
     return float(np.abs(error).max())
 
 
-def log_ratio(x: Values) -> Values:
-    """-2 ln(1 - x) / x."""
-    x = np.maximum(x, 1e-12)
-    return -2 * np.log1p(-x) / x
+def bend(f: Values) -> Values:
+    """-2 (ln(1 + f) - f ln 2) / (f (1 - f))."""
+    f = np.clip(f, 1e-9, 1 - 1e-9)
+    return -2 * (np.log1p(f) - f * np.log(2)) / (f * (1 - f))
+
+
+def bend_in_root(f: Values) -> Values:
+    """What an error of bend is worth in sqrt(-2 ln((1 + f) / 2)), the smallest root: d sqrt(L) = dL / (2 sqrt(L))."""
+    f = np.clip(f, 1e-9, 1 - 1e-9)
+    return f * (1 - f) / (2 * np.sqrt(-2 * np.log((1 + f) / 2)))
 
 
 def tail_of(v: Values) -> Values:
@@ -131,11 +137,10 @@ def tables() -> list[Table]:
     end, first, last = constant("kCentreEnd"), constant("kTailFirst"), constant("kTailLast")
     y_end = constant("kInsideEnd")
     return [
-        # The error counts in the root of the result: d sqrt(L) = dL / (2 sqrt(L)), and x P(x) stands for L.
-        Table("kLog", 7, 0.0, 0.5, log_ratio, lambda x: np.sqrt(np.maximum(x, 1e-12) / log_ratio(x)) / 2),
+        Table("kBend", 6, 0.0, 1.0, bend, bend_in_root),
         Table("kSin", 5, 0.0, 1 / 16, lambda y: turn(np.sin)(y) / np.sqrt(np.maximum(y, 1e-14)), np.sqrt),
         Table("kCos", 5, 0.0, 1 / 16, turn(np.cos), np.ones_like),
-        Table("kLogTruncated", 6, 0.0, 0.5, log_ratio, lambda x: x),
+        Table("kBendTruncated", 5, 0.0, 1.0, bend, lambda f: f * (1 - f)),
         Table("kInside", 10, y_end, 1.0, inside, lambda y: np.sqrt(1 - y * y), centred=True),
         Table("kCentre", 10, 0.0, end, centre, lambda v: 1 - 2 * tail_of(v), centred=True),
         Table("kTail", 7, first, last, lambda s: -special.ndtri_exp(-s * s / 2), np.ones_like, centred=True),

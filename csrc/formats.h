@@ -13,37 +13,34 @@ FASTINIT_FN typename L::u32 to_bfloat16(typename L::f32 value) {
   return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
 }
 
-// What a format of one sign bit, exponent and kMantissa bits is. kOverflow is the code of all that is too large.
-// kUnsignedZero: there is no -0; its code is NaN.
-template <int kMantissaBits, int kExponentBias, uint32_t kOverflowCode, int kSignBit, bool kNoNegativeZero = false>
+// What a format of one sign bit, exponent and mantissa bits is.
 struct Format {
-  static constexpr int kMantissa = kMantissaBits, kBias = kExponentBias, kSign = kSignBit;
-  static constexpr uint32_t kOverflow = kOverflowCode;
-  static constexpr bool kUnsignedZero = kNoNegativeZero;
+  int mantissa_bits, exponent_bias, sign_bit;
+  uint32_t overflow;   // the code of all that is too large
+  bool unsigned_zero;  // there is no -0; its code is NaN
 };
-typedef Format<10, 15, 0x7C00, 15> Half;        // IEEE 754, up to 65504, then infinity
-typedef Format<3, 7, 0x7E, 7> E4M3FN;           // up to 448, and 448 beyond, as torch 2.13 has it (torch 2.1: NaN)
-typedef Format<2, 15, 0x7C, 7> E5M2;            // up to 57344, then infinity
-typedef Format<3, 8, 0x80, 7, true> E4M3FNUZ;   // up to 240, then NaN
-typedef Format<2, 16, 0x80, 7, true> E5M2FNUZ;  // up to 57344, then NaN
+FASTINIT_TABLE Format kHalf{10, 15, 15, 0x7C00, false};       // IEEE 754, up to 65504, then infinity
+FASTINIT_TABLE Format kE4M3FN{3, 7, 7, 0x7E, false};          // up to 448, and 448 beyond, as torch 2.13 has it (torch 2.1: NaN)
+FASTINIT_TABLE Format kE5M2{2, 15, 7, 0x7C, false};           // up to 57344, then infinity
+FASTINIT_TABLE Format kE4M3FNUZ{3, 8, 7, 0x80, true};         // up to 240, then NaN
+FASTINIT_TABLE Format kE5M2FNUZ{2, 16, 7, 0x80, true};        // up to 57344, then NaN
 
-template <class L, class F>
-FASTINIT_FN typename L::u32 to_format(typename L::f32 value) {
+template <class L>
+FASTINIT_FN typename L::u32 to_format(typename L::f32 value, const Format& format) {
   typedef typename L::u32 u32;
-  constexpr int kDropped = 23 - F::kMantissa;
+  const int dropped = 23 - format.mantissa_bits;
   const u32 bits = L::bits(value), magnitude = bits & 0x7FFFFFFFu;
   // Normal numbers: round away the dropped bits, and move the exponent to the other bias.
-  const u32 normal = ((magnitude + ((1u << (kDropped - 1)) - 1u) + ((magnitude >> kDropped) & 1u)) >> kDropped) -
-                     (uint32_t(127 - F::kBias) << F::kMantissa);
+  const u32 normal = ((magnitude + ((1u << (dropped - 1)) - 1u) + ((magnitude >> dropped) & 1u)) >> dropped) -
+                     (uint32_t(127 - format.exponent_bias) << format.mantissa_bits);
   // Subnormal ones are multiples of 2^(1 - bias - mantissa): added to a float32 whose last bit is worth that much, they
   // stand in its last bits, rounded by the addition.
-  constexpr uint32_t kAligned = uint32_t(127 + 1 - F::kBias + kDropped) << 23;
-  const u32 subnormal =
-      L::bits(L::from_bits(magnitude) + L::from_bits(L::splat_u32(kAligned))) - kAligned;
-  const u32 finite = magnitude < (uint32_t(127 - F::kBias + 1) << 23) ? subnormal : normal;
-  const u32 code = finite < F::kOverflow ? finite : L::splat_u32(F::kOverflow);
-  const u32 sign = (bits >> (31 - F::kSign)) & (1u << F::kSign);
-  if (F::kUnsignedZero) return code == 0u ? code : code | sign;
+  const uint32_t aligned = uint32_t(127 + 1 - format.exponent_bias + dropped) << 23;
+  const u32 subnormal = L::bits(L::from_bits(magnitude) + L::from_bits(L::splat_u32(aligned))) - aligned;
+  const u32 finite = magnitude < (uint32_t(127 - format.exponent_bias + 1) << 23) ? subnormal : normal;
+  const u32 code = finite < format.overflow ? finite : L::splat_u32(format.overflow);
+  const u32 sign = (bits >> (31 - format.sign_bit)) & (1u << format.sign_bit);
+  if (format.unsigned_zero) return code == 0u ? code : code | sign;
   return code | sign;
 }
 

@@ -13,6 +13,14 @@ constexpr uint32_t kM0 = 0xD2511F53, kM1 = 0xCD9E8D57;
 constexpr uint32_t kW0 = 0x9E3779B9, kW1 = 0xBB67AE85;
 constexpr int kRounds = 10;
 
+// The keys of the rounds: the key, and a Weyl sequence from it.
+struct RoundKeys {
+  uint32_t first0, first1;
+  FASTINIT_FN explicit RoundKeys(uint64_t key) : first0(uint32_t(key)), first1(uint32_t(key >> 32)) {}
+  FASTINIT_FN uint32_t k0(int round) const { return first0 + uint32_t(round) * kW0; }
+  FASTINIT_FN uint32_t k1(int round) const { return first1 + uint32_t(round) * kW1; }
+};
+
 // One register of 64-bit lanes for each word, a block a lane. Only the low halves count: what a product leaves in the
 // upper halves is carried along, since neither the next product nor the final packing looks at it.
 template <class Wide>
@@ -20,17 +28,14 @@ struct Block {
   Wide c0, c1, c2, c3;
 };
 
-template <class L>
-FASTINIT_FN Block<typename L::wide> philox4x32(typename L::wide counter, uint64_t key) {
+template <class L, class Keys>
+FASTINIT_FN Block<typename L::wide> philox4x32(typename L::wide counter, const Keys& keys) {
   typedef typename L::wide wide;
-  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
   Block<wide> c{counter, counter >> 32, wide{}, wide{}};
 #pragma GCC unroll 10
   for (int round = 0; round < kRounds; ++round) {
     const wide p0 = L::mul_low32(c.c0, kM0), p1 = L::mul_low32(c.c2, kM1);
-    c = Block<wide>{(p1 >> 32) ^ c.c1 ^ k0, p1, (p0 >> 32) ^ c.c3 ^ k1, p0};
-    k0 += kW0;
-    k1 += kW1;
+    c = Block<wide>{(p1 >> 32) ^ c.c1 ^ keys.k0(round), p1, (p0 >> 32) ^ c.c3 ^ keys.k1(round), p0};
   }
   return c;
 }
@@ -40,17 +45,25 @@ struct Key {
   uint64_t seed, offset;
 };
 
-#if !defined(__CUDACC__)
+// The four words of kWidth consecutive blocks.
+struct TileWords {
+  Lanes::u32 w[4];
+};
+
+#if defined(__CUDACC__)
+
+template <class Keys>
+FASTINIT_FN TileWords words_at(uint64_t counter, const Keys& keys) {
+  const Block<Lanes::wide> c = philox4x32<Lanes>(counter, keys);
+  return TileWords{{uint32_t(c.c0), uint32_t(c.c1), uint32_t(c.c2), uint32_t(c.c3)}};
+}
+
+#else
 
 // Which of kWidth consecutive blocks a lane holds, and the inverse: the order for which `transpose` lands in natural order.
 // Lane 4 * L + j (L counts 128-bit parts) holds block kWidth / 4 * j + L.
 constexpr int block_of_lane(int lane) { return Lanes::kWidth / 4 * (lane % 4) + lane / 4; }
 constexpr int lane_of_block(int block) { return 4 * (block % (Lanes::kWidth / 4)) + block / (Lanes::kWidth / 4); }
-
-// The four words of kWidth consecutive blocks.
-struct TileWords {
-  Lanes::u32 w[4];
-};
 
 FASTINIT_FN TileWords tile_words(Key key, uint64_t first_block) {
   typedef Lanes::wide wide;
@@ -62,7 +75,8 @@ FASTINIT_FN TileWords tile_words(Key key, uint64_t first_block) {
     odd[i] = uint64_t(block_of_lane(2 * i + 1));
   }
   const uint64_t base = key.offset + first_block;
-  const Block<wide> x = philox4x32<Lanes>(even + base, key.seed), y = philox4x32<Lanes>(odd + base, key.seed);
+  const RoundKeys keys(key.seed);
+  const Block<wide> x = philox4x32<Lanes>(even + base, keys), y = philox4x32<Lanes>(odd + base, keys);
   const auto pack = [](wide low, wide high) { return (u32)((low & 0xFFFFFFFFu) | (high << 32)); };
   return TileWords{{pack(x.c0, y.c0), pack(x.c1, y.c1), pack(x.c2, y.c2), pack(x.c3, y.c3)}};
 }

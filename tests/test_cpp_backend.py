@@ -119,11 +119,11 @@ def test_float64_is_the_contracts(answer):
 # Of the first 10,007 float32 (and float64) values for seed 0 and the name "weight". A polynomial's last digit is part of the numbers:
 # a digest that changes is a new version of them, never a side effect.
 DIGESTS = {
-    NORMAL: ("eabc677647596e2d", "19c22cdb46cf8b3d"),
+    NORMAL: ("dab16eafa5a8fcb6", "19c22cdb46cf8b3d"),
     UNIFORM: ("4da8b17ab58edfa5", "b45bad9654e741a7"),
     TRUNCATED: ("061b0fbaa9e7a095", "b5f234b4fe800eca"),
-    plans.TruncatedNormal(0, 1, -100, 100): ("d43b100041cc4fd9", "f4a5f824673ed995"),
-    plans.TruncatedNormal(0, 1, 6, INF): ("db97b7a3db936a23", "f7fa3bca4fecd85e"),
+    plans.TruncatedNormal(0, 1, -100, 100): ("48ebc4abf6770c5c", "f4a5f824673ed995"),
+    plans.TruncatedNormal(0, 1, 6, INF): ("a85853fd5376077d", "f7fa3bca4fecd85e"),
 }
 
 
