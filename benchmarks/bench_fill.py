@@ -24,7 +24,7 @@ from torch import nn
 
 import fastinit
 from fastinit import plans
-from fastinit.backends import cpp_backend
+from fastinit.backends import cpp_backend, lowering
 from fastinit.memory import allocate_like
 
 # Far larger than the caches, and no more than a large embedding.
@@ -47,7 +47,7 @@ LABELS: dict[plans.Distribution, str] = {
 def record(tensor: torch.Tensor, distribution: plans.Distribution) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Returns the record that the core executes."""
     fill = plans.Fill.whole("weight", tensor, distribution, "bench", "")
-    return cpp_backend.lowered([fill], seed=0).view(np.uint8)
+    return lowering.lowered([fill], seed=0).view(np.uint8)
 
 
 def must_be_right(dtype: torch.dtype, distribution: plans.Distribution) -> None:

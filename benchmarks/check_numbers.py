@@ -25,7 +25,7 @@ from bench_initialize import RESULTS, write
 from scipy import special
 
 from fastinit import plans
-from fastinit.backends import cpp_backend
+from fastinit.backends import cpp_backend, lowering
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -37,9 +37,9 @@ def from_words(words: Words, distribution: plans.Distribution | None, dtype: tor
     """Returns what a distribution (None: the words' bits as float32) makes of words, whole tiles of them."""
     out = torch.empty(len(words), dtype=dtype)
     fill = plans.Fill.whole("", out, distribution or plans.Uniform(0, 1), "", "")
-    table = cpp_backend.lowered([fill], 0)
+    table = lowering.lowered([fill], 0)
     if distribution is None:
-        table["distribution"] = cpp_backend._WORDS
+        table["distribution"] = lowering.WORDS
     CORE.fill_from(table.view(np.uint8), words, isa)
     return out
 
@@ -148,7 +148,7 @@ def main() -> None:
     for low, high in ((-2.0, 2.0), (-math.inf, math.inf), (-math.inf, -1.55), (-math.inf, -1.6), (-8.0, -5.0)):
         distribution = plans.TruncatedNormal(0, 1, low, high)
         run(f"trunc_normal within [{low:g}, {high:g}]", bits, values(distribution, truncated(low, high), same))
-    for dtype in cpp_backend._DTYPES:
+    for dtype in lowering.DTYPES:
         if dtype.itemsize < 4:
             run(f"float32 to {str(dtype).removeprefix('torch.')}", bits, conversions(dtype))
 

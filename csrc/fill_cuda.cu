@@ -11,19 +11,21 @@ FASTINIT_DEVICE void run_or_rows(const FillDesc& fill, const Work& work) {
   rows<Maker>(fill, work);
 }
 
-template <class Values, class Values64, class BlocksValues = Values>
-FASTINIT_DEVICE void fill_random(const FillDesc& fill, const Work& work) {
-  if (work.path == kBlocks) {
-    if (fill.dtype == kFloat64) return blocks<Double<Values64>>(fill, work);
-    return blocks<AnyNarrow<BlocksValues>>(fill, work);
-  }
+template <class Values, class BlocksValues = Values>
+FASTINIT_DEVICE void fill_narrow(const FillDesc& fill, const Work& work) {
+  if (work.path == kBlocks) return blocks<AnyNarrow<BlocksValues>>(fill, work);
   switch (fill.dtype) {
     case kFloat32: return run_or_rows<Narrow<Float32, Values>>(fill, work);
     case kBFloat16: return run_or_rows<Narrow<BFloat16, Values>>(fill, work);
     case kFloat16: return run_or_rows<Narrow<Float16, Values>>(fill, work);
-    case kFloat64: return run_or_rows<Double<Values64>>(fill, work);
     default: return run_or_rows<Narrow<Float8, Values>>(fill, work);
   }
+}
+
+template <class Values>
+FASTINIT_DEVICE void fill_double(const FillDesc& fill, const Work& work) {
+  if (work.path == kBlocks) return blocks<Double<Values>>(fill, work);
+  run_or_rows<Double<Values>>(fill, work);
 }
 
 }  // namespace
@@ -35,17 +37,50 @@ extern "C" __global__ void __launch_bounds__(kThreads, 4)
   using namespace FASTINIT_ISA;
   const Work work = works[blockIdx.x];
   const FillDesc& fill = fills[work.fill];
+  if (fill.distribution == kConstant) return work.path == kRun ? run_constant(fill, work) : blocks<AnyConstant>(fill, work);
+  if (fill.dtype == kFloat64) {
+    switch (fill.distribution) {
+      case kUniform: return fill_double<UniformValues64>(fill, work);
+      case kNormal: return fill_double<NormalValues64>(fill, work);
+      case kTruncatedTail: return fill_double<TruncatedTailValues64>(fill, work);
+      default: return fill_double<TruncatedWideValues64>(fill, work);
+    }
+  }
   switch (fill.distribution) {
-    case kConstant: return work.path == kRun ? run_constant(fill, work) : blocks<AnyConstant>(fill, work);
     // The scaled form is for ranges that have a scale; the elements of others are sent over blocks.
-    case kUniform: return fill_random<ScaledUniformValues, UniformValues64, UniformValues>(fill, work);
-    case kNormal: return fill_random<NormalValues, NormalValues64>(fill, work);
-    case kTruncatedInside: return fill_random<TruncatedInsideValues, TruncatedWideValues64>(fill, work);
-    case kTruncatedWide:
-      if (reaches_bounds(fill.params)) return fill_random<TruncatedWideValues<true>, TruncatedWideValues64>(fill, work);
-      return fill_random<TruncatedWideValues<false>, TruncatedWideValues64>(fill, work);
-    case kTruncatedTail: return fill_random<TruncatedTailValues, TruncatedTailValues64>(fill, work);
+    case kUniform: return fill_narrow<ScaledUniformValues, UniformValues>(fill, work);
+    case kNormal: return fill_narrow<NormalValues>(fill, work);
+    case kTruncatedInside: return fill_narrow<TruncatedInsideValues>(fill, work);
+    case kTruncatedTail: return fill_narrow<TruncatedTailValues>(fill, work);
+    default:
+      if (reaches_bounds(fill.params)) return fill_narrow<TruncatedWideValues<true>>(fill, work);
+      return fill_narrow<TruncatedWideValues<false>>(fill, work);
   }
 }
+
+const char* launch(const FillDesc* fills, const Work* works, int64_t n_works, int device, void* stream) {
+  int before = device;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
+  if (error == cudaSuccess) {
+    // Pieces are at most two for each of 2^31 records: the lists of work that memory can hold fit into a grid.
+    fastinit_fill<<<dim3(unsigned(n_works)), dim3(kThreads), 0, static_cast<cudaStream_t>(stream)>>>(fills, works);
+    error = cudaGetLastError();
+    if (before != device) cudaSetDevice(before);
+  }
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+const char* why_not() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // it is not to be found by a later call
+    return cudaGetErrorString(error);
+  }
+  return count > 0 ? nullptr : "no CUDA device";
+}
+
+int runtime_version() { return CUDART_VERSION; }
 
 }  // namespace fastinit

@@ -1,6 +1,8 @@
 // What the host and the kernel of the CUDA backend agree on.
 #pragma once
 
+#include <cstdint>
+
 #include "fill.h"
 
 namespace fastinit {
@@ -11,5 +13,15 @@ constexpr int kThreads = 256;
 // blocks of Philox for the processor to work on side by side.
 constexpr int kTripElements = kThreads * 16;
 constexpr int kTripBytes = kTripElements * 4;  // of constants, whatever their size
+
+// Starts the kernel on a device's stream (a cudaStream_t). The tables are in the device's memory. Returns nullptr, or CUDA's
+// message.
+const char* launch(const FillDesc* fills, const Work* works, int64_t n_works, int device, void* stream);
+
+// CUDA's message if it finds no device that it could use, else nullptr.
+const char* why_not();
+
+// Of the CUDA runtime in this build, e.g. 13000 for 13.0.
+int runtime_version();
 
 }  // namespace fastinit

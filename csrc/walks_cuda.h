@@ -108,8 +108,9 @@ struct AnyNarrow {
   static constexpr int kElements = 4;
   Values values;
   Float8 float8;
-  int dtype;
-  FASTINIT_DEVICE explicit AnyNarrow(const FillDesc& fill) : values(fill.params), float8(fill), dtype(fill.dtype) {}
+  int dtype, bytes;
+  FASTINIT_DEVICE explicit AnyNarrow(const FillDesc& fill)
+      : values(fill.params), float8(fill), dtype(fill.dtype), bytes(fill.element_bytes) {}
 
   template <class Keys>
   FASTINIT_DEVICE void make(uint64_t counter, const Keys& keys, uint32_t (&out)[4]) const {
@@ -122,12 +123,11 @@ struct AnyNarrow {
                                     : to_format<Lanes>(value[i], float8.format);
   }
   FASTINIT_DEVICE void store(char* out, uint32_t code) const {
-    if (dtype == kFloat32)
-      *reinterpret_cast<uint32_t*>(out) = code;
-    else if (dtype == kBFloat16 || dtype == kFloat16)
-      *reinterpret_cast<uint16_t*>(out) = uint16_t(code);
-    else
-      *reinterpret_cast<uint8_t*>(out) = uint8_t(code);
+    switch (bytes) {
+      case 1: *reinterpret_cast<uint8_t*>(out) = uint8_t(code); break;
+      case 2: *reinterpret_cast<uint16_t*>(out) = uint16_t(code); break;
+      default: *reinterpret_cast<uint32_t*>(out) = code;
+    }
   }
 };
 

@@ -53,7 +53,9 @@ class Session:
         self.provenance: Provenance | None = outer.provenance if outer is not None and self._is_part else None
         if backend is None:
             backend = outer.backend if outer is not None else default_backend()
-        self.backend: str = backends.choose(backend)
+        self.backend: str = backends.checked(backend)
+        """As it was asked for: a backend's name or "auto"."""
+        self._chosen: dict[Fill, str] = {}
         self.new_seed = None if seed is None else check_seed(seed)
         """The seed to begin with here; None: go on with the generators as they are."""
         if self.new_seed is None and outer is None:
@@ -86,14 +88,20 @@ class Session:
                 reason = self._why_not(item)
                 if reason is not None:
                     raise RuntimeError(
-                        f"{item.rule}: the backend {self.backend!r} cannot fill the parameter {item.name!r} "
+                        f"{item.rule}: the backend {self.backend_of(item)!r} cannot fill the parameter {item.name!r} "
                         f"({tuple(item.shape)}, {item.tensor.dtype}, {item.tensor.device}) with "
                         f"{describe(item.distribution)}: {reason}"
                     )
 
     def _why_not(self, fill: Fill) -> str | None:
-        chosen = backends.BACKENDS[self.backend]
+        chosen = backends.BACKENDS[self.backend_of(fill)]
         return (None if self.dry else chosen.why_not(fill.tensor.device)) or chosen.why_not_fill(fill)
+
+    def backend_of(self, fill: Fill) -> str:
+        """Returns the name of the backend that executes a fill."""
+        if fill not in self._chosen:
+            self._chosen[fill] = backends.choose(self.backend, fill)
+        return self._chosen[fill]
 
     def warn_once(self, where: str, message: str) -> None:
         """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again."""
@@ -127,10 +135,14 @@ class Session:
 
     def _fill(self, fills: list[Fill]) -> None:
         """Runs fills at once, or lets them wait where a later fill of the same tensor may replace them."""
-        if backends.BACKENDS[self.backend].IS_CONTRACT:
-            self._waiting.extend(fills)
-        else:
-            self._run_fills(fills)
+        for name, group in groupby(fills, key=self.backend_of):
+            if backends.BACKENDS[name].IS_CONTRACT:
+                self._waiting.extend(group)
+                continue
+            now = list(group)
+            if {fill.tensor.device for fill in now} & {fill.tensor.device for fill in self._waiting}:
+                self.flush()  # they may be of the same tensor
+            self._run_fills(name, now)
 
     def flush(self) -> None:
         """Runs the fills that wait, of each tensor the last."""
@@ -139,10 +151,12 @@ class Session:
             fills = [fill for fill in self._waiting if last[id(fill.tensor)] is fill]
             self._waiting.clear()
             self._check_streams(fills)
-            self._run_fills(fills)
+            for name in dict.fromkeys(map(self.backend_of, fills)):
+                self._run_fills(name, [fill for fill in fills if self.backend_of(fill) == name])
 
-    def _run_fills(self, fills: list[Fill]) -> None:
-        backends.BACKENDS[self.backend].run(fills, self._drawn_seed())
+    def _run_fills(self, name: str, fills: list[Fill]) -> None:
+        backend = backends.BACKENDS[name]
+        backend.run(fills, self._drawn_seed() if backend.IS_CONTRACT else self.seed)
         if self.provenance is not None:
             for fill in fills:
                 if fill.info:
@@ -150,8 +164,8 @@ class Session:
         self.did(fills)
 
     def _drawn_seed(self) -> int | None:
-        """Returns the seed; for a contract backend that was given none, one of torch's generator, once a call."""
-        if self.seed is None and backends.BACKENDS[self.backend].IS_CONTRACT:
+        """Returns the seed for a contract backend; where none was given, one of torch's generator, once a call."""
+        if self.seed is None and (self.backend == backends.AUTO or backends.BACKENDS[self.backend].IS_CONTRACT):
             outer = self.outer
             self.seed = outer._drawn_seed() if outer is not None else None
             if self.seed is None:
@@ -195,7 +209,7 @@ class Session:
         """Returns the items as a plan."""
         reached = {tensor for item in items for tensor in tensors_of(item)}
         unreached = tuple(name for tensor, name in self.parameters().items() if tensor not in reached)
-        return Plan(tuple(items), self._backends(items), self._numbers(), self.seed, unreached)
+        return Plan(tuple(items), self._backends(items), self._numbers(items), self.seed, unreached)
 
     def report(self) -> Report:
         """Returns what was done since the call began."""
@@ -204,8 +218,8 @@ class Session:
         return Report(
             rows=rows_of(self.items, self._backends(self.items)),
             checkpoints=tuple(self.checkpoints),
-            engine=backends.BACKENDS[self.backend].engine(),
-            numbers=self._numbers(),
+            engine=" and ".join(backends.BACKENDS[name].engine() for name in self._used(self.items)),
+            numbers=self._numbers(self.items),
             seed=self.seed,
             seconds=time.perf_counter() - self._began,
             n_bytes=sum(tensor.nbytes for item in self.items for tensor in tensors_of(item)),
@@ -222,11 +236,17 @@ class Session:
             return names
         return {tensor: names[tensor] for tensor in self.root.parameters() if tensor in names}
 
-    def _backends(self, items: Iterable[Item]) -> dict[torch.device, str]:
-        return {item.tensor.device: self.backend for item in items if isinstance(item, Fill)}
+    def _backends(self, items: Iterable[Item]) -> tuple[str, ...]:
+        """Returns the backend of each item, "" for what is no fill."""
+        return tuple(self.backend_of(item) if isinstance(item, Fill) else "" for item in items)
 
-    def _numbers(self) -> str:
-        return backends.BACKENDS[self.backend].NUMBERS
+    def _used(self, items: Iterable[Item]) -> list[str]:
+        """Returns the backends of the items; where none is a fill, the one for the CPU."""
+        used = [name for name in dict.fromkeys(self._backends(items)) if name]
+        return used or [backends.on_device(self.backend, torch.device("cpu"))]
+
+    def _numbers(self, items: Iterable[Item]) -> str:
+        return " and ".join(dict.fromkeys(backends.BACKENDS[name].NUMBERS for name in self._used(items)))
 
 
 @contextmanager

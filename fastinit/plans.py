@@ -285,8 +285,8 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def rows_of(items: Sequence[Item], backend_of: Mapping[torch.device, str]) -> tuple[Row, ...]:
-    """Returns the rows of the items, one for each tensor or call, in order."""
+def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
+    """Returns the rows of the items, one for each tensor or call, in order; ``backends`` are those of the items."""
     last: dict[int, int] = {}  # tensor -> index of the last row that writes it
     n_rows = 0
     for item in items:
@@ -296,11 +296,10 @@ def rows_of(items: Sequence[Item], backend_of: Mapping[torch.device, str]) -> tu
         n_rows += isinstance(item, Call)
 
     rows: list[Row] = []
-    for item in items:
+    for item, backend in zip(items, backends):
         if isinstance(item, Fill):
             values, text = _values_of(item.distribution)
             replaced = last[id(item.tensor)] > len(rows)
-            backend = backend_of.get(item.tensor.device, "")
             rows.append(
                 _tensor_row(item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced)
             )
@@ -401,8 +400,8 @@ class Plan:
     """
 
     items: tuple[Item, ...] = field(repr=False)
-    backends: Mapping[torch.device, str]
-    """The backend that runs the fills of each device."""
+    backends: tuple[str, ...]
+    """The backend that runs each item, "" for what is no fill."""
     numbers: str
     """Which numbers the backends produce: "torch" (torch's own generators, device by device) or a contract version."""
     seed: int | None

@@ -18,7 +18,7 @@ from torch import nn
 
 import fastinit
 from fastinit import plans, streams, tails
-from fastinit.backends import cpp_backend
+from fastinit.backends import cpp_backend, lowering, torch_backend
 
 if cpp_backend._native is None:
     pytest.skip(str(cpp_backend.why_not(torch.device("cpu"))), allow_module_level=True)
@@ -27,7 +27,7 @@ CONTRACT = json.loads((Path(__file__).parent / "data" / "contract.json").read_te
 NATIVE = cpp_backend._native
 ISAS = NATIVE.instruction_sets()
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-FLOAT8 = [getattr(torch, name) for name in cpp_backend._FLOAT8 if hasattr(torch, name)]
+FLOAT8 = [getattr(torch, name) for name in lowering.FLOAT8 if hasattr(torch, name)]
 NORMAL, UNIFORM = plans.Normal(0.25, 1.5), plans.Uniform(-0.37, 1.93)
 TRUNCATED = plans.TruncatedNormal(0.25, 1.5, -2.5, 3.0)
 INF = math.inf
@@ -43,17 +43,17 @@ def fill(tensor, distribution=NORMAL, *, name="weight", seed=0, shape=None, offs
     box = plans.Box(tensor, tuple(offset or (0,) * tensor.dim()))
     made = plans.Fill(name, tensor, distribution, "rule", "", tuple(shape or tensor.shape), (box,))
     assert cpp_backend.why_not_fill(made) is None
-    NATIVE.fill(cpp_backend.lowered([made], seed).view(np.uint8), threads, isa)
+    NATIVE.fill(lowering.lowered([made], seed).view(np.uint8), threads, isa)
     return tensor
 
 
 def record(tensor, distribution=NORMAL, key=(0, 0), first=0):
     """The record of a contiguous tensor; ``distribution`` may be "words", their bits themselves."""
     words = distribution == "words"
-    table = cpp_backend.lowered([plans.Fill.whole("", tensor, UNIFORM if words else distribution, "", "")], 0)
+    table = lowering.lowered([plans.Fill.whole("", tensor, UNIFORM if words else distribution, "", "")], 0)
     table["key"], table["first_index"] = key, first
     if words:
-        table["distribution"] = cpp_backend._WORDS
+        table["distribution"] = lowering.WORDS
     return table.view(np.uint8)
 
 
@@ -388,7 +388,7 @@ def test_a_box_in_any_layout_holds_the_values_of_its_slice_of_the_whole(layout):
 def test_more_dimensions_than_a_record_has_are_split():
     whole = fill(torch.empty(2, 3, 2, 2, 3, 2, 2, 3))
     scattered = torch.empty(3, 2, 2, 3, 2, 2, 3, 2).permute(7, 6, 5, 4, 3, 2, 1, 0)
-    assert len(cpp_backend.lowered([plans.Fill.whole("weight", scattered, NORMAL, "", "")], 0)) > 1
+    assert len(lowering.lowered([plans.Fill.whole("weight", scattered, NORMAL, "", "")], 0)) > 1
     assert same_bits(fill(scattered).contiguous(), whole)
 
 
@@ -411,7 +411,7 @@ def test_far_parts_of_a_huge_parameter_need_no_memory_for_the_rest():
     ids=str,
 )
 def test_constants_go_into_every_dtype(dtype):
-    if (reason := cpp_backend.why_not_values(dtype, plans.Constant(1))) is not None:
+    if (reason := torch_backend.why_not_values(dtype, plans.Constant(1))) is not None:
         pytest.skip(f"torch {torch.__version__}: {reason}")  # torch 2.1 does not fill float8
     expected = torch.full((3, 1000), 1.0).to(dtype)
     assert same_bits(fill(torch.zeros(3, 1000).to(dtype), plans.Constant(1)), expected)
@@ -421,7 +421,7 @@ def test_constants_go_into_every_dtype(dtype):
 
 
 def test_a_default_device_does_not_matter():
-    cpp_backend._raw.cache_clear()
+    lowering._raw.cache_clear()
     layer = nn.Linear(2, 2)
     with torch.device("meta"):
         fastinit.initialize(layer, dict(type="Constant", val=2.5, layer="Linear"), backend="cpp", seed=0)
@@ -628,8 +628,8 @@ def test_the_report_says_which_instruction_set_ran():
 
 
 def test_the_record_has_the_same_size_on_both_sides():
-    assert cpp_backend.RECORD.itemsize == NATIVE.RECORD_BYTES
-    assert (cpp_backend._MAX_DIMS, cpp_backend._MAX_PARAMS) == (NATIVE.MAX_DIMS, NATIVE.MAX_PARAMS)
+    assert lowering.RECORD.itemsize == NATIVE.RECORD_BYTES
+    assert (lowering.MAX_DIMS, lowering.MAX_PARAMS) == (NATIVE.MAX_DIMS, NATIVE.MAX_PARAMS)
 
 
 def test_bad_calls_of_the_core_are_refused():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fastinit
-from fastinit.backends import cpp_backend
+from fastinit.backends import cpp_backend, lowering
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reproducibility.md").read_text()
 
@@ -75,7 +75,7 @@ def test_stock_pytorch_gives_the_same_numbers(seed, name):
 
 
 def test_the_page_names_every_dtype_and_the_version():
-    for dtype in cpp_backend._DTYPES:
+    for dtype in lowering.DTYPES:
         short = str(dtype).removeprefix("torch.").removeprefix("float8_")
         assert re.search(rf"\b{short}\b", PAGE), short
     assert f'"{cpp_backend.NUMBERS}" today' in PAGE

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from ..plans import Fill
-from . import cpp_backend, torch_backend
+from . import cpp_backend, cuda_backend, torch_backend, triton_backend
 
 
 class Backend(Protocol):
@@ -36,26 +36,36 @@ class Backend(Protocol):
         """Executes fills that it can do, in order. A contract backend needs the seed; another ignores it."""
 
 
-BACKENDS: dict[str, Backend] = {"torch": torch_backend, "cpp": cpp_backend}  # type: ignore[dict-item]
+BACKENDS: dict[str, Backend] = {
+    "torch": torch_backend,  # type: ignore[dict-item]
+    "cpp": cpp_backend,  # type: ignore[dict-item]
+    "triton": triton_backend,  # type: ignore[dict-item]
+    "cuda": cuda_backend,  # type: ignore[dict-item]
+}
 
 AUTO = "auto"
-# What "auto" takes, whatever the device: the numbers that users have today.
-_DEFAULT = "torch"
+# What "auto" takes on a device of a type, the first that can run there. Where none can, and on every other type, it is
+# "torch": the numbers that users have today.
+_PREFERRED = {"cuda": ("triton", "cuda")}
+# The type of device on which a backend works, where that is not the CPU.
+_DEVICE_TYPE = {"triton": "cuda", "cuda": "cuda"}
 
 
 def available_backends() -> dict[str, str | None]:
-    """Returns for every backend None where it can run on the CPU of this machine, else why it cannot.
+    """Returns for every backend None where it can run on this machine, else why it cannot.
 
     Example:
         >>> import fastinit
         >>> fastinit.available_backends()["torch"] is None
         True
     """
-    return {name: backend.why_not(torch.device("cpu")) for name, backend in BACKENDS.items()}
+    return {
+        name: backend.why_not(torch.device(_DEVICE_TYPE.get(name, "cpu"))) for name, backend in BACKENDS.items()
+    }
 
 
-def choose(name: str) -> str:
-    """Returns the name of the backend that ``name`` stands for; only "auto" ever chooses.
+def checked(name: str) -> str:
+    """Returns the name of a backend or "auto".
 
     Raises:
         TypeError: ``name`` is no text.
@@ -63,8 +73,22 @@ def choose(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"backend must be a str, but got {name!r} of {type(name)}")
-    if name == AUTO:
-        return _DEFAULT
-    if name not in BACKENDS:
+    if name != AUTO and name not in BACKENDS:
         raise ValueError(f"there is no backend {name!r}; this fastinit has {', '.join([AUTO, *BACKENDS])}")
     return name
+
+
+def on_device(name: str, device: torch.device) -> str:
+    """Returns the name of the backend that ``name`` stands for on a device; only "auto" ever chooses."""
+    if name != AUTO:
+        return name
+    able = (each for each in _PREFERRED.get(device.type, ()) if BACKENDS[each].why_not(device) is None)
+    return next(able, "torch")
+
+
+def choose(name: str, fill: Fill) -> str:
+    """Returns the name of the backend that executes a fill: as on its device, but "auto" chooses one that can do it."""
+    chosen = on_device(name, fill.tensor.device)
+    if name == AUTO and chosen != "torch" and BACKENDS[chosen].why_not_fill(fill) is not None:
+        return "torch"
+    return chosen

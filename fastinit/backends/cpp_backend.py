@@ -1,15 +1,12 @@
 """The ``cpp`` backend: the native core (csrc/) on all cores of the CPU, by the number contract.
 
-Element i of a parameter is a function of the seed, the parameter's name and i alone. Lowers fills to the records of
-csrc/fill.h and hands them over in one call.
+Element i of a parameter is a function of the seed, the parameter's name and i alone. Hands the records of the fills over in
+one call.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,13 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span, describe, numbers_of
-from ..streams import parameter_key
-from ..tails import Centre, truncation
-from .torch_backend import why_not_values
+from ..plans import Fill
+from . import lowering
 
-NUMBERS = "contract 1 (draft)"
-"""Values of the number contract, which is not frozen before the GPU kernels have been compared with it."""
+NUMBERS = lowering.NUMBERS
 IS_CONTRACT = True
 
 _native: ModuleType | None
@@ -33,35 +27,6 @@ except ImportError as error:
     _native = None
     _reason_file = Path(__file__).parent.parent / "native_missing.txt"
     _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the native core is missing: {error}"
-
-# Positions in csrc/fill.h's enumerations.
-_CONSTANT, _UNIFORM, _NORMAL, _TRUNCATED_INSIDE, _TRUNCATED_WIDE, _TRUNCATED_TAIL, _WORDS = range(7)
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-# Torch 2.1 has the first two only.
-_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-_DTYPES |= {getattr(torch, name): 4 + i for i, name in enumerate(_FLOAT8) if hasattr(torch, name)}
-_RAW = 8
-_MAX_DIMS = 6
-_MAX_PARAMS = 36
-
-# csrc/fill.h's FillDesc, field by field.
-RECORD = np.dtype(
-    [
-        ("data", np.uint64),
-        ("key", np.uint64, 2),
-        ("first_index", np.uint64),
-        ("n_elements", np.int64),
-        ("size", np.int64, _MAX_DIMS),
-        ("stride", np.int64, _MAX_DIMS),
-        ("index_stride", np.int64, _MAX_DIMS),
-        ("params", np.float64, _MAX_PARAMS),
-        ("raw", np.uint8, 16),
-        ("distribution", np.int32),
-        ("dtype", np.int32),
-        ("element_bytes", np.int32),
-        ("reserved", np.int32),
-    ]
-)
 
 
 def why_not(device: torch.device) -> str | None:
@@ -73,36 +38,7 @@ def why_not(device: torch.device) -> str | None:
 
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
-    distribution, dtype = fill.distribution, fill.tensor.dtype
-    if not isinstance(distribution, Constant):
-        if dtype not in _DTYPES:
-            return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, _DTYPES))}"
-        numbers = numbers_of(distribution)
-        if (
-            isinstance(distribution, Uniform) and dtype.itemsize == 1
-        ):  # torch draws none into float8, so it is not asked
-            limits = torch.finfo(dtype)
-            if not limits.min <= distribution.low <= distribution.high <= limits.max:
-                return f"{describe(distribution)} is out of bounds for {dtype}, [{limits.min}, {limits.max}]"
-        bounds = ("low", "high") if isinstance(distribution, TruncatedNormal) else ()  # they may be infinite
-        if not all(math.isfinite(number.real) for name, number in numbers.items() if name not in bounds):
-            return f"{describe(distribution)} is not finite"
-        if isinstance(distribution, TruncatedNormal):
-            try:
-                truncation(*numbers.values())  # type: ignore[arg-type]
-            except ValueError as error:
-                return str(error)
-            low, high = (_inward(distribution, dtype, up) for up in (True, False))
-            if low > high:
-                return f"no number of {dtype} lies within [{distribution.low}, {distribution.high}]"
-    for box in fill.boxes:
-        if box.tensor.layout != torch.strided or box.tensor.is_quantized or box.tensor.is_conj() or box.tensor.is_neg():
-            return "it fills plain strided tensors only"
-        if _overlaps_itself(box.tensor):
-            return "elements of the tensor share memory (it was expanded, or made with as_strided)"
-    # Random float8 are drawn in float32 and rounded.
-    drawn_in = torch.float32 if dtype.itemsize == 1 and not isinstance(distribution, Constant) else dtype
-    return why_not_values(drawn_in, distribution)
+    return lowering.why_not_fill(fill)
 
 
 def engine() -> str:
@@ -114,138 +50,11 @@ def run(fills: Sequence[Fill], seed: int | None) -> None:
     """Executes the fills, in one call of the native core where none writes another's memory."""
     assert seed is not None, "a contract backend is given a seed"
     # Where memory is shared between tensors their order matters, and threads would race: one after the other then.
-    for group in [[fill] for fill in fills] if _share_memory(fills) else [list(fills)]:
-        table = lowered(group, seed)
+    for group in [[fill] for fill in fills] if lowering.share_memory(fills) else [list(fills)]:
+        table = lowering.lowered(group, seed)
         _core().fill(table.view(np.uint8), torch.get_num_threads())
         for fill in group:
             torch.autograd.graph.increment_version(fill.tensor)
-
-
-def lowered(fills: Sequence[Fill], seed: int) -> np.ndarray[Any, np.dtype[np.void]]:
-    """Returns the records of the fills, one or more for each box that has elements."""
-    records = []
-    for fill in fills:
-        key = (0, 0) if isinstance(fill.distribution, Constant) else parameter_key(seed, fill.name)
-        element_bytes = fill.tensor.element_size()
-        kind, params = _params(fill.distribution, fill.tensor.dtype)
-        raw = _raw(fill.distribution, fill.tensor.dtype)
-        dtype = _DTYPES.get(fill.tensor.dtype, _RAW)
-        for box in fill.boxes:
-            for data, index, size, stride, index_stride in _walks(box, fill.shape):
-                walk = (data, key, index, math.prod(size), size, stride, index_stride)
-                records.append((*walk, params, raw, kind, dtype, element_bytes, 0))
-    return np.array(records, dtype=RECORD)
-
-
-def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[float, ...]]:
-    """Returns the kind and the numbers of a record, as csrc/fill.h lists them."""
-    kind, numbers, rest = _CONSTANT, (), ()  # type: tuple[int, tuple[float, ...], tuple[float, ...]]
-    if isinstance(distribution, Uniform):
-        kind, numbers = _UNIFORM, (distribution.low, distribution.high)
-    elif isinstance(distribution, Normal):
-        kind, numbers = _NORMAL, (distribution.mean, distribution.std)
-    elif isinstance(distribution, TruncatedNormal):
-        mean, std = distribution.mean, distribution.std
-        form = truncation(mean, std, distribution.low, distribution.high, double=dtype == torch.float64)
-        # The signs of zeros: what a clamp makes of -0 and 0 depends on the instruction set, if they meet so or otherwise.
-        bounds = (_inward(distribution, dtype, True) or -0.0, _inward(distribution, dtype, False) or 0.0)
-        if isinstance(form, Centre):
-            # Words count in half steps from the end: u = (word + 1/2) 2^-32. Scaling by powers of two is exact.
-            lower, upper, width, half_step = form.lower, form.upper, form.width, form.width * 2.0**-33
-            if dtype == torch.float64:
-                kind, rest = _TRUNCATED_WIDE, (lower, upper, width)
-            elif form.inside:  # 2 u width + lower - upper - width, of the word less 2^31
-                kind, rest = _TRUNCATED_INSIDE, (width * 2.0**-31, lower - upper + 2 * half_step)
-            else:
-                kind, rest = _TRUNCATED_WIDE, (lower + half_step, upper + half_step, width * 2.0**-32)
-        else:
-            std = -std
-            steps, coefficients = (form.rho, form.one_minus_rho), form.coefficients
-            if dtype != torch.float64:  # the polynomial gives the value itself
-                steps = (form.rho + form.one_minus_rho * 2.0**-33, form.one_minus_rho * 2.0**-32)
-                first, *others = (std * form.sign * c for c in coefficients)
-                coefficients = (first + mean, *others)
-            kind, rest = _TRUNCATED_TAIL, (*steps, form.k, form.scale, form.shift, *coefficients)
-        numbers = (mean, std * form.sign, *bounds, *rest)
-    return kind, numbers + (0.0,) * (_MAX_PARAMS - len(numbers))
-
-
-@lru_cache(maxsize=4096)  # asked for by the check and again by the lowering, for every fill of a model
-def _inward(distribution: TruncatedNormal, dtype: torch.dtype, up: bool) -> float:
-    """Returns the lower bound rounded up to a number of the dtype, or the upper one rounded down."""
-    bound = distribution.low if up else distribution.high
-    if dtype.itemsize == 1:  # what torch makes of numbers beyond those of a float8 depends on its release
-        limits = torch.finfo(dtype)
-        if bound > limits.max if up else bound < limits.min:
-            return math.inf if up else -math.inf
-        bound = min(max(bound, limits.min), limits.max)
-    nearest = torch.tensor(bound, dtype=torch.float64, device="cpu").to(dtype)
-    if nearest.item() < bound if up else nearest.item() > bound:
-        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
-        bits = nearest.view(integer)  # sign and magnitude
-        towards_zero = nearest.item() < 0 if up else nearest.item() > 0
-        if nearest.item() == 0:
-            bits = torch.tensor(1 if up else torch.iinfo(integer).min + 1, dtype=integer, device="cpu")
-        else:
-            bits = bits - 1 if towards_zero else bits + 1
-        nearest = bits.view(dtype)
-    return nearest.item()
-
-
-@lru_cache(maxsize=4096)
-def _raw(distribution: Distribution, dtype: torch.dtype) -> tuple[int, ...]:
-    """Returns the bytes of a constant's element, filled up to 16."""
-    if not isinstance(distribution, Constant):
-        return (0,) * 16
-    element = torch.empty(1, dtype=dtype, device="cpu").fill_(distribution.value)  # type: ignore[arg-type]
-    return tuple(element.view(torch.uint8).tolist()) + (0,) * (16 - element.element_size())
-
-
-Walk = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-
-
-def _walks(box: Box, shape: tuple[int, ...]) -> Iterator[Walk]:
-    """Yields (address, index, size, stride, index stride) of nested loops that visit the box, of _MAX_DIMS dimensions.
-
-    Dimensions that can be walked as one are merged; of what is left, outer ones that do not fit become walks of their
-    own.
-    """
-    tensor = box.tensor
-    if tensor.numel() == 0:
-        return
-    index_strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-    index = sum(offset * stride for offset, stride in zip(box.offset, index_strides))
-    dims: list[tuple[int, int, int]] = []
-    for n, stride, index_stride in zip(tensor.shape, tensor.stride(), index_strides):
-        if n == 1:
-            continue
-        if dims and dims[-1][1] == n * stride and dims[-1][2] == n * index_stride:
-            dims[-1] = (dims[-1][0] * n, stride, index_stride)
-        else:
-            dims.append((n, stride, index_stride))
-    outer, inner = dims[:-_MAX_DIMS], dims[-_MAX_DIMS:]
-    padded = [(1, 0, 0)] * (_MAX_DIMS - len(inner)) + inner
-    if padded[-1][0] == 1:
-        padded[-1] = (1, 1, 1)
-    sizes, strides, index_steps = (tuple(column) for column in zip(*padded))
-    for at in np.ndindex(*(dim[0] for dim in outer)):
-        address = tensor.data_ptr() + tensor.element_size() * sum(i * dim[1] for i, dim in zip(at, outer))
-        yield address, index + sum(i * dim[2] for i, dim in zip(at, outer)), sizes, strides, index_steps
-
-
-def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Tells whether two elements may share memory: a dimension does not step over all that the smaller ones span."""
-    span = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1):
-        if stride < span:
-            return tensor.numel() > 0
-        span += (size - 1) * stride
-    return False
-
-
-def _share_memory(fills: Sequence[Fill]) -> bool:
-    spans = sorted(byte_span(box.tensor) for fill in fills for box in fill.boxes if box.tensor.numel())
-    return any(end > start for (_, end), (start, _) in pairwise(spans))
 
 
 def _core() -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, torch_backend
+from fastinit.backends import cpp_backend, lowering, torch_backend
 
 NATIVE: Any = cpp_backend._native
 Array = np.ndarray[Any, Any]
@@ -45,7 +45,7 @@ WHOLE = plans.TruncatedNormal(0, 1, -INF, INF)
 CONSTANT_ONLY = [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64, torch.complex128]
 PAIRS: list[tuple[Any, torch.dtype]] = [
     (distribution, dtype)
-    for dtype in cpp_backend._DTYPES
+    for dtype in lowering.DTYPES
     for distribution in DISTRIBUTIONS
     # Torch 2.1 puts no constants into float8.
     if not (isinstance(distribution, plans.Constant) and torch_backend.why_not_values(dtype, distribution))
@@ -127,16 +127,16 @@ def laid_out(layout: Layout, dtype: torch.dtype) -> tuple[Array, plans.Box]:
 
 def lowered(parts: Sequence[Part]) -> Call:
     """Returns the call, still to be executed, that fills all parts; "words" as a distribution are the words' bits."""
-    buffers, tables = [], [np.zeros(0, cpp_backend.RECORD)]
+    buffers, tables = [], [np.zeros(0, lowering.RECORD)]
     for i, (distribution, dtype, layout) in enumerate(parts):
         memory, box = laid_out(layout, dtype)
         drawn = plans.Uniform(0, 1) if distribution == "words" else distribution
         fill = plans.Fill(f"weight{i}", box.tensor, drawn, "", "", layout.shape or layout.sizes, (box,))
         if reason := cpp_backend.why_not_fill(fill):
             raise ValueError(f"{distribution}: {reason}")
-        tables.append(cpp_backend.lowered([fill], 2026))
+        tables.append(lowering.lowered([fill], 2026))
         if distribution == "words":
-            tables[-1]["distribution"] = cpp_backend._WORDS
+            tables[-1]["distribution"] = lowering.WORDS
         buffers.append(Buffer(f"{distribution}, {dtype}, {layout}", memory))
     return Call("run", buffers, np.concatenate(tables))
 
@@ -159,7 +159,7 @@ def from_words_calls() -> Iterator[Call]:
     bits = (upper | np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001], np.uint32)).reshape(-1)
     bits = bits[~np.isnan(bits.view(np.float32))]
     cases: list[tuple[Any, torch.dtype, Array]] = [(each, torch.float32, words) for each in [*DISTRIBUTIONS[1:], WHOLE]]
-    cases += [("words", dtype, bits[: len(bits) // 64 * 64]) for dtype in cpp_backend._DTYPES if dtype.itemsize < 4]
+    cases += [("words", dtype, bits[: len(bits) // 64 * 64]) for dtype in lowering.DTYPES if dtype.itemsize < 4]
     for distribution, dtype, inputs in cases:
         call = lowered([(distribution, dtype, Layout((len(inputs),)))])
         call.kind, call.inputs = "fill_from", inputs
@@ -183,7 +183,7 @@ def fma_call() -> Call:
     inputs = np.concatenate([anything, near, ties], axis=1)
     expected = NATIVE.fma(*inputs)
     buffer = Buffer("fma", expected.view(np.uint8))
-    return Call("fma", [buffer], np.zeros(0, cpp_backend.RECORD), inputs.view(np.uint32).reshape(-1))
+    return Call("fma", [buffer], np.zeros(0, lowering.RECORD), inputs.view(np.uint32).reshape(-1))
 
 
 def random_parts(n: int) -> Iterator[Part]:

@@ -1,0 +1,70 @@
+"""The ``cuda`` backend: one launch of the compiled CUDA kernel (csrc/fill_cuda.cu) for each device, by the number contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..plans import Fill
+from . import gpu_launch, lowering
+from .device_work import Trips
+
+NUMBERS = lowering.NUMBERS
+IS_CONTRACT = True
+
+_extension: ModuleType | None
+try:
+    from .. import _cuda  # type: ignore[attr-defined]
+
+    _extension = _cuda
+except ImportError as error:
+    _extension = None
+    _reason_file = Path(__file__).parent.parent / "cuda_missing.txt"
+    _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the CUDA kernel is missing: {error}"
+
+
+def why_not(device: torch.device) -> str | None:
+    """Returns why the backend cannot run on a device: it is no NVIDIA GPU, or the kernel was not built or has no driver."""
+    if _extension is None:
+        return _WHY_NOT
+    if torch.version.hip is not None:
+        return "it is built for NVIDIA GPUs, and this torch for AMD's; the backend 'triton' may run there"
+    return gpu_launch.why_not_device(device) or _core().why_not()
+
+
+def why_not_fill(fill: Fill) -> str | None:
+    """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
+    return lowering.why_not_fill(fill)
+
+
+def engine() -> str:
+    """Returns what does the work."""
+    return f"CUDA kernel of runtime {_core().RUNTIME_VERSION}"
+
+
+def run(fills: Sequence[Fill], seed: int | None) -> None:
+    """Executes the fills, those of a device in one launch on its current stream, without waiting for the device.
+
+    Raises:
+        RuntimeError: CUDA refused the launch; the message is CUDA's.
+    """
+    assert seed is not None, "a contract backend is given a seed"
+    gpu_launch.run(fills, seed, _trips(), _launch)
+
+
+def _trips() -> Trips:
+    return Trips(_core().TRIP_ELEMENTS, _core().TRIP_BYTES)
+
+
+def _launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
+    stream = torch.cuda.current_stream(records.device).cuda_stream
+    _core().launch(records.data_ptr(), work.data_ptr(), n_pieces, records.device.index, stream)
+
+
+def _core() -> Any:
+    assert _extension is not None, "why_not was not asked"
+    return _extension

@@ -1,0 +1,71 @@
+"""What the backends for GPUs share: lowering fills of several devices to launches, and the tables that kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ..plans import Fill
+from . import lowering
+from .device_work import WORK, Trips, device_work
+
+# Before it there is no conversion of two float32 to bfloat16 at once, which the kernels use.
+MIN_CAPABILITY = (8, 0)
+
+Launch = Callable[[torch.Tensor, torch.Tensor, int], None]
+"""Starts the kernel on the current stream of the tables' device: (records, pieces of work, number of pieces)."""
+
+
+def why_not_device(device: torch.device) -> str | None:
+    """Returns why no kernel for GPUs can run on a device now."""
+    if device.type != "cuda":
+        return f"it fills memory of GPUs, and the tensors are on {device}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        major, minor = MIN_CAPABILITY
+        return f"it needs a GPU of compute capability {major}.{minor} or later"
+    if torch.cuda.is_current_stream_capturing():
+        # A replay of the graph would read a table in host memory that is long gone.
+        return "the current stream is captured into a CUDA graph: initialize before the capture"
+    return None
+
+
+def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> None:
+    """Executes the fills with one launch for each device, on its current stream, without waiting for the device."""
+    by_device: dict[torch.device, list[Fill]] = {}
+    for fill in fills:
+        by_device.setdefault(fill.tensor.device, []).append(fill)
+    for device, group in by_device.items():
+        # Where memory is shared between tensors their order matters: one launch after the other then.
+        for batch in [[fill] for fill in group] if lowering.share_memory(group) else [group]:
+            execute(lowering.lowered(batch, seed), device, trips, launch)
+            for fill in batch:
+                torch.autograd.graph.increment_version(fill.tensor)
+
+
+def execute(records: lowering.Records, device: torch.device, trips: Trips, launch: Launch) -> None:
+    """Executes records with one launch."""
+    work = device_work(records, trips)
+    if len(work):
+        with torch.cuda.device(device):
+            launch(*_uploaded(records, work, device), len(work))
+
+
+def _uploaded(
+    records: lowering.Records, work: lowering.Records, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns both tables in the device's memory, copied there in one go and in the order of the current stream.
+
+    Torch's allocators give neither the pinned nor the device memory to another before what the stream has to do with it
+    is done, so that the caller may let go of the tables once the kernel is launched.
+    """
+    assert records.nbytes % WORK.alignment == 0
+    pinned = torch.empty(records.nbytes + work.nbytes, dtype=torch.uint8, pin_memory=True)
+    host = pinned.numpy()
+    host[: records.nbytes] = records.view(np.uint8)
+    host[records.nbytes :] = work.view(np.uint8)
+    table = pinned.to(device, non_blocking=True)
+    return table[: records.nbytes], table[records.nbytes :]

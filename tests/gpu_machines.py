@@ -1,0 +1,218 @@
+"""Where tests run the GPU kernels: compiled and executed on the CPU by ../shared/tools/ptxrun.py, or on a real GPU.
+
+A machine executes the records that the real lowering made. The emulated ones check too that every byte of the records is
+written exactly once, and no other byte.
+"""
+
+from __future__ import annotations
+
+import bisect
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastinit import plans
+from fastinit.backends import cpp_backend, cuda_backend, device_work, gpu_launch, lowering, triton_backend
+
+ROOT = Path(__file__).parent.parent
+TOOLS = ROOT.parent / "shared" / "tools"
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+@dataclass
+class Case:
+    """A fill of a strided box: ``n_base`` elements of memory, of which it is a view."""
+
+    distribution: plans.Distribution
+    dtype: torch.dtype = torch.float32
+    size: tuple[int, ...] = (5000,)
+    stride: tuple[int, ...] | None = None
+    start: int = 0
+    shape: tuple[int, ...] | None = None
+    offset: tuple[int, ...] | None = None
+    name: str = "weight"
+
+    def made_on(self, device: torch.device | str) -> tuple[torch.Tensor, plans.Fill]:
+        """Returns the memory, full of a pattern, and the fill of a view of it."""
+        end = self.start + sum((n - 1) * step for n, step in zip(self.size, self.strides)) + 1
+        base = torch.full(((end + 9) * self.dtype.itemsize,), 0xAA, dtype=torch.uint8, device=device)
+        view = base.view(self.dtype).as_strided(self.size, self.strides, self.start)
+        box = plans.Box(view, tuple(self.offset or (0,) * len(self.size)))
+        shape = tuple(self.shape or self.size)
+        return base, plans.Fill(self.name, view, self.distribution, "rule", "", shape, (box,))
+
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return self.stride or tuple(int(np.prod(self.size[d + 1 :])) for d in range(len(self.size)))
+
+    def written(self, n_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Returns 1 for each of the memory's bytes that belongs to the view, else 0."""
+        counts, width = np.zeros(n_bytes, np.uint8), self.dtype.itemsize
+        strides = (*(stride * width for stride in self.strides), 1)
+        np.lib.stride_tricks.as_strided(counts[self.start * width :], (*self.size, width), strides)[...] = 1
+        return counts
+
+
+class Machine:
+    """Executes records."""
+
+    device = "cpu"
+    trips: device_work.Trips
+
+    def __init__(self, backend: str, target: str) -> None:
+        self.backend, self.target = backend, target
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.target}"
+
+    def execute(self, records: lowering.Records, cases: list[Case], buffers: list[torch.Tensor]) -> None:
+        raise NotImplementedError
+
+    def check(self, cases: list[Case], seed: int = 7, change: Any = None) -> None:
+        """Executes the cases in one launch and compares every byte with what the CPU's kernels make of the same records."""
+        here, there = ([case.made_on(device) for case in cases] for device in ("cpu", self.device))
+        for _, fill in here:
+            assert lowering.why_not_fill(fill) is None
+        expected, records = (lowering.lowered([fill for _, fill in made], seed) for made in (here, there))
+        if change is not None:
+            for each in (expected, records):
+                change(each)
+        cpp_backend._core().fill(expected.view(np.uint8), 2)
+        self.execute(records, cases, [base for base, _ in there])
+        for case, (right, _), (found, _) in zip(cases, here, there):
+            different = right != found.cpu()
+            if case.dtype == torch.float64 and not isinstance(case.distribution, plans.Constant):
+                values = [each.view(torch.float64) for each in (right, found.cpu())]
+                different = ((values[0] - values[1]).abs() > 1e-12).repeat_interleave(8) & different
+            assert not different.any(), f"{self}: {case}: {int(different.sum())} of {len(right)} bytes differ"
+
+
+class Real(Machine):
+    """A GPU, through the backend's own launch."""
+
+    device = "cuda"
+
+    def __init__(self, backend: str, target: str) -> None:
+        super().__init__(backend, target)
+        module = {"cuda": cuda_backend, "triton": triton_backend}[backend]
+        if reason := module.why_not(torch.device("cuda")):
+            pytest.skip(f"{backend}: {reason}")
+        self.trips, self.start = module._trips(), module._launch
+
+    def execute(self, records: lowering.Records, cases: list[Case], buffers: list[torch.Tensor]) -> None:
+        gpu_launch.execute(records, torch.device("cuda", torch.cuda.current_device()), self.trips, self.start)
+        torch.cuda.synchronize()
+
+
+class Emulated(Machine):
+    """The PTX that nvcc or Triton compiled, executed on the CPU."""
+
+    def __init__(self, backend: str, target: str) -> None:
+        super().__init__(backend, target)
+        self.kernel: Any = _module(ptx_of(backend, target)).kernel()
+        if backend == "cuda":
+            self.trips, self.threads, self.more_arguments = device_work.Trips(4096, 16384), 256, []
+        else:
+            self.trips, self.threads = triton_backend._trips(), triton_backend.THREADS
+            self.more_arguments = [0, 0]  # scratch memory that it does not use
+
+    def execute(self, records: lowering.Records, cases: list[Case], buffers: list[torch.Tensor]) -> None:
+        work = device_work.device_work(records, self.trips)
+        memory = self.memory()
+        for buffer in buffers:
+            memory.add(buffer)
+        self.launch(records, work, memory)
+        for case, buffer in zip(cases, buffers):
+            found, right = memory.writes(buffer), case.written(len(buffer))
+            assert (found == right).all(), f"{self}: {case}: bytes are written {sorted(set(found[right > 0]))} times"
+
+    def memory(self) -> Any:
+        return _ptxrun().Memory(track=True)
+
+    def launch(self, records: lowering.Records, work: lowering.Records, memory: Any, pieces: Any = None) -> None:
+        memory.add(records)
+        memory.add(work)
+        arguments = [records.ctypes.data, work.ctypes.data, *self.more_arguments]
+        self.kernel.launch((len(work),), (self.threads,), arguments, memory, ctas=pieces)
+
+
+def missing(backend: str) -> str | None:
+    """Returns why a backend's kernels cannot be proved here."""
+    if not (TOOLS / "ptxrun.py").exists():
+        return f"{TOOLS} is not there: it holds the program that executes PTX"
+    if cpp_backend._native is None:
+        return f"there is nothing to compare with: {cpp_backend.why_not(torch.device('cpu'))}"
+    if backend == "cuda":
+        return None if NVCC else "nvcc is not installed"
+    return triton_backend.why_not_installed()
+
+
+@lru_cache(maxsize=None)
+def machine(backend: str, target: str) -> Machine:
+    """Returns the machine of a backend for a target (a GPU's architecture, or "cuda": a real one)."""
+    if target == "cuda":
+        return Real(backend, target)
+    if reason := missing(backend):
+        pytest.skip(reason)
+    return Emulated(backend, target)
+
+
+@lru_cache(maxsize=None)
+def ptx_of(backend: str, target: str) -> str:
+    """Returns what a backend's compiler makes of its kernel, e.g. for "sm_90"."""
+    if backend == "triton":
+        return triton_backend.compiled_for(target).asm["ptx"]
+    return nvcc("-ptx", target, ROOT / "csrc" / "fill_cuda.cu").read_text()
+
+
+def nvcc(what: str, target: str, source: Path) -> Path:
+    """Compiles a source to PTX ("-ptx") or machine code ("-cubin"), and returns the file."""
+    out = Path(tempfile.mkdtemp(prefix="fastinit-")) / (source.stem + what.replace("-", "."))
+    command = [NVCC, what, "-std=c++17", "-fmad=false", f"-arch={target}", "-I", ROOT / "csrc", source, "-o", out]
+    subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    return out
+
+
+def _ptxrun() -> Any:
+    if str(TOOLS) not in sys.path:
+        sys.path.insert(0, str(TOOLS))
+    import ptxrun
+
+    return ptxrun
+
+
+class _Text(str):
+    """A text whose end can be looked at without a copy of it: ptxrun does so for each of 80,000 instructions."""
+
+    def __getitem__(self, key: Any) -> str:
+        if isinstance(key, slice) and key.stop is None:
+            key = slice(key.start, key.start + 1000)
+        return super().__getitem__(key)
+
+
+def _module(ptx: str) -> Any:
+    """Returns the parsed PTX; what makes that quadratic in its length is replaced."""
+    ptxrun = _ptxrun()
+    finish = ptxrun.Kernel._finish
+
+    def fast_finish(kernel: Any) -> None:
+        kernel.body = _Text(kernel.body)
+        ends = [i for i, character in enumerate(kernel.body) if character == "\n"]
+        kernel._line = lambda at: kernel.line0 + bisect.bisect_left(ends, at)
+        finish(kernel)
+
+    ptxrun.Kernel._finish = fast_finish
+    try:
+        return ptxrun.Module(ptx)
+    finally:
+        ptxrun.Kernel._finish = finish
