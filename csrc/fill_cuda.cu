@@ -31,8 +31,7 @@ FASTINIT_DEVICE void fill_double(const FillDesc& fill, const Work& work) {
 }  // namespace
 }  // namespace FASTINIT_ISA
 
-// Four blocks of a multiprocessor at once: 64 registers a thread, which is what float64 takes. The others take 30 to 40.
-extern "C" __global__ void __launch_bounds__(kThreads, 4)
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     fastinit_fill(const FillDesc* __restrict__ fills, const Work* __restrict__ works) {
   using namespace FASTINIT_ISA;
   const Work work = works[blockIdx.x];

@@ -9,6 +9,8 @@ namespace fastinit {
 
 // Threads of a block. With 128 the loops are the same, and twice the blocks are to be started.
 constexpr int kThreads = 256;
+// Thread blocks of a multiprocessor at once: 64 registers a thread, which is what float64 takes. The others take 30 to 40.
+constexpr int kBlocksAtOnce = 4;
 // A trip of a thread block through its loop: 16 elements of each thread, which share the cost of counting, and are two or more
 // blocks of Philox for the processor to work on side by side.
 constexpr int kTripElements = kThreads * 16;

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, device_work, lowering
+from fastinit.backends import cpp_backend, device_work, lowering, triton_backend
 
 INF = math.inf
 DTYPES = list(lowering.DTYPES)
@@ -28,7 +28,8 @@ DISTRIBUTIONS = [
     plans.TruncatedNormal(0, 1, 6, INF),  # one tail, mirrored
     plans.TruncatedNormal(0.5, 0.02, -INF, 0.4),
 ]
-TARGETS = {"cuda": ["sm_80", "sm_90", "sm_100"], "triton": ["sm_80", "sm_90", "sm_100"]}
+# "plain" is the Triton kernel without PTX of ours, which is what GPUs of AMD get.
+TARGETS = {"cuda": ["sm_80", "sm_90", "sm_100"], "triton": ["sm_80", "sm_90", "sm_100", "sm_90-plain"]}
 
 
 def pytest_generate_tests(metafunc):
@@ -85,6 +86,7 @@ BOXES = {
     "columns that begin within a block": ((30, 65), None, 0, (30, 200), (0, 67)),
     "odd rows": ((31, 33), None, 0, (31, 99), (0, 66)),
     "one column": ((300, 1), None, 0, (300, 20), (0, 7)),
+    "a column of several matrices": ((6, 40, 1), None, 0, (6, 100, 9), (0, 30, 2)),
     "every third element": ((1000,), (3,), 1, (1000,), None),
     "transposed": ((57, 33), (1, 57), 0, None, None),
     "channels last": ((8, 3, 7, 7), (147, 1, 21, 3), 0, None, None),
@@ -108,8 +110,10 @@ def test_rows_of_every_distribution(machine):
 
 
 def test_blocks_of_every_distribution(machine):
-    place = dict(size=(37, 21), stride=(1, 37), shape=(37, 99), offset=(0, 3))
-    machine.check([Case(each, dtype, **place) for each in DISTRIBUTIONS for dtype in DTYPES])
+    transposed = dict(size=(37, 21), stride=(1, 37), shape=(37, 99), offset=(0, 3))
+    columns = dict(size=(3, 40, 1), shape=(3, 50, 9), offset=(0, 4, 2))
+    for place in (transposed, columns):
+        machine.check([Case(each, dtype, **place) for each in DISTRIBUTIONS for dtype in DTYPES])
 
 
 def test_values_far_out_in_both_tails_take_the_rare_branch(machine):
@@ -263,3 +267,23 @@ def test_every_instruction_was_executed(machine):
 def is_explained(line):
     """Jumps that were never taken: guards of loops that are never empty, and of kinds that do not exist."""
     return line.split(":")[1].split()[-2].startswith("bra")
+
+
+# --- what needs no execution ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["gfx942", "gfx90a"])
+def test_the_triton_kernel_compiles_for_amd(target):
+    if reason := triton_backend.why_not_installed():
+        pytest.skip(reason)
+    compiled = triton_backend.compiled_for(target)
+    assert compiled.metadata.shared == 0
+    assert "global_store_dwordx4" in compiled.asm["amdgcn"]
+    assert ".vgpr_spill_count: 0" in compiled.asm["amdgcn"]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "sm_120"])
+def test_the_triton_kernel_needs_no_shared_memory(target):
+    if reason := triton_backend.why_not_installed():
+        pytest.skip(reason)
+    assert triton_backend.compiled_for(target).metadata.shared == 0

@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fastinit"
 
-# The compiled extension, which imports nothing.
-COMPILED = {"_native"}
+# The compiled extensions, which import nothing.
+COMPILED = {"_native", "_cuda"}
 
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
     ["streams", "scaling", "tails", "plans", "naming", "registry", "errors", "version"],
-    ["memory"],
+    ["memory", "kernels"],
     ["defaults", "matching", "provenance", "reports", "backends"],
     ["checkpoint", "execution"],
     ["initializers"],

@@ -9,10 +9,13 @@ import torch
 
 from ..plans import Fill
 from . import lowering
-from .device_work import WORK, Trips, device_work
+from .device_work import Trips, device_work
 
 # Before it there is no conversion of two float32 to bfloat16 at once, which the kernels use.
 MIN_CAPABILITY = (8, 0)
+
+# Of both tables in memory: Triton would compile another kernel for one that begins on 8 bytes.
+_ALIGNMENT = 16
 
 Launch = Callable[[torch.Tensor, torch.Tensor, int], None]
 """Starts the kernel on the current stream of the tables' device: (records, pieces of work, number of pieces)."""
@@ -62,10 +65,10 @@ def _uploaded(
     Torch's allocators give neither the pinned nor the device memory to another before what the stream has to do with it
     is done, so that the caller may let go of the tables once the kernel is launched.
     """
-    assert records.nbytes % WORK.alignment == 0
-    pinned = torch.empty(records.nbytes + work.nbytes, dtype=torch.uint8, pin_memory=True)
+    begin = -(-records.nbytes // _ALIGNMENT) * _ALIGNMENT
+    pinned = torch.empty(begin + work.nbytes, dtype=torch.uint8, pin_memory=True)
     host = pinned.numpy()
     host[: records.nbytes] = records.view(np.uint8)
-    host[records.nbytes :] = work.view(np.uint8)
+    host[begin:] = work.view(np.uint8)
     table = pinned.to(device, non_blocking=True)
-    return table[: records.nbytes], table[records.nbytes :]
+    return table[: records.nbytes], table[begin:]

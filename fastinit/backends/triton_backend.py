@@ -1,21 +1,44 @@
-"""The ``triton`` backend: one launch of the Triton kernel (kernels/fill.py) for each device, by the number contract."""
+"""The ``triton`` backend: one launch of the Triton kernel (kernels/) for each device, by the number contract.
+
+Triton compiles the kernel when it is first needed, in some ten seconds, and keeps it on disk: there it is found again by
+later processes. Users need no compiler of NVIDIA's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from ..plans import Fill
-from . import lowering
+from . import gpu_launch, lowering
+from .device_work import Trips
 
 NUMBERS = lowering.NUMBERS
 IS_CONTRACT = True
 
+# The oldest release that the tests of the kernel were run on.
+MIN_TRITON = (3, 8)
+
+
+@lru_cache(maxsize=1)
+def why_not_installed() -> str | None:
+    """Returns why there is no Triton that can compile the kernel, None if there is."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "the package triton is not installed: pip install triton"
+    if tuple(int(part) for part in found.split(".")[:2]) < MIN_TRITON:
+        return f"it needs triton {'.'.join(map(str, MIN_TRITON))} or later, and found {found}"
+    return None
+
 
 def why_not(device: torch.device) -> str | None:
     """Returns why the backend cannot run on a device: it is no GPU, or Triton is missing."""
-    return "not there yet"
+    return why_not_installed() or gpu_launch.why_not_device(device)
 
 
 def why_not_fill(fill: Fill) -> str | None:
@@ -25,9 +48,51 @@ def why_not_fill(fill: Fill) -> str | None:
 
 def engine() -> str:
     """Returns what does the work."""
-    return "Triton"
+    return f"kernel of Triton {version('triton')}"
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> None:
-    """Executes the fills."""
-    raise NotImplementedError
+    """Executes the fills, those of a device in one launch on its current stream, without waiting for the device."""
+    assert seed is not None, "a contract backend is given a seed"
+    gpu_launch.run(fills, seed, _trips(), _launch)
+
+
+def _trips() -> Trips:
+    from ..kernels import layout
+
+    return Trips(layout.TRIP_ELEMENTS, layout.CONSTANT_TRIP_BYTES)
+
+
+def _launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
+    from ..kernels.fill import fill
+
+    is_nvidia = torch.version.hip is None
+    fill[(n_pieces,)](records.view(torch.int64), work.view(torch.int64), PTX=is_nvidia, **_options(is_nvidia))
+
+
+def _options(is_nvidia: bool) -> dict[str, Any]:
+    """Returns how the kernel is compiled; no multiply-add is fused that is not written as one."""
+    if not is_nvidia:  # two wavefronts of 64 are the kernel's 128 threads
+        return dict(num_warps=2, enable_fp_fusion=False)
+    # 128 registers a thread: a multiprocessor has room for four programs then, and the main loops spill nothing.
+    return dict(num_warps=4, enable_fp_fusion=False, maxnreg=128)
+
+
+def compiled_for(target: str, inline_ptx: bool | None = None) -> Any:
+    """Compiles the kernel for a GPU that need not be here, e.g. "sm_90" or "gfx942", and returns Triton's result.
+
+    Args:
+        target: an architecture of NVIDIA or AMD.
+        inline_ptx: whether some of the kernel is PTX as it stands; None: for NVIDIA, whose it is.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from ..kernels.fill import fill
+
+    is_nvidia = target.startswith("sm_")
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if is_nvidia else GPUTarget("hip", target, 64)
+    signature = {"table": "*i64", "work": "*i64", "PTX": "constexpr"}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {(0,): [["tt.divisibility", 16]], (1,): [["tt.divisibility", 16]]}
+    source = ASTSource(fn=fill, signature=signature, constexprs={"PTX": is_nvidia if inline_ptx is None else inline_ptx}, attrs=aligned)
+    return compile(source, target=gpu, options=_options(is_nvidia))
