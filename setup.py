@@ -26,8 +26,8 @@ X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "baseline": [],
 }
-# Machine code for these GPUs, as far as the compiler knows them, and for all others, later ones among them, the portable
-# code of the first, which the driver compiles.
+# Machine code for these GPUs, as far as the compiler knows them, and for all others, later ones among them, the
+# portable code of the first, which the driver compiles.
 GPUS = ["80", "90", "100", "120"]
 CUDA_FLAGS = ["-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-diag-suppress", "1675"]
 # What the package says where an extension is missing (fastinit/backends reads it).

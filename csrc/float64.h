@@ -135,15 +135,15 @@ FASTINIT_FN typename L::f64 truncated_wide64(typename L::u64 v, const TruncatedW
 
 constexpr int kTailTerms64 = 26;
 struct TruncatedTail64 {
-  double rho, one_minus_rho, k, scale, shift;
-  // Left in memory, and read anew for each value: in registers they would halve what else the device can keep running.
-  const volatile double* coefficients;
+  // rho, 1 - rho, k, scale, shift, coefficients (tails.Tail). Left in memory, and read anew for each value: in registers they
+  // would halve what else the device can keep running.
+  const volatile double* numbers;
 };
 
 template <class L>
 FASTINIT_FN typename L::f64 truncated_tail64(typename L::u64 v, const TruncatedTail64& p) {
-  const typename L::f64 s = L::sqrt64(minus_2_ln64<L>(p.rho + unit64<L>(v) * p.one_minus_rho) + p.k);
-  return polynomial64<L, kTailTerms64>(s * p.scale + p.shift, p.coefficients);
+  const typename L::f64 s = L::sqrt64(minus_2_ln64<L>(p.numbers[0] + unit64<L>(v) * p.numbers[1]) + p.numbers[2]);
+  return polynomial64<L, kTailTerms64>(s * p.numbers[3] + p.numbers[4], p.numbers + 5);
 }
 
 }  // namespace FASTINIT_ISA

@@ -143,7 +143,7 @@ struct TruncatedTailValues64 {
   Truncated64 truncated;
   TruncatedTail64 form;
   FASTINIT_FN explicit TruncatedTailValues64(const double* p)
-      : truncated(p), form{p[4], p[5], p[6], p[7], p[8], p + 9} {}
+      : truncated(p), form{p + 4} {}
   FASTINIT_FN void operator()(const u64 (&v)[2], f64 (&value)[2]) const {
     for (int i = 0; i < 2; ++i) value[i] = truncated(truncated_tail64<Lanes>(v[i], form));
   }

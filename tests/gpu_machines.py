@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ class Case:
         box = plans.Box(view, tuple(self.offset or (0,) * len(self.size)))
         shape = tuple(self.shape or self.size)
         return base, plans.Fill(self.name, view, self.distribution, "rule", "", shape, (box,))
-
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -159,7 +158,7 @@ def missing(backend: str) -> str | None:
     return triton_backend.why_not_installed()
 
 
-@lru_cache(maxsize=None)
+@cache
 def machine(backend: str, target: str) -> Machine:
     """Returns the machine of a backend for a target (a GPU's architecture, or "cuda": a real one)."""
     if target == "cuda":
@@ -169,7 +168,7 @@ def machine(backend: str, target: str) -> Machine:
     return Emulated(backend, target)
 
 
-@lru_cache(maxsize=None)
+@cache
 def ptx_of(backend: str, target: str) -> str:
     """Returns what a backend's compiler makes of its kernel, e.g. for "sm_90"; "sm_90-plain": without PTX of ours."""
     if backend == "triton":
@@ -194,6 +193,22 @@ def nvcc(what: str, target: str, source: Path) -> Path:
     command = [NVCC, what, "-std=c++17", "-fmad=false", f"-arch={target}", "-I", ROOT / "csrc", source, "-o", out]
     subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
     return out
+
+
+def resources(target: str) -> dict[str, int]:
+    """Returns what the machine code of the CUDA kernel takes: registers, stack, spills and shared memory, in bytes."""
+    out = Path(tempfile.mkdtemp(prefix="fastinit-")) / "fill.cubin"
+    flags = ["-cubin", "-std=c++17", "-fmad=false", f"-arch={target}", "-Xptxas", "-v", "-I", ROOT / "csrc"]
+    command = [NVCC, *flags, ROOT / "csrc" / "fill_cuda.cu", "-o", out]
+    text = subprocess.run(command, check=True, text=True, capture_output=True, timeout=300).stderr
+    patterns = {
+        "stack frame": r"(\d+) bytes stack frame",
+        "spill stores": r"(\d+) bytes spill stores",
+        "spill loads": r"(\d+) bytes spill loads",
+        "registers": r"Used (\d+) registers",
+        "smem": r"(\d+) bytes smem",
+    }
+    return {name: int(found[1]) if (found := re.search(each, text)) else 0 for name, each in patterns.items()}
 
 
 def _ptxrun() -> Any:

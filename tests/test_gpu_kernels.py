@@ -63,7 +63,9 @@ def test_sizes_around_a_trip_and_a_block(machine):
     trip = machine.trips.elements
     sizes = [1, 2, 3, 4, 5, 7, 8, 17, trip - 1, trip, trip + 1, 2 * trip + 2]
     for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float8_e5m2):
-        machine.check([Case(NORMAL, dtype, (n,)) for n in sizes] + [Case(plans.Constant(1), dtype, (n,)) for n in sizes])
+        machine.check(
+            [Case(NORMAL, dtype, (n,)) for n in sizes] + [Case(plans.Constant(1), dtype, (n,)) for n in sizes]
+        )
 
 
 def test_memory_and_index_may_begin_anywhere(machine):
@@ -121,7 +123,11 @@ def test_values_far_out_in_both_tails_take_the_rare_branch(machine):
         wide = np.isin(records["distribution"], [lowering.TRUNCATED_INSIDE, lowering.TRUNCATED_WIDE])
         records["params"][wide, 4:7] = [1e-7, 2e-7, 1e-20]  # lower, upper, width
 
-    places = [dict(size=(4 * machine.trips.elements,)), dict(size=(40, 256), shape=(40, 512)), dict(size=(99,), start=1)]
+    places = [
+        dict(size=(4 * machine.trips.elements,)),
+        dict(size=(40, 256), shape=(40, 512)),
+        dict(size=(99,), start=1),
+    ]
     wide = [plans.TruncatedNormal(0, 1, *bounds) for bounds in ((-100, 100), (-1, 3))]
     cases = [Case(each, dtype, **place) for each in wide for dtype in DTYPES for place in places]
     machine.check([Case(wide[0], **place) for place in places])
@@ -156,7 +162,12 @@ def test_a_thousand_small_tensors_of_all_kinds_in_one_launch(machine):
 
 def test_ranges_that_float32_cannot_scale_are_multiplied_twice(machine):
     # 2^-24 of them is below the smallest normal number of float32, or below the smallest of all.
-    ranges = [plans.Uniform(0, 3e-38), plans.Uniform(0, 1.7e-42), plans.Uniform(-1e-36, 1.1e-36), plans.Uniform(2.0, 2.0)]
+    ranges = [
+        plans.Uniform(0, 3e-38),
+        plans.Uniform(0, 1.7e-42),
+        plans.Uniform(-1e-36, 1.1e-36),
+        plans.Uniform(2.0, 2.0),
+    ]
     machine.check([Case(each, dtype, (9001,)) for each in ranges for dtype in (torch.float32, torch.bfloat16)])
 
 

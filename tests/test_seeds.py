@@ -202,10 +202,11 @@ def test_the_backends_are_listed_with_what_is_missing(monkeypatch):
     from fastinit.backends import cpp_backend
 
     if cpp_backend._native is not None:
-        assert fastinit.available_backends() == {"torch": None, "cpp": None}
+        assert fastinit.available_backends()["cpp"] is None
     monkeypatch.setattr(cpp_backend, "_native", None)
     monkeypatch.setattr(cpp_backend, "_WHY_NOT", "no compiler", raising=False)
-    assert fastinit.available_backends() == {"torch": None, "cpp": "no compiler"}
+    available = fastinit.available_backends()
+    assert available["torch"] is None and available["cpp"] == "no compiler"
     layer = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="the backend 'cpp' cannot fill the parameter 'weight'.*: no compiler"):
         fastinit.initialize(layer, CFG, backend="cpp")

@@ -59,9 +59,7 @@ def available_backends() -> dict[str, str | None]:
         >>> fastinit.available_backends()["torch"] is None
         True
     """
-    return {
-        name: backend.why_not(torch.device(_DEVICE_TYPE.get(name, "cpu"))) for name, backend in BACKENDS.items()
-    }
+    return {name: backend.why_not(torch.device(_DEVICE_TYPE.get(name, "cpu"))) for name, backend in BACKENDS.items()}
 
 
 def checked(name: str) -> str:

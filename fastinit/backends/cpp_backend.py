@@ -1,7 +1,7 @@
 """The ``cpp`` backend: the native core (csrc/) on all cores of the CPU, by the number contract.
 
-Element i of a parameter is a function of the seed, the parameter's name and i alone. Hands the records of the fills over in
-one call.
+Element i of a parameter is a function of the seed, the parameter's name and i alone. Hands the records of the fills
+over in one call.
 """
 
 from __future__ import annotations

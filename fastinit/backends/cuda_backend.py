@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: one launch of the compiled CUDA kernel (csrc/fill_cuda.cu) for each device, by the number contract."""
+"""The ``cuda`` backend: one launch of the CUDA kernel (csrc/fill_cuda.cu) for each device, by the number contract."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ except ImportError as error:
 
 
 def why_not(device: torch.device) -> str | None:
-    """Returns why the backend cannot run on a device: it is no NVIDIA GPU, or the kernel was not built or has no driver."""
+    """Returns why the backend cannot run on a device: it is none of NVIDIA's, or kernel or driver are missing."""
     if _extension is None:
         return _WHY_NOT
     if torch.version.hip is not None:

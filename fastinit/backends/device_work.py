@@ -1,7 +1,8 @@
 """How the records of a launch are split among the thread blocks of a GPU: the list of csrc/fill.h's Work.
 
-What is 16-byte aligned and begins on a block of random words goes in whole trips of a kernel's main loop, without a mask;
-edges, odd strides and odd starts go block by block. All in numpy over all records at once: a model may have 20,000 tensors.
+What is 16-byte aligned and begins on a block of random words goes in whole trips of a kernel's main loop, without a
+mask; edges, odd strides and odd starts go block by block. All in numpy over all records at once: a model may have 20,000
+tensors.
 """
 
 from __future__ import annotations
@@ -159,16 +160,20 @@ class _Geometry:
 
         # The lower half of the counter must not overflow within a run.
         key_offset = self.records["key"][:, 1]
-        counter = key_offset + (self.records["first_index"] + lead.astype(np.uint64)) // self.per_block.astype(np.uint64)
+        counter = key_offset + (self.records["first_index"] + lead.astype(np.uint64)) // self.per_block.astype(
+            np.uint64
+        )
         blocks_per_trip = self.per_trip // self.per_block
-        overflows = self.is_run & ~self.is_constant & (
-            (counter & _LOW).astype(np.int64) + n_trips * blocks_per_trip > 1 << 32
+        overflows = (
+            self.is_run & ~self.is_constant & ((counter & _LOW).astype(np.int64) + n_trips * blocks_per_trip > 1 << 32)
         )
         path = np.where(self.is_rows, ROWS, RUN)
         whole = np.where(overflows, 0, n_trips)
         yield _Segments(fill, path, lead, whole, self.per_trip)
         for i in np.flatnonzero(overflows):
-            yield from self._around_overflows(i, int(lead[i]), int(n_trips[i]), int(counter[i]), int(blocks_per_trip[i]))
+            yield from self._around_overflows(
+                i, int(lead[i]), int(n_trips[i]), int(counter[i]), int(blocks_per_trip[i])
+            )
 
     def _around_overflows(self, i: Any, lead: int, n_trips: int, counter: int, per_trip: int) -> Iterator[_Segments]:
         """Yields the trips of a run between overflows, and over blocks those in which one happens."""

@@ -83,6 +83,11 @@ def why_not_fill(fill: Fill) -> str | None:
             return "it fills plain strided tensors only"
         if _overlaps_itself(box.tensor):
             return "elements of the tensor share memory (it was expanded, or made with as_strided)"
+        if box.tensor.numel() and not box.tensor.is_meta:
+            if box.tensor.data_ptr() == 0:
+                return "its memory was released (its storage is empty)"
+            if box.tensor.data_ptr() % min(dtype.itemsize, 8):
+                return "its elements are not aligned in memory"
     # Random float8 are drawn in float32 and rounded.
     drawn_in = torch.float32 if dtype.itemsize == 1 and not isinstance(distribution, Constant) else dtype
     return why_not_values(drawn_in, distribution)
@@ -98,7 +103,9 @@ def lowered(fills: Sequence[Fill], seed: int) -> Records:
         raw = _raw(fill.distribution, fill.tensor.dtype)
         dtype = DTYPES.get(fill.tensor.dtype, RAW)
         for box in fill.boxes:
-            for data, index, size, stride, index_stride in _walks(box, fill.shape, isinstance(fill.distribution, Constant)):
+            for data, index, size, stride, index_stride in _walks(
+                box, fill.shape, isinstance(fill.distribution, Constant)
+            ):
                 walk = (data, key, index, math.prod(size), size, stride, index_stride)
                 records.append((*walk, params, raw, kind, dtype, element_bytes, 0))
     return np.array(records, dtype=RECORD)
@@ -118,7 +125,7 @@ def _params(distribution: Distribution, dtype: torch.dtype) -> tuple[int, tuple[
     elif isinstance(distribution, TruncatedNormal):
         mean, std = distribution.mean, distribution.std
         form = truncation(mean, std, distribution.low, distribution.high, double=dtype == torch.float64)
-        # The signs of zeros: what a clamp makes of -0 and 0 depends on the instruction set, if they meet so or otherwise.
+        # The signs of zeros: what instruction sets make of -0 and 0 in a clamp differs, but not with these.
         bounds = (_inward(distribution, dtype, True) or -0.0, _inward(distribution, dtype, False) or 0.0)
         if isinstance(form, Centre):
             # Words count in half steps from the end: u = (word + 1/2) 2^-32. Scaling by powers of two is exact.
@@ -206,7 +213,7 @@ _MAX_BLOCKS = 1 << 31
 
 
 def _cut(dims: list[Dim]) -> Iterator[tuple[int, int, list[Dim]]]:
-    """Yields (offset, index offset, dimensions) of parts that have at most MAX_DIMS dimensions and _MAX_BLOCKS blocks."""
+    """Yields (offset, index offset, dimensions) of parts of at most MAX_DIMS dimensions and _MAX_BLOCKS blocks."""
     # At most one block for two elements (of float64), and one more at each end of a row.
     n_blocks = math.prod(n for n, _, _ in dims[:-1]) * (dims[-1][0] // 2 + 2 if dims[-1][2] == 1 else dims[-1][0])
     if len(dims) == 1 or (len(dims) <= MAX_DIMS and n_blocks < _MAX_BLOCKS):
@@ -231,7 +238,6 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
 
 
 def share_memory(fills: Sequence[Fill]) -> bool:
+    """Tells whether memory of one fill may be written by another: their spans meet."""
     spans = sorted(byte_span(box.tensor) for fill in fills for box in fill.boxes if box.tensor.numel())
     return any(end > start for (_, end), (start, _) in pairwise(spans))
-
-

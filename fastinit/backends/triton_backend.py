@@ -1,7 +1,7 @@
 """The ``triton`` backend: one launch of the Triton kernel (kernels/) for each device, by the number contract.
 
-Triton compiles the kernel when it is first needed, in some ten seconds, and keeps it on disk: there it is found again by
-later processes. Users need no compiler of NVIDIA's.
+Triton compiles the kernel when it is first needed, in some ten seconds, and keeps it on disk, where later processes find
+it. Users need no compiler of NVIDIA's.
 """
 
 from __future__ import annotations
@@ -94,5 +94,7 @@ def compiled_for(target: str, inline_ptx: bool | None = None) -> Any:
     gpu = GPUTarget("cuda", int(target[3:]), 32) if is_nvidia else GPUTarget("hip", target, 64)
     signature = {"table": "*i64", "work": "*i64", "PTX": "constexpr"}
     aligned: dict[tuple[int, ...], list[list[Any]]] = {(0,): [["tt.divisibility", 16]], (1,): [["tt.divisibility", 16]]}
-    source = ASTSource(fn=fill, signature=signature, constexprs={"PTX": is_nvidia if inline_ptx is None else inline_ptx}, attrs=aligned)
+    source = ASTSource(
+        fn=fill, signature=signature, constexprs={"PTX": is_nvidia if inline_ptx is None else inline_ptx}, attrs=aligned
+    )
     return compile(source, target=gpu, options=_options(is_nvidia))
