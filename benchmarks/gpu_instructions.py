@@ -1,10 +1,10 @@
 """Machine instructions that the main loops of the GPU kernels spend on an element, counted without a GPU.
 
-Compiles each loop for each architecture and reads the disassembly: instructions of a trip, width of the stores, and what
-does not belong into a loop (shared memory, spills, calls). Where a loop has a branch for rare values, the path without it
-counts. By its instructions an H100 writes at the speed of its memory with 39 an element in float32, 19 in bfloat16. Needs
-nvcc, the triton package, which has the disassembler, and ../shared/tools/sass.py, which knows it. Writes
-``results/gpu_instructions.csv``. Run with ``python benchmarks/gpu_instructions.py``.
+Compiles each loop for each architecture and reads the disassembly: instructions of a trip, width of the stores, and
+what does not belong into a loop (shared memory, spills, calls). Where a loop has a branch for rare values, the path
+without it counts. By its instructions an H100 writes at the speed of its memory with 39 an element in float32, 19 in
+bfloat16. Needs nvcc, the triton package, which has the disassembler, and ../shared/tools/sass.py, which knows it.
+Writes ``results/gpu_instructions.csv``. Run with ``python benchmarks/gpu_instructions.py``.
 """
 
 from __future__ import annotations

@@ -2,12 +2,16 @@
 
 The generator is Philox-4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011); folding and
 keying are those of PyTorch's stateless generator ``torch.func._random``. Letters are the paper's. Everything here is
-integer arithmetic on a handful of words, so plain Python is exact and fast enough; the fills themselves run elsewhere.
+integer arithmetic on a handful of words, in plain Python or, for all parameters of a model, in numpy; the fills
+themselves run elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
+
+import numpy as np
 
 MASK32 = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -19,6 +23,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 # The paper finds no failure of Crush-resistance from 7 rounds on; 10 is its (and cuRAND's and PyTorch's) safe choice.
 _ROUNDS = 10
 
+Words = np.ndarray[Any, np.dtype[np.uint64]]
 Key = tuple[int, int]
 """(seed, offset), 64 bits each: where a stream of random blocks begins."""
 
@@ -66,6 +71,27 @@ def parameter_key(seed: int, name: str) -> Key:
         ['0xfb10870b0de3c029', '0xadbb89fc34a9ce58']
     """
     return fold_in((seed, 0), stream_of(name))
+
+
+def parameter_keys(seed: int, streams: Words) -> Words:
+    """Returns the keys of many parameters at once, as :func:`parameter_key` has them.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        streams: the numbers of :func:`stream_of`, uint64, of shape [n].
+
+    Returns:
+        uint64 of shape [n, 2]: seed and offset of each.
+    """
+    mask, half = np.uint64(MASK32), np.uint64(32)
+    c0, c1 = streams & mask, streams >> half
+    c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
+    k0, k1 = seed & MASK32, seed >> 32
+    for _ in range(_ROUNDS):  # as philox4x32
+        p0, p1 = np.uint64(_M0) * c0, np.uint64(_M1) * c2
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ np.uint64(k0), p1 & mask, (p0 >> half) ^ c3 ^ np.uint64(k1), p0 & mask
+        k0, k1 = (k0 + _W0) & MASK32, (k1 + _W1) & MASK32
+    return np.stack([c0 | c1 << half, c2 | c3 << half], axis=1)
 
 
 def check_seed(seed: object) -> int:

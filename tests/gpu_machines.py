@@ -79,8 +79,11 @@ class Machine:
     def execute(self, records: lowering.Records, cases: list[Case], buffers: list[torch.Tensor]) -> None:
         raise NotImplementedError
 
-    def check(self, cases: list[Case], seed: int = 7, change: Any = None) -> None:
-        """Executes the cases in one launch and compares every byte with what the CPU's kernels make of the same records."""
+    def check(self, cases: list[Case], seed: int = 7, change: Any = None) -> list[torch.Tensor]:
+        """Executes the cases in one launch, and compares every byte with what the CPU's kernels make of the same records.
+
+        Returns the tensors, on the CPU.
+        """
         here, there = ([case.made_on(device) for case in cases] for device in ("cpu", self.device))
         for _, fill in here:
             assert lowering.why_not_fill(fill) is None
@@ -96,6 +99,7 @@ class Machine:
                 values = [each.view(torch.float64) for each in (right, found.cpu())]
                 different = ((values[0] - values[1]).abs() > 1e-12).repeat_interleave(8) & different
             assert not different.any(), f"{self}: {case}: {int(different.sum())} of {len(right)} bytes differ"
+        return [fill.tensor.cpu() for _, fill in there]
 
 
 class Real(Machine):

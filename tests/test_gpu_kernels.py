@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import gpu_machines
+import known_answers
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,24 @@ def test_every_distribution_in_every_dtype_has_the_bits_of_the_cpu(machine):
     # 16 to 3 trips of a main loop, and an odd rest.
     random = [Case(distribution, dtype, (9001,)) for distribution in DISTRIBUTIONS for dtype in DTYPES]
     machine.check([*random, *constants()])
+
+
+def test_the_known_answers_of_contract_1(machine):
+    answers = [answer for answer in known_answers.answers() if answer["dtype"] != "float64"]
+    cases = [
+        Case(
+            known_answers.distribution_of(answer),
+            getattr(torch, answer["dtype"]),
+            (known_answers.N_ELEMENTS,),
+            shape=(1 << 40,),
+            offset=(answer["first_index"],),
+            name=known_answers.NAME,
+        )
+        for answer in answers
+    ]
+    for answer, tensor in zip(answers, machine.check(cases, seed=known_answers.SEED)):
+        assert known_answers.first_bytes(tensor) == answer["first_bytes"], answer
+        assert known_answers.digest(tensor) == answer["blake2b_128"], answer
 
 
 def test_sizes_around_a_trip_and_a_block(machine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastinit import streams
@@ -43,3 +44,11 @@ def test_a_seed_that_is_no_integer_is_refused(seed):
 
 def test_the_largest_seed_is_accepted():
     assert streams.check_seed(2**64 - 1) == 2**64 - 1
+
+
+def test_the_keys_of_many_parameters_are_those_of_each():
+    names = [f"layers.{i}.weight" for i in range(300)]
+    numbers = np.array([streams.stream_of(name) for name in names], np.uint64)
+    for seed in (0, 1, 2**32 + 5, 2**64 - 1):
+        keys = streams.parameter_keys(seed, numbers)
+        assert [tuple(key) for key in keys.tolist()] == [streams.parameter_key(seed, name) for name in names]

@@ -1,8 +1,8 @@
 """How the records of a launch are split among the thread blocks of a GPU: the list of csrc/fill.h's Work.
 
 What is 16-byte aligned and begins on a block of random words goes in whole trips of a kernel's main loop, without a
-mask; edges, odd strides and odd starts go block by block. All in numpy over all records at once: a model may have 20,000
-tensors.
+mask; edges, odd strides and odd starts go block by block. All in numpy over all records at once: a model may have
+20,000 tensors.
 """
 
 from __future__ import annotations
