@@ -9,7 +9,7 @@ demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadscope
 
 # Everything that CI checks.
 check: lint test
@@ -32,6 +32,8 @@ aarch64: $(VENV)/.dev
 	$(RUN) tests/native/replay.py aarch64
 
 bench: $(VENV)/.dev
+	$(RUN) benchmarks/bench_gpu.py
+	$(RUN) benchmarks/gpu_instructions.py
 	$(RUN) benchmarks/bench_initialize.py
 	$(RUN) benchmarks/bench_fill.py
 	$(RUN) benchmarks/bench_materialize.py

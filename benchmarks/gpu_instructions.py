@@ -10,6 +10,7 @@ Writes ``results/gpu_instructions.csv``. Run with ``python benchmarks/gpu_instru
 from __future__ import annotations
 
 import heapq
+import os
 import re
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ROOT.parent / "shared" / "tools"
+TOOLS = Path(os.environ.get("FASTINIT_TOOLS") or ROOT.parent / "shared" / "tools")
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 DISTRIBUTIONS = ["constant", "uniform", "normal", "truncated_inside", "truncated_wide", "truncated_tail"]
 # By what a trip of 16 elements a thread stores, and by the conversion to two bytes.
 DTYPES = {(4, ""): "float32", (2, "BF16"): "bfloat16", (2, "F16"): "float16", (1, ""): "float8"}
 TRIP_ELEMENTS = 16
+NOT_IN_FASTINIT = ["normal_by_hardware", "normal_by_hardware_from_16_bits"]
+"""What normals would cost that are not the same on every GPU, by the approximations that are one instruction."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def cuda_loops(architecture: str) -> Iterator[Loop]:
         source = ROOT / "benchmarks" / "gpu_loops.cu"
         subprocess.run(["nvcc", *flags, str(source), "-o", str(cubin)], check=True, capture_output=True)
         kernels = disassembled(cubin)
-    for distribution in [*DISTRIBUTIONS, "truncated_bounded"]:
+    for distribution in [*DISTRIBUTIONS, "truncated_bounded", *NOT_IN_FASTINIT]:
         for name, lines in kernels.items():
             if name.rsplit("_", 1)[0] == distribution:
                 yield from counted("cuda", architecture, distribution, lines)
@@ -176,12 +179,25 @@ def main() -> None:
     rows: dict[tuple[str, ...], dict[str, object]] = {}
     for architecture in ARCHITECTURES:
         for loop in [*cuda_loops(architecture), *triton_loops(architecture)]:
-            key = (loop.backend, loop.distribution, loop.dtype)
-            row = rows.setdefault(key, dict(zip(("backend", "distribution", "dtype"), key)))
+            backend = "not in fastinit" if loop.distribution in NOT_IN_FASTINIT else loop.backend
+            key = (backend, loop.distribution.replace("_", " "), loop.dtype)
+            row = rows.setdefault(
+                key, dict(zip(("backend", "distribution", "dtype"), key)) | dict.fromkeys(ARCHITECTURES, "")
+            )
             row[architecture] = loop.instructions
-            row["narrowest store"] = loop.narrowest_store
+            row["narrowest store"] = f"{loop.narrowest_store} bytes"
             row["besides arithmetic"] = " ".join(loop.smells) or "nothing"
-    write("gpu_instructions.csv", list(rows.values()))
+    backends, dtypes = (
+        ["cuda", "triton", "not in fastinit"],
+        ["any", "float32", "bfloat16", "float16", "float8", "float64"],
+    )
+    order = [*DISTRIBUTIONS, "truncated_bounded", *NOT_IN_FASTINIT]
+    ranks = ({name.replace("_", " "): i for i, name in enumerate(each)} for each in (backends, order, dtypes))
+    by_backend, by_distribution, by_dtype = ranks
+    write(
+        "gpu_instructions.csv",
+        [rows[key] for key in sorted(rows, key=lambda k: (by_backend[k[0]], by_distribution[k[1]], by_dtype[k[2]]))],
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .backends import available_backends
+from .backends import available_backends, device_type
 from .construction import materialize
 from .planning import plan
 
@@ -66,7 +66,9 @@ def demo(layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: 
             print(f"\nThe backend {backend} cannot run here: {missing}")
             continue
         model = make()
-        print(f"\n>>> print(fastinit.materialize(model, cfg, seed=0, backend={backend!r}).summary())\n")
-        print(materialize(model, cfg, seed=seed, backend=backend).summary())
+        device = device_type(backend)
+        on_device = "" if device == "cpu" else f", device={device!r}"
+        print(f"\n>>> print(fastinit.materialize(model, cfg, seed=0, backend={backend!r}{on_device}).summary())\n")
+        print(materialize(model, cfg, seed=seed, backend=backend, device=device).summary())
         std = model.blocks[0].qkv.weight.std().item()  # type: ignore[union-attr, operator]
         print(f"The standard deviation of blocks.0.qkv.weight is {std:.4f}.")

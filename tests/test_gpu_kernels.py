@@ -304,8 +304,7 @@ def is_explained(line):
 
 @pytest.mark.parametrize("target", ["gfx942", "gfx90a"])
 def test_the_triton_kernel_compiles_for_amd(target):
-    if reason := triton_backend.why_not_installed():
-        pytest.skip(reason)
+    gpu_machines.skip_without("triton")
     compiled = triton_backend.compiled_for(target)
     assert compiled.metadata.shared == 0
     assert "global_store_dwordx4" in compiled.asm["amdgcn"]
@@ -314,6 +313,5 @@ def test_the_triton_kernel_compiles_for_amd(target):
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "sm_120"])
 def test_the_triton_kernel_needs_no_shared_memory(target):
-    if reason := triton_backend.why_not_installed():
-        pytest.skip(reason)
+    gpu_machines.skip_without("triton")
     assert triton_backend.compiled_for(target).metadata.shared == 0

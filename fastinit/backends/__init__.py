@@ -59,7 +59,12 @@ def available_backends() -> dict[str, str | None]:
         >>> fastinit.available_backends()["torch"] is None
         True
     """
-    return {name: backend.why_not(torch.device(_DEVICE_TYPE.get(name, "cpu"))) for name, backend in BACKENDS.items()}
+    return {name: backend.why_not(torch.device(device_type(name))) for name, backend in BACKENDS.items()}
+
+
+def device_type(name: str) -> str:
+    """Returns the type of device on which a backend works."""
+    return _DEVICE_TYPE.get(name, "cpu")
 
 
 def checked(name: str) -> str:
