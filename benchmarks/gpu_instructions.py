@@ -181,9 +181,8 @@ def main() -> None:
         for loop in [*cuda_loops(architecture), *triton_loops(architecture)]:
             backend = "not in fastinit" if loop.distribution in NOT_IN_FASTINIT else loop.backend
             key = (backend, loop.distribution.replace("_", " "), loop.dtype)
-            row = rows.setdefault(
-                key, dict(zip(("backend", "distribution", "dtype"), key)) | dict.fromkeys(ARCHITECTURES, "")
-            )
+            names: dict[str, object] = dict(zip(("backend", "distribution", "dtype"), key))
+            row = rows.setdefault(key, {**names, **dict.fromkeys(ARCHITECTURES, "")})
             row[architecture] = loop.instructions
             row["narrowest store"] = f"{loop.narrowest_store} bytes"
             row["besides arithmetic"] = " ".join(loop.smells) or "nothing"

@@ -29,6 +29,9 @@ from fastinit.backends import cpp_backend, cuda_backend, device_work, gpu_launch
 ROOT = Path(__file__).parent.parent
 # Beside the project, or where FASTINIT_TOOLS says (CI's clone has none beside it).
 TOOLS = Path(os.environ.get("FASTINIT_TOOLS") or ROOT.parent / "shared" / "tools")
+# Pieces of work at most: so few that each is several trips of a loop, and so many that each is one. The second, which is
+# the same code with less of it executed, on one architecture only.
+PIECES = {"sm_80": (3,), "sm_90": (3, 1 << 15), "sm_90-plain": (3,), "sm_100": (3,), "cuda": (3, 1 << 15)}
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
@@ -86,6 +89,13 @@ class Machine:
 
         Returns the tensors, on the CPU.
         """
+        for n_pieces in PIECES[self.target]:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(device_work, "_PIECES", n_pieces)
+                tensors = self._check(cases, seed, change)
+        return tensors
+
+    def _check(self, cases: list[Case], seed: int, change: Any) -> list[torch.Tensor]:
         here, there = ([case.made_on(device) for case in cases] for device in ("cpu", self.device))
         for _, fill in here:
             assert lowering.why_not_fill(fill) is None
