@@ -136,12 +136,14 @@ class Emulated(Machine):
 
     def __init__(self, backend: str, target: str) -> None:
         super().__init__(backend, target)
-        self.kernel: Any = _module(ptx_of(backend, target)).kernel()
+        ptx, self.shared_bytes = ptx_of(backend, target)
+        self.kernel: Any = _module(ptx).kernel()
         if backend == "cuda":
-            self.trips, self.threads, self.more_arguments = device_work.Trips(4096, 16384), 256, []
+            self.trips, self.threads = device_work.Trips(4096, 16384), 256
         else:
             self.trips, self.threads = triton_backend._trips(), 128
-            self.more_arguments = [0, 0]  # scratch memory that it does not use
+        # Triton's kernels have one or two more parameters: scratch memory that this one does not use.
+        self.more_arguments = [0] * (len(self.kernel.params) - 2)
 
     def execute(self, records: lowering.Records, cases: list[Case], buffers: list[torch.Tensor]) -> None:
         work = device_work.device_work(records, self.trips)
@@ -156,11 +158,11 @@ class Emulated(Machine):
     def memory(self) -> Any:
         return _ptxrun().Memory(track=True)
 
-    def launch(self, records: lowering.Records, work: lowering.Records, memory: Any, pieces: Any = None) -> None:
+    def launch(self, records: lowering.Records, work: lowering.Records, memory: Any) -> None:
         memory.add(records)
         memory.add(work)
         arguments = [records.ctypes.data, work.ctypes.data, *self.more_arguments]
-        self.kernel.launch((len(work),), (self.threads,), arguments, memory, ctas=pieces)
+        self.kernel.launch((len(work),), (self.threads,), arguments, memory, shared=self.shared_bytes)
 
 
 def skip_without(*backends: str) -> None:
@@ -192,12 +194,16 @@ def machine(backend: str, target: str) -> Machine:
 
 
 @cache
-def ptx_of(backend: str, target: str) -> str:
-    """Returns what a backend's compiler makes of its kernel, e.g. for "sm_90"; "sm_90-plain": without PTX of ours."""
+def ptx_of(backend: str, target: str) -> tuple[str, int]:
+    """Returns what a backend's compiler makes of its kernel for e.g. "sm_90", and the bytes of shared memory that it takes.
+
+    "sm_90-plain" is the Triton kernel without PTX of ours.
+    """
     if backend == "triton":
         architecture, _, plain = target.partition("-")
-        return _without_undefined(triton_backend.compiled_for(architecture, inline_ptx=not plain).asm["ptx"])
-    return nvcc("-ptx", target, ROOT / "csrc" / "fill_cuda.cu").read_text()
+        compiled = triton_backend.compiled_for(architecture, inline_ptx=not plain)
+        return _without_undefined(compiled.asm["ptx"]), compiled.metadata.shared
+    return nvcc("-ptx", target, ROOT / "csrc" / "fill_cuda.cu").read_text(), 0
 
 
 def _without_undefined(ptx: str) -> str:

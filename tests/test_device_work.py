@@ -14,7 +14,8 @@ from fastinit import plans
 from fastinit.backends import device_work, lowering
 from fastinit.backends.device_work import ROWS, RUN, Trips
 
-TRIPS = [Trips(4096, 16384), Trips(2048, 8192)]
+# Of both kernels, and so short that small boxes have several.
+TRIPS = [Trips(4096, 16384), Trips(2048, 8192), Trips(32, 128)]
 CONSTANT = plans.Constant(1)
 
 

@@ -111,7 +111,7 @@ def test_why_not_names_the_package_that_is_missing_or_too_old(monkeypatch):
     try:
         assert version_of(None) == "the package triton is not installed: pip install triton"
         assert "or later, and found 2.1.0" in version_of("2.1.0")
-        assert version_of("3.8.0") is None and version_of("3.10.1+git1") is None and version_of("4.0.0") is None
+        assert version_of("3.4.0") is None and version_of("3.10.1+git1") is None and version_of("4.0.0") is None
     finally:
         triton_backend.why_not_installed.cache_clear()
 
