@@ -20,8 +20,8 @@ from .device_work import Trips
 NUMBERS = lowering.NUMBERS
 IS_CONTRACT = True
 
-# The oldest release with which the tests of the kernel passed; 3.3 does not compile it. Before 3.8 the kernel takes a few
-# kilobytes of shared memory.
+# The oldest release with which the tests of the kernel passed; 3.3 does not compile it. Before 3.8 the kernel takes a
+# few kilobytes of shared memory.
 MIN_TRITON = (3, 4)
 
 
