@@ -8,7 +8,7 @@ import torch
 from gpu_machines import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gpu_kernels import ALL_DTYPES, DTYPES, NORMAL, cases
+from test_gpu_kernels import ALL_DTYPES, BOXES, DTYPES, NORMAL, cases
 
 from fastinit import plans
 from fastinit.backends import device_work, lowering
@@ -91,6 +91,17 @@ def test_the_pieces_of_whole_tensors_hold_each_element_once(dtype, trips):
     distributions = [CONSTANT, *([NORMAL] if dtype in DTYPES else [])]
     sizes = [1, 5, 2047, 2048, 4096, 4097, 9001]
     check([Case(each, dtype, (n,), start=start) for each in distributions for n in sizes for start in (0, 1)], trips)
+
+
+@pytest.mark.parametrize("trips", TRIPS)
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES.keys())
+def test_the_pieces_of_these_boxes_hold_each_element_once(box, trips):
+    size, stride, start, shape, offset = box
+    if len(size) > 6:
+        return  # it is several records
+    place = dict(size=size, stride=stride, start=start, shape=shape, offset=offset)
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    check([Case(each, dtype, **place) for dtype in dtypes for each in (NORMAL, CONSTANT)], trips)
 
 
 def test_what_is_aligned_goes_in_whole_trips_but_for_its_edges():
