@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, device_work, lowering, triton_backend
+from fastinit.backends import cpp_backend, device_work, lowering, torch_backend, triton_backend
 
 INF = math.inf
-DTYPES = list(lowering.DTYPES)
+# Torch 2.1 fills no float8.
+DTYPES = [dtype for dtype in lowering.DTYPES if torch_backend.why_not_values(dtype, plans.Constant(1)) is None]
 ALL_DTYPES = [*DTYPES, torch.int8, torch.bool, torch.int16, torch.int64, torch.complex64, torch.complex128]
 NORMAL = plans.Normal(0.25, 1.5)
 DISTRIBUTIONS = [
