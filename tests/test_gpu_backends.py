@@ -224,9 +224,12 @@ def test_tensors_that_share_memory_are_launched_in_order(monkeypatch):
     launches = []
     monkeypatch.setattr(gpu_launch, "execute", lambda records, *_: launches.append(records["data"].tolist()))
     base = torch.empty(8)
-    several = [plans.Fill.whole(f"p{i}", base[i : i + 5], plans.Normal(0, 1), "", "") for i in range(2)]
+    views, others = [base[1:6], base[0:5]], [torch.empty(4), torch.empty(4)]
+    tensors = [others[0], *views, others[1]]
+    several = [plans.Fill.whole(f"p{i}", each, plans.Normal(0, 1), "", "") for i, each in enumerate(tensors)]
     gpu_launch.run(several, 0, device_work.Trips(4096, 16384), lambda *_: None)
-    assert launches == [[base.data_ptr()], [base.data_ptr() + 4]]
+    together = [each.data_ptr() for each in others]
+    assert launches == [together, [base.data_ptr() + 4], [base.data_ptr()]]
 
 
 # --- with a GPU (--device cuda) ---------------------------------------------------------------------------------------

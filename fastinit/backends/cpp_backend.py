@@ -47,10 +47,9 @@ def engine() -> str:
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> None:
-    """Executes the fills, in one call of the native core where none writes another's memory."""
+    """Executes the fills, in one call of the native core where none writes another's memory (threads would race)."""
     assert seed is not None, "a contract backend is given a seed"
-    # Where memory is shared between tensors their order matters, and threads would race: one after the other then.
-    for group in [[fill] for fill in fills] if lowering.share_memory(fills) else [list(fills)]:
+    for group in lowering.batches(fills):
         table = lowering.lowered(group, seed)
         _core().fill(table.view(np.uint8), torch.get_num_threads())
         for fill in group:

@@ -37,13 +37,15 @@ def why_not_device(device: torch.device) -> str | None:
 
 
 def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> None:
-    """Executes the fills with one launch for each device, on its current stream, without waiting for the device."""
+    """Executes the fills with one launch for each device, on its current stream, without waiting for the device.
+
+    Tensors that write each other's memory need one more launch each.
+    """
     by_device: dict[torch.device, list[Fill]] = {}
     for fill in fills:
         by_device.setdefault(fill.tensor.device, []).append(fill)
     for device, group in by_device.items():
-        # Where memory is shared between tensors their order matters: one launch after the other then.
-        for batch in [[fill] for fill in group] if lowering.share_memory(group) else [group]:
+        for batch in lowering.batches(group):
             execute(lowering.lowered(batch, seed), device, trips, launch)
             for fill in batch:
                 torch.autograd.graph.increment_version(fill.tensor)

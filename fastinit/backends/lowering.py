@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -258,7 +257,23 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
     return False
 
 
-def share_memory(fills: Sequence[Fill]) -> bool:
-    """Tells whether memory of one fill may be written by another: their spans meet."""
-    spans = sorted(byte_span(box.tensor) for fill in fills for box in fill.boxes if box.tensor.numel())
-    return any(end > start for (_, end), (start, _) in pairwise(spans))
+def batches(fills: Sequence[Fill]) -> list[list[Fill]]:
+    """Returns the fills in groups within which none writes another's memory, to be executed one group after the other.
+
+    Fills whose spans of memory meet (interleaved views, say) come one by one, in their order.
+    """
+    spans = sorted(
+        (*byte_span(box.tensor), i) for i, fill in enumerate(fills) for box in fill.boxes if box.tensor.numel()
+    )
+    meeting: set[int] = set()
+    stretch: set[int] = set()  # fills of the spans that hang together
+    reach = -1
+    for start, end, i in spans:
+        if start >= reach:
+            stretch = set()
+        stretch.add(i)
+        reach = max(reach, end)
+        if len(stretch) > 1:
+            meeting |= stretch
+    together = [fill for i, fill in enumerate(fills) if i not in meeting]
+    return ([together] if together else []) + [[fills[i]] for i in sorted(meeting)]
