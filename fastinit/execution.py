@@ -56,6 +56,7 @@ class Session:
         self.backend: str = backends.checked(backend)
         """As it was asked for: a backend's name or "auto"."""
         self._chosen: dict[Fill, str] = {}
+        self._on_device: dict[torch.device, str] = {}
         self.new_seed = None if seed is None else check_seed(seed)
         """The seed to begin with here; None: go on with the generators as they are."""
         if self.new_seed is None and outer is None:
@@ -74,6 +75,7 @@ class Session:
 
     def check(self, items: Iterable[Item]) -> None:
         """Raises RuntimeError if an item cannot run; nothing is written."""
+        why_not_device: dict[tuple[str, torch.device], str | None] = {}  # a driver takes its time to answer
         for item in items:
             if not self.dry:
                 for tensor in tensors_of(item):
@@ -85,22 +87,25 @@ class Session:
                             f"meta models as they are"
                         )
             if isinstance(item, Fill):
-                reason = self._why_not(item)
+                name, device = self.backend_of(item), item.tensor.device
+                backend = backends.BACKENDS[name]
+                if (name, device) not in why_not_device:
+                    why_not_device[name, device] = None if self.dry else backend.why_not(device)
+                reason = why_not_device[name, device] or backend.why_not_fill(item)
                 if reason is not None:
                     raise RuntimeError(
-                        f"{item.rule}: the backend {self.backend_of(item)!r} cannot fill the parameter {item.name!r} "
+                        f"{item.rule}: the backend {name!r} cannot fill the parameter {item.name!r} "
                         f"({tuple(item.shape)}, {item.tensor.dtype}, {item.tensor.device}) with "
                         f"{describe(item.distribution)}: {reason}"
                     )
 
-    def _why_not(self, fill: Fill) -> str | None:
-        chosen = backends.BACKENDS[self.backend_of(fill)]
-        return (None if self.dry else chosen.why_not(fill.tensor.device)) or chosen.why_not_fill(fill)
-
     def backend_of(self, fill: Fill) -> str:
         """Returns the name of the backend that executes a fill."""
         if fill not in self._chosen:
-            self._chosen[fill] = backends.choose(self.backend, fill)
+            device = fill.tensor.device
+            if device not in self._on_device:
+                self._on_device[device] = backends.on_device(self.backend, device)
+            self._chosen[fill] = backends.able(self.backend, self._on_device[device], fill)
         return self._chosen[fill]
 
     def warn_once(self, where: str, message: str) -> None:

@@ -89,9 +89,8 @@ def on_device(name: str, device: torch.device) -> str:
     return next(able, "torch")
 
 
-def choose(name: str, fill: Fill) -> str:
-    """Returns the name of the backend that executes a fill: as on its device, but "auto" chooses one that can do it."""
-    chosen = on_device(name, fill.tensor.device)
-    if name == AUTO and chosen != "torch" and BACKENDS[chosen].why_not_fill(fill) is not None:
+def able(name: str, on_device: str, fill: Fill) -> str:
+    """Returns the backend that executes a fill: that of its device, but "auto" leaves to torch what it cannot do."""
+    if name == AUTO and on_device != "torch" and BACKENDS[on_device].why_not_fill(fill) is not None:
         return "torch"
-    return chosen
+    return on_device

@@ -68,7 +68,7 @@ def _uploaded(
     is done, so that the caller may let go of the tables once the kernel is launched.
     """
     begin = -(-records.nbytes // _ALIGNMENT) * _ALIGNMENT
-    pinned = torch.empty(begin + work.nbytes, dtype=torch.uint8, pin_memory=True)
+    pinned = torch.empty(begin + work.nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
     host = pinned.numpy()
     host[: records.nbytes] = records.view(np.uint8)
     host[begin:] = work.view(np.uint8)
