@@ -10,8 +10,10 @@ Writes ``results/gpu_instructions.csv``. Run with ``python benchmarks/gpu_instru
 from __future__ import annotations
 
 import heapq
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -174,6 +176,9 @@ def shortest_trips(ops: list[Op], start: int, end: int) -> dict[tuple[int, str],
 
 def main() -> None:
     """Counts all loops and writes the table."""
+    if not (TOOLS / "sass.py").exists() or shutil.which("nvcc") is None or importlib.util.find_spec("triton") is None:
+        print("Nothing is counted: it needs nvcc, the package triton and ../shared/tools.")
+        return
     from bench_initialize import write
 
     rows: dict[tuple[str, ...], dict[str, object]] = {}

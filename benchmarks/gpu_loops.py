@@ -4,14 +4,14 @@ import triton
 import triton.language as tl
 
 from fastinit.kernels.fill import _run, _run_of_constants
-from fastinit.kernels.layout import CONSTANT, ELEMENT, ITEM_WORDS, KIND, RECORD_WORDS
+from fastinit.kernels.layout import CONSTANT, ELEMENT, KIND, RECORD_WORDS, WORK_WORDS
 
 
 @triton.jit
 def loop(table, work, DISTRIBUTION: tl.constexpr):
     """Does RUN of one distribution, as fill() does."""
-    item = work + ITEM_WORDS * tl.program_id(0).to(tl.int64)
-    first, rest = tl.load(item), tl.load(item + 1)
+    piece = work + WORK_WORDS * tl.program_id(0).to(tl.int64)
+    first, rest = tl.load(piece), tl.load(piece + 1)
     n, record = rest.to(tl.int32), table + RECORD_WORDS * (rest >> 32)
     dtype, element_bytes = (tl.load(record + KIND) >> 32).to(tl.int32), tl.load(record + ELEMENT).to(tl.int32)
     if DISTRIBUTION == CONSTANT:

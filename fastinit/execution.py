@@ -105,7 +105,7 @@ class Session:
             device = fill.tensor.device
             if device not in self._on_device:
                 self._on_device[device] = backends.on_device(self.backend, device)
-            self._chosen[fill] = backends.able(self.backend, self._on_device[device], fill)
+            self._chosen[fill] = backends.for_fill(self.backend, self._on_device[device], fill)
         return self._chosen[fill]
 
     def warn_once(self, where: str, message: str) -> None:

@@ -59,7 +59,7 @@ def test_the_triton_kernel_and_the_lowering_have_the_same_records():
     from fastinit.kernels import layout
 
     assert layout.RECORD_WORDS.value * 8 == lowering.RECORD.itemsize
-    assert layout.ITEM_WORDS.value * 8 == device_work.WORK.itemsize
+    assert layout.WORK_WORDS.value * 8 == device_work.WORK.itemsize
     fields = dict(key="SEED", first_index="FIRST_INDEX", size="SIZE", stride="STRIDE", index_stride="INDEX_STRIDE")
     for field, name in {
         **fields,

@@ -89,7 +89,7 @@ def on_device(name: str, device: torch.device) -> str:
     return next(able, "torch")
 
 
-def able(name: str, on_device: str, fill: Fill) -> str:
+def for_fill(name: str, on_device: str, fill: Fill) -> str:
     """Returns the backend that executes a fill: that of its device, but "auto" leaves to torch what it cannot do."""
     if name == AUTO and on_device != "torch" and BACKENDS[on_device].why_not_fill(fill) is not None:
         return "torch"

@@ -23,7 +23,6 @@ from .layout import (
     FLOAT64,
     INDEX_STRIDE,
     INSIDE,
-    ITEM_WORDS,
     KIND,
     NORMAL,
     OFFSET,
@@ -38,6 +37,7 @@ from .layout import (
     THREADS,
     UNIFORM,
     WIDE,
+    WORK_WORDS,
 )
 from .philox import philox
 
@@ -365,9 +365,9 @@ def _blocks(record, first, n, distribution, dtype, element_bytes, PTX: tl.conste
 
 @triton.jit
 def fill(table, work, PTX: tl.constexpr):
-    """Does one item of the work. PTX: whether the target is NVIDIA's; the numbers are the same."""
-    item = work + ITEM_WORDS * tl.program_id(0).to(tl.int64)
-    first, rest, path = tl.load(item), tl.load(item + 1), tl.load(item + 2).to(tl.int32)
+    """Does one piece of the work. PTX: whether the target is NVIDIA's; the numbers are the same."""
+    piece = work + WORK_WORDS * tl.program_id(0).to(tl.int64)
+    first, rest, path = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2).to(tl.int32)
     n, record = rest.to(tl.int32), table + RECORD_WORDS * (rest >> 32)
     kind = tl.load(record + KIND)
     distribution, dtype = kind.to(tl.int32), (kind >> 32).to(tl.int32)

@@ -6,12 +6,12 @@ import triton.language as tl
 # path. The records are its FillDesc, as 64-bit words.
 #
 #   RUN     memory and indices are consecutive: n trips from element `first` of the record on. The memory begins on 16
-#           bytes, the index on a block, and the counters' low halves do not wrap within the item.
+#           bytes, the index on a block, and the counters' low halves do not wrap within the piece.
 #   ROWS    the same for the rows of a box: n trips from element `first` of the box on. Each row begins on 16 bytes and
 #           on a block and is whole units of 16 bytes; the box has fewer than 2^31 units.
 #   BLOCKS  everything else: n Philox blocks from block `first` of the box on, stored element by element under masks.
 #           A row is covered by the record's blocks_per_row blocks, each of which counts for one row only.
-ITEM_WORDS = tl.constexpr(3)
+WORK_WORDS = tl.constexpr(3)
 RECORD_WORDS = tl.constexpr(63)
 RUN, ROWS, BLOCKS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
