@@ -67,8 +67,8 @@ struct Normal {
 // Two independent normals from two words (Box & Muller 1958), within 6.77 standard deviations:
 //   u = float32(w0) * 2^-32 + 2^-33 (rounded to float32 at the conversion and at the sum), in [2^-33, 1],
 //   t = 2 pi (w1 + 1/2) 2^-32, sqrt(-2 ln u) std cos t + mean and sqrt(-2 ln u) std sin t + mean.
-// The largest error over all w0 (at 45 degrees) is 8.74e-7 standard deviations, over all w1 (at the largest radius)
-// 1.47e-6.
+// The largest error over all w0 (at 45 degrees) is 9.07e-7 standard deviations, over all w1 (at the largest radius)
+// 1.77e-6.
 template <class L>
 FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, const Normal& p, typename L::f32& value0,
                              typename L::f32& value1) {
@@ -90,7 +90,7 @@ FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, const Norma
 // Q is the upper tail probability; lower, upper and width are the probabilities below, above and between the bounds,
 // the numbers of tails.py. One of three forms is taken for a whole tensor. mean and std come in here, not after: the
 // last operation is one fma. The largest errors over all 2^32 words (benchmarks/check_numbers.py), in standard
-// deviations: 1.11e-6 inside two of them, 1.45e-6 wide, 1.59e-6 in a tail from 1.6.
+// deviations: 1.11e-6 inside two of them, 1.52e-6 wide, 1.71e-6 in a tail from 1.6.
 
 // As kBend, five coefficients with the least error of the result itself, 3.1e-6; a fifth or less of it reaches a z.
 FASTINIT_TABLE float kBendTruncated[5] = {-0.6134975550077484f, 0.38206310025328616f, -0.25223448666089626f,

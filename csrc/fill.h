@@ -1,5 +1,5 @@
 // What crosses from Python to a kernel: one fill of one box of one parameter, and for the GPU a list of pieces of work.
-// POD, the same layout in fastinit/backends/lowering.py (a test compares the sizes), all sizes 64 bits.
+// POD, the same layout in fastinit/backends/lowering.py and device_work.py (tests compare the sizes).
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ struct FillDesc {
   double params[kMaxParams];      // uniform: low, high, (high - low) 2^-24 where float32
                                   // has that number, else 0; normal: mean, std; truncated: mean, std (negative: mirrored),
                                   // low and high (rounded inward to the dtype), then
-                                  // the fields of TruncatedInside, Wide or Tail after std (distributions.h), or
-                                  // for float64 those of TruncatedWide64 or Tail64 (float64.h)
+                                  // the fields of TruncatedInside or Wide after std, or those of TruncatedTail
+                                  // (distributions.h), or for float64 of TruncatedWide64 or Tail64 (float64.h)
   uint64_t raw[2];                // constant: the element's bytes
   int32_t distribution, dtype;
   int32_t element_bytes;          // 1, 2, 4, 8 or 16

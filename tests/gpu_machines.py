@@ -141,7 +141,9 @@ class Emulated(Machine):
         if backend == "cuda":
             self.trips, self.threads = device_work.Trips(4096, 16384), 256
         else:
-            self.trips, self.threads = triton_backend._trips(), 128
+            from fastinit.kernels import layout
+
+            self.trips, self.threads = triton_backend._trips(), layout.N_THREADS
         # Triton's kernels have one or two more parameters: scratch memory that this one does not use.
         self.more_arguments = [0] * (len(self.kernel.params) - 2)
 

@@ -26,7 +26,7 @@ def philox(low, high, seed, PTX: tl.constexpr):
     """Returns the four words of the blocks with the given counters (its halves; the upper one may be a scalar)."""
     k0, k1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
     # The first round has two words of zero. The upper half of the counter reaches the third round untouched by the
-    # lower one, so that what is done with it here is done once for an piece where it is a scalar.
+    # lower one, so that what is done with it here is done once for a piece where it is a scalar.
     h0, l0 = _product(low, _M0, PTX)
     c0, c2, c3 = high ^ k0, h0 ^ k1, l0
     k0 += _W0
