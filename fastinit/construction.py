@@ -15,7 +15,7 @@ from .base_module import BaseModule
 from .execution import Session, session
 from .memory import allocate_like
 from .naming import join, unwrapped, walk
-from .planning import plan
+from .planning import planned_in
 from .plans import Call, names_line, tensors_of
 from .reports import Report
 from .rules import check_module, parse, run_rules
@@ -81,7 +81,9 @@ def materialize(
     if target.type == "meta":
         raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
     slots = list(_slots(model))
-    planned = plan(model, init_cfg, backend=backend, seed=seed, prefix=prefix) if _has_cfg(model, init_cfg) else None
+    planned = None
+    if _has_cfg(model, init_cfg):
+        planned = planned_in(Session(model, backend=backend, seed=seed, prefix=prefix, dry=True), init_cfg)
     items = () if planned is None else planned.items
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
     rest = [slot for slot in slots if id(slot.entries[slot.key]) not in reached]

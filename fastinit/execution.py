@@ -34,15 +34,29 @@ def looking_only() -> Any:
     return torch._C.DisableTorchFunction()
 
 
+def exchanges_parameters(item: Item) -> bool:
+    """Tells whether an item may put other parameters into the modules."""
+    return isinstance(item, Call) or (isinstance(item, Copy) and item.replaces)
+
+
 class Session:
     """The state of one call. A call nested in a larger one shares the larger one's names, seed and provenance."""
 
     def __init__(
-        self, root: nn.Module | None, *, backend: str | None, seed: int | None, prefix: str, dry: bool = False
+        self,
+        root: nn.Module | None,
+        *,
+        backend: str | None,
+        seed: int | None,
+        prefix: str,
+        dry: bool = False,
+        offline: bool = False,
     ) -> None:
         self.root = root
         self.dry = dry
         """Only a plan is wanted: tensors need no memory."""
+        self.offline = offline
+        """Nothing may be downloaded."""
         outer: Session | None = _current.get()
         self.outer = outer
         self._is_part = outer is not None and not prefix and (root is None or outer.names.knows(root))
@@ -62,6 +76,8 @@ class Session:
         if self.new_seed is None and outer is None:
             self.new_seed = default_seed(own_names=bool(prefix), take=not dry)
         self.seed: int | None = outer.seed if self.new_seed is None and outer is not None else self.new_seed
+        self.checkpoint_trees: dict[int, Any] = {}
+        """Checkpoints that were opened to be planned and are to be loaded."""
         self.items: list[Item] = []
         """What was executed."""
         self.has_begun = False
@@ -77,7 +93,7 @@ class Session:
         """Raises RuntimeError if an item cannot run; nothing is written."""
         why_not_device: dict[tuple[str, torch.device], str | None] = {}  # a driver takes its time to answer
         for item in items:
-            if not self.dry:
+            if not self.dry and not (isinstance(item, Copy) and item.replaces):
                 for tensor in tensors_of(item):
                     if tensor.is_meta:
                         name = self.parameters().get(tensor, "")
@@ -133,7 +149,7 @@ class Session:
                         self._loaded(CheckpointReport(item.source, item.rule, result))
                     elif isinstance(item, Call):
                         item.function()
-                if isinstance(item, Call):  # it may have exchanged parameters
+                if exchanges_parameters(item):
                     self.names.renew()
                     self.track().adopt(self.names.parameters(), item.info)
                 self.did([done])

@@ -5,7 +5,8 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, get_args
@@ -406,27 +407,49 @@ class PretrainedInit:
     """Copies parameters and buffers from a checkpoint, as far as names and shapes agree.
 
     Args:
-        checkpoint: a local file of ``torch.save`` or safetensors.
+        checkpoint: a path (a file of safetensors or ``torch.save``, the index of a sharded checkpoint, a folder), or a
+            name with a scheme, such as ``open-mmlab://resnet50_v1c`` or ``hf://org/name``.
         prefix: load only the keys that begin with it (and a dot), without it.
-        map_location: where ``torch.load`` puts the tensors before they are copied.
+        map_location: with ``assign``, the device of the adopted tensors; copies go to where the parameters are.
+        key, revise_keys, strict, assign, dtype, access, weights_only, allow: as for
+            ``fastinit.checkpoint.load_checkpoint``; ``revise_keys=None`` strips ``module.``.
     """
 
     wholemodule = False
 
-    def __init__(self, checkpoint: str, prefix: str | None = None, map_location: Any = "cpu") -> None:
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        prefix: str | None = None,
+        map_location: Any = "cpu",
+        *,
+        key: str | None = None,
+        revise_keys: Sequence[tuple[str, str]] | None = None,
+        strict: bool = False,
+        assign: bool = False,
+        dtype: torch.dtype | str | None = None,
+        access: str = "auto",
+        weights_only: bool = True,
+        allow: Sequence[Any] = (),
+    ) -> None:
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
+        reading = checkpoints.Reading(map_location, access, weights_only, tuple(allow))
+        self._request = checkpoints.Request(checkpoint, prefix, key, revise_keys, strict, assign, dtype, reading)
 
     def plan_items(self, module: nn.Module, opened: Session, rule: str) -> list[Item]:
-        """Returns what will be copied; of the checkpoint only what tells names and shapes is read."""
+        """Returns what will be copied; of the checkpoint only what tells names and shapes is read.
+
+        A plan downloads nothing; whoever executes it does, here, before anything is written.
+        """
         return [
             checkpoints.plan_copy(
                 module,
-                self.checkpoint,
-                prefix=self.prefix,
-                map_location=self.map_location,
+                self._request,
                 names=opened.names,
+                offline=opened.offline,
+                trees=opened.checkpoint_trees,
                 rule=rule,
                 info=self._get_init_info(),
             )

@@ -23,7 +23,8 @@ def plan(
 ) -> Plan:
     """Returns what ``initialize`` (with a config) or ``init_weights`` (without) would do; nothing is written.
 
-    Works on meta models too. Of checkpoints it reads names and shapes.
+    Works on meta models too. Of checkpoints it reads names and shapes; one that is not on this machine yet stays one
+    row, as nothing is downloaded.
 
     Args:
         module: any ``nn.Module``; without ``init_cfg`` a BaseModule.
@@ -43,7 +44,13 @@ def plan(
         2 rows, 10 elements; numbers: torch; seed: 1
     """
     check_module(module)
-    opened = Session(module, backend=backend, seed=seed, prefix=prefix, dry=True)
+    return planned_in(Session(module, backend=backend, seed=seed, prefix=prefix, dry=True, offline=True), init_cfg)
+
+
+def planned_in(opened: Session, init_cfg: Any) -> Plan:
+    """Returns the plan for the root of a session, by a config or, without one, by its own."""
+    module = opened.root
+    assert module is not None
     if init_cfg is None:
         base = unwrapped(module)
         if not isinstance(base, BaseModule):

@@ -215,8 +215,12 @@ class Copy:
     """The checkpoint, as the user wrote it."""
     rule: str
     info: str
+    replaces: bool
+    """The module gets the checkpoint's tensors in place of its own."""
     load: Callable[[], tuple[LoadResult, tuple[CopyEntry, ...]]] = field(repr=False)
     """Copies, and tells what was copied; modules with loading code of their own may differ from ``entries``."""
+    unknown: str = ""
+    """Why ``entries`` are not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +297,7 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
         for tensor in tensors_of(item):
             last[id(tensor)] = n_rows
             n_rows += 1
-        n_rows += isinstance(item, Call)
+        n_rows += isinstance(item, Call) or (isinstance(item, Copy) and bool(item.unknown))
 
     rows: list[Row] = []
     for item, backend in zip(items, backends):
@@ -303,6 +307,10 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
             rows.append(
                 _tensor_row(item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced)
             )
+        elif isinstance(item, Copy) and item.unknown:
+            values = {"kind": "copy", "checkpoint": item.source, "key": None}
+            text = f"copy of what {item.source} holds ({item.unknown})"
+            rows.append(Row("", None, "", "", "copy", values, text, item.rule, item.info, ""))
         elif isinstance(item, Copy):
             for entry in item.entries:
                 values = {"kind": "copy", "checkpoint": item.source, "key": entry.key}

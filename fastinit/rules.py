@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from .errors import locating
-from .execution import Session, looking_only
+from .execution import Session, exchanges_parameters, looking_only
 from .initializers import BaseInit, PretrainedInit, is_planned, items_of, run_items
-from .plans import Call, Item
+from .plans import Item
 from .registry import WEIGHT_INITIALIZERS
 
 
@@ -87,10 +87,10 @@ def run_rules(rules: Sequence[Rule], opened: Session) -> None:
     planned = plan_rules(rules, opened)
     stale = False
     for rule, items in zip(rules, planned):
-        if stale:  # code that fastinit cannot see into has run: it may have changed the modules
+        if stale:  # the modules may have other parameters now
             (items,) = plan_rules([rule], opened)
         run_items(items, rule.target, opened, getattr(items[-1], "info", "") if items else "")
-        stale = stale or any(isinstance(item, Call) for item in items)
+        stale = stale or any(map(exchanges_parameters, items))
 
 
 def _is_initializer(item: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -31,7 +32,10 @@ def filled() -> nn.Sequential:
 
 
 def load_both(state, **options):
-    """Loads a state dict with both libraries and returns the two messages; the tensors must be the same."""
+    """Loads a state dict with both libraries and returns the message; the tensors must be the same.
+
+    Where all must fit, we find out before anything is copied.
+    """
     messages = []
     results = []
     for library, target in ((ours, "fastinit.checkpoint.print_log"), (theirs, "mmengine.runner.checkpoint.print_log")):
@@ -44,6 +48,9 @@ def load_both(state, **options):
             except RuntimeError as error:
                 messages.append(str(error))
         results.append(tensors(made))
+    if isinstance(messages[0], str):
+        torch.manual_seed(0)
+        results[1] = tensors(model())
     assert_same_tensors(*results)
     assert messages[0] == messages[1]
     return messages[0]
@@ -131,21 +138,39 @@ def is_mapped(path):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux shows what is mapped")
 def test_a_file_is_mapped_while_it_is_copied_and_not_afterwards(tmp_path):
+    class Looks(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+            self.was_mapped = is_mapped(tmp_path / "c.pth")
+            assert (self.weight == 1).all()  # loading code finds its values in place
+
     torch.save({"weight": torch.ones(1000, 1000), "bias": torch.ones(1000)}, tmp_path / "c.pth")
-    made = nn.Linear(1000, 1000)
-    plan = fastinit.plan(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
-    assert is_mapped(tmp_path / "c.pth")
-    del plan
-    fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
-    assert (made.weight == 1).all() and not is_mapped(tmp_path / "c.pth")
+    for access, expected in (("map", True), ("read", False)):
+        made = Looks(1000, 1000)
+        cfg = dict(type="Pretrained", checkpoint=tmp_path / "c.pth", access=access)
+        plan = fastinit.plan(made, cfg)
+        assert len(plan.rows) == 2 and not is_mapped(tmp_path / "c.pth")
+        fastinit.initialize(made, cfg)
+        assert made.was_mapped is expected and not is_mapped(tmp_path / "c.pth")
 
 
-def test_what_is_loaded_for_the_user_survives_that_the_file_is_overwritten(tmp_path):
+def test_what_is_read_for_the_user_survives_that_the_file_is_overwritten(tmp_path):
     torch.save({"state_dict": {"weight": torch.ones(1000, 1000)}, "epoch": 1}, tmp_path / "latest.pth")
+    state = ours._load_checkpoint(tmp_path / "latest.pth", logger="silent")
+    torch.save({**state, "epoch": 2}, tmp_path / "latest.pth")
+    # what comes with a load into a model is read when it is used: a rename leaves the old file where it is
     state = ours.load_checkpoint(nn.Linear(1000, 1000), tmp_path / "latest.pth", logger="silent")
-    state["epoch"] = 2
-    torch.save(state, tmp_path / "latest.pth")  # with a mapped file: killed by SIGBUS, and the file is lost
-    assert float(ours._load_checkpoint(tmp_path / "latest.pth")["state_dict"]["weight"].sum()) == 1e6
+    ours.save_checkpoint({**state, "epoch": 3}, tmp_path / "latest.pth")
+    found = ours._load_checkpoint(tmp_path / "latest.pth", logger="silent")
+    assert float(found["state_dict"]["weight"].sum()) == 1e6 and found["epoch"] == 3
+
+
+def test_a_file_that_was_overwritten_in_place_is_not_taken_for_what_it_was(tmp_path):
+    torch.save({"weight": torch.ones(1000, 1000), "bias": torch.ones(1000)}, tmp_path / "latest.pth")
+    state = ours.load_checkpoint(nn.Linear(1000, 1000), tmp_path / "latest.pth", logger="silent")
+    os.truncate(tmp_path / "latest.pth", 3_000_000)
+    with pytest.raises(OSError, match=r"latest\.pth: the file was changed while it was being loaded.*has 3,000,000"):
+        state["weight"].sum()
 
 
 def test_a_prefix_may_begin_with_what_ddp_put_there(tmp_path):
@@ -276,7 +301,14 @@ def test_hostile_and_broken_files_are_refused_before_anything_is_written(tmp_pat
     ("checkpoint", "error", "message"),
     [
         ("no/such/file.pth", FileNotFoundError, "no/such/file.pth can not be found"),
-        ("torchvision://resnet50", NotImplementedError, "scheme torchvision:// is not supported yet"),
+        (
+            "gridfs://resnet50",
+            FileNotFoundError,
+            "gridfs://resnet50 can not be found. The scheme gridfs:// is not known",
+        ),
+        ("petrel://a/b.pth", NotImplementedError, "use 's3://a/b.pth'"),
+        ("pavi://a/b.pth", NotImplementedError, "pavi's model cloud is not supported"),
+        ("torchvision://resnet", KeyError, "torchvision://resnet: no checkpoint of that name. Did you mean 'resnet"),
         (None, TypeError, "NoneType"),
         (3, TypeError, "int"),
     ],

@@ -221,8 +221,7 @@ def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered()
     try:
         bridge.register()
         assert type(child.build(dict(type="Constant", val=1))) is fastinit.ConstantInit
-        # mmengine's Pretrained knows schemes that ours does not know yet
-        assert type(child.build(dict(type="Pretrained", checkpoint="x"))) is mmengine.model.PretrainedInit
+        assert type(child.build(dict(type="Pretrained", checkpoint="x"))) is fastinit.PretrainedInit
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             only_override = dict(type="Constant", val=0, override=dict(name="0"))

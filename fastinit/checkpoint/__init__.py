@@ -1,23 +1,65 @@
-"""Loading checkpoints: the names of mmengine.runner.checkpoint that users import, for local files."""
+"""Checkpoints: their files, where they come from, and how they get into models.
+
+``from fastinit.checkpoint import ...`` replaces ``from mmengine.runner.checkpoint import ...``.
+"""
 
 from __future__ import annotations
 
 from .loading import (
+    Request,
     _load_checkpoint,
     _load_checkpoint_to_model,
     _load_checkpoint_with_prefix,
     load_checkpoint,
     load_state_dict,
     plan_copy,
-    print_log,
+)
+from .messages import print_log
+from .readers import Reading
+from .saving import find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
+from .schemes import (
+    CheckpointLoader,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+    load_from_ceph,
+    load_from_fsspec,
+    load_from_hf,
+    load_from_http,
+    load_from_local,
+    load_from_mmcls,
+    load_from_openmmlab,
+    load_from_pavi,
+    load_from_torchvision,
 )
 
 __all__ = [
+    "CheckpointLoader",
+    "Reading",
+    "Request",
     "_load_checkpoint",
     "_load_checkpoint_to_model",
     "_load_checkpoint_with_prefix",
+    "find_latest_checkpoint",
+    "get_deprecated_model_names",
+    "get_external_models",
+    "get_mmcls_models",
+    "get_state_dict",
+    "get_torchvision_models",
     "load_checkpoint",
+    "load_from_ceph",
+    "load_from_fsspec",
+    "load_from_hf",
+    "load_from_http",
+    "load_from_local",
+    "load_from_mmcls",
+    "load_from_openmmlab",
+    "load_from_pavi",
+    "load_from_torchvision",
     "load_state_dict",
     "plan_copy",
     "print_log",
+    "save_checkpoint",
+    "weights_to_cpu",
 ]

@@ -8,6 +8,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,29 +19,95 @@ from ..naming import Names, is_model_wrapper, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
-from . import readers
+from .copying import Loading, loading, view_of
+from .downloads import NotDownloaded
+from .messages import log
+from .readers import Reading
+from .schemes import CheckpointLoader, tree_of
+from .stored import Storage, StoredTensor, in_memory, read_everything
 
 Revisions = Sequence[tuple[str, str]]
 # What DataParallel and DDP put in front of every name.
 STRIP_MODULE: Revisions = ((r"^module\.", ""),)
+# Where training scripts put the weights among other things, the first that is there.
+_NESTS = ("state_dict", "model", "state_dict_ema")
 
 
-def print_log(msg: str, logger: logging.Logger | str | None = None, level: int = logging.INFO) -> None:
-    """Logs a message, or prints it where ``logger`` is None.
+@dataclass(frozen=True)
+class Request:
+    """What of a checkpoint is wanted, and how it goes into a model."""
 
-    Args:
-        msg: the message.
-        logger: a Logger; "current" for fastinit's own, "silent" for none, another text for the logger of that name.
-        level: the logging level.
-    """
-    if logger is None:
-        print(msg)
-    elif isinstance(logger, logging.Logger):
-        logger.log(level, msg)
-    elif logger == "current":
-        own_logger.log(level, msg)
-    elif logger != "silent":
-        logging.getLogger(logger).log(level, msg)
+    checkpoint: str | os.PathLike[str]
+    prefix: str | None = None
+    key: str | None = None
+    revise_keys: Revisions | None = None
+    strict: bool = False
+    assign: bool = False
+    dtype: torch.dtype | str | None = None
+    reading: Reading = field(default_factory=Reading)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("prefix", str), ("key", str), ("strict", bool), ("assign", bool)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or kind is bool):
+                raise TypeError(f"{name} must be a {kind.__name__}, but got {value!r}")
+        for revision in self.revise_keys or ():
+            if not isinstance(revision, (tuple, list)) or len(revision) != 2:
+                raise TypeError(f"revise_keys must hold (pattern, replacement) pairs, but it holds {revision!r}")
+            try:
+                re.compile(revision[0])
+            except re.error as error:
+                raise ValueError(f"revise_keys: {revision[0]!r} is no regular expression: {error}") from error
+        if isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", getattr(torch, self.dtype.removeprefix("torch."), self.dtype))
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise TypeError(
+                f"dtype must be a floating-point dtype of torch, such as 'bfloat16', but got {self.dtype!r}"
+            )
+
+    @property
+    def _dotted_prefix(self) -> str | None:
+        return self.prefix if self.prefix is None or self.prefix.endswith(".") else self.prefix + "."
+
+    def _candidates(self) -> tuple[Revisions, ...]:
+        """Revisions to be tried; below a prefix the keys as they are come first."""
+        if self.revise_keys is not None:
+            return (self.revise_keys,)
+        return (STRIP_MODULE,) if self.prefix is None else ((), STRIP_MODULE)
+
+    def _wants(self, key: str) -> bool:
+        prefix = self._dotted_prefix
+        return prefix is None or any(_revised(key, each).startswith(prefix) for each in self._candidates())
+
+    def tree(self, *, offline: bool = False, logger: logging.Logger | str | None = "current") -> Any:
+        """Returns what the checkpoint holds, with tensors still in the file where that can be."""
+        return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
+
+    def state_dict(self, tree: Any) -> OrderedDict[str, Any]:
+        """Returns the tensors for the model by the model's names.
+
+        Raises:
+            AssertionError: no key begins with the prefix.
+            RuntimeError: there is no state dict.
+        """
+        prefix = self._dotted_prefix
+        for revisions in self._candidates():
+            state_dict = _state_dict_of(tree, self.checkpoint, revisions, self.key)
+            if prefix is None:
+                break
+            below = OrderedDict((k[len(prefix) :], value) for k, value in state_dict.items() if k.startswith(prefix))
+            if below:
+                metadata = getattr(state_dict, "_metadata", None)
+                state_dict = _with_metadata(below, metadata, len(prefix), prefix[:-1])
+                break
+        else:
+            raise AssertionError(f"{prefix} is not in the pretrained model")
+        if isinstance(self.dtype, torch.dtype):
+            for key, value in state_dict.items():
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self.dtype:
+                    lazy = isinstance(value, StoredTensor) and value.tensor is None
+                    state_dict[key] = value.turned_into(self.dtype) if lazy else value.to(self.dtype)  # type: ignore[attr-defined]
+        return state_dict
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -53,24 +120,63 @@ def load_checkpoint(
     strict: bool = False,
     logger: logging.Logger | str | None = None,
     revise_keys: Revisions = STRIP_MODULE,
+    *,
+    prefix: str | None = None,
+    key: str | None = None,
+    assign: bool = False,
+    dtype: torch.dtype | str | None = None,
+    access: str = "auto",
+    weights_only: bool = True,
+    allow: Sequence[Any] = (),
 ) -> Any:
-    """Loads a local checkpoint file into a model, and returns the whole checkpoint.
+    """Loads a checkpoint into a model, and returns the whole checkpoint.
+
+    Of the file only what the model takes is read, straight to where it goes. The tensors in what is returned are read
+    when something uses them, so the file must not be overwritten in place before (a new file of the same name does no
+    harm: ``save_checkpoint`` writes one and renames it). ``CheckpointLoader.load_checkpoint`` reads all at once.
 
     Args:
         model: its parameters and buffers are overwritten where names and shapes agree; they keep dtype and device.
-        filename: a file of ``torch.save`` or safetensors.
-        map_location: as for ``torch.load``.
-        strict: raise where names or shapes differ; else one warning tells.
+        filename: a path or a name with a scheme: a file of safetensors or ``torch.save``, the index of a sharded
+            checkpoint, or a folder.
+        map_location: where tensors of the returned checkpoint go; None: the CPU.
+        strict: raise where names or shapes differ, else one warning tells. If no module has loading code or hooks of
+            its own, that is before anything is written.
         logger: as for ``print_log``.
         revise_keys: (pattern, replacement) pairs that ``re.sub`` applies to every key, in order.
+        prefix: load only the keys that begin with it (and a dot), without it.
+        key: under which the weights are; None: ``state_dict``, ``model`` or ``state_dict_ema``, else the top.
+        assign: give the model the file's tensors, mapped copy-on-write, in place of its own: nothing is read before it
+            is used, training does not change the file, and models on the meta device get their values so. The file
+            must stay as it is while the model lives: cutting it off kills the process (SIGBUS).
+        dtype: that floating-point tensors are turned into on the way; None: the model's (``assign``: the file's).
+        access: "map", "read" (through ``pread``: for files that another process might cut off), or "auto": "read" on
+            network file systems, else "map".
+        weights_only: False unpickles whatever the file holds, and so runs code that it may bring.
+        allow: classes and functions, or their import paths, that a pickle may use besides data.
 
     Raises:
+        AssertionError: no key begins with ``prefix``.
         FileNotFoundError: there is no such file.
-        RuntimeError: the file holds no state dict, or ``strict`` and something differs.
+        OSError: the file was changed while it was read: the model may be partly loaded.
+        RuntimeError: the file is damaged, holds no state dict or more than data; or ``strict`` and something differs.
+
+    Follows ``mmengine.runner.load_checkpoint`` (whose arguments are those before the star).
+
+    Example:
+        >>> import fastinit, tempfile, torch
+        >>> source, model = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": source.state_dict(), "meta": {"epoch": 3}}, f"{folder}/last.pth")
+        ...     checkpoint = fastinit.checkpoint.load_checkpoint(model, f"{folder}/last.pth", logger="silent")
+        >>> checkpoint["meta"], torch.equal(model.weight, source.weight)
+        ({'epoch': 3}, True)
     """
-    checkpoint = _load_checkpoint(filename, map_location, logger)
-    load_state_dict(model, _state_dict_of(checkpoint, filename, revise_keys), strict, logger)
-    return checkpoint
+    reading = Reading(map_location, access, weights_only, tuple(allow))
+    request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
+    tree = request.tree(logger=logger)
+    _load(model, request.state_dict(tree), strict, logger, assign)
+    return tree
 
 
 def load_state_dict(
@@ -91,26 +197,84 @@ def load_state_dict(
 
 
 def _load(
-    module: nn.Module, state_dict: Mapping[str, Any], strict: bool, logger: logging.Logger | str | None
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    strict: bool,
+    logger: logging.Logger | str | None,
+    assign: bool = False,
 ) -> LoadResult:
+    held = list(_slots(module))
+    if not assign and (metas := [slot.key for slot in held if slot.tensor.is_meta and slot.key in state_dict]):
+        raise RuntimeError(
+            f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
+            f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
+        )
+    if strict and _runs_no_own_code(module):
+        probes = OrderedDict((key, _probe(value)) for key, value in state_dict.items())
+        with loading() as rehearsal:
+            rehearsal.is_rehearsal = True
+            if text := _mismatches(*_descend(module, probes, getattr(state_dict, "_metadata", None), rehearsal)):
+                raise RuntimeError(text)
+    before = {slot.key: (slot.tensor, version_of(slot.tensor)) for slot in held}
+    state = OrderedDict(state_dict)
+    if assign:
+        _adopt(state, {slot.key for slot in held})
+    with loading() as current:
+        metadata = getattr(state_dict, "_metadata", None)
+        missing, unexpected, errors = _descend(module, state, metadata, current, assign)
+        if assign:
+            _settle(module, held)
+    # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
+    now = list(_slots(module))
+    done = [
+        slot
+        for slot in now
+        if slot.key not in before
+        or before[slot.key][0] is not slot.tensor
+        or before[slot.key][1] != version_of(slot.tensor)
+    ]
+    copied = tuple(slot.key for slot in done)
+    # A tied tensor that has got its values by another of its names lacks nothing.
+    missing = [key for key in missing if key not in set(copied)]
+    if text := _mismatches(missing, unexpected, errors):
+        if strict:
+            raise RuntimeError(text)
+        if is_rank_zero():
+            log(text, logger, logging.WARNING)
+    mismatched = tuple(found[1] for error in errors if (found := re.match(r"size mismatch for (\S+):", error)))
+    return LoadResult(copied, tuple(missing), tuple(unexpected), mismatched)
+
+
+def _descend(
+    module: nn.Module,
+    state_dict: OrderedDict[str, Any],
+    metadata: Any,
+    current: Loading,
+    assign: bool = False,
+) -> tuple[list[str], list[str], list[str]]:
+    """Lets every module load its part; returns missing keys, unexpected keys, and what else did not fit."""
     missing: list[str] = []
     unexpected: list[str] = []
     errors: list[str] = []
-    metadata = getattr(state_dict, "_metadata", None) or {}
-    before = {key: (tensor, version_of(tensor)) for key, tensor in _own_tensors(module)}
+    metadata = metadata or {}
 
-    def descend(current: nn.Module, state: dict[str, Any], prefix: str) -> None:
-        current = _unwrapped(current)
-        current._load_from_state_dict(  # type: ignore[no-untyped-call]
-            state, prefix, metadata.get(prefix[:-1], {}), True, missing, unexpected, errors
+    def descend(here: nn.Module, state: dict[str, Any], prefix: str) -> None:
+        here = _unwrapped(here)
+        local = metadata.get(prefix[:-1], {})
+        if assign:
+            local = {**local, "assign_to_params_buffers": True}
+        here._load_from_state_dict(  # type: ignore[no-untyped-call]
+            state, prefix, local, True, missing, unexpected, errors
         )
-        for name, child in current._modules.items():
+        if current.failure is not None:
+            raise current.failure
+        for name, child in here._modules.items():
             if child is not None:
                 inner = f"{prefix}{name}."
                 descend(child, {key: value for key, value in state.items() if key.startswith(inner)}, inner)
         keys = _IncompatibleKeys(missing, unexpected)
-        for hook in current._load_state_dict_post_hooks.values():
-            result = hook(current, keys)
+        for hook in here._load_state_dict_post_hooks.values():
+            result = hook(here, keys)
             assert result is None, (
                 "a load_state_dict post hook must change the lists of keys in place and return None, but "
                 f"{hook} returned {result!r}"
@@ -119,27 +283,98 @@ def _load(
     # The modules' own code may add and remove keys: it gets a copy that it may change.
     descend(module, _with_metadata(OrderedDict(state_dict), metadata, 0, None), "")
     # A counter that older checkpoints lack; no value is lost with it.
-    missing = [key for key in missing if "num_batches_tracked" not in key]
+    return [key for key in missing if "num_batches_tracked" not in key], unexpected, errors
 
+
+def _mismatches(missing: Sequence[str], unexpected: Sequence[str], errors: Sequence[str]) -> str:
+    """Returns the one message about all that does not fit, "" if all does."""
     problems = [*errors]
     if unexpected:
         problems.append(f"unexpected key in source state_dict: {', '.join(unexpected)}\n")
     if missing:
         problems.append(f"missing keys in source state_dict: {', '.join(missing)}\n")
-    if problems:
-        message = "\n".join(["The model and loaded state dict do not match exactly\n", *problems])
-        if strict:
-            raise RuntimeError(message)
-        if is_rank_zero():
-            _log(message, logger, logging.WARNING)
-    # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
-    copied = tuple(
-        key
-        for key, tensor in _own_tensors(module)
-        if key not in before or before[key][0] is not tensor or before[key][1] != version_of(tensor)
+    return "\n".join(["The model and loaded state dict do not match exactly\n", *problems]) if problems else ""
+
+
+# torch's own loading code: what it does is known.
+_KNOWN_CODE = {nn.Module._load_from_state_dict, nn.BatchNorm1d._load_from_state_dict}
+
+
+def _runs_no_own_code(module: nn.Module) -> bool:
+    modules = [_unwrapped(each) for each in module.modules()]
+    return all(
+        type(each)._load_from_state_dict in _KNOWN_CODE
+        and not each._load_state_dict_pre_hooks
+        and not each._load_state_dict_post_hooks
+        for each in modules
     )
-    mismatched = tuple(found[1] for error in errors if (found := re.match(r"size mismatch for (\S+):", error)))
-    return LoadResult(copied, tuple(missing), tuple(unexpected), mismatched)
+
+
+def _probe(value: Any) -> Any:
+    """Returns a tensor's shape without its values."""
+    if not isinstance(value, torch.Tensor) or isinstance(value, StoredTensor):
+        return value
+    nowhere: Any = None
+    probe = StoredTensor.at(Storage(nowhere, 0, 0), 0, value.shape, [0] * value.dim(), value.dtype, value.device)
+    probe.tensor = value
+    return probe
+
+
+# --- adopting the file's tensors -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a module holds a parameter or a persistent buffer."""
+
+    key: str
+    entries: dict[str, Any]
+    name: str
+    tensor: torch.Tensor
+
+
+def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
+    """Puts mapped tensors into a state dict, in place of stored ones that a module will take."""
+    contents: dict[int, torch.Tensor] = {}
+    storages: dict[int, torch.Tensor] = {}
+    for key, value in state.items():
+        if key not in keys or not isinstance(value, StoredTensor):
+            continue
+        storage = value.storage_in_file
+        can_be_mapped = storage.file.access == "map" and value.location.type == "cpu" and value.numel()
+        if value.tensor is None and can_be_mapped and value.dtype == value.dtype_in_file:
+            storage.file.check()
+            if id(storage.file) not in contents:
+                contents[id(storage.file)] = storage.file.mapped_privately()
+            mapped = view_of(value, contents[id(storage.file)])
+            if mapped is not None:
+                # A storage of its own for each of the file's: saving one tensor must not save the whole file.
+                if id(storage) not in storages:
+                    part = contents[id(storage.file)][storage.offset : storage.offset + storage.n_bytes]
+                    storages[id(storage)] = torch.frombuffer(part.numpy(), dtype=torch.uint8)
+                own = storages[id(storage)].untyped_storage()
+                state[key] = torch.empty(0, dtype=value.dtype).set_(  # type: ignore[call-overload]
+                    own, value.offset_in_storage, value.size(), value.stride()
+                )
+                continue
+        state[key] = in_memory(value).detach()
+
+
+def _settle(module: nn.Module, before: Sequence[_Slot]) -> None:
+    """Gives adopted parameters the ``requires_grad`` of those they replace, and ties them where those were tied."""
+    adopted: dict[int, torch.Tensor] = {}
+    for slot in before:
+        new = slot.entries.get(slot.name)
+        if new is not None and new is not slot.tensor:
+            if isinstance(new, nn.Parameter) and new.is_floating_point():
+                new.requires_grad_(slot.tensor.requires_grad)
+            adopted.setdefault(id(slot.tensor), new)
+    for slot in before:
+        if id(slot.tensor) in adopted:
+            slot.entries[slot.name] = adopted[id(slot.tensor)]
+
+
+# --- mmengine's smaller functions ------------------------------------------------------------------------------------
 
 
 def _load_checkpoint_to_model(
@@ -157,46 +392,61 @@ def _load_checkpoint_to_model(
 def _load_checkpoint(
     filename: str | os.PathLike[str], map_location: Any = None, logger: logging.Logger | str | None = None
 ) -> Any:
-    """Reads a checkpoint file."""
-    _log(f"Loads checkpoint by local backend from path: {filename}", logger, logging.INFO)
-    return readers.read(filename, map_location)
+    """Reads a checkpoint into memory, whole."""
+    return CheckpointLoader.load_checkpoint(filename, map_location, logger)
 
 
 def _load_checkpoint_with_prefix(
     prefix: str, filename: str | os.PathLike[str], map_location: Any = None
 ) -> dict[str, Any]:
-    """Returns the part of a checkpoint whose keys begin with a prefix, without it.
+    """Returns the part of a checkpoint whose keys begin with a prefix, without it; nothing else is read.
 
     Raises:
         AssertionError: no key begins with it.
     """
-    return _below_prefix(_load_checkpoint(filename, map_location, "current"), filename, prefix)
+    request = Request(filename, prefix, reading=Reading(map_location))
+    return read_everything(request.state_dict(request.tree()))  # type: ignore[no-any-return]
 
 
-def _state_dict_of(checkpoint: Any, filename: object, revisions: Revisions) -> OrderedDict[str, Any]:
+def _state_dict_of(
+    checkpoint: Any, filename: object, revisions: Revisions, key: str | None = None
+) -> OrderedDict[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}")
-    found = checkpoint.get("state_dict", checkpoint)
+    found = _nested(checkpoint, filename, key)
     if not isinstance(found, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}")
-    if not all(isinstance(key, str) for key in found):
+    if not all(isinstance(name, str) for name in found):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
-    revised: OrderedDict[str, Any] = OrderedDict(found)
-    for pattern, replacement in revisions:
-        revised = OrderedDict((re.sub(pattern, replacement, key), value) for key, value in revised.items())
+    revised = OrderedDict((_revised(name, revisions), value) for name, value in found.items())
     return _with_metadata(revised, getattr(found, "_metadata", None), 0, None)
 
 
-def _below_prefix(checkpoint: Any, filename: object, prefix: str) -> OrderedDict[str, Any]:
-    """Returns what stands below a prefix: as it is written, else behind DDP's ``module.``."""
-    if not prefix.endswith("."):
-        prefix += "."
-    for revisions in ((), STRIP_MODULE):
-        state_dict = _state_dict_of(checkpoint, filename, revisions)
-        below = OrderedDict((key[len(prefix) :], value) for key, value in state_dict.items() if key.startswith(prefix))
-        if below:
-            return _with_metadata(below, getattr(state_dict, "_metadata", None), len(prefix), prefix[:-1])
-    raise AssertionError(f"{prefix} is not in the pretrained model")
+def _nested(checkpoint: Mapping[Any, Any], filename: object, key: str | None) -> Any:
+    """Returns the part of a checkpoint that holds the weights."""
+    if key is None:
+        for nest in _NESTS:
+            # In a bare state dict "model" may be the name of a tensor; mmengine takes any "state_dict".
+            if nest in checkpoint and (nest == "state_dict" or isinstance(checkpoint[nest], Mapping)):
+                return checkpoint[nest]
+        return checkpoint
+    if key in checkpoint:
+        return checkpoint[key]
+    found: Any = checkpoint
+    for part in key.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            keys = [repr(name) for name, value in checkpoint.items() if isinstance(value, Mapping)]
+            raise RuntimeError(
+                f"{filename}: the checkpoint has no key {key!r}. Those that hold dicts are: {', '.join(keys) or 'none'}"
+            )
+        found = found[part]
+    return found
+
+
+def _revised(key: str, revisions: Revisions) -> str:
+    for pattern, replacement in revisions:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def _with_metadata(
@@ -214,45 +464,55 @@ def _with_metadata(
 
 
 def plan_copy(
-    module: nn.Module,
-    filename: str | os.PathLike[str],
-    *,
-    prefix: str | None,
-    map_location: Any,
-    names: Names,
-    rule: str,
-    info: str,
+    module: nn.Module, request: Request, *, names: Names, offline: bool, trees: dict[int, Any], rule: str, info: str
 ) -> Copy:
-    """Returns what loading a checkpoint into ``module`` would copy; reads names and shapes, maps the rest.
+    """Returns what loading a checkpoint into ``module`` would copy; reads names and shapes.
 
     What modules with a ``_load_from_state_dict`` or hooks of their own do to keys shows only when it is loaded.
+
+    Args:
+        module: the one that the checkpoint is for.
+        request: what of which checkpoint.
+        names: of the root.
+        offline: a checkpoint that would have to be downloaded stays unknown.
+        trees: checkpoints that are open, by the id of their request; it is planned more than once before it is loaded.
+        rule, info: as for ``Copy``.
 
     Raises:
         AssertionError: a prefix that no key begins with.
         FileNotFoundError, RuntimeError: as ``load_checkpoint``.
     """
-    checkpoint = readers.read(filename, map_location, mapped=True)
-    if prefix is None:
-        state_dict = _state_dict_of(checkpoint, filename, STRIP_MODULE)
-    else:
-        state_dict = _below_prefix(checkpoint, filename, prefix)
+    source = str(request.checkpoint)
+    try:
+        if id(request) not in trees:
+            trees[id(request)] = request.tree(offline=offline)
+        state_dict = request.state_dict(trees[id(request)])
+    except NotDownloaded:
 
-    def entry(key: str, tensor: torch.Tensor) -> CopyEntry:
-        return CopyEntry(names.name_of(tensor, module, without_wrappers(key)), tensor, key)
+        def not_yet() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
+            raise RuntimeError(f"{source} was not downloaded when the plan was made")
 
-    def fits(key: str, tensor: torch.Tensor) -> bool:
-        value = state_dict.get(key)
-        return isinstance(value, torch.Tensor) and (nn.parameter.is_lazy(tensor) or _fits(value, tensor))
+        return Copy(module, (), source, rule, info, request.assign, not_yet, "not downloaded yet")
+
+    def entry(slot: _Slot) -> CopyEntry:
+        return CopyEntry(names.name_of(slot.tensor, module, without_wrappers(slot.key)), slot.tensor, slot.key)
+
+    def fits(slot: _Slot) -> bool:
+        value = state_dict.get(slot.key)
+        return isinstance(value, torch.Tensor) and (nn.parameter.is_lazy(slot.tensor) or _fits(value, slot.tensor))
 
     def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
-        where = f"{prefix} in model" if prefix is not None else "model"
-        own_logger.info("load %s from: %s", where, filename)
-        result = _load(module, state_dict, strict=False, logger="current")
+        where = f"{request.prefix} in model" if request.prefix is not None else "model"
+        own_logger.info("load %s from: %s", where, source)
+        trees.pop(id(request), None)
+        result = _load(module, state_dict, request.strict, "current", request.assign)
+        if request.assign:
+            names.renew()
         copied = set(result.copied)
-        return result, tuple(entry(key, tensor) for key, tensor in _own_tensors(module) if key in copied)
+        return result, tuple(entry(slot) for slot in _slots(module) if slot.key in copied)
 
-    planned = tuple(entry(key, tensor) for key, tensor in _own_tensors(module) if fits(key, tensor))
-    return Copy(module, planned, str(filename), rule, info, load)
+    planned = tuple(entry(slot) for slot in _slots(module) if fits(slot))
+    return Copy(module, planned, source, rule, info, request.assign, load)
 
 
 def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:
@@ -260,28 +520,26 @@ def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:
     return value.shape == tensor.shape or (tensor.dim() == 0 and value.shape == (1,))
 
 
-def _own_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (key, tensor) of the parameters and persistent buffers of a module, by the keys of its state dict."""
+def _slots(module: nn.Module, prefix: str = "") -> Iterator[_Slot]:
+    """Yields the parameters and persistent buffers of a module, by the keys of its state dict."""
     module = _unwrapped(module)
-    buffers: Iterable[tuple[str, torch.Tensor | None]] = (
-        (name, buffer) for name, buffer in module._buffers.items() if name not in module._non_persistent_buffers_set
+    held: Iterable[tuple[dict[str, Any], str, torch.Tensor | None]] = (
+        *((module._parameters, name, tensor) for name, tensor in module._parameters.items()),
+        *(
+            (module._buffers, name, buffer)
+            for name, buffer in module._buffers.items()
+            if name not in module._non_persistent_buffers_set
+        ),
     )
-    for name, tensor in (*module._parameters.items(), *buffers):
+    for entries, name, tensor in held:
         if tensor is not None:
-            yield prefix + name, tensor
+            yield _Slot(prefix + name, entries, name, tensor)
     for name, child in module._modules.items():
         if child is not None:
-            yield from _own_tensors(child, f"{prefix}{name}.")
+            yield from _slots(child, f"{prefix}{name}.")
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     mmengine = sys.modules.get("mmengine.model")
     test_time = mmengine is not None and isinstance(module, mmengine.BaseTTAModel)
     return module.module if is_model_wrapper(module) or test_time else module  # type: ignore[return-value]
-
-
-def _log(message: str, logger: logging.Logger | str | None, level: int) -> None:
-    # Looked up in the package when called: users and tests replace fastinit.checkpoint.print_log.
-    from . import print_log
-
-    print_log(message, logger=logger, level=level)

@@ -1,72 +1,217 @@
-"""Readers of checkpoint files, chosen by what a file holds and not by what it is called. None of them runs code."""
+"""From a checkpoint's files to a tree of containers with ``StoredTensor``; formats are known by their content."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-import re
-from pathlib import Path
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import safetensors.torch
 import torch
 
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
-_ZIP_MAGIC = b"PK\x03\x04"
-# A safetensors file begins with the header's length in 8 bytes; then the header, a JSON object.
-_SAFETENSORS_HEADER_AT = 8
+from ..plans import names_line
+from . import safetensors_file, torch_file
+from .files import File, checked_access
+from .torch_file import LEGACY_HEAD, ZIP_HEAD, Refused
+from .unpickling import Location, Unsupported
+
+Fetch = Callable[[str], Path]
+"""Returns the path of a file that lies beside an index."""
+Wants = Callable[[str], bool]
+"""Tells whether a key is needed."""
+
+# What a model's folder may hold, the best first: that is what the Hub's libraries write.
+NAMES_IN_FOLDER = tuple(
+    f"{stem}{ending}"
+    for stem, endings in (
+        ("model", (".safetensors", ".safetensors.index.json")),
+        ("diffusion_pytorch_model", (".safetensors", ".safetensors.index.json")),
+        ("adapter_model", (".safetensors", ".bin")),
+        ("pytorch_model", (".bin", ".bin.index.json")),
+        ("diffusion_pytorch_model", (".bin",)),
+    )
+    for ending in endings
+)
+_CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_HEAD_BYTES = 512
+# Beginnings of files that are often taken for checkpoints.
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (b"<", "a web page or XML and no checkpoint: the download went wrong"),
+    (b"\x89HDF", "an HDF5 file: convert it to safetensors"),
+    (b"GGUF", "a GGUF file: convert it to safetensors"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
+)
 
 
-def local_path(filename: str | os.PathLike[str]) -> Path:
-    """Returns the path of an existing local file.
+@dataclass(frozen=True)
+class Reading:
+    """How files are read."""
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        NotImplementedError: it names another scheme than a file's.
-        TypeError: it is neither text nor a path.
-    """
-    text = os.fspath(filename)
-    scheme = _SCHEME.match(text)
-    if scheme and scheme[1] != "file":
-        raise NotImplementedError(
-            f"checkpoint {text!r}: the scheme {scheme[1]}:// is not supported yet. Download the file and give its path"
-        )
-    path = Path(text.removeprefix("file://")).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{filename} can not be found.")
-    return path
+    map_location: Any = None
+    access: str = "auto"
+    weights_only: bool = True
+    allow: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked_access(self.access)
+        if not isinstance(self.weights_only, bool):
+            raise TypeError(f"weights_only must be True or False, but got {self.weights_only!r}")
+        where = self.map_location
+        if isinstance(where, (str, torch.device, int)) and not isinstance(where, bool):
+            torch.device(where)  # raises for what is no device
+        elif not (where is None or callable(where) or isinstance(where, dict)):
+            raise TypeError(f"map_location must be a device, a dict, a function or None, but got {where!r}")
+
+    def location_of(self, saved: str) -> torch.device:
+        """Returns where a tensor goes that was saved from a device; None and what no dict names: to the CPU."""
+        where = self.map_location
+        if isinstance(where, dict):
+            where = next((to for from_, to in where.items() if str(from_) == saved), "cpu")
+        return torch.device("cpu" if where is None else where)
 
 
-def read(filename: str | os.PathLike[str], map_location: Any = None, *, mapped: bool = False) -> Any:
-    """Returns what a local checkpoint file holds.
+def read(path: Path, reading: Reading, *, wants: Wants | None = None, fetch: Fetch | None = None) -> Any:
+    """Returns what a checkpoint file, a sharded checkpoint's index, or a folder with either holds.
 
     Args:
-        filename: the file.
-        map_location: as for ``torch.load``; safetensors come to the CPU whatever it says.
-        mapped: map the zip files of ``torch.save`` into memory, so that a tensor is read when it is used (safetensors
-            files always are; files from before torch 1.6 can not be). For tensors that are copied and let go:
-            whoever keeps a mapped tensor and overwrites the file is killed by the next access.
+        path: of the file or folder.
+        reading: how it is read.
+        wants: of a sharded checkpoint, only the files with keys that are wanted are opened.
+        fetch: where the shards of an index are, if not beside it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        RuntimeError: the file is damaged, is no checkpoint, or holds more than tensors and plain containers.
+        RuntimeError: it is damaged, is no checkpoint, or holds more than tensors and plain containers.
     """
-    path = local_path(filename)
-    with path.open("rb") as file:
-        head = file.read(_SAFETENSORS_HEADER_AT + 1)
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} can not be found.")
+    file = File(path, reading.access)
+    head = file.bytes_at(0, _HEAD_BYTES)
     try:
-        if head[_SAFETENSORS_HEADER_AT:] == b"{" and not head.startswith(_ZIP_MAGIC):
-            return safetensors.torch.load_file(path)
-        mmap = mapped and head.startswith(_ZIP_MAGIC)
-        return torch.load(str(path), map_location=map_location, weights_only=True, mmap=mmap or None)
-    except pickle.UnpicklingError as error:
+        if head.startswith(ZIP_HEAD):
+            return _unpickled(torch_file.read_zip, file, reading)
+        if head.startswith(LEGACY_HEAD):
+            return _unpickled(torch_file.read_legacy, file, reading)
+        if safetensors_file.looks_like(head):
+            return safetensors_file.read(file, reading.location_of("cpu"))
+        if head.lstrip().startswith(b"{"):
+            weight_map = _weight_map(file)
+            return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
+        if not reading.weights_only:
+            return torch.load(str(path), map_location=reading.map_location, weights_only=False)
+        raise ValueError(_what_else(head))
+    except Refused as refused:
         raise RuntimeError(
-            f"{filename}: the file holds more than tensors and plain containers, and loading that could run code that "
-            f"came with the file. If you trust it: torch.load(..., weights_only=False), then "
-            f"fastinit.checkpoint.load_state_dict(model, state_dict). What torch says: {error}"
-        ) from error
-    except OSError:  # the file cannot be read; what it holds is not to blame
+            f"{path}: the file holds more than tensors and plain containers: it asks for {refused}, and loading that "
+            f"could run code that came with the file. If you trust it, pass weights_only=False; or allow-list the "
+            f"types, e.g. allow=[{str(refused).split(', ')[0]!r}]"
+        ) from None
+    except (FileNotFoundError, RuntimeError, OSError):  # says what is wrong by itself
         raise
     except Exception as error:
-        # torch's unpickler stumbles over foreign bytes in many ways: IndexError, struct.error, ...
-        raise RuntimeError(f"{filename}: the file is damaged or no checkpoint: {error}") from error
+        # unpickling foreign bytes fails in many ways: IndexError, struct.error, UnicodeDecodeError, ...
+        what = str(error) or type(error).__name__
+        raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {what}") from error
+
+
+def _unpickled(reader: Callable[[File, Location, Iterable[Any]], Any], file: File, reading: Reading) -> Any:
+    if reading.weights_only and not callable(reading.map_location):
+        try:
+            return reader(file, reading.location_of, reading.allow)
+        except Unsupported:
+            pass
+    where = "cpu" if reading.map_location is None else reading.map_location
+    try:
+        return torch.load(str(file.path), map_location=where, weights_only=reading.weights_only)
+    except pickle.UnpicklingError as error:
+        raise RuntimeError(f"{file.path}: torch.load refuses the file: {error}") from error
+
+
+def _what_else(head: bytes) -> str:
+    if not head:
+        return "the file is empty"
+    for beginning, what in _OTHERS:
+        if head.lstrip().startswith(beginning):
+            return f"it is {what}"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive, torch's format of 2016: load it with an old torch and save it anew"
+    if head[:1] == b"\x80":
+        return "it is a pickle, but not of torch.save; such a file could run code when it is loaded"
+    return f"it begins with {head[:8]!r}, which is neither safetensors nor torch.save's"
+
+
+# --- folders and indexes ---------------------------------------------------------------------------------------------
+
+
+def _in_folder(folder: Path) -> Path:
+    found = chosen_name([entry.name for entry in folder.iterdir()])
+    if found is None:
+        raise FileNotFoundError(
+            f"{folder} can not be loaded: the folder holds none of {', '.join(NAMES_IN_FOLDER)}, and not exactly one "
+            f"file that ends with {', '.join(_CHECKPOINT_ENDINGS)}. Give the path of the file"
+        )
+    return folder / found
+
+
+def chosen_name(names: Iterable[str]) -> str | None:
+    """Returns which of the files of a folder is the checkpoint: a usual name, or the only one that ends like one."""
+    names = list(names)
+    usual = next((name for name in NAMES_IN_FOLDER if name in names), None)
+    likely = [name for name in names if name.endswith(_CHECKPOINT_ENDINGS) or name.endswith(".index.json")]
+    indexes = [name for name in likely if name.endswith(".index.json")]
+    return usual or (indexes[0] if len(indexes) == 1 else likely[0] if len(likely) == 1 else None)
+
+
+def _weight_map(file: File) -> dict[str, str]:
+    """Returns which file holds each key, from an index."""
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("the index has one key twice")
+        return found
+
+    index = json.loads(file.bytes_at(0, file.size).decode("utf-8"), object_pairs_hook=without_duplicates)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError("it is JSON, but no index of a sharded checkpoint: it has no `weight_map`")
+    for key, name in weight_map.items():
+        parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+        outside = not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or ":" in name
+        if outside or "\0" in name:
+            raise ValueError(f"the index says that {key!r} is in {name!r}, which is not a file beside it")
+    return weight_map
+
+
+def _sharded(
+    path: Path, weight_map: dict[str, str], reading: Reading, wants: Wants | None, fetch: Fetch
+) -> OrderedDict[str, Any]:
+    keys_of: dict[str, list[str]] = {}
+    for key, name in weight_map.items():
+        if wants is None or wants(key):
+            keys_of.setdefault(name, []).append(key)
+    found: dict[str, Any] = {}
+    for name, keys in keys_of.items():
+        shard_path = fetch(name)
+        if not shard_path.is_file():
+            raise FileNotFoundError(f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}")
+        shard = read(shard_path, reading)
+        if not isinstance(shard, dict):
+            raise ValueError(f"its shard {name!r} holds no dict")
+        if absent := [key for key in keys if key not in shard]:
+            raise ValueError(f"its shard {name!r} lacks {names_line('keys', absent)}")
+        found.update((key, shard[key]) for key in keys)
+    return OrderedDict((key, found[key]) for key in weight_map if key in found)
+
+
+def as_path(filename: str | os.PathLike[str]) -> Path:
+    """Returns a local path; ``file://`` in front and ``~`` are understood."""
+    return Path(os.fspath(filename).removeprefix("file://")).expanduser()

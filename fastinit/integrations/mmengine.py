@@ -13,8 +13,6 @@ _replaced: dict[str, Callable[..., Any] | None] = {}
 def register() -> None:
     """Registers fastinit's initializers in mmengine's WEIGHT_INITIALIZERS, in place of its own of that name.
 
-    All but Pretrained: mmengine's knows checkpoint schemes that fastinit does not know yet.
-
     From then on mmengine's ``initialize`` and ``BaseModule.init_weights``, and the registries of other libraries below
     mmengine's, build fastinit's. A second call adds what was registered in fastinit since the first.
 
@@ -24,7 +22,7 @@ def register() -> None:
     registry = _registry()
     for name, initializer in WEIGHT_INITIALIZERS.items():
         current = registry.module_dict.get(name)
-        if current is not initializer and name != "Pretrained":
+        if current is not initializer:
             _replaced.setdefault(name, current)
             registry.register_module(name=name, module=initializer, force=True)
 

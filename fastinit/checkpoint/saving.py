@@ -1,0 +1,109 @@
+"""The other direction, as far as users of mmengine.runner.checkpoint import it from there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..naming import is_model_wrapper
+from .messages import log
+
+
+def save_checkpoint(
+    checkpoint: Any, filename: str | os.PathLike[str], file_client_args: Any = None, backend_args: Any = None
+) -> None:
+    """Saves a checkpoint with ``torch.save``: to a temporary file, which is then renamed, so that none is half there.
+
+    Args:
+        checkpoint: any object, usually a dict.
+        filename: a path, or an address that fsspec can write to, such as ``s3://bucket/name.pth``.
+        file_client_args: mmengine's old name of ``backend_args``.
+        backend_args: options of fsspec's file system.
+
+    Raises:
+        ValueError: both arguments at once.
+    """
+    if file_client_args is not None:
+        log(
+            '"file_client_args" will be deprecated in future. Please use "backend_args" instead',
+            "current",
+            logging.WARNING,
+        )
+        if backend_args is not None:
+            raise ValueError('"file_client_args" and "backend_args" cannot be set at the same time.')
+    text = os.fspath(filename)
+    if text.startswith(("pavi://", "petrel://")):
+        raise NotImplementedError(f"{text}: this storage is not supported. Save to a path or to s3://")
+    if "://" in text and not text.startswith("file://"):
+        try:
+            import fsspec
+        except ImportError as error:
+            raise ImportError(f"{text} needs fsspec: pip install 'torch-fastinit[remote]'") from error
+        options = {key: value for key, value in (backend_args or {}).items() if key != "backend"}
+        with fsspec.open(text, "wb", **options) as file:
+            torch.save(checkpoint, file)
+        return
+    path = Path(text.removeprefix("file://")).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(checkpoint, file)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp keeps others out
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def weights_to_cpu(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Returns a state dict with its tensors on the CPU; what modules said of themselves (``_metadata``) is kept."""
+    moved = OrderedDict((key, value.cpu()) for key, value in state_dict.items())
+    moved._metadata = getattr(state_dict, "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    return moved
+
+
+def get_state_dict(
+    module: nn.Module, destination: Any = None, prefix: str = "", keep_vars: bool = False
+) -> OrderedDict[str, Any]:
+    """Returns a module's state dict with the names that it has without model wrappers (DDP and its like), at any depth.
+
+    Args:
+        module: any module.
+        destination: what is added to; None: a new dict.
+        prefix: what is put in front of the names.
+        keep_vars: keep the parameters themselves, instead of their detached tensors.
+    """
+    if is_model_wrapper(module):
+        module = module.module  # type: ignore[assignment]
+    if destination is None:
+        destination = OrderedDict()
+        destination._metadata = OrderedDict()
+    local = {"version": module._version}
+    destination._metadata[prefix[:-1]] = local
+    module._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+    for name, child in module._modules.items():
+        if child is not None:
+            get_state_dict(child, destination, f"{prefix}{name}.", keep_vars)
+    for hook in module._state_dict_hooks.values():
+        destination = destination if (result := hook(module, destination, prefix, local)) is None else result
+    return destination  # type: ignore[no-any-return]
+
+
+def find_latest_checkpoint(path: str | os.PathLike[str]) -> str | None:
+    """Returns the path that the file ``last_checkpoint`` in a folder names, None if there is no such file."""
+    pointer = Path(path) / "last_checkpoint"
+    if pointer.exists():
+        return pointer.read_text().strip()
+    log("Did not find last_checkpoint to be resumed.", None)
+    return None

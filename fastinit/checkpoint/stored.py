@@ -1,0 +1,231 @@
+"""Tensors that still lie in a checkpoint file: known by shape, dtype and place, read when something uses them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..memory import allocate_like
+from .files import File, memory_of, read_all
+
+
+class Storage:
+    """A stretch of a file that one tensor, or several that share memory, are made of."""
+
+    def __init__(self, file: File, offset: int, n_bytes: int) -> None:
+        self.file = file
+        self.offset = offset
+        """Of the first byte, from the beginning of the file."""
+        self.n_bytes = n_bytes
+        self.memory: torch.UntypedStorage | None = None
+        """The bytes, once they have been read."""
+        self.lock = threading.Lock()
+
+
+class StoredTensor(torch.Tensor):
+    """A tensor in a file. ``parameter.copy_(stored)`` reads straight into the parameter.
+
+    Anything else that is done to it reads it into memory first (once), and is done to that: it is an ordinary tensor
+    to all code that goes through torch.
+    """
+
+    storage_in_file: Storage
+    offset_in_storage: int
+    """In elements."""
+    dtype_in_file: torch.dtype
+    """What the file holds; ``dtype`` is what it is turned into on the way."""
+    location: torch.device
+    """Where it goes when it is read."""
+    is_parameter: bool
+    tensor: torch.Tensor | None
+    """What was read."""
+
+    @staticmethod
+    def at(
+        storage: Storage,
+        offset: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        dtype: torch.dtype,
+        location: torch.device,
+        requires_grad: bool = False,
+    ) -> StoredTensor:
+        """Returns the tensor of a place: ``offset`` in elements from the storage's beginning."""
+        geometry = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
+        made: StoredTensor = torch.Tensor._make_subclass(StoredTensor, geometry, requires_grad)  # type: ignore[assignment]
+        made.storage_in_file, made.offset_in_storage, made.location = storage, offset, location
+        made.dtype_in_file, made.is_parameter, made.tensor = dtype, False, None
+        return made
+
+    def turned_into(self, dtype: torch.dtype) -> StoredTensor:
+        """Returns the same place with another dtype to present."""
+        made = StoredTensor.at(
+            self.storage_in_file, self.offset_in_storage, self.size(), self.stride(), dtype, self.location
+        )
+        made.dtype_in_file, made.is_parameter = self.dtype_in_file, self.is_parameter
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ANSWERED_BY_GEOMETRY:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func in _ANSWERS:
+            return _ANSWERS[func](args[0])
+        if func == torch.Tensor.copy_ and len(args) > 1 and not isinstance(args[0], StoredTensor):
+            from .copying import copy_into  # which knows this class
+
+            return copy_into(args[0], args[1])
+        return func(*_in_memory(args), **_in_memory(kwargs))
+
+
+def in_memory(stored: StoredTensor) -> torch.Tensor:
+    """Returns the tensor itself; it is read from the file the first time."""
+    with stored.storage_in_file.lock:
+        if stored.tensor is None:
+            if stored.storage_in_file.memory is None:
+                read([stored.storage_in_file])
+            stored.tensor = _tensor_of(stored)
+        return stored.tensor
+
+
+def _tensor_of(stored: StoredTensor) -> torch.Tensor:
+    memory = stored.storage_in_file.memory
+    assert memory is not None
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        shape, strides, requires_grad = stored.shape, stored.stride(), stored.requires_grad
+        tensor = torch.empty(0, dtype=stored.dtype_in_file)
+        tensor = tensor.set_(memory, stored.offset_in_storage, shape, strides)  # type: ignore[call-overload]
+        tensor = tensor.to(stored.location, stored.dtype)
+    return nn.Parameter(tensor, requires_grad) if stored.is_parameter else tensor.requires_grad_(requires_grad)
+
+
+def read(storages: Sequence[Storage]) -> None:
+    """Reads storages into fresh memory, in parallel."""
+    metas = [torch.empty(each.n_bytes, dtype=torch.uint8, device="meta") for each in storages]
+    tensors = allocate_like(metas, torch.device("cpu"))
+    for storage in storages:
+        storage.file.check()
+    read_all(
+        (each.file, each.offset, memory_of(tensor.data_ptr(), each.n_bytes))
+        for each, tensor in zip(storages, tensors)
+        if each.n_bytes
+    )
+    for storage, tensor in zip(storages, tensors):
+        storage.memory = tensor.untyped_storage()
+
+
+def read_everything(tree: Any) -> Any:
+    """Returns a checkpoint with all its tensors in memory; dicts and lists are changed in place."""
+    stored: list[StoredTensor] = []
+    replace(tree, StoredTensor, lambda each: stored.append(each) or each)  # type: ignore[func-returns-value]
+    storages = {id(each.storage_in_file): each.storage_in_file for each in stored if each.tensor is None}
+    read([each for each in storages.values() if each.memory is None])
+    return replace(tree, StoredTensor, in_memory)
+
+
+def replace(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Returns a tree of containers with ``function`` applied to every leaf of a type; deep trees cost no stack.
+
+    Dicts, lists and attributes of plain objects are changed in place, tuples are made anew where they have to be.
+    """
+    done: dict[int, Any] = {}
+    kept: list[Any] = []  # so that no id is used twice
+    # Children before their parents: a container comes up again when all that it holds is done.
+    stack: list[tuple[Any, bool]] = [(tree, False)]
+    while stack:
+        node, children_done = stack.pop()
+        if id(node) in done and not children_done:
+            continue
+        if isinstance(node, kind):
+            done[id(node)] = function(node)
+            kept.append(node)
+            continue
+        held = _children(node)
+        if held is None:
+            continue
+        if not children_done:
+            done[id(node)] = node  # a container that holds itself finds itself here
+            kept.append(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child in held)
+            continue
+        if isinstance(node, tuple):
+            items = [done.get(id(child), child) for child in node]
+            if any(new is not old for new, old in zip(items, node)):
+                made: Any = type(node)
+                done[id(node)] = made(*items) if hasattr(made, "_fields") else made(items)
+            continue
+        place: Any = node if isinstance(node, (dict, list)) else vars(node)
+        for key, child in list(enumerate(place) if isinstance(place, list) else place.items()):
+            new = done.get(id(child), child)
+            if new is not child:
+                place[key] = new
+    return done.get(id(tree), tree)
+
+
+def _children(node: Any) -> list[Any] | None:
+    if isinstance(node, dict):
+        return list(node.values())
+    if isinstance(node, (list, tuple)) and not isinstance(node, torch.Size):
+        return list(node)
+    if isinstance(node, PlainObject):
+        return list(vars(node).values())
+    return None
+
+
+class PlainObject:
+    """An object of a checkpoint that is nothing but its attributes."""
+
+
+def _in_memory(arguments: Any) -> Any:
+    if isinstance(arguments, StoredTensor):
+        return in_memory(arguments)
+    if isinstance(arguments, (list, tuple)) and not isinstance(arguments, torch.Size):
+        items = [_in_memory(each) for each in arguments]
+        return type(arguments)(*items) if hasattr(arguments, "_fields") else type(arguments)(items)
+    if isinstance(arguments, dict):
+        return {key: _in_memory(value) for key, value in arguments.items()}
+    return arguments
+
+
+# Questions that the shape and the dtype answer.
+_ANSWERED_BY_GEOMETRY = frozenset(
+    {
+        *(
+            getattr(torch.Tensor, name).__get__
+            for name in ("shape", "dtype", "ndim", "layout", "requires_grad", "is_sparse", "is_quantized", "nbytes")
+            if hasattr(torch.Tensor, name)
+        ),
+        torch.Tensor.size,
+        torch.Tensor.dim,
+        torch.Tensor.numel,
+        torch.Tensor.nelement,
+        torch.Tensor.stride,
+        torch.Tensor.element_size,
+        torch.Tensor.is_floating_point,
+        torch.Tensor.is_complex,
+        torch.Tensor.is_contiguous,
+        torch.Tensor.__len__,
+        torch.is_floating_point,
+        torch.is_complex,
+        torch.numel,
+    }
+)
+_ANSWERS: dict[Any, Callable[[StoredTensor], Any]] = {
+    torch.Tensor.device.__get__: lambda stored: stored.location,  # type: ignore[attr-defined]
+    torch.Tensor.is_meta.__get__: lambda stored: False,  # type: ignore[attr-defined]
+    torch.Tensor.is_cuda.__get__: lambda stored: stored.location.type == "cuda",  # type: ignore[attr-defined]
+    torch.Tensor.is_cpu.__get__: lambda stored: stored.location.type == "cpu",  # type: ignore[attr-defined]
+}
