@@ -57,6 +57,7 @@ def loading() -> Iterator[Loading]:
         _current.reset(token)
         for file in opened.files.values():
             file.unmap()
+        vars(opened).clear()  # a traceback, or a function that refers to itself, may keep it for long
 
 
 def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:

@@ -109,6 +109,7 @@ def cached(path: Path, source: str, fetch: Callable[[Path], None], *, offline: b
                 found = _sha256(partial)
                 if not found.startswith(expected):
                     partial.unlink()
+                    _validator_of(partial).unlink(missing_ok=True)
                     raise RuntimeError(
                         f"{source}: the file's SHA-256 is {found[: max(16, len(expected))]}..., but its name says that "
                         f"it begins with {expected}. Nothing was kept; try again, or get the file from elsewhere"

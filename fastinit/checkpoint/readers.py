@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ import torch
 from ..plans import names_line
 from . import safetensors_file, torch_file
 from .files import File, checked_access
-from .torch_file import LEGACY_HEAD, ZIP_HEAD, Refused
-from .unpickling import Location, Unsupported
+from .torch_file import ZIP_HEAD, Refused
+from .unpickling import Location, Unsupported, imported
 
 Fetch = Callable[[str], Path]
 """Returns the path of a file that lies beside an index."""
@@ -38,6 +37,8 @@ NAMES_IN_FOLDER = tuple(
 )
 _CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _HEAD_BYTES = 512
+# Half a million keys; JSON of this size takes seconds to read.
+_MAX_INDEX_BYTES = 100_000_000
 # Beginnings of files that are often taken for checkpoints.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
@@ -60,6 +61,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         checked_access(self.access)
+        object.__setattr__(self, "allow", imported(self.allow))
         if not isinstance(self.weights_only, bool):
             raise TypeError(f"weights_only must be True or False, but got {self.weights_only!r}")
         where = self.map_location
@@ -76,7 +78,14 @@ class Reading:
         return torch.device("cpu" if where is None else where)
 
 
-def read(path: Path, reading: Reading, *, wants: Wants | None = None, fetch: Fetch | None = None) -> Any:
+def read(
+    path: Path,
+    reading: Reading,
+    *,
+    wants: Wants | None = None,
+    fetch: Fetch | None = None,
+    is_shard: bool = False,
+) -> Any:
     """Returns what a checkpoint file, a sharded checkpoint's index, or a folder with either holds.
 
     Args:
@@ -84,6 +93,7 @@ def read(path: Path, reading: Reading, *, wants: Wants | None = None, fetch: Fet
         reading: how it is read.
         wants: of a sharded checkpoint, only the files with keys that are wanted are opened.
         fetch: where the shards of an index are, if not beside it.
+        is_shard: an index names the file, so it cannot be one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,28 +108,31 @@ def read(path: Path, reading: Reading, *, wants: Wants | None = None, fetch: Fet
     try:
         if head.startswith(ZIP_HEAD):
             return _unpickled(torch_file.read_zip, file, reading)
-        if head.startswith(LEGACY_HEAD):
+        if torch_file.LEGACY_HEAD.match(head):
             return _unpickled(torch_file.read_legacy, file, reading)
         if safetensors_file.looks_like(head):
             return safetensors_file.read(file, reading.location_of("cpu"))
         if head.lstrip().startswith(b"{"):
+            if is_shard:
+                raise ValueError("an index cannot be a shard of an index")
             weight_map = _weight_map(file)
-            return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
-        if not reading.weights_only:
+        elif not reading.weights_only:
             return torch.load(str(path), map_location=reading.map_location, weights_only=False)
-        raise ValueError(_what_else(head))
+        else:
+            raise ValueError(_what_else(head))
     except Refused as refused:
         raise RuntimeError(
             f"{path}: the file holds more than tensors and plain containers: it asks for {refused}, and loading that "
             f"could run code that came with the file. If you trust it, pass weights_only=False; or allow-list the "
             f"types, e.g. allow=[{str(refused).split(', ')[0]!r}]"
         ) from None
-    except (FileNotFoundError, RuntimeError, OSError):  # says what is wrong by itself
+    except OSError:  # the file cannot be read; what it holds is not to blame
         raise
     except Exception as error:
         # unpickling foreign bytes fails in many ways: IndexError, struct.error, UnicodeDecodeError, ...
         what = str(error) or type(error).__name__
         raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {what}") from error
+    return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
 
 
 def _unpickled(reader: Callable[[File, Location, Iterable[Any]], Any], file: File, reading: Reading) -> Any:
@@ -129,10 +142,7 @@ def _unpickled(reader: Callable[[File, Location, Iterable[Any]], Any], file: Fil
         except Unsupported:
             pass
     where = "cpu" if reading.map_location is None else reading.map_location
-    try:
-        return torch.load(str(file.path), map_location=where, weights_only=reading.weights_only)
-    except pickle.UnpicklingError as error:
-        raise RuntimeError(f"{file.path}: torch.load refuses the file: {error}") from error
+    return torch.load(str(file.path), map_location=where, weights_only=reading.weights_only)
 
 
 def _what_else(head: bytes) -> str:
@@ -179,6 +189,8 @@ def _weight_map(file: File) -> dict[str, str]:
             raise ValueError("the index has one key twice")
         return found
 
+    if file.size > _MAX_INDEX_BYTES:
+        raise ValueError(f"it begins like an index, but {file.size:,} bytes are no index")
     index = json.loads(file.bytes_at(0, file.size).decode("utf-8"), object_pairs_hook=without_duplicates)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -203,11 +215,11 @@ def _sharded(
         shard_path = fetch(name)
         if not shard_path.is_file():
             raise FileNotFoundError(f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}")
-        shard = read(shard_path, reading)
+        shard = read(shard_path, reading, is_shard=True)
         if not isinstance(shard, dict):
-            raise ValueError(f"its shard {name!r} holds no dict")
+            raise RuntimeError(f"{path}: its shard {name!r} holds no dict")
         if absent := [key for key in keys if key not in shard]:
-            raise ValueError(f"its shard {name!r} lacks {names_line('keys', absent)}")
+            raise RuntimeError(f"{path}: its shard {name!r} lacks {names_line('keys', absent)}")
         found.update((key, shard[key]) for key in keys)
     return OrderedDict((key, found[key]) for key in weight_map if key in found)
 

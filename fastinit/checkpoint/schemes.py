@@ -346,7 +346,7 @@ def load_from_hf(filename: str, offline: bool) -> Located:
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError(f"{filename} needs huggingface_hub: pip install 'torch-fastinit[hf]'") from error
-    found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", filename)
+    found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/(.+))?", filename)
     if found is None:
         raise ValueError(f"{filename!r} must be hf://org/name, hf://org/name@revision or either with /path/of/a/file")
     repository, revision, name = found[1], found[2] and found[2].replace("%2F", "/"), found[3]

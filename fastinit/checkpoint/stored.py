@@ -205,7 +205,17 @@ _ANSWERED_BY_GEOMETRY = frozenset(
     {
         *(
             getattr(torch.Tensor, name).__get__
-            for name in ("shape", "dtype", "ndim", "layout", "requires_grad", "is_sparse", "is_quantized", "nbytes")
+            for name in (
+                "shape",
+                "dtype",
+                "ndim",
+                "layout",
+                "requires_grad",
+                "is_sparse",
+                "is_quantized",
+                "nbytes",
+                "_version",
+            )
             if hasattr(torch.Tensor, name)
         ),
         torch.Tensor.size,
@@ -216,6 +226,7 @@ _ANSWERED_BY_GEOMETRY = frozenset(
         torch.Tensor.element_size,
         torch.Tensor.is_floating_point,
         torch.Tensor.is_complex,
+        torch.Tensor.is_inference,
         torch.Tensor.is_contiguous,
         torch.Tensor.__len__,
         torch.is_floating_point,

@@ -6,6 +6,7 @@ The tensors stay in the file; only the pickle that names them is read. https://p
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Iterable
@@ -16,8 +17,9 @@ from .stored import Storage
 from .unpickling import Location, Unpickler, settled
 
 ZIP_HEAD = b"PK\x03\x04"
-# pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2): what torch put first, to know its files by.
-LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# The number 0x1950A86A20F9469CFC6C, pickled: what torch put first, to know its files by. Protocol 4 has frames.
+LEGACY_HEAD = re.compile(rb"\x80.(?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+_LONGEST_HEAD = 64
 _LEGACY_PROTOCOL = 1001
 # A zip entry in front of its bytes: 30 of fixed fields, of which the last two are the lengths of name and extra field.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -105,7 +107,9 @@ def read_legacy(file: File, location_of: Location, allow: Iterable[Any] = ()) ->
         return storage
 
     with os.fdopen(os.dup(file.fd), "rb") as opened:
-        opened.seek(len(LEGACY_HEAD))
+        head = LEGACY_HEAD.match(opened.read(_LONGEST_HEAD))
+        assert head is not None
+        opened.seek(head.end())
 
         def load(allowed: Iterable[Any] = ()) -> Any:
             return _loaded(Unpickler(opened, storage_of, location_of, allowed))
