@@ -213,7 +213,9 @@ def _load(
         probes = OrderedDict((key, _probe(value)) for key, value in state_dict.items())
         with loading() as rehearsal:
             rehearsal.is_rehearsal = True
-            if text := _mismatches(*_descend(module, probes, getattr(state_dict, "_metadata", None), rehearsal)):
+            missing, unexpected, errors = _descend(module, probes, getattr(state_dict, "_metadata", None), rehearsal)
+            missing = _without_tied(missing, held, state_dict)
+            if text := _mismatches(missing, unexpected, errors):
                 raise RuntimeError(text)
     before = {slot.key: (slot.tensor, version_of(slot.tensor)) for slot in held}
     state = OrderedDict(state_dict)
@@ -234,8 +236,7 @@ def _load(
         or before[slot.key][1] != version_of(slot.tensor)
     ]
     copied = tuple(slot.key for slot in done)
-    # A tied tensor that has got its values by another of its names lacks nothing.
-    missing = [key for key in missing if key not in set(copied)]
+    missing = _without_tied(missing, now, copied)
     if text := _mismatches(missing, unexpected, errors):
         if strict:
             raise RuntimeError(text)
@@ -284,6 +285,14 @@ def _descend(
     descend(module, _with_metadata(OrderedDict(state_dict), metadata, 0, None), "")
     # A counter that older checkpoints lack; no value is lost with it.
     return [key for key in missing if "num_batches_tracked" not in key], unexpected, errors
+
+
+def _without_tied(missing: Sequence[str], slots: Sequence[_Slot], written: Iterable[str]) -> list[str]:
+    """Returns the missing keys but those of tied tensors that get their values by another of their names."""
+    names = set(written)
+    tensors = {id(slot.tensor) for slot in slots if slot.key in names}
+    tied = {slot.key for slot in slots if id(slot.tensor) in tensors}
+    return [key for key in missing if key not in tied]
 
 
 def _mismatches(missing: Sequence[str], unexpected: Sequence[str], errors: Sequence[str]) -> str:
@@ -494,8 +503,14 @@ def plan_copy(
 
         return Copy(module, (), source, rule, info, request.assign, not_yet, "not downloaded yet")
 
-    def entry(slot: _Slot) -> CopyEntry:
-        return CopyEntry(names.name_of(slot.tensor, module, without_wrappers(slot.key)), slot.tensor, slot.key)
+    def entries(slots: Iterable[_Slot]) -> tuple[CopyEntry, ...]:
+        once: dict[int, _Slot] = {}
+        for slot in slots:  # a tied tensor by its first key
+            once.setdefault(id(slot.tensor), slot)
+        return tuple(
+            CopyEntry(names.name_of(slot.tensor, module, without_wrappers(slot.key)), slot.tensor, slot.key)
+            for slot in once.values()
+        )
 
     def fits(slot: _Slot) -> bool:
         value = state_dict.get(slot.key)
@@ -509,9 +524,9 @@ def plan_copy(
         if request.assign:
             names.renew()
         copied = set(result.copied)
-        return result, tuple(entry(slot) for slot in _slots(module) if slot.key in copied)
+        return result, entries(slot for slot in _slots(module) if slot.key in copied)
 
-    planned = tuple(entry(slot) for slot in _slots(module) if fits(slot))
+    planned = entries(slot for slot in _slots(module) if fits(slot))
     return Copy(module, planned, source, rule, info, request.assign, load)
 
 
