@@ -1,0 +1,124 @@
+"""Checkpoint files that others wrote: packages, transformers, mmengine. Values equal what their own loaders give."""
+
+from __future__ import annotations
+
+from importlib.metadata import files as files_of
+
+import mmengine.runner.checkpoint as theirs
+import pytest
+import torch
+from helpers import assert_same_tensors, tensors
+from torch import nn
+
+import fastinit
+from fastinit import checkpoint as ours
+
+SHIPPED = [
+    "torchmetrics/functional/image/lpips_models/alex.pth",
+    "torchmetrics/functional/image/lpips_models/squeeze.pth",
+    "torchmetrics/functional/image/lpips_models/vgg.pth",
+    "torchmetrics/functional/image/dists_models/weights.pt",
+]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_files_that_a_package_ships_hold_what_torch_finds_in_them(name):
+    path = next(file.locate() for file in files_of("torchmetrics") or [] if str(file) == name)
+    expected = torch.load(path, map_location="cpu", weights_only=True)
+    found = ours.CheckpointLoader.load_checkpoint(str(path), logger="silent")
+    assert list(found) == list(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    made = nn.Module()
+    for key, value in expected.items():  # a module with these names
+        at = made
+        *parents, last = key.split(".")
+        for parent in parents:
+            at = (
+                getattr(at, parent)
+                if hasattr(at, parent)
+                else at.add_module(parent, nn.Module()) or getattr(at, parent)
+            )
+        setattr(at, last, nn.Parameter(torch.zeros_like(value)))
+    report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=path, strict=True))
+    assert_same_tensors(made.state_dict(), expected)
+    assert report.unreached == ()
+
+
+def gpt():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=2, n_embd=64, vocab_size=500, n_positions=64))
+
+
+def test_what_transformers_saves_in_shards_is_loaded_by_folder_whole_and_in_part(tmp_path):
+    source = gpt()
+    nn.init.normal_(source.transformer.wte.weight)
+    source.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert (tmp_path / "model.safetensors.index.json").exists() and len(list(tmp_path.glob("*.safetensors"))) > 2
+    expected = type(source).from_pretrained(tmp_path)
+    for options in (dict(access="map"), dict(access="read"), dict(assign=True)):
+        made = gpt()
+        cfg = dict(type="Pretrained", checkpoint=str(tmp_path), **options)
+        report = fastinit.initialize(made, cfg)
+        assert_same_tensors(tensors(made), tensors(expected))
+        result = report.checkpoints[0].result  # the head is tied, and the file has it under its first name only
+        assert (result.missing, result.unexpected, result.mismatched) == ((), (), ())
+        assert made.lm_head.weight is made.transformer.wte.weight
+    block = gpt().transformer.h[1]
+    fastinit.initialize(block, dict(type="Pretrained", checkpoint=tmp_path, prefix="transformer.h.1"))
+    assert_same_tensors(tensors(block), tensors(source.transformer.h[1]))
+
+
+def test_what_transformers_saves_in_one_file_is_loaded(tmp_path):
+    source = gpt()
+    source.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        made = gpt()
+    report = fastinit.materialize(made, dict(type="Pretrained", checkpoint=tmp_path / "model.safetensors"))
+    assert_same_tensors(tensors(made), tensors(source))
+    assert report.unreached == ()
+
+
+def test_a_training_checkpoint_of_mmengines_runner_is_loaded_and_its_state_is_what_mmengine_reads(tmp_path):
+    import mmengine
+    from mmengine.logging import HistoryBuffer
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+        def forward(self, inputs, data_samples=None, mode="tensor"):
+            return dict(loss=self.net(torch.stack(inputs)).square().mean())
+
+    data = [dict(inputs=torch.randn(4)) for _ in range(8)]
+    runner = Runner(
+        Model(),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=data, sampler=dict(type="DefaultSampler", shuffle=False), batch_size=4, num_workers=0
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type="Adam", lr=0.01)),
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
+        experiment_name="fastinit",
+        default_scope="mmengine",
+        log_level="ERROR",
+    )
+    runner.train()
+    path = ours.find_latest_checkpoint(tmp_path)
+    found = ours.CheckpointLoader.load_checkpoint(path, logger="silent")
+    expected = torch.load(path, map_location="cpu", weights_only=False)
+    assert list(found) == list(expected) and found["meta"] == expected["meta"]
+    scalars = found["message_hub"]["log_scalars"]
+    assert type(scalars["train/loss"]) is HistoryBuffer
+    assert scalars["train/loss"].mean() == expected["message_hub"]["log_scalars"]["train/loss"].mean()
+    for index, state in expected["optimizer"]["state"].items():
+        assert_same_tensors(found["optimizer"]["state"][index], state)
+    made, again = Model(), Model()
+    fastinit.initialize(made, dict(type="Pretrained", checkpoint=path, strict=True))
+    theirs.load_state_dict(again, expected["state_dict"], strict=True)
+    assert_same_tensors(tensors(made), tensors(again))
+    assert mmengine.__version__
