@@ -235,16 +235,16 @@ def main() -> None:
     }
     for index, (what, _, file, _, label) in enumerate(WAYS):
         base = next(i for i, way in enumerate(WAYS) if way[0] == what)
-        warm, cold = middle[index, False], middle[index, True]
+        warm, from_disk = middle[index, False], middle[index, True]
         rows.append(
             {
                 "load": what,
                 "file": f"{file.rpartition('.')[2]}, {n_file:.2f} GB",
                 "way": label,
                 "warm, s": f"{warm[0]:.3f}",
-                "cold, s": f"{cold[0]:.3f}",
+                "cold, s": f"{from_disk[0]:.3f}",
                 "peak memory above the model's, GB": f"{warm[1]:.3f}",
-                "read from disk, GB": f"{cold[2]:.3f}",
+                "read from disk, GB": f"{from_disk[2]:.3f}",
                 "times faster, warm": f"{middle[base, False][0] / warm[0]:.1f}",
             }
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from itertools import groupby
@@ -141,18 +141,25 @@ class Session:
                 continue
             self.flush()
             for item in group:
-                done = item
-                with self.track().attributing(item.module, item.info):  # type: ignore[union-attr]
-                    if isinstance(item, Copy):
-                        result, entries = item.load()
-                        done = replace(item, entries=entries)
-                        self._loaded(CheckpointReport(item.source, item.rule, result))
-                    elif isinstance(item, Call):
+                if isinstance(item, Copy):
+                    self._copy(item)
+                elif isinstance(item, Call):
+                    with self.track().attributing(item.module, item.info):
                         item.function()
+                    self.did([item])
                 if exchanges_parameters(item):
                     self.names.renew()
                     self.track().adopt(self.names.parameters(), item.info)
-                self.did([done])
+
+    def _copy(self, item: Copy) -> None:
+        provenance = self.track()
+        # Watching what is written takes longer than loading a small model: only code of others is watched.
+        with provenance.attributing(item.module, item.info) if item.runs_own_code else nullcontext():
+            result, entries = item.load()
+        for entry in entries:
+            provenance.record(entry.tensor, item.info)
+        self._loaded(CheckpointReport(item.source, item.rule, result))
+        self.did([replace(item, entries=entries)])
 
     def _fill(self, fills: list[Fill]) -> None:
         """Runs fills at once, or lets them wait where a later fill of the same tensor may replace them."""

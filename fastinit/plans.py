@@ -217,6 +217,8 @@ class Copy:
     info: str
     replaces: bool
     """The module gets the checkpoint's tensors in place of its own."""
+    runs_own_code: bool
+    """Modules have loading code or hooks of their own, which may write anything."""
     load: Callable[[], tuple[LoadResult, tuple[CopyEntry, ...]]] = field(repr=False)
     """Copies, and tells what was copied; modules with loading code of their own may differ from ``entries``."""
     unknown: str = ""

@@ -16,6 +16,11 @@ from .files import PIECE_BYTES, File, memory_of, pool, read_all
 from .stored import StoredTensor, in_memory
 
 
+# Out of a mapping, every piece costs a start of torch's threads and an unmapping: loading 2.4 GB took 0.35 s in pieces
+# of 8 MiB, 0.32 in 32 or more, and 0.29 where nothing was unmapped. Pages that are not let go count as memory.
+MAPPED_PIECE_BYTES = 32 << 20
+
+
 class Loading:
     """What must be known across the copies of one load."""
 
@@ -128,11 +133,9 @@ def _copy_pieces(destination: torch.Tensor, source: StoredTensor) -> None:
     first = source.storage_in_file.offset + source.offset_in_storage * item_bytes
     # Not `.data`: a write to this is counted in the version of the destination.
     flat = destination.detach().as_strided((n_elements,), (1,))
-    step = PIECE_BYTES // item_bytes
-    pieces = [(start, min(start + step, n_elements)) for start in range(0, n_elements, step)]
     if file.access == "map" and flat.device.type == "cpu" and first % item_bytes == 0:
         mapped = file.mapped()[first : first + n_elements * item_bytes].view(source.dtype_in_file)
-        for start, end in pieces:
+        for start, end in _pieces(n_elements, MAPPED_PIECE_BYTES // item_bytes):
             file.check()
             flat[start:end].copy_(mapped[start:end].to(source.dtype))
             file.forget(first + start * item_bytes, first + end * item_bytes)
@@ -147,9 +150,14 @@ def _copy_pieces(destination: torch.Tensor, source: StoredTensor) -> None:
             file.read_into(memory_of(values.data_ptr(), values.nbytes), first + piece[0] * item_bytes)
             return values
 
+        pieces = _pieces(n_elements, PIECE_BYTES // item_bytes)
         # torch's allocator of pinned memory gives a piece out again when the GPU has taken it.
         for (start, end), values in zip(pieces, _ahead(read_piece, pieces)):
             flat[start:end].copy_(values.to(source.dtype), non_blocking=pinned)
+
+
+def _pieces(n_elements: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, n_elements)) for start in range(0, n_elements, step)]
 
 
 def view_of(source: StoredTensor, contents: torch.Tensor) -> torch.Tensor | None:

@@ -501,7 +501,7 @@ def plan_copy(
         def not_yet() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
             raise RuntimeError(f"{source} was not downloaded when the plan was made")
 
-        return Copy(module, (), source, rule, info, request.assign, not_yet, "not downloaded yet")
+        return Copy(module, (), source, rule, info, request.assign, False, not_yet, "not downloaded yet")
 
     def entries(slots: Iterable[_Slot]) -> tuple[CopyEntry, ...]:
         once: dict[int, _Slot] = {}
@@ -527,7 +527,7 @@ def plan_copy(
         return result, entries(slot for slot in _slots(module) if slot.key in copied)
 
     planned = entries(slot for slot in _slots(module) if fits(slot))
-    return Copy(module, planned, source, rule, info, request.assign, load)
+    return Copy(module, planned, source, rule, info, request.assign, not _runs_no_own_code(module), load)
 
 
 def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:
