@@ -410,6 +410,17 @@ def test_loading_code_and_hooks_get_tensors_that_behave_like_tensors(tmp_path, a
     assert made[0].weight[0].tolist() == [3, 3, 5, 5]
 
 
+def test_what_loading_code_writes_besides_is_known(tmp_path):
+    class Own(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+            self.bias.data.fill_(3)  # which counts in no version
+
+    torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, tmp_path / "c.pth")
+    report = fastinit.initialize(Own(2, 2), dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
+    assert report.unreached == () and "load from" in report.provenance["bias"]
+
+
 def test_threads_may_load_at_the_same_time(tmp_path):
     source = source_of(net)
     save(source, tmp_path / "c.pth", "zip")

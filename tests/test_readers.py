@@ -279,6 +279,10 @@ def a_global(module, name):
         "attribute of a function": opcodes(
             a_global("torch._utils", "_rebuild_tensor_v2"), b"N}X\x0c\x00\x00\x00__defaults__K\x01s\x86b"
         ),
+        "what a function is": opcodes(
+            a_global("torch._utils", "_rebuild_tensor_v2"),
+            b"N}X\x09\x00\x00\x00_function" + a_global("collections", "OrderedDict") + b"s\x86b",
+        ),
         "attribute of a class": opcodes(a_global("argparse", "Namespace"), b"N}X\x01\x00\x00\x00xK\x01s\x86b"),
         "attribute of a stand-in": opcodes(
             a_global("mmengine.logging.history_buffer", "HistoryBuffer"), b"N}X\x08\x00\x00\x00__init__K\x01s\x86b"
@@ -304,6 +308,20 @@ def test_pickles_that_attack_the_unpickler_change_nothing(tmp_path, attack):
     assert not hasattr(argparse.Namespace, "x")
     torch.save({"a": torch.ones(1)}, tmp_path / "good.pth")  # and the next file is read as ever
     assert everything_of(tmp_path / "good.pth")["a"].item() == 1
+
+
+def test_an_array_whose_bytes_are_a_number_takes_no_memory(tmp_path):
+    """bytearray(2**40) would be a terabyte of zeros."""
+    pickled = opcodes(
+        a_global("numpy.core.multiarray", "_reconstruct"),
+        a_global("numpy", "ndarray"),
+        b"K\x00\x85C\x01b\x87R(K\x01K\x01\x85",
+        a_global("numpy", "dtype"),
+        b"X\x02\x00\x00\x00u1K\x00K\x01\x87R\x89\x8a\x06\x00\x00\x00\x00\x00\x01tb",
+    )
+    write_zip(tmp_path / "c.pth", pickled)
+    with pytest.raises(RuntimeError, match="a numpy array of objects is not plain data"):
+        read(tmp_path / "c.pth", Reading())
 
 
 # --- damaged and hostile files ---------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from ..provenance import version_of
 from .files import PIECE_BYTES, File, memory_of, pool, read_all
 from .stored import StoredTensor, in_memory
 
-
 # Out of a mapping, every piece costs a start of torch's threads and an unmapping: loading 2.4 GB took 0.35 s in pieces
 # of 8 MiB, 0.32 in 32 or more, and 0.29 where nothing was unmapped. Pages that are not let go count as memory.
 MAPPED_PIECE_BYTES = 32 << 20

@@ -33,13 +33,6 @@ class StorageType(NamedTuple):
     dtype: torch.dtype
 
 
-class _Sealed(type):
-    """Classes that a pickle can see must not be changed by it."""
-
-    def __setattr__(cls, name: str, value: object) -> None:
-        raise pickle.UnpicklingError(f"the pickle tries to change {cls.__name__}.{name}")
-
-
 class _Function:
     """A function that a pickle may call, and do nothing else with."""
 
@@ -55,7 +48,11 @@ class _Function:
         raise pickle.UnpicklingError("the pickle tries to change a function")
 
 
-class _Refused(metaclass=_Sealed):
+# A pickle may set the state of what it names. Classes below have a __setstate__ for their instances, which a class itself
+# does not pass; functions refuse.
+
+
+class _Refused:
     """Stands for whatever a refused name would have made, so that the rest of the pickle can be looked through."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Refused:
@@ -73,7 +70,7 @@ class _Refused(metaclass=_Sealed):
         return self
 
 
-class _NumpyDtype(metaclass=_Sealed):
+class _NumpyDtype:
     """A numpy dtype of plain numbers or texts."""
 
     def __init__(self, code: Any = "", *_: Any) -> None:
@@ -88,7 +85,7 @@ class _NumpyDtype(metaclass=_Sealed):
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class _NumpyArray(metaclass=_Sealed):
+class _NumpyArray:
     """A numpy array, until the pickle has said what is in it."""
 
     array: numpy.ndarray[Any, Any] | None = None
@@ -101,7 +98,7 @@ class _NumpyArray(metaclass=_Sealed):
         self.array = array.reshape(shape, order="F" if is_fortran else "C")
 
 
-class HistoryBuffer(PlainObject, metaclass=_Sealed):
+class HistoryBuffer(PlainObject):
     """What mmengine's HistoryBuffer is here where mmengine has not been imported: its attributes."""
 
     def __setstate__(self, state: Any) -> None:
@@ -110,7 +107,7 @@ class HistoryBuffer(PlainObject, metaclass=_Sealed):
         vars(self).update(attributes)
 
 
-class Namespace(argparse.Namespace, PlainObject, metaclass=_Sealed):
+class Namespace(argparse.Namespace, PlainObject):
     """Command-line arguments, which training scripts save beside the weights."""
 
     def __setstate__(self, state: Any) -> None:
