@@ -48,8 +48,8 @@ class _Function:
         raise pickle.UnpicklingError("the pickle tries to change a function")
 
 
-# A pickle may set the state of what it names. Classes below have a __setstate__ for their instances, which a class itself
-# does not pass; functions refuse.
+# A pickle may set the state of what it names. Classes below have a __setstate__ for their instances, which the class
+# itself does not pass; functions refuse.
 
 
 class _Refused:
