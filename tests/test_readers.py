@@ -40,7 +40,9 @@ def state_of_all_kinds():
     """Tensors of every dtype and layout that files hold, with shared memory."""
     torch.manual_seed(0)
     base = torch.randn(6, 8)
-    state = OrderedDict((f"d{i}", torch.randint(0, 2, (3, 5)).to(dtype)) for i, dtype in enumerate(FLOATS + FLOAT8 + INTEGERS))
+    state = OrderedDict(
+        (f"d{i}", torch.randint(0, 2, (3, 5)).to(dtype)) for i, dtype in enumerate(FLOATS + FLOAT8 + INTEGERS)
+    )
     state["complex"] = torch.randn(4, dtype=torch.complex64)
     state["scalar"] = torch.tensor(3.5)
     state["empty"] = torch.zeros(0, 4)
