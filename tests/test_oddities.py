@@ -156,9 +156,15 @@ def test_9_a_prefix_is_found_behind_module_and_told_to_the_log(tmp_path, capsys,
         fastinit.checkpoint._load_checkpoint_with_prefix("net", str(tmp_path / "list.pth"))
 
 
-def test_10_one_scheme_is_known_so_far_and_the_others_are_refused_by_name():
-    with pytest.raises(NotImplementedError, match="open-mmlab://"):
-        fastinit.initialize(nn.Linear(2, 2), dict(type="Pretrained", checkpoint="open-mmlab://resnet50_caffe"))
+def test_10_schemes_are_tried_in_reverse_alphabetical_order(monkeypatch):
+    from fastinit.checkpoint import CheckpointLoader
+
+    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme("odd://", lambda *_: "short")
+    CheckpointLoader.register_scheme("odd://[a-z]*", lambda *_: "any")
+    CheckpointLoader.register_scheme("odd:/.*long", lambda *_: "long")
+    for name, expected in (("odd://x", "any"), ("odd://long", "any"), ("odd:/long", "long")):
+        assert CheckpointLoader._get_checkpoint_loader(name)() == expected
 
 
 def test_11_pickles_that_need_more_than_weights_are_refused_with_the_way_out(tmp_path):
