@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from .loading import (
-    Request,
     _load_checkpoint,
     _load_checkpoint_to_model,
     _load_checkpoint_with_prefix,
@@ -16,6 +15,7 @@ from .loading import (
 )
 from .messages import print_log
 from .readers import Reading
+from .request import Request
 from .saving import find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
 from .schemes import (
     CheckpointLoader,

@@ -117,13 +117,12 @@ def _in_same_order(destination: torch.Tensor, source: StoredTensor) -> bool:
 def _copy_whole(destination: torch.Tensor, source: StoredTensor) -> None:
     """Leaves the copy to torch; from a mapping where there is one, so that nothing is read twice."""
     storage = source.storage_in_file
-    if source.tensor is None and storage.file.access == "map" and source.numel():
+    if source.tensor is None and storage.file.access == "map" and source.can_be_mapped and source.numel():
         storage.file.check()
-        values = view_of(source, storage.file.mapped())
-        if values is not None:
-            destination.copy_(values.to(source.dtype))
-            storage.file.forget(storage.offset, storage.offset + storage.n_bytes)
-            return
+        values = source.over(storage.file.mapped().untyped_storage(), storage.offset)
+        destination.copy_(values.to(source.dtype))
+        storage.file.forget(storage.offset, storage.offset + storage.n_bytes)
+        return
     destination.copy_(in_memory(source))
 
 
@@ -132,7 +131,7 @@ def _copy_pieces(destination: torch.Tensor, source: StoredTensor) -> None:
     first = source.storage_in_file.offset + source.offset_in_storage * item_bytes
     # Not `.data`: a write to this is counted in the version of the destination.
     flat = destination.detach().as_strided((n_elements,), (1,))
-    if file.access == "map" and flat.device.type == "cpu" and first % item_bytes == 0:
+    if file.access == "map" and flat.device.type == "cpu" and source.can_be_mapped:
         mapped = file.mapped()[first : first + n_elements * item_bytes].view(source.dtype_in_file)
         for start, end in _pieces(n_elements, MAPPED_PIECE_BYTES // item_bytes):
             file.check()
@@ -157,16 +156,6 @@ def _copy_pieces(destination: torch.Tensor, source: StoredTensor) -> None:
 
 def _pieces(n_elements: int, step: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, n_elements)) for start in range(0, n_elements, step)]
-
-
-def view_of(source: StoredTensor, contents: torch.Tensor) -> torch.Tensor | None:
-    """Returns a stored tensor as a view of its file's bytes; None where it does not lie at a multiple of its size."""
-    storage, item_bytes = source.storage_in_file, source.dtype_in_file.itemsize
-    part = contents[storage.offset : storage.offset + storage.n_bytes // item_bytes * item_bytes]
-    if part.data_ptr() % item_bytes or storage.offset % item_bytes:
-        return None
-    typed = part.view(source.dtype_in_file)
-    return typed.as_strided(tuple(source.shape), source.stride(), typed.storage_offset() + source.offset_in_storage)
 
 
 def _ahead(

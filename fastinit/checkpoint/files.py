@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import sys
 import threading
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,6 +77,17 @@ class File:
     def bytes_at(self, offset: int, n_bytes: int) -> bytes:
         """Returns a few bytes, such as a header; fewer where the file ends."""
         return os.pread(self.fd, n_bytes, offset)
+
+    def json_at(self, offset: int, n_bytes: int, twice: str) -> Any:
+        """Returns what JSON text in the file says; a key that a dict has twice is an error, told by ``twice``."""
+
+        def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) != len(pairs):
+                raise ValueError(twice.format(Counter(name for name, _ in pairs).most_common(1)[0][0]))
+            return found
+
+        return json.loads(self.bytes_at(offset, n_bytes).decode("utf-8"), object_pairs_hook=without_duplicates)
 
     def read_into(self, destination: memoryview, offset: int) -> None:
         """Reads bytes into ``destination`` until it is full; may be called from many threads at once."""

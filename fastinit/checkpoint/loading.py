@@ -8,7 +8,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,96 +19,13 @@ from ..naming import Names, is_model_wrapper, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
-from .copying import Loading, loading, view_of
+from .copying import Loading, loading
 from .downloads import NotDownloaded
 from .messages import log
 from .readers import Reading
-from .schemes import CheckpointLoader, tree_of
+from .request import STRIP_MODULE, Request, Revisions, state_dict_of, with_metadata
+from .schemes import CheckpointLoader
 from .stored import Storage, StoredTensor, in_memory, read_everything
-
-Revisions = Sequence[tuple[str, str]]
-# What DataParallel and DDP put in front of every name.
-STRIP_MODULE: Revisions = ((r"^module\.", ""),)
-# Where training scripts put the weights among other things, the first that is there.
-_NESTS = ("state_dict", "model", "state_dict_ema")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What of a checkpoint is wanted, and how it goes into a model."""
-
-    checkpoint: str | os.PathLike[str]
-    prefix: str | None = None
-    key: str | None = None
-    revise_keys: Revisions | None = None
-    strict: bool = False
-    assign: bool = False
-    dtype: torch.dtype | str | None = None
-    reading: Reading = field(default_factory=Reading)
-
-    def __post_init__(self) -> None:
-        for name, kind in (("prefix", str), ("key", str), ("strict", bool), ("assign", bool)):
-            value = getattr(self, name)
-            if not isinstance(value, kind) and (value is not None or kind is bool):
-                raise TypeError(f"{name} must be a {kind.__name__}, but got {value!r}")
-        for revision in self.revise_keys or ():
-            if not isinstance(revision, (tuple, list)) or len(revision) != 2:
-                raise TypeError(f"revise_keys must hold (pattern, replacement) pairs, but it holds {revision!r}")
-            try:
-                re.compile(revision[0])
-            except re.error as error:
-                raise ValueError(f"revise_keys: {revision[0]!r} is no regular expression: {error}") from error
-        if isinstance(self.dtype, str):
-            object.__setattr__(self, "dtype", getattr(torch, self.dtype.removeprefix("torch."), self.dtype))
-        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
-            raise TypeError(
-                f"dtype must be a floating-point dtype of torch, such as 'bfloat16', but got {self.dtype!r}"
-            )
-
-    @property
-    def _dotted_prefix(self) -> str | None:
-        return self.prefix if self.prefix is None or self.prefix.endswith(".") else self.prefix + "."
-
-    def _candidates(self) -> tuple[Revisions, ...]:
-        """Revisions to be tried; below a prefix the keys as they are come first."""
-        if self.revise_keys is not None:
-            return (self.revise_keys,)
-        return (STRIP_MODULE,) if self.prefix is None else ((), STRIP_MODULE)
-
-    def _wants(self, key: str) -> bool:
-        prefix = self._dotted_prefix
-        return prefix is None or any(_revised(key, each).startswith(prefix) for each in self._candidates())
-
-    def tree(self, *, offline: bool = False, logger: logging.Logger | str | None = "current") -> Any:
-        """Returns what the checkpoint holds, with tensors still in the file where that can be."""
-        return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
-
-    def state_dict(self, tree: Any) -> OrderedDict[str, Any]:
-        """Returns the tensors for the model by the model's names.
-
-        Raises:
-            AssertionError: no key begins with the prefix.
-            RuntimeError: there is no state dict.
-        """
-        prefix = self._dotted_prefix
-        for revisions in self._candidates():
-            state_dict = _state_dict_of(tree, self.checkpoint, revisions, self.key)
-            if prefix is None:
-                break
-            below = OrderedDict((k[len(prefix) :], value) for k, value in state_dict.items() if k.startswith(prefix))
-            if below:
-                metadata = getattr(state_dict, "_metadata", None)
-                state_dict = _with_metadata(below, metadata, len(prefix), prefix[:-1])
-                break
-        else:
-            raise AssertionError(f"{prefix} is not in the pretrained model")
-        if isinstance(self.dtype, torch.dtype):
-            for key, value in state_dict.items():
-                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self.dtype:
-                    lazy = isinstance(value, StoredTensor) and value.tensor is None
-                    state_dict[key] = value.turned_into(self.dtype) if lazy else value.to(self.dtype)  # type: ignore[attr-defined]
-        return state_dict
-
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 
@@ -209,7 +126,7 @@ def _load(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
-    if strict and _runs_no_own_code(module):
+    if strict and not _runs_own_code(module):
         probes = OrderedDict((key, _probe(value)) for key, value in state_dict.items())
         with loading() as rehearsal:
             rehearsal.is_rehearsal = True
@@ -282,7 +199,7 @@ def _descend(
             )
 
     # The modules' own code may add and remove keys: it gets a copy that it may change.
-    descend(module, _with_metadata(OrderedDict(state_dict), metadata, 0, None), "")
+    descend(module, with_metadata(OrderedDict(state_dict), metadata, 0, None), "")
     # A counter that older checkpoints lack; no value is lost with it.
     return [key for key in missing if "num_batches_tracked" not in key], unexpected, errors
 
@@ -309,13 +226,12 @@ def _mismatches(missing: Sequence[str], unexpected: Sequence[str], errors: Seque
 _KNOWN_CODE = {nn.Module._load_from_state_dict, nn.BatchNorm1d._load_from_state_dict}
 
 
-def _runs_no_own_code(module: nn.Module) -> bool:
-    modules = [_unwrapped(each) for each in module.modules()]
-    return all(
-        type(each)._load_from_state_dict in _KNOWN_CODE
-        and not each._load_state_dict_pre_hooks
-        and not each._load_state_dict_post_hooks
-        for each in modules
+def _runs_own_code(module: nn.Module) -> bool:
+    return any(
+        type(each)._load_from_state_dict not in _KNOWN_CODE
+        or each._load_state_dict_pre_hooks
+        or each._load_state_dict_post_hooks
+        for each in map(_unwrapped, module.modules())
     )
 
 
@@ -345,28 +261,23 @@ class _Slot:
 def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
     """Puts mapped tensors into a state dict, in place of stored ones that a module will take."""
     contents: dict[int, torch.Tensor] = {}
-    storages: dict[int, torch.Tensor] = {}
+    # A storage of its own for each of the file's: saving one tensor must not save the whole file.
+    storages: dict[int, torch.UntypedStorage] = {}
     for key, value in state.items():
         if key not in keys or not isinstance(value, StoredTensor):
             continue
         storage = value.storage_in_file
-        can_be_mapped = storage.file.access == "map" and value.location.type == "cpu" and value.numel()
-        if value.tensor is None and can_be_mapped and value.dtype == value.dtype_in_file:
-            storage.file.check()
-            if id(storage.file) not in contents:
-                contents[id(storage.file)] = storage.file.mapped_privately()
-            mapped = view_of(value, contents[id(storage.file)])
-            if mapped is not None:
-                # A storage of its own for each of the file's: saving one tensor must not save the whole file.
-                if id(storage) not in storages:
-                    part = contents[id(storage.file)][storage.offset : storage.offset + storage.n_bytes]
-                    storages[id(storage)] = torch.frombuffer(part.numpy(), dtype=torch.uint8)
-                own = storages[id(storage)].untyped_storage()
-                state[key] = torch.empty(0, dtype=value.dtype).set_(  # type: ignore[call-overload]
-                    own, value.offset_in_storage, value.size(), value.stride()
-                )
-                continue
-        state[key] = in_memory(value).detach()
+        stays = value.tensor is None and value.dtype == value.dtype_in_file and value.location.type == "cpu"
+        if not (stays and storage.file.access == "map" and value.can_be_mapped and value.numel()):
+            state[key] = in_memory(value).detach()
+            continue
+        storage.file.check()
+        if id(storage.file) not in contents:
+            contents[id(storage.file)] = storage.file.mapped_privately()
+        if id(storage) not in storages:
+            part = contents[id(storage.file)][storage.offset : storage.offset + storage.n_bytes]
+            storages[id(storage)] = torch.frombuffer(part.numpy(), dtype=torch.uint8).untyped_storage()
+        state[key] = value.over(storages[id(storage)])
 
 
 def _settle(module: nn.Module, before: Sequence[_Slot]) -> None:
@@ -394,7 +305,7 @@ def _load_checkpoint_to_model(
     revise_keys: Revisions = STRIP_MODULE,
 ) -> Any:
     """Loads a checkpoint that has been read already, and returns it."""
-    load_state_dict(model, _state_dict_of(checkpoint, "", revise_keys), strict, logger)
+    load_state_dict(model, state_dict_of(checkpoint, "", revise_keys), strict, logger)
     return checkpoint
 
 
@@ -415,58 +326,6 @@ def _load_checkpoint_with_prefix(
     """
     request = Request(filename, prefix, reading=Reading(map_location))
     return read_everything(request.state_dict(request.tree()))  # type: ignore[no-any-return]
-
-
-def _state_dict_of(
-    checkpoint: Any, filename: object, revisions: Revisions, key: str | None = None
-) -> OrderedDict[str, Any]:
-    if not isinstance(checkpoint, Mapping):
-        raise RuntimeError(f"No state_dict found in checkpoint file {filename}")
-    found = _nested(checkpoint, filename, key)
-    if not isinstance(found, Mapping):
-        raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}")
-    if not all(isinstance(name, str) for name in found):
-        raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
-    revised = OrderedDict((_revised(name, revisions), value) for name, value in found.items())
-    return _with_metadata(revised, getattr(found, "_metadata", None), 0, None)
-
-
-def _nested(checkpoint: Mapping[Any, Any], filename: object, key: str | None) -> Any:
-    """Returns the part of a checkpoint that holds the weights."""
-    if key is None:
-        for nest in _NESTS:
-            # In a bare state dict "model" may be the name of a tensor; mmengine takes any "state_dict".
-            if nest in checkpoint and (nest == "state_dict" or isinstance(checkpoint[nest], Mapping)):
-                return checkpoint[nest]
-        return checkpoint
-    if key in checkpoint:
-        return checkpoint[key]
-    found: Any = checkpoint
-    for part in key.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            keys = [repr(name) for name, value in checkpoint.items() if isinstance(value, Mapping)]
-            raise RuntimeError(
-                f"{filename}: the checkpoint has no key {key!r}. Those that hold dicts are: {', '.join(keys) or 'none'}"
-            )
-        found = found[part]
-    return found
-
-
-def _revised(key: str, revisions: Revisions) -> str:
-    for pattern, replacement in revisions:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _with_metadata(
-    state_dict: OrderedDict[str, Any], metadata: Any, cut: int, path: str | None
-) -> OrderedDict[str, Any]:
-    """Attaches the versions of the modules that torch saves beside a state dict, those below ``path`` without it."""
-    if metadata and path is not None:
-        metadata = {key[cut:]: value for key, value in metadata.items() if key == path or key.startswith(path + ".")}
-    if metadata:
-        state_dict._metadata = metadata  # type: ignore[attr-defined]
-    return state_dict
 
 
 # --- planning --------------------------------------------------------------------------------------------------------
@@ -527,7 +386,7 @@ def plan_copy(
         return result, entries(slot for slot in _slots(module) if slot.key in copied)
 
     planned = entries(slot for slot in _slots(module) if fits(slot))
-    return Copy(module, planned, source, rule, info, request.assign, not _runs_no_own_code(module), load)
+    return Copy(module, planned, source, rule, info, request.assign, _runs_own_code(module), load)
 
 
 def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -117,7 +116,7 @@ def read(
                 raise ValueError("an index cannot be a shard of an index")
             weight_map = _weight_map(file)
         elif not reading.weights_only:
-            return torch.load(str(path), map_location=reading.map_location, weights_only=False)
+            return _by_torch(file, reading)
         else:
             raise ValueError(_what_else(head))
     except Refused as refused:
@@ -141,6 +140,10 @@ def _unpickled(reader: Callable[[File, Location, Iterable[Any]], Any], file: Fil
             return reader(file, reading.location_of, reading.allow)
         except Unsupported:
             pass
+    return _by_torch(file, reading)
+
+
+def _by_torch(file: File, reading: Reading) -> Any:
     where = "cpu" if reading.map_location is None else reading.map_location
     return torch.load(str(file.path), map_location=where, weights_only=reading.weights_only)
 
@@ -182,16 +185,9 @@ def chosen_name(names: Iterable[str]) -> str | None:
 
 def _weight_map(file: File) -> dict[str, str]:
     """Returns which file holds each key, from an index."""
-
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("the index has one key twice")
-        return found
-
     if file.size > _MAX_INDEX_BYTES:
         raise ValueError(f"it begins like an index, but {file.size:,} bytes are no index")
-    index = json.loads(file.bytes_at(0, file.size).decode("utf-8"), object_pairs_hook=without_duplicates)
+    index = file.json_at(0, file.size, "the index has one key twice: {!r}")
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError("it is JSON, but no index of a sharded checkpoint: it has no `weight_map`")

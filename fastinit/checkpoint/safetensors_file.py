@@ -5,7 +5,6 @@ https://huggingface.co/docs/safetensors: 8 bytes with the length of the table, t
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from typing import Any
@@ -56,7 +55,7 @@ def read(file: File, location: torch.device) -> OrderedDict[str, StoredTensor]:
     begin = _LENGTH_BYTES + n_table
     if n_table > _MAX_TABLE_BYTES or begin > file.size:
         raise ValueError(f"its table of {n_table:,} bytes does not fit into the file of {file.size:,}")
-    table = json.loads(file.bytes_at(_LENGTH_BYTES, n_table).decode("utf-8"), object_pairs_hook=_without_duplicates)
+    table = file.json_at(_LENGTH_BYTES, n_table, "its table has the name {!r} twice")
     if not isinstance(table, dict):
         raise ValueError("its table is no dict")
     metadata = table.pop("__metadata__", {})
@@ -91,12 +90,3 @@ def _place(name: str, entry: Any) -> tuple[int, int, list[int], torch.dtype]:
     if len(offsets) != 2 or offsets[1] - offsets[0] != n_bytes:
         raise ValueError(f"the tensor {name!r} of {n_bytes:,} bytes has the data_offsets {offsets!r}")
     return offsets[0], offsets[1], shape, dtype
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"its table has the name {twice!r} twice")
-    return found

@@ -15,6 +15,8 @@ from torch import nn
 
 from ..naming import is_model_wrapper
 from .messages import log
+from .readers import as_path
+from .schemes import fsspec_for
 
 
 def save_checkpoint(
@@ -43,15 +45,11 @@ def save_checkpoint(
     if text.startswith(("pavi://", "petrel://")):
         raise NotImplementedError(f"{text}: this storage is not supported. Save to a path or to s3://")
     if "://" in text and not text.startswith("file://"):
-        try:
-            import fsspec
-        except ImportError as error:
-            raise ImportError(f"{text} needs fsspec: pip install 'torch-fastinit[remote]'") from error
         options = {key: value for key, value in (backend_args or {}).items() if key != "backend"}
-        with fsspec.open(text, "wb", **options) as file:
+        with fsspec_for(text).open(text, "wb", **options) as file:
             torch.save(checkpoint, file)
         return
-    path = Path(text.removeprefix("file://")).expanduser()
+    path = as_path(filename)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:

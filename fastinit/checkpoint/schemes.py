@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -144,7 +145,10 @@ def tree_of(
         if offline:
             raise NotDownloaded(text)
         return loader(text, reading.map_location)
-    located = locate(text, offline)
+    return _tree_at(locate(text, offline), reading, wants)
+
+
+def _tree_at(located: Located, reading: Reading, wants: Wants | None = None) -> Any:
     tree = read(located.path, reading, wants=wants, fetch=located.fetch)
     return tree if located.below is None else _below(tree, located.below)
 
@@ -160,9 +164,7 @@ def _scheme(*prefixes: str) -> Callable[[Locate], Callable[..., Any]]:
 
     def decorate(locate: Locate) -> Callable[..., Any]:
         def load(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
-            located = locate(os.fspath(filename), False)
-            tree = read(located.path, Reading(map_location), fetch=located.fetch)
-            return read_everything(tree if located.below is None else _below(tree, located.below))
+            return read_everything(_tree_at(locate(os.fspath(filename), False), Reading(map_location)))
 
         load.__name__ = load.__qualname__ = locate.__name__
         load.__doc__ = (locate.__doc__ or "").replace("Locates", "Reads into memory, whole,")
@@ -307,7 +309,7 @@ def load_from_torchvision(filename: str, offline: bool) -> Located:
         log(
             'The URL scheme of "modelzoo://" is deprecated, please use "torchvision://" instead',
             "current",
-            30,
+            logging.WARNING,
         )
     name = _after(("torchvision://", "modelzoo://"), filename)
     table = _table("torchvision")
@@ -324,7 +326,7 @@ def load_from_openmmlab(filename: str, offline: bool) -> Located:
     scheme = filename.partition("://")[0]
     current = get_deprecated_model_names().get(name)
     if current is not None:
-        log(f"{scheme}://{name} is deprecated in favor of {scheme}://{current}", "current", 30)
+        log(f"{scheme}://{name} is deprecated in favor of {scheme}://{current}", "current", logging.WARNING)
         name = current
     return _at(_address(get_external_models(), name, scheme), offline)
 
@@ -379,16 +381,22 @@ def load_from_hf(filename: str, offline: bool) -> Located:
     return Located(fetch(name), lambda shard: fetch(f"{folder}/{shard}" if folder else shard))
 
 
+def fsspec_for(filename: str) -> Any:
+    """Returns the module fsspec, or raises ImportError that says what needs it."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError(f"{filename} needs fsspec: pip install 'torch-fastinit[remote]'") from error
+    return fsspec
+
+
 _REMOTE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "sftp", "ssh", "ftp")
 
 
 @_scheme(*(f"{protocol}://" for protocol in (*_REMOTE, "smb", "memory")))
 def load_from_fsspec(filename: str, offline: bool) -> Located:
     """Locates a file of a remote file system in the cache, and copies it there with fsspec if need be."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ImportError(f"{filename} needs fsspec: pip install 'torch-fastinit[remote]'") from error
+    fsspec = fsspec_for(filename)
     if offline:
         raise NotDownloaded(filename)  # what the cached file is called depends on what the server has now
     protocol = filename.partition("://")[0]

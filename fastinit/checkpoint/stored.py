@@ -69,6 +69,17 @@ class StoredTensor(torch.Tensor):
         made.dtype_in_file, made.is_parameter = self.dtype_in_file, self.is_parameter
         return made
 
+    @property
+    def can_be_mapped(self) -> bool:
+        """Whether its elements lie at multiples of their size: a mapping begins at a page."""
+        return self.storage_in_file.offset % self.dtype_in_file.itemsize == 0
+
+    def over(self, memory: torch.UntypedStorage, first_byte: int = 0) -> torch.Tensor:
+        """Returns a tensor over memory that holds the bytes of its storage, from ``first_byte`` on."""
+        at = first_byte // self.dtype_in_file.itemsize + self.offset_in_storage
+        empty = torch.empty(0, dtype=self.dtype_in_file)
+        return empty.set_(memory, at, self.size(), self.stride())  # type: ignore[call-overload, no-any-return]
+
     @classmethod
     def __torch_function__(
         cls,
@@ -103,12 +114,11 @@ def in_memory(stored: StoredTensor) -> torch.Tensor:
 def _tensor_of(stored: StoredTensor) -> torch.Tensor:
     memory = stored.storage_in_file.memory
     assert memory is not None
-    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
-        shape, strides, requires_grad = stored.shape, stored.stride(), stored.requires_grad
-        tensor = torch.empty(0, dtype=stored.dtype_in_file)
-        tensor = tensor.set_(memory, stored.offset_in_storage, shape, strides)  # type: ignore[call-overload]
-        tensor = tensor.to(stored.location, stored.dtype)
-    return nn.Parameter(tensor, requires_grad) if stored.is_parameter else tensor.requires_grad_(requires_grad)
+    with torch.no_grad():
+        tensor = stored.over(memory).to(stored.location, stored.dtype)
+    if stored.is_parameter:
+        return nn.Parameter(tensor, stored.requires_grad)
+    return tensor.requires_grad_(stored.requires_grad)
 
 
 def read(storages: Sequence[Storage]) -> None:

@@ -233,11 +233,11 @@ def _table() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
         ("torch._tensor", "_rebuild_from_type_v2"): _Function(_from_type),
     }
-    for kind in ("set", "frozenset", "complex"):
-        table["builtins", kind] = table["__builtin__", kind] = _Function(getattr(__import__("builtins"), kind))
-    for name in dir(torch):
-        if isinstance(getattr(torch, name), torch.dtype):
-            table["torch", name] = getattr(torch, name)
+    for kind in (set, frozenset, complex):
+        table["builtins", kind.__name__] = table["__builtin__", kind.__name__] = _Function(kind)
+    for name, value in vars(torch).items():
+        if isinstance(value, torch.dtype):
+            table["torch", name] = value
     table["torch.serialization", "_get_layout"] = _Function(_left_to_torch)
     for name, dtype in _STORAGES.items():
         for module in ("torch", "torch.cuda", "torch.storage"):
