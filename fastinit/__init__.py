@@ -8,6 +8,7 @@ from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .construction import materialize
 from .defaults import use
 from .planning import plan
+from .recording import capture
 from .plans import Plan
 from .reports import Report
 from .version import __version__
@@ -56,6 +57,7 @@ __all__ = [
     "available_backends",
     "bias_init_with_prob",
     "caffe2_xavier_init",
+    "capture",
     "constant_init",
     "initialize",
     "kaiming_init",

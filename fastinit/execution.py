@@ -15,15 +15,23 @@ import torch
 from torch import nn
 
 from . import backends
+from .deferred import Deferred, Entry, Owner, Owners, Place, fill_of, fills_of
 from .defaults import default_backend, default_seed
 from .errors import warn_user
 from .naming import Names
-from .plans import Call, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
+from .plans import Call, Constant, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
 from .provenance import Provenance, logger
 from .reports import CheckpointReport, Report
 from .streams import check_seed, stream_of
 
 _current: ContextVar[Session | None] = ContextVar("fastinit_session", default=None)
+
+
+def current_session() -> Session:
+    """Returns the innermost call that is open."""
+    found = _current.get()
+    assert found is not None, "asked for within one only"
+    return found
 
 
 def looking_only() -> Any:
@@ -83,6 +91,13 @@ class Session:
         self.has_begun = False
         """Something may have been written."""
         self._waiting: list[Fill] = []
+        self.deferred: Deferred | None = None if outer is None else outer.deferred
+        """Where fills wait as long as every access to memory is watched (``recording``)."""
+        self.strict = False if outer is None else outer.strict
+        """A draw that would not be keyed by a name is an error."""
+        self._owners: tuple[int, Owners] | None = None
+        self.launches: dict[torch.device, int] = {} if outer is None or not self._is_part else outer.launches
+        """How often kernels were started, device by device; those of torch's are not counted."""
         self.checkpoints: list[CheckpointReport] = []
         self.warned: set[str] = set() if outer is None else outer.warned
         self._began = time.perf_counter()
@@ -118,11 +133,14 @@ class Session:
     def backend_of(self, fill: Fill) -> str:
         """Returns the name of the backend that executes a fill."""
         if fill not in self._chosen:
-            device = fill.tensor.device
-            if device not in self._on_device:
-                self._on_device[device] = backends.on_device(self.backend, device)
-            self._chosen[fill] = backends.for_fill(self.backend, self._on_device[device], fill)
+            self._chosen[fill] = backends.for_fill(self.backend, self.backend_on(fill.tensor.device), fill)
         return self._chosen[fill]
+
+    def backend_on(self, device: torch.device) -> str:
+        """Returns the name of the backend for a device."""
+        if device not in self._on_device:
+            self._on_device[device] = backends.on_device(self.backend, device)
+        return self._on_device[device]
 
     def warn_once(self, where: str, message: str) -> None:
         """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again."""
@@ -164,6 +182,10 @@ class Session:
     def _fill(self, fills: list[Fill]) -> None:
         """Runs fills at once, or lets them wait where a later fill of the same tensor may replace them."""
         for name, group in groupby(fills, key=self.backend_of):
+            if self.deferred is not None:
+                with self.deferred.paused():
+                    self._note(self.deferred, name, list(group))
+                continue
             if backends.BACKENDS[name].IS_CONTRACT:
                 self._waiting.extend(group)
                 continue
@@ -171,25 +193,154 @@ class Session:
             if {fill.tensor.device for fill in now} & {fill.tensor.device for fill in self._waiting}:
                 self.flush()  # they may be of the same tensor
             self._run_fills(name, now)
+            self._wrote(now)
 
     def flush(self) -> None:
         """Runs the fills that wait, of each tensor the last."""
+        if self.deferred is not None:
+            self.run_deferred(self.deferred.waiting())
         if self._waiting:
             last = {id(fill.tensor): fill for fill in self._waiting}
             fills = [fill for fill in self._waiting if last[id(fill.tensor)] is fill]
             self._waiting.clear()
             self._check_streams(fills)
             for name in dict.fromkeys(map(self.backend_of, fills)):
-                self._run_fills(name, [fill for fill in fills if self.backend_of(fill) == name])
+                chosen = [fill for fill in fills if self.backend_of(fill) == name]
+                self._run_fills(name, chosen)
+                self._wrote(chosen)
 
-    def _run_fills(self, name: str, fills: list[Fill]) -> None:
+    def _run_fills(self, name: str, fills: Sequence[Fill]) -> None:
         backend = backends.BACKENDS[name]
-        backend.run(fills, self._drawn_seed() if backend.IS_CONTRACT else self.seed)
+        if not backend.IS_CONTRACT:
+            backend.run(fills, self.seed)
+            return
+        seed = self._drawn_seed()
+        for device in dict.fromkeys(fill.tensor.device for fill in fills):
+            chosen = [fill for fill in fills if fill.tensor.device == device]
+            self.launches[device] = self.launches.get(device, 0) + backend.run(chosen, seed)
+
+    def _wrote(self, fills: Sequence[Fill]) -> None:
         if self.provenance is not None:
             for fill in fills:
                 if fill.info:
                     self.provenance.record(fill.tensor, fill.info)
         self.did(fills)
+
+    # --- while memory is watched --------------------------------------------------------------------------------------
+
+    @property
+    def effective(self) -> Session:
+        """The session whose seed, names and backend count: a part of a larger call goes by the larger one's."""
+        outer = self.outer
+        if outer is None or not self._is_part or self.new_seed is not None or self.backend != outer.backend:
+            return self
+        return outer.effective
+
+    def _note(self, deferred: Deferred, name: str, fills: Sequence[Fill]) -> None:
+        """Lets fills wait until somebody reads what they write, or runs those of torch at once."""
+        is_contract = backends.BACKENDS[name].IS_CONTRACT
+        for fill in fills:
+            place = deferred.place_of(fill.tensor)
+            assert place is not None, "a backend that fills it has been found"
+            if not is_contract:
+                self.run_deferred(deferred.waiting(place))
+                self._run_fills(name, [fill])
+            named = fill if fill.tensor in self.names.parameters() or fill.tensor in self.names.buffers() else None
+            deferred.add(
+                place,
+                fill.distribution,
+                self.effective,
+                fill.rule,
+                fill.info,
+                fill=named,
+                is_done=not is_contract,
+                is_told=not is_contract,
+            )
+            if is_contract:
+                torch.autograd.graph.increment_version(fill.tensor)
+                if self.provenance is not None and fill.info:
+                    self.provenance.record(fill.tensor, fill.info)
+                if deferred.is_exposed(place):
+                    self.run_deferred(deferred.waiting(place))
+            else:
+                self._wrote([fill])
+
+    def run_deferred(self, entries: Sequence[Entry]) -> None:
+        """Executes fills that wait, whoever asked for them, in as few launches as there are seeds and devices."""
+        assert self.deferred is not None, "they wait in it"
+        with self.deferred.paused():
+            for session in dict.fromkeys(entry.session for entry in entries):
+                session._run_entries([entry for entry in entries if entry.session is session])
+
+    def _run_entries(self, entries: Sequence[Entry]) -> None:
+        deferred = self.deferred
+        assert deferred is not None, "they wait in it"
+        found = list(fills_of(entries, deferred, self.owner_of, self.names.ordinal))
+        if self.strict:
+            for entry, fill in found:
+                if entry.draw.key is not None and not entry.draw.key.is_name:
+                    raise RuntimeError(
+                        f"strict: {entry.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the numbers "
+                        f"are needed before it is known what the tensor will be called. Without strict they come from "
+                        f"the stream {fill.stream_name!r}, by order"
+                    )
+        fills = [fill for _, fill in found]
+        self._check_streams([fill for fill in fills if not isinstance(fill.distribution, Constant)])
+        # Versions were counted when the fills were asked for; `.data` has a counter of its own.
+        unseen = {fill: replace(fill, tensor=fill.tensor.data) for fill in fills if not fill.tensor.is_meta}
+        for name in dict.fromkeys(map(self.backend_of, unseen)):
+            self._run_fills(name, [alias for fill, alias in unseen.items() if self.backend_of(fill) == name])
+        for entry in entries:
+            entry.is_done = True
+            if entry.chain is not None:
+                entry.chain.replay(entry.place.view())
+
+    def owner_of(self, place: Place) -> Owner | None:
+        """Returns the parameter or buffer under the root that holds a place."""
+        return self.owners().of(place)
+
+    def owners(self) -> Owners:
+        """Returns the parameters and buffers under the root by where they lie."""
+        assert self.deferred is not None, "places are known to what is watched"
+        if self._owners is None or self._owners[0] != self.deferred.generation:
+            self.names.renew()
+            named = [*self.names.parameters().items(), *self.names.buffers().items()]
+            self._owners = self.deferred.generation, Owners(named, self.deferred)
+        return self._owners[1]
+
+    def tell(self) -> tuple[str, ...]:
+        """Notes for the report what was captured under names, and returns what was drawn without one."""
+        if self.deferred is None:
+            return ()
+        with self.deferred.paused():
+            return self._tell(self.deferred)
+
+    def _tell(self, deferred: Deferred) -> tuple[str, ...]:
+        unkeyed: dict[str, None] = {}
+        provenance = self.track()
+        for entry in deferred.entries():
+            if entry.session is not self.effective:
+                continue
+            owner = self.owner_of(entry.place)
+            key = entry.draw.key
+            if key is not None and not key.is_name:
+                shape = "x".join(map(str, entry.place.shape))
+                unkeyed[owner.name if owner is not None else f"{key.name} ({shape}, {entry.rule})"] = None
+            if entry.is_told or (owner is None and entry.fill is None):
+                continue
+            fill = fill_of(entry, deferred, (), self.owner_of, self.names.ordinal)
+            entry.is_told = True
+            if fill is not None:
+                self.did([fill])
+                if fill.tensor not in provenance.written:
+                    provenance.record(fill.tensor, fill.info)
+        for owner in self.owners():
+            for what, is_random in deferred.foreign_of(owner.place):
+                if owner.tensor not in provenance.written:
+                    provenance.record(owner.tensor, what)
+                if is_random and backends.BACKENDS[self.backend_on(owner.tensor.device)].IS_CONTRACT:
+                    unkeyed[owner.name] = None
+        return tuple(unkeyed)
 
     def _drawn_seed(self) -> int | None:
         """Returns the seed for a contract backend; where none was given, one of torch's generator, once a call."""
@@ -215,7 +366,8 @@ class Session:
             self.provenance = self.outer.track()
         if self.provenance is None:
             self.provenance = Provenance(self.names.parameters(), "")
-            for item in self.items:
+            waiting = [] if self.deferred is None else [entry.fill for entry in self.deferred.entries()]
+            for item in (*self.items, *waiting):
                 if isinstance(item, Fill):
                     self.provenance.record(item.tensor, item.info)
         return self.provenance
@@ -242,6 +394,7 @@ class Session:
     def report(self) -> Report:
         """Returns what was done since the call began."""
         self.flush()
+        unkeyed = self.tell()
         provenance, names = self.track(), self.parameters()
         return Report(
             rows=rows_of(self.items, self._backends(self.items)),
@@ -250,11 +403,13 @@ class Session:
             numbers=self._numbers(self.items),
             seed=self.seed,
             seconds=time.perf_counter() - self._began,
-            n_bytes=sum(tensor.nbytes for item in self.items for tensor in tensors_of(item)),
+            n_bytes=sum(map(_n_bytes, self.items)),
             provenance={
                 name: provenance[tensor]["init_info"] for tensor, name in names.items() if tensor in provenance.written
             },
             unreached=tuple(name for tensor, name in names.items() if tensor not in provenance.written),
+            launches={str(device): n for device, n in self.launches.items()},
+            unkeyed=unkeyed,
         )
 
     def parameters(self) -> dict[torch.Tensor, str]:
@@ -300,7 +455,8 @@ def session(
             if opened.new_seed is not None:
                 stack.enter_context(_seeded(opened.new_seed, _devices_of(root) if devices is None else devices))
             yield opened
-            opened.flush()
+            if opened.deferred is None or opened.effective is opened:
+                opened.flush()
     except BaseException as error:
         if opened.outer is None and opened.has_begun:
             what = "a tensor" if root is None else type(root).__name__
@@ -338,6 +494,13 @@ def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
                 stack.callback(module.set_rng_state, module.get_rng_state(*index), *index)
                 module.manual_seed(seed)
         yield
+
+
+def _n_bytes(item: Item) -> int:
+    """Returns how many bytes an item writes, as far as that is known."""
+    if isinstance(item, Fill):
+        return sum(box.tensor.nbytes for box in item.boxes)
+    return sum(tensor.nbytes for tensor in tensors_of(item))
 
 
 def _devices_of(root: nn.Module | None) -> set[torch.device]:

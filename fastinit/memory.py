@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -24,12 +24,12 @@ def allocate_like(metas: Sequence[torch.Tensor], device: torch.device) -> list[t
     """
     tensors = [torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=device) for meta in metas]
     if device.type == "cpu":
-        _ask_for_huge_pages(tensors)
+        ask_for_huge_pages(tensors)
     return tensors
 
 
-def _ask_for_huge_pages(tensors: Sequence[torch.Tensor]) -> None:
-    """Advises the kernel, for every stretch of neighbouring tensors that has room for a huge page."""
+def ask_for_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
+    """Advises the kernel to back memory that nobody has touched yet by huge pages, for every stretch of neighbouring tensors that has room for a huge page."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes

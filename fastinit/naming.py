@@ -89,31 +89,55 @@ class Names:
 
     def __init__(self, root: nn.Module | None, prefix: str = "") -> None:
         self.root = root
-        self._prefix = prefix
+        self._roots = [] if root is None else [(root, prefix)]
         self._unnamed = 0
         self._tensors: dict[torch.Tensor, str] | None = None
-        self._paths: dict[nn.Module, str] = {}
+        self._buffers: dict[torch.Tensor, str] = {}
+        self._paths: dict[nn.Module, tuple[str, str]] = {}
+
+    def add(self, root: nn.Module, prefix: str) -> None:
+        """Takes in one more root, which came to be known while the call was running.
+
+        Raises:
+            RuntimeError: two parameters would have one name.
+        """
+        taken = set(self._table().values())
+        if both := sorted(taken & {prefix + names[0] for names in named_parameters(root).values()}):
+            raise RuntimeError(
+                f"two roots have a parameter called {both[0]!r}: give each a prefix of its own, e.g. "
+                f"recipe.bind({type(root).__name__.lower()}, prefix={type(root).__name__.lower()!r})"
+            )
+        self._roots.append((root, prefix))
+        self.root = root if len(self._roots) == 1 else None
+        self.renew()
 
     def _table(self) -> dict[torch.Tensor, str]:
         # Made when first asked for: many calls (a functional init on one layer) need no names.
         if self._tensors is None:
             self._tensors = {}
-            if self.root is not None:
-                for path, module in walk(self.root):
-                    self._paths.setdefault(module, path)
-                    for name, parameter in module._parameters.items():
-                        if parameter is not None and parameter not in self._tensors:
-                            self._tensors[parameter] = self._prefix + join(path, name)
+            for root, prefix in self._roots:
+                for path, module in walk(root):
+                    self._paths.setdefault(module, (prefix, path))
+                    for names, tensors in ((self._tensors, module._parameters), (self._buffers, module._buffers)):
+                        for name, tensor in tensors.items():
+                            if tensor is not None and tensor not in names:
+                                names[tensor] = prefix + join(path, name)
         return self._tensors
 
     def renew(self) -> None:
         """Forgets the names: code that may have changed the modules has run."""
         self._tensors = None
+        self._buffers.clear()
         self._paths.clear()
 
     def parameters(self) -> dict[torch.Tensor, str]:
         """Returns the parameters under the root, with their names."""
         return self._table()
+
+    def buffers(self) -> dict[torch.Tensor, str]:
+        """Returns the buffers under the root, with their names."""
+        self._table()
+        return self._buffers
 
     def knows(self, module: nn.Module) -> bool:
         """Tells whether ``module`` is under the root."""
@@ -123,14 +147,17 @@ class Names:
     def path_of(self, module: object) -> str:
         """Returns the canonical path of a module, "" for the root and for a module that is not under it."""
         self._table()
-        return self._paths.get(module, "") if isinstance(module, nn.Module) else ""
+        return self._paths.get(module, ("", ""))[1] if isinstance(module, nn.Module) else ""
 
     def name_of(self, tensor: torch.Tensor, module: object, attribute: str) -> str:
         """Returns the name of ``module.attribute``; ``#k`` for the k-th tensor of the call that has none."""
         name = self._table().get(tensor)
         if name is None and isinstance(module, nn.Module) and module in self._paths:
-            name = self._prefix + join(self._paths[module], attribute)
-        if name is None:
-            name = f"#{self._unnamed}"
-            self._unnamed += 1
-        return name
+            prefix, path = self._paths[module]
+            name = prefix + join(path, attribute)
+        return self.ordinal() if name is None else name
+
+    def ordinal(self) -> str:
+        """Returns ``#k``, the name of the k-th tensor of the call that has none."""
+        self._unnamed += 1
+        return f"#{self._unnamed - 1}"

@@ -154,6 +154,10 @@ class Box:
     """The local memory, any strides; its shape is the box's."""
     offset: tuple[int, ...]
     """Index of the box's first element in the full tensor, in elements, one number a dimension."""
+    steps: tuple[int, ...] | None = None
+    """What a step along each dimension of ``tensor`` adds to the row-major index in the full tensor, where the box is
+    no rectangle of it but another view (reshaped, transposed, strided); ``offset`` is one number then, the row-major
+    index of the first element. None: the steps are those of the full tensor."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,9 +174,21 @@ class Fill:
     info: str
     """What provenance logs say of it, e.g. ``NormalInit: mean=0, std=0.01, bias=0``; "": leave that to the caller."""
     shape: tuple[int, ...] = ()
-    """Of the full, unsharded tensor."""
+    """Of the full, unsharded tensor; of the part, where only a part of it is filled."""
     boxes: tuple[Box, ...] = ()
     """The parts to write. Together they hold what is here of the full tensor."""
+    key: str = ""
+    """The name of the random stream, where it is not ``name``: the values are those of another parameter."""
+
+    @property
+    def stream_name(self) -> str:
+        """The name whose random stream gives the values."""
+        return self.key or self.name
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only a part of the parameter is filled: a row, a slice."""
+        return self.shape != tuple(self.tensor.shape)
 
     @staticmethod
     def whole(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:
@@ -248,6 +264,11 @@ def tensors_of(item: Item) -> list[torch.Tensor]:
     return [entry.tensor for entry in item.entries] if isinstance(item, Copy) else []
 
 
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns what a step along each dimension adds to the row-major index."""
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+
+
 def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
     """Returns the addresses of a strided tensor's first byte and of the byte behind its last."""
     start = tensor.data_ptr()
@@ -297,7 +318,8 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
     n_rows = 0
     for item in items:
         for tensor in tensors_of(item):
-            last[id(tensor)] = n_rows
+            if not (isinstance(item, Fill) and item.is_part):
+                last[id(tensor)] = n_rows
             n_rows += 1
         n_rows += isinstance(item, Call) or (isinstance(item, Copy) and bool(item.unknown))
 
@@ -305,7 +327,9 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
     for item, backend in zip(items, backends):
         if isinstance(item, Fill):
             values, text = _values_of(item.distribution)
-            replaced = last[id(item.tensor)] > len(rows)
+            replaced = last.get(id(item.tensor), 0) > len(rows)
+            if item.key:
+                text += f", the values of {item.key}"
             rows.append(
                 _tensor_row(item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced)
             )

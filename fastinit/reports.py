@@ -39,6 +39,12 @@ class Report:
     """For every parameter under the root that was written: its name, and what its values came from."""
     unreached: tuple[str, ...]
     """Parameters that nothing wrote: they have the values that they had."""
+    launches: Mapping[str, int] = field(default_factory=dict)
+    """Device by device, how often a kernel of ``cpp``, ``triton`` or ``cuda`` was started. Other code between fills can
+    make it more than one."""
+    unkeyed: tuple[str, ...] = ()
+    """What was drawn by order and not by name, where those backends draw: parameters, or ``#k`` with its shape and the
+    place in the code for tensors that have no name."""
 
     def table(self, max_rows: int | None = MAX_ROWS) -> str:
         """Returns the rows as text; ``max_rows=None`` shows all of them."""
@@ -53,6 +59,10 @@ class Report:
             f"in {self.seconds:.3f} s" + (f", and {calls} calls of other code" if calls else "")
         ]
         lines.append(f"by {self.engine}; numbers: {self.numbers}; seed: {self.seed}")
+        if self.launches:
+            lines[-1] += "; " + ", ".join(f"{n} launch{'es' * (n != 1)} on {on}" for on, n in self.launches.items())
+        if self.unkeyed:
+            lines.append(names_line("draws by order and not by name", self.unkeyed))
         for checkpoint in self.checkpoints:
             lines.append(f"{len(checkpoint.result.copied):,} tensors copied from {checkpoint.source}")
             for what in ("missing", "unexpected", "mismatched"):
@@ -75,6 +85,8 @@ class Report:
             "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
             "provenance": dict(self.provenance),
             "unreached": list(self.unreached),
+            "launches": dict(self.launches),
+            "unkeyed": list(self.unkeyed),
         }
         return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
 

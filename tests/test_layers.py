@@ -14,11 +14,12 @@ COMPILED = {"_native", "_cuda"}
 
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
-    ["streams", "scaling", "tails", "plans", "naming", "registry", "errors", "version"],
+    ["streams", "scaling", "tails", "plans", "naming", "registry", "errors", "version", "foreign"],
     ["memory", "kernels"],
-    ["defaults", "matching", "provenance", "reports", "backends"],
+    ["defaults", "matching", "provenance", "reports", "backends", "deferred"],
     ["checkpoint", "execution"],
-    ["initializers"],
+    ["initializers", "operators", "recipes"],
+    ["recording"],
     ["rules"],
     ["weight_init", "base_module"],
     ["planning"],

@@ -219,17 +219,17 @@ def test_huge_pages_are_asked_for_over_neighbours_and_nothing_is_touched(monkeyp
     monkeypatch.setattr(ctypes, "CDLL", Libc)
     monkeypatch.setattr(memory.sys, "platform", "linux")
     large, small = torch.empty(3 << 20), torch.empty(10)
-    memory._ask_for_huge_pages([large, small, torch.empty(0)])
+    memory.ask_for_huge_pages([large, small, torch.empty(0)])
     ((start, size, advice),) = advised
     assert advice == 14 and start % 4096 == 0 and size % 4096 == 0
     assert start <= large.data_ptr() and start + size >= large.data_ptr() + large.nbytes
     memory_block = torch.empty(4 << 20)
     parts = list(memory_block.split(1 << 18))  # 1 MiB each, neighbours
     advised.clear()
-    memory._ask_for_huge_pages(parts[::-1])
+    memory.ask_for_huge_pages(parts[::-1])
     assert len(advised) == 1
     advised.clear()
-    memory._ask_for_huge_pages([parts[0], parts[2]])  # apart: no room for a huge page in either
+    memory.ask_for_huge_pages([parts[0], parts[2]])  # apart: no room for a huge page in either
     assert advised == []
 
 

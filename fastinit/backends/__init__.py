@@ -32,8 +32,11 @@ class Backend(Protocol):
     def engine(self) -> str:
         """Returns what does the work, for the report."""
 
-    def run(self, fills: Sequence[Fill], seed: int | None) -> None:
-        """Executes fills that it can do, in order. A contract backend needs the seed; another ignores it."""
+    def run(self, fills: Sequence[Fill], seed: int | None) -> int:
+        """Executes fills that it can do, in order, and returns in how many launches of a kernel.
+
+        A contract backend needs the seed; another ignores it.
+        """
 
 
 BACKENDS: dict[str, Backend] = {

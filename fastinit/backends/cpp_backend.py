@@ -46,14 +46,16 @@ def engine() -> str:
     return f"{_core().instruction_sets()[0]}, {torch.get_num_threads()} threads"
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> None:
+def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills, in one call of the native core where none writes another's memory (threads would race)."""
     assert seed is not None, "a contract backend is given a seed"
-    for group in lowering.batches(fills):
+    groups = lowering.batches(fills)
+    for group in groups:
         table = lowering.lowered(group, seed)
         _core().fill(table.view(np.uint8), torch.get_num_threads())
         for fill in group:
             torch.autograd.graph.increment_version(fill.tensor)
+    return len(groups)
 
 
 def _core() -> Any:

@@ -46,14 +46,14 @@ def engine() -> str:
     return f"CUDA kernel of runtime {_core().RUNTIME_VERSION}"
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> None:
+def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills, those of a device in one launch on its current stream, without waiting for the device.
 
     Raises:
         RuntimeError: CUDA refused the launch; the message is CUDA's.
     """
     assert seed is not None, "a contract backend is given a seed"
-    gpu_launch.run(fills, seed, _trips(), _launch)
+    return gpu_launch.run(fills, seed, _trips(), _launch)
 
 
 def _trips() -> Trips:

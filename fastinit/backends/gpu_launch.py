@@ -36,7 +36,7 @@ def why_not_device(device: torch.device) -> str | None:
     return None
 
 
-def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> None:
+def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
     """Executes the fills with one launch for each device, on its current stream, without waiting for the device.
 
     Tensors that write each other's memory need one more launch each.
@@ -44,11 +44,14 @@ def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> None:
     by_device: dict[torch.device, list[Fill]] = {}
     for fill in fills:
         by_device.setdefault(fill.tensor.device, []).append(fill)
+    n_launches = 0
     for device, group in by_device.items():
         for batch in lowering.batches(group):
             execute(lowering.lowered(batch, seed), device, trips, launch)
             for fill in batch:
                 torch.autograd.graph.increment_version(fill.tensor)
+            n_launches += 1
+    return n_launches
 
 
 def execute(records: lowering.Records, device: torch.device, trips: Trips, launch: Launch) -> None:

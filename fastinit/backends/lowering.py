@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span, describe, numbers_of
+from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span, describe, numbers_of, row_major
 from ..streams import parameter_keys, stream_of
 from ..tails import Centre, truncation
 from .torch_backend import why_not_values
@@ -114,7 +114,7 @@ def lowered(fills: Sequence[Fill], seed: int) -> Records:
     records["size"], records["stride"], records["index_stride"] = size, stride, index_stride
     records["n_elements"] = records["size"].prod(axis=1)
     is_random = records["distribution"] != CONSTANT
-    streams = np.array([stream_of(fill.name) for fill in fills], np.uint64)
+    streams = np.array([stream_of(fill.stream_name) for fill in fills], np.uint64)
     records["key"] = np.where(is_random[:, None], parameter_keys(seed, streams)[fill_of], 0)
     return records
 
@@ -208,11 +208,14 @@ def _walks(box: Box, shape: tuple[int, ...], is_constant: bool) -> Iterator[Walk
     n_elements = tensor.numel()
     if n_elements == 0:
         return
-    if tensor.shape == shape and tensor.is_contiguous():  # as nearly all are
+    if box.steps is None and tensor.shape == shape and tensor.is_contiguous():  # as nearly all are
         yield tensor.data_ptr(), 0, (*_ONES, n_elements), _ONE_STEP, _ONE_STEP
         return
-    index_strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-    index = sum(offset * stride for offset, stride in zip(box.offset, index_strides))
+    if box.steps is None:
+        index_strides = row_major(shape)
+        index = sum(offset * stride for offset, stride in zip(box.offset, index_strides))
+    else:
+        index_strides, (index,) = box.steps, box.offset
     dims = [dim for dim in zip(tensor.shape, tensor.stride(), index_strides) if dim[0] > 1]
     if is_constant:  # in the order of the memory; the index does not matter
         dims = [(n, stride, stride) for n, stride, _ in sorted(dims, key=lambda dim: -dim[1])]

@@ -59,10 +59,11 @@ def engine() -> str:
     return f"torch.nn.init of torch {torch.__version__}"
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> None:
+def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills in order with the default generators of their devices, which the caller has seeded."""
     for fill in fills:
-        _fill(fill.tensor, fill.distribution, None)
+        _fill(fill.boxes[0].tensor, fill.distribution, None)
+    return len(fills)
 
 
 def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Generator | None) -> None:

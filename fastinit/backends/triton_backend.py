@@ -52,10 +52,10 @@ def engine() -> str:
     return f"kernel of Triton {version('triton')}"
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> None:
+def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills, those of a device in one launch on its current stream, without waiting for the device."""
     assert seed is not None, "a contract backend is given a seed"
-    gpu_launch.run(fills, seed, _trips(), _launch)
+    return gpu_launch.run(fills, seed, _trips(), _launch)
 
 
 def _trips() -> Trips:

@@ -1,0 +1,172 @@
+"""Recipes: what a block of code did to the parameters of a model, by name, to be done again elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .deferred import Owner, index_in, keyed
+from .execution import Session
+from .naming import Names
+from .plans import Box, Constant, Distribution, Fill, describe, row_major
+from .reports import Report
+
+
+@dataclass(frozen=True)
+class RecordedFill:
+    """One fill of a parameter or of a part of it, without memory: it fits any tensor of that shape."""
+
+    distribution: Distribution
+    full_shape: tuple[int, ...]
+    """Of the parameter."""
+    shape: tuple[int, ...]
+    """Of the part that is filled."""
+    first_index: int
+    """Row-major index in the parameter of the part's first element."""
+    steps: tuple[int, ...]
+    """What a step along each dimension of the part adds to that index."""
+    key: str
+    """The name whose stream gives the values, where it is not the parameter's own."""
+    key_index: tuple[int, tuple[int, ...]]
+    """``first_index`` and ``steps`` in the tensor that the stream is for."""
+    rule: str
+    info: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the parameter."""
+        return self.shape == self.full_shape and self.first_index == 0 and self.steps == row_major(self.full_shape)
+
+    def fill(self, name: str, tensor: torch.Tensor) -> Fill:
+        """Returns it as a fill of a tensor.
+
+        Raises:
+            RuntimeError: the shape is another, or a part does not fit the tensor's layout.
+        """
+        if tuple(tensor.shape) != self.full_shape:
+            raise RuntimeError(
+                f"recipe: {name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
+            )
+        target = tensor
+        if not self.is_whole:
+            if not tensor.is_contiguous():
+                raise RuntimeError(f"recipe: a part of {name!r} was recorded, and the tensor is not contiguous here")
+            target = tensor.detach().as_strided(self.shape, self.steps, tensor.storage_offset() + self.first_index)
+        index, steps = self.key_index
+        plain = index == 0 and steps == row_major(self.shape)
+        box = Box(target, (0,) * len(self.shape)) if plain else Box(target, (index,), steps)
+        return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, (box,), self.key)
+
+
+class Recipe:
+    """What ``capture`` recorded. In the block it takes names, after it it has fills and a report."""
+
+    def __init__(self, names: Names | None, prefix: str) -> None:
+        self._names = names
+        self._prefix = prefix
+        self._report: Report | None = None
+        self.is_open = True
+        self.bound: list[tuple[nn.Module, str]] = []
+        self.fills: Mapping[str, tuple[RecordedFill, ...]] = {}
+        """Parameter or buffer -> what gave it its values, in order, where that was fills only."""
+        self.unknown: Mapping[str, str] = {}
+        """Parameter or buffer -> what else wrote it, where that was no fill."""
+
+    def bind(self, module: nn.Module, prefix: str = "") -> None:
+        """Names what was captured: parameters and buffers by their place under ``module``, ``prefix`` in front.
+
+        Call it in the block, once for each model that is made there.
+
+        Raises:
+            TypeError: ``module`` is no module.
+            RuntimeError: the block is over or got its module at the start, or two parameters would have one name.
+        """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"bind needs a torch.nn.Module, but got {type(module)}")
+        if self._names is None:
+            raise RuntimeError("bind: the module was given to capture itself")
+        if not self.is_open and self._report is not None:
+            raise RuntimeError("bind: the block is over, and its draws have been made. Call it in the block")
+        prefix = prefix or self._prefix
+        self._names.add(module, prefix if not prefix or prefix.endswith(".") else prefix + ".")
+        self.bound.append((module, prefix))
+
+    @property
+    def report(self) -> Report:
+        """What was done.
+
+        Raises:
+            RuntimeError: the block is not over, or is part of a larger one, which has the report.
+        """
+        if self._report is None:
+            raise RuntimeError("the report is made when the block ends; that of a part of a larger block is the larger's")
+        return self._report
+
+    def finish(self, report: Report) -> None:
+        """Sets the report."""
+        self._report = report
+
+    def __repr__(self) -> str:
+        n = sum(map(len, self.fills.values()))
+        return f"<Recipe of {n} fills of {len(self.fills)} tensors; {len(self.unknown)} written by other code>"
+
+    def __str__(self) -> str:
+        lines = [repr(self)]
+        for name, fills in self.fills.items():
+            for fill in fills:
+                part = "" if fill.is_whole else f", part of {'x'.join(map(str, fill.shape))}"
+                lines.append(f"{name}: {describe(fill.distribution)}{part}")
+        lines += [f"{name}: {what}" for name, what in self.unknown.items()]
+        return "\n".join(lines)
+
+
+def recorded_fills(opened: Session) -> tuple[dict[str, tuple[RecordedFill, ...]], dict[str, str]]:
+    """Returns what a session's code did to the parameters and buffers under its roots: fills, and what was none."""
+    deferred = opened.deferred
+    assert deferred is not None, "it was recorded"
+    fills: dict[str, tuple[RecordedFill, ...]] = {}
+    unknown: dict[str, str] = {}
+    for owner in opened.owners():
+        foreign = deferred.foreign_of(owner.place)
+        entries = deferred.entries_of(owner.place)
+        if foreign:
+            unknown[owner.name] = foreign[-1][0]
+        elif entries and any(entry.chain is not None for entry in entries):
+            unknown[owner.name] = entries[-1].info
+        elif entries:
+            found = [_recorded(entry, owner, opened) for entry in entries]
+            if all(found):
+                fills[owner.name] = tuple(each for each in found if each is not None)
+            else:
+                unknown[owner.name] = f"{entries[-1].info}, on a view that is no part of the parameter"
+    return fills, unknown
+
+
+def _recorded(entry: object, owner: Owner, opened: Session) -> RecordedFill | None:
+    from .deferred import Entry
+
+    assert isinstance(entry, Entry)
+    place = entry.place
+    index = index_in(owner, place)
+    if index is None or place.dtype != owner.place.dtype:
+        return None
+    key, key_index = "", (0, row_major(place.shape))
+    if not isinstance(entry.distribution, Constant):
+        if entry.fill is not None:
+            key, key_index = entry.fill.stream_name, (0, row_major(place.shape))
+        else:
+            found = keyed(entry, opened.owner_of, opened.names.ordinal)
+            key, key_index = found.name, (found.first_index, found.steps)
+    return RecordedFill(
+        entry.distribution,
+        owner.place.shape,
+        place.shape,
+        *index,
+        "" if key == owner.name else key,
+        key_index,
+        entry.rule,
+        entry.info,
+    )
