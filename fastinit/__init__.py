@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import plans
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
-from .construction import materialize
+from .construction import build, materialize
 from .defaults import use
 from .planning import plan
 from .recording import capture
@@ -56,6 +56,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "bias_init_with_prob",
+    "build",
     "caffe2_xavier_init",
     "capture",
     "constant_init",

@@ -10,15 +10,17 @@ from __future__ import annotations
 import copy
 from abc import ABCMeta
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from .execution import Session, session
+from .operators import is_contract
 from .naming import is_model_wrapper, join, original
 from .plans import Call, Item
 from .provenance import Provenance, check_no_new_parameters, log_provenance, logger, update_init_info
+from .recording import recording
 from .reports import Report
 from .rules import Rule, parse, plan_rules, run_rules
 
@@ -78,7 +80,8 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
             _warn_twice(self)
             return
         with session(self) as opened, _tracking(self, opened) as provenance:
-            _init_tree(self, _Runner(opened))
+            with recording(opened) if _may_wait(self, opened) else nullcontext():
+                _init_tree(self, _Runner(opened))
             opened.flush()
             log_provenance(provenance, opened.parameters())
             self.last_init_report = opened.report()
@@ -112,6 +115,11 @@ class ModuleDict(BaseModule, nn.ModuleDict):
         nn.ModuleDict.__init__(self, modules)
 
 
+def _may_wait(module: nn.Module, opened: Session) -> bool:
+    """Tells whether fills of a tree may wait for each other, so that what modules do in code joins the plan."""
+    return any(is_contract(opened, device) for device in {parameter.device for parameter in module.parameters()})
+
+
 # --- the walk, for running and for planning --------------------------------------------------------------------------
 
 
@@ -128,7 +136,6 @@ class _Runner:
         if _plans_itself(child):  # what its init_weights would come to, without opening a session of its own
             _init_tree(child, self)  # type: ignore[arg-type]
             return
-        self.opened.flush()  # the child's code may read what was filled before it
         known = getattr(parent, "_params_init_info", None)
         if isinstance(known, Provenance):
             with known.attributing(child, _by_user_code(child)):

@@ -1,11 +1,11 @@
-"""``materialize()``: memory and values for a model that stands on the meta device."""
+"""``build()`` and ``materialize()``: models whose parameters get memory and values once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,17 +13,17 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .base_module import BaseModule
 from .execution import Session, session
+from .foreign import own_code
 from .memory import allocate_like
 from .naming import join, unwrapped, walk
 from .planning import planned_in
-from .plans import Call, names_line, tensors_of
+from .plans import Call, Fill, names_line, tensors_of
+from .recipes import Recipe
+from .recording import capture, recording
 from .reports import Report
 from .rules import check_module, parse, run_rules
 
-# Written into tensors that no rule reaches, to see whether the modules' own code did. No float, bool or index is likely
-# to consist of it.
-_UNTOUCHED = 0xFB
-_OWN_CODE = ("reset_parameters", "_reset_parameters")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,79 @@ class _Slot:
     def name(self) -> str:
         return join(self.path, self.key)
 
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.entries[self.key]  # type: ignore[no-any-return]
+
+
+def build(
+    factory: Callable[..., Model],
+    /,
+    *args: Any,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    seed: int | None = None,
+    prefix: str = "",
+    strict: bool = False,
+    **kwargs: Any,
+) -> Model:
+    """Calls a function or class that makes a model, and fills each parameter once instead of drawing values twice.
+
+    The constructor's and the library's own init code runs as it is and is recorded (``capture``): its memory is not
+    touched before all is known, and then filled in one launch. What it computes otherwise, it computes. Under "torch",
+    which is "auto" on the CPU, the model is the one that ``factory`` makes alone, bit for bit.
+
+    Args:
+        factory: e.g. a model's class, ``AutoModel.from_config``, ``timm.create_model``. Its own arguments called
+            ``device``, ``dtype``, ``backend``, ``seed``, ``prefix`` or ``strict`` go in by a lambda.
+        device: that ``torch.device`` stands for in the call; None: as outside.
+        dtype: the default dtype in the call; None: as outside.
+        backend, seed, prefix, strict: as for ``capture``.
+
+    Raises:
+        TypeError: ``factory`` returned no module.
+        ValueError: the device is "meta": make the model under ``capture`` and ``torch.device("meta")``, and give the
+            recipe to ``materialize``.
+        Others: as ``capture``, and as ``factory``.
+
+    Example:
+        >>> import torch, fastinit
+        >>> a = fastinit.build(torch.nn.Linear, 512, 512, backend="cpp", seed=0)
+        >>> b = fastinit.build(lambda: torch.nn.Linear(512, 512, dtype=torch.bfloat16), backend="cpp", seed=0)
+        >>> torch.equal(a.weight.to(torch.bfloat16), b.weight)
+        True
+    """
+    if device is not None and torch.device(device).type == "meta":
+        raise ValueError(
+            "device='meta' has no memory to fill: `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
+            "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values"
+        )
+    with capture(backend=backend, seed=seed, prefix=prefix, strict=strict) as recipe:
+        with _defaults(device, dtype):
+            model = factory(*args, **kwargs)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"build needs a factory that returns a torch.nn.Module, but it returned {type(model)}")
+        recipe.bind(model)
+    return model
+
+
+@contextmanager
+def _defaults(device: torch.device | str | None, dtype: torch.dtype | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        if device is not None:
+            stack.enter_context(torch.device(device))
+        if dtype is not None:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(dtype)
+        yield
+
 
 def materialize(
     model: nn.Module,
     init_cfg: Any = None,
     *,
+    recipe: Recipe | None = None,
     device: torch.device | str = "cpu",
     backend: str | None = None,
     seed: int | None = None,
@@ -52,13 +120,15 @@ def materialize(
 ) -> Report:
     """Gives a model on the meta device memory, and initializes it; each parameter is allocated and filled once.
 
-    Parameters get their values from the config (a BaseModule's own where none is given). Those that no rule reaches,
-    and buffers, get them from their modules' own ``reset_parameters``, which draws from torch's generators. Tied
-    parameters stay tied; what is not on the meta device stays as it is.
+    Parameters get their values from the config (a BaseModule's own where none is given), else from the recipe. Those
+    that neither reaches, and buffers, get them from their modules' own code: ``reset_parameters``, and in models of
+    transformers their ``_init_weights``. That code is recorded as in ``capture``: on the contract backends its draws
+    go by name and are part of the one plan. Tied parameters stay tied; what is not on the meta device stays as it is.
 
     Args:
         model: any ``nn.Module``, e.g. made under ``torch.device("meta")``.
         init_cfg: as for ``initialize``.
+        recipe: what ``capture`` recorded when the model was made, here or on another device.
         device: where the memory is to be. On the CPU it is backed by huge pages where the system has them.
         backend, seed, prefix: as for ``initialize``.
 
@@ -80,36 +150,66 @@ def materialize(
     target = torch.device(device)
     if target.type == "meta":
         raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
     slots = list(_slots(model))
     planned = None
-    if _has_cfg(model, init_cfg):
+    if init_cfg is not None or isinstance(unwrapped(model), BaseModule):
         planned = planned_in(Session(model, backend=backend, seed=seed, prefix=prefix, dry=True), init_cfg)
     items = () if planned is None else planned.items
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-    rest = [slot for slot in slots if id(slot.entries[slot.key]) not in reached]
+    recorded = {} if recipe is None else recipe.fills
+    rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.name not in recorded]
+    code = own_code(model)
     if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
-        _must_not_be_empty(
-            [slot.name for slot in rest if _own_code(slot.module) is None], "their modules have no reset_parameters"
-        )
+        _must_not_be_empty([slot.name for slot in rest if not code[slot.module]], "their modules have no reset_parameters", recipe)
     with _restoring(model, slots):
         _allocate(slots, target)
-        new = {id(tensor): tensor for tensor in (slot.entries[slot.key] for slot in rest)}
-        for tensor in new.values():
-            _bytes_of(tensor).fill_(_UNTOUCHED)
-        with session(model, backend=backend, seed=seed, prefix=prefix) as opened:
-            _run_own_code(rest, [slot for slot in slots if id(slot.entries[slot.key]) not in new], opened)
+        new = {id(slot.tensor) for slot in rest}
+        with session(model, backend=backend, seed=seed, prefix=prefix) as opened, recording(opened):
+            _note_as_new(slots, opened)
+            _run_own_code(rest, [slot for slot in slots if id(slot.tensor) not in new], code, opened)
+            _run_recipe(slots, recorded, opened)
             if init_cfg is not None:
                 run_rules(parse(model, init_cfg), opened)
             elif planned is not None:
                 unwrapped(model).init_weights()  # type: ignore[operator]
+            empty = _without_values(slots, opened)
+            _must_not_be_empty(empty, "their modules' own code does not write them", recipe)
             report = opened.report()
-        empty = [slot.name for slot in rest if _is_untouched(slot.entries[slot.key])]
-        _must_not_be_empty(empty, "the reset_parameters of their modules does not write them")
     return report
 
 
-def _has_cfg(model: nn.Module, init_cfg: Any) -> bool:
-    return init_cfg is not None or isinstance(unwrapped(model), BaseModule)
+def _run_recipe(slots: Sequence[_Slot], recorded: Any, opened: Session) -> None:
+    """Does to the new tensors what was recorded of those of their names, in the order in which it was."""
+    seen: set[int] = set()
+    fills: list[tuple[int, Fill]] = []
+    for slot in slots:
+        if slot.name in recorded and id(slot.tensor) not in seen:
+            seen.add(id(slot.tensor))
+            name = opened.names.name_of(slot.tensor, slot.module, slot.key)
+            fills += [(each.order, each.fill(name, slot.tensor)) for each in recorded[slot.name]]
+    planned = [fill for _, fill in sorted(fills, key=lambda each: each[0])]
+    opened.check(planned)
+    opened.run(planned)
+
+
+def _note_as_new(slots: Sequence[_Slot], opened: Session) -> None:
+    deferred = opened.deferred
+    assert deferred is not None, "it is recorded"
+    with deferred.paused():
+        for place in map(deferred.place_of, (slot.tensor for slot in slots)):
+            assert place is not None, "it was allocated just now"
+            deferred.is_new(place)
+
+
+def _without_values(slots: Sequence[_Slot], opened: Session) -> list[str]:
+    """Returns the names of the tensors that nothing has written, or will."""
+    deferred = opened.deferred
+    assert deferred is not None, "it is recorded"
+    with deferred.paused():
+        places = [(slot.name, deferred.place_of(slot.tensor)) for slot in slots]
+        return [name for name, place in places if place is not None and not deferred.is_written(place)]
 
 
 def _slots(model: nn.Module) -> Iterator[_Slot]:
@@ -134,7 +234,7 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
 
 def _allocate(slots: Sequence[_Slot], device: torch.device) -> None:
     """Puts tensors with memory into the slots, one for each meta tensor."""
-    olds = list({id(slot.entries[slot.key]): slot.entries[slot.key] for slot in slots}.values())
+    olds = list({id(slot.tensor): slot.tensor for slot in slots}.values())
     new: dict[int, torch.Tensor] = {}
     for old, tensor in zip(olds, allocate_like(olds, device)):
         if isinstance(old, nn.Parameter):
@@ -142,32 +242,32 @@ def _allocate(slots: Sequence[_Slot], device: torch.device) -> None:
         vars(tensor).update(vars(old))
         new[id(old)] = tensor
     for slot in slots:
-        slot.entries[slot.key] = new[id(slot.entries[slot.key])]
+        slot.entries[slot.key] = new[id(slot.tensor)]
 
 
-def _own_code(module: nn.Module) -> Callable[[], object] | None:
-    return next((getattr(module, name) for name in _OWN_CODE if callable(getattr(module, name, None))), None)
+def _run_own_code(
+    rest: Sequence[_Slot],
+    reached: Sequence[_Slot],
+    code: dict[nn.Module, list[Callable[[], object]]],
+    opened: Session,
+) -> None:
+    """Runs the own code of the modules that hold what neither a rule nor the recipe reaches.
 
-
-def _run_own_code(rest: Sequence[_Slot], reached: Sequence[_Slot], opened: Session) -> None:
-    """Runs ``reset_parameters`` of the modules that hold what no rule reaches.
-
-    What the rules reach stands on the meta device meanwhile: drawing values for it would be in vain.
+    What they reach stands on the meta device meanwhile: drawing values for it would be in vain.
     """
     books = opened.track()  # with the names of what is about to be taken out
-    held = [(slot, slot.entries[slot.key]) for slot in reached]
+    held = [(slot, slot.tensor) for slot in reached]
     for slot, tensor in held:
         meta = tensor.detach().to("meta")
         slot.entries[slot.key] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
     try:
         for module, path in {slot.module: slot.path for slot in rest}.items():
-            function = _own_code(module)
-            if function is None:
-                continue
-            name, info = join(path, function.__name__), f"`{function.__name__}` of {type(module).__name__}"
-            with books.attributing(module, info):
-                function()
-            opened.did([Call(module, f"{name}() of {type(module).__name__}", "materialize", info, function)])
+            for function in code[module]:
+                what = function.__name__
+                name, info = join(path, what), f"`{what}` of {type(module).__name__}"
+                with books.attributing(module, info), torch.no_grad():
+                    function()
+                opened.did([Call(module, f"{name}() of {type(module).__name__}", "materialize", info, function)])
     finally:
         for slot, tensor in held:
             slot.entries[slot.key] = tensor
@@ -188,17 +288,13 @@ def _restoring(model: nn.Module, slots: Sequence[_Slot]) -> Iterator[None]:
         raise
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())  # type: ignore[call-overload, no-any-return]
-
-
-def _is_untouched(tensor: torch.Tensor) -> bool:
-    return tensor.numel() > 0 and bool((_bytes_of(tensor) == _UNTOUCHED).all())
-
-
-def _must_not_be_empty(names: Sequence[str], why: str) -> None:
-    if names:
-        raise RuntimeError(
-            f"materialize: {names_line('tensors would get memory but no values', names)}. No rule reaches them, and "
-            f"{why}. Add a rule with param=..., or put tensors with values in their place before"
-        )
+def _must_not_be_empty(names: Sequence[str], why: str, recipe: Recipe | None) -> None:
+    if not names:
+        return
+    unknown = {} if recipe is None else recipe.unknown
+    told = [f"{name} ({unknown[name]})" for name in names if name in unknown]
+    by_code = f" The recipe has no values of theirs but those of other code: {', '.join(told[:3])}." if told else ""
+    raise RuntimeError(
+        f"materialize: {names_line('tensors would get memory but no values', names)}. No rule reaches them, and "
+        f"{why}.{by_code} Add a rule with param=..., or put tensors with values in their place before"
+    )

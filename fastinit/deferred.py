@@ -113,6 +113,8 @@ class Entry:
     order: int
     rule: str
     info: str
+    origin: Any = None
+    """The call that asked for it, a part of ``session``."""
     fill: Fill | None = None
     """As a rule asked for it, with its name."""
     is_done: bool = False
@@ -140,6 +142,15 @@ class _Storage:
     """(place, by what, whether random) of writes that are no fills."""
     is_exposed: bool = False
     """Somebody has an address of the memory: a write there must not wait."""
+    is_fresh: bool = False
+    """It holds nothing before it is filled."""
+    is_marked: bool = False
+    """Every byte was _UNTOUCHED when the memory was exposed."""
+
+
+# Written into fresh memory before somebody gets its address, to see whether they wrote there. No float, bool or index is
+# likely to consist of it.
+_UNTOUCHED = 0xFB
 
 
 class Deferred:
@@ -198,6 +209,7 @@ class Deferred:
         info: str,
         *,
         draw: Draw | None = None,
+        origin: Any = None,
         fill: Fill | None = None,
         is_done: bool = False,
         is_told: bool = False,
@@ -206,7 +218,7 @@ class Deferred:
         self.forget(place)
         draw = Draw() if draw is None else draw
         entry = Entry(
-            place, draw, distribution, session, self._n_entries, rule, info, fill, is_done=is_done, is_told=is_told
+            place, draw, distribution, session, self._n_entries, rule, info, origin, fill, is_done, is_told
         )
         self._n_entries += 1
         draw.entries.append(entry)
@@ -244,7 +256,15 @@ class Deferred:
 
     def expose(self, place: Place) -> None:
         """Notes that somebody got an address of the memory."""
-        self._storage(place).is_exposed = True
+        storage = self._storage(place)
+        storage.is_exposed = True
+        if storage.is_fresh and not storage.entries and not storage.foreign:
+            _bytes_of(storage).fill_(_UNTOUCHED)
+            storage.is_marked = True
+
+    def is_new(self, place: Place) -> None:
+        """Notes that memory was made just now and holds nothing."""
+        self._storage(place).is_fresh = True
 
     def is_exposed(self, place: Place) -> bool:
         """Tells whether the memory may be read unseen: by an address, or as memory of numpy's or of another process."""
@@ -311,6 +331,8 @@ class Deferred:
         places = [entry.place for entry in storage.entries] + [at for at, _, _ in storage.foreign]
         if any(each.covers(place) for each in places):
             return True
+        if storage.is_marked and bool((_bytes_of(storage) != _UNTOUCHED).any()):
+            return True
         touching = [each for each in places if each.meets(place) and each.dtype == place.dtype]
         if not touching:
             return False
@@ -318,6 +340,11 @@ class Deferred:
         for each in touching:
             mask.as_strided(each.shape, each.stride, each.offset).fill_(True)
         return bool(mask.as_strided(place.shape, place.stride, place.offset).all())
+
+
+def _bytes_of(storage: _Storage) -> torch.Tensor:
+    memory = torch.UntypedStorage._new_with_weak_ptr(storage.ref.cdata)
+    return torch.empty(0, dtype=torch.uint8, device=memory.device).set_(memory)  # type: ignore[call-overload, no-any-return]
 
 
 def _leave(entry: Entry) -> None:

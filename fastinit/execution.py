@@ -252,6 +252,7 @@ class Session:
                 self.effective,
                 fill.rule,
                 fill.info,
+                origin=self,
                 fill=named,
                 is_done=not is_contract,
                 is_told=not is_contract,
@@ -319,7 +320,8 @@ class Session:
         unkeyed: dict[str, None] = {}
         provenance = self.track()
         for entry in deferred.entries():
-            if entry.session is not self.effective:
+            # A part of a larger call tells what it asked for itself, and leaves the rest to that.
+            if (entry.session if self.effective is self else entry.origin) is not self:
                 continue
             owner = self.owner_of(entry.place)
             key = entry.draw.key
@@ -334,7 +336,7 @@ class Session:
                 self.did([fill])
                 if fill.tensor not in provenance.written:
                     provenance.record(fill.tensor, fill.info)
-        for owner in self.owners():
+        for owner in self.owners() if self.effective is self else ():
             for what, is_random in deferred.foreign_of(owner.place):
                 if owner.tensor not in provenance.written:
                     provenance.record(owner.tensor, what)

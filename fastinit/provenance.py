@@ -145,9 +145,10 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         tensors = [(tensor, version_of(tensor)) for tensor in _tensors_in((*args, *kwargs.values()))]
         result = func(*args, **kwargs)
-        for tensor, version in tensors:
-            if version_of(tensor) != version:
-                self._note(tensor)
+        with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
+            for tensor, version in tensors:
+                if version_of(tensor) != version:
+                    self._note(tensor)
         return result
 
     def _note(self, tensor: torch.Tensor) -> None:
@@ -185,7 +186,8 @@ def _storage_address(tensor: torch.Tensor) -> int:
     try:
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
             return 0
-        return tensor.untyped_storage().data_ptr()
+        with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
+            return tensor.untyped_storage().data_ptr()
     except (RuntimeError, ValueError, NotImplementedError):
         return 0
 

@@ -32,6 +32,8 @@ class RecordedFill:
     """The name whose stream gives the values, where it is not the parameter's own."""
     key_index: tuple[int, tuple[int, ...]]
     """``first_index`` and ``steps`` in the tensor that the stream is for."""
+    order: int
+    """Its position in what was recorded."""
     rule: str
     info: str
 
@@ -167,6 +169,7 @@ def _recorded(entry: object, owner: Owner, opened: Session) -> RecordedFill | No
         *index,
         "" if key == owner.name else key,
         key_index,
+        entry.order,
         entry.rule,
         entry.info,
     )
