@@ -232,7 +232,7 @@ TORCH_INIT: dict[type, Callable[..., object]] = {
     plans.TruncatedNormal: nn.init.trunc_normal_,
 }
 
-Run = Callable[[Sequence[plans.Fill], "int | None"], None]
+Run = Callable[[Sequence[plans.Fill], "int | None"], object]
 
 
 def by_contract(run: Run, specs: Sequence[Spec], tensors: Sequence[torch.Tensor]) -> None:

@@ -8,8 +8,8 @@ from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .construction import build, materialize
 from .defaults import use
 from .planning import plan
-from .recording import capture
 from .plans import Plan
+from .recording import capture
 from .reports import Report
 from .version import __version__
 from .weight_init import (

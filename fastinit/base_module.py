@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from .execution import Session, session
-from .operators import is_contract
 from .naming import is_model_wrapper, join, original
+from .operators import is_contract
 from .plans import Call, Item
 from .provenance import Provenance, check_no_new_parameters, log_provenance, logger, update_init_info
 from .recording import recording
@@ -83,7 +83,10 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
             with recording(opened) if _may_wait(self, opened) else nullcontext():
                 _init_tree(self, _Runner(opened))
             opened.flush()
-            log_provenance(provenance, opened.parameters())
+            if hasattr(self, "_dump_init_info"):  # an mmengine module logs it mmengine's way (integrations.mmengine)
+                self._dump_init_info()  # type: ignore[operator]
+            else:
+                log_provenance(provenance, opened.parameters())
             self.last_init_report = opened.report()
 
     def __repr__(self) -> str:

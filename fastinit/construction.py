@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .base_module import BaseModule
+from .errors import check_module
 from .execution import Session, session
 from .foreign import own_code
 from .memory import allocate_like
@@ -21,7 +22,7 @@ from .plans import Call, Fill, names_line, tensors_of
 from .recipes import Recipe
 from .recording import capture, recording
 from .reports import Report
-from .rules import check_module, parse, run_rules
+from .rules import parse, run_rules
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -162,7 +163,9 @@ def materialize(
     rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.name not in recorded]
     code = own_code(model)
     if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
-        _must_not_be_empty([slot.name for slot in rest if not code[slot.module]], "their modules have no reset_parameters", recipe)
+        _must_not_be_empty(
+            [slot.name for slot in rest if not code[slot.module]], "their modules have no reset_parameters", recipe
+        )
     with _restoring(model, slots):
         _allocate(slots, target)
         new = {id(slot.tensor) for slot in rest}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Place:
     def __init__(self, tensor: torch.Tensor, ref: StorageWeakRef) -> None:
         self.ref = ref
         self.dtype = tensor.dtype
-        self.offset = tensor.storage_offset()
+        self.offset = int(tensor.storage_offset())
         self.shape = tuple(tensor.shape)
         self.stride = tensor.stride()
         self.numel = tensor.numel()
@@ -45,7 +45,7 @@ class Place:
     @property
     def key(self) -> int:
         """The identity of the storage, for as long as ``ref`` is held."""
-        return self.ref.cdata
+        return self.ref.cdata  # type: ignore[no-any-return]
 
     @property
     def geometry(self) -> tuple[object, ...]:
@@ -148,8 +148,8 @@ class _Storage:
     """Every byte was _UNTOUCHED when the memory was exposed."""
 
 
-# Written into fresh memory before somebody gets its address, to see whether they wrote there. No float, bool or index is
-# likely to consist of it.
+# Written into fresh memory before somebody gets its address, to see whether they wrote there. No float, bool or index
+# is likely to consist of it.
 _UNTOUCHED = 0xFB
 
 
@@ -166,9 +166,13 @@ class Deferred:
         self._paused_by: int | None = None
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What this thread does in the block is fastinit's own work, and nobody watches it."""
-        with self.lock, torch._C.DisableTorchFunction():
+    def paused(self, subclasses: bool = False) -> Iterator[None]:
+        """What this thread does in the block is fastinit's own work, and nobody watches it.
+
+        Args:
+            subclasses: tensors of classes with functions of their own are at work.
+        """
+        with self.lock, nullcontext() if subclasses else torch._C.DisableTorchFunction():
             before, self._paused_by = self._paused_by, threading.get_ident()
             try:
                 yield
@@ -189,11 +193,11 @@ class Deferred:
         except (RuntimeError, NotImplementedError):
             return None
         known = self._storages.get(storage._cdata)
-        return Place(tensor, known.ref if known is not None else StorageWeakRef(storage))
+        return Place(tensor, known.ref if known is not None else StorageWeakRef(storage))  # type: ignore[no-untyped-call]
 
     def is_at(self, tensor: torch.Tensor, place: Place) -> bool:
         """Tells whether a tensor still has its memory where it had it (``p.data = ...`` gives it another)."""
-        return tensor.untyped_storage()._cdata == place.key
+        return bool(tensor.untyped_storage()._cdata == place.key)
 
     def _storage(self, place: Place) -> _Storage:
         return self._storages.setdefault(place.key, _Storage(place.ref))
@@ -217,9 +221,7 @@ class Deferred:
         """Notes a fill; what it covers is forgotten."""
         self.forget(place)
         draw = Draw() if draw is None else draw
-        entry = Entry(
-            place, draw, distribution, session, self._n_entries, rule, info, origin, fill, is_done, is_told
-        )
+        entry = Entry(place, draw, distribution, session, self._n_entries, rule, info, origin, fill, is_done, is_told)
         self._n_entries += 1
         draw.entries.append(entry)
         self._storage(place).entries.append(entry)
@@ -300,7 +302,7 @@ class Deferred:
         if place is not None:
             storage = self._storages.get(place.key)
             return [] if storage is None else [entry for entry in storage.entries if not entry.is_done]
-        for key in [key for key, storage in self._storages.items() if storage.ref.expired()]:
+        for key in [key for key, storage in self._storages.items() if _is_gone(storage)]:
             for entry in self._storages.pop(key).entries:
                 _leave(entry)
         found = (entry for storage in self._storages.values() for entry in storage.entries if not entry.is_done)
@@ -318,7 +320,7 @@ class Deferred:
 
     def entries(self) -> list[Entry]:
         """Returns all fills that hold, in memory that is alive, in order."""
-        found = (e for storage in self._storages.values() if not storage.ref.expired() for e in storage.entries)
+        found = (e for storage in self._storages.values() if not _is_gone(storage) for e in storage.entries)
         return sorted(found, key=lambda entry: entry.order)
 
     def is_written(self, place: Place) -> bool:
@@ -345,6 +347,10 @@ class Deferred:
 def _bytes_of(storage: _Storage) -> torch.Tensor:
     memory = torch.UntypedStorage._new_with_weak_ptr(storage.ref.cdata)
     return torch.empty(0, dtype=torch.uint8, device=memory.device).set_(memory)  # type: ignore[call-overload, no-any-return]
+
+
+def _is_gone(storage: _Storage) -> bool:
+    return bool(storage.ref.expired())  # type: ignore[no-untyped-call]
 
 
 def _leave(entry: Entry) -> None:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 # Errors whose only argument is a message: they can be made anew with the place in front. Others pass as they are.
 _PLAIN_ERRORS = (
     AssertionError,
@@ -44,3 +46,12 @@ def locating(where: str) -> Iterator[None]:
         message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
         located = type(error)(f"{where}: {message}" if str(message) else where)
         raise located.with_traceback(error.__traceback__) from None
+
+
+def check_module(module: object) -> None:
+    """Raises TypeError unless ``module`` is an ``nn.Module``."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be a torch.nn.Module, but got {type(module)}. For a tensor use torch.nn.init or "
+            f"fastinit.trunc_normal_"
+        )

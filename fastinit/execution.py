@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from . import backends
-from .deferred import Deferred, Entry, Owner, Owners, Place, fill_of, fills_of
 from .defaults import default_backend, default_seed
+from .deferred import Deferred, Entry, Owner, Owners, Place, fill_of, fills_of
 from .errors import warn_user
 from .naming import Names
 from .plans import Call, Constant, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
@@ -93,7 +93,7 @@ class Session:
         self._waiting: list[Fill] = []
         self.deferred: Deferred | None = None if outer is None else outer.deferred
         """Where fills wait as long as every access to memory is watched (``recording``)."""
-        self.strict = False if outer is None else outer.strict
+        self.strict: bool = False if outer is None else outer.strict
         """A draw that would not be keyed by a name is an error."""
         self._owners: tuple[int, Owners] | None = None
         self.launches: dict[torch.device, int] = {} if outer is None or not self._is_part else outer.launches
@@ -106,6 +106,10 @@ class Session:
 
     def check(self, items: Iterable[Item]) -> None:
         """Raises RuntimeError if an item cannot run; nothing is written."""
+        with looking_only():
+            self._check(items)
+
+    def _check(self, items: Iterable[Item]) -> None:
         why_not_device: dict[tuple[str, torch.device], str | None] = {}  # a driver takes its time to answer
         for item in items:
             if not self.dry and not (isinstance(item, Copy) and item.replaces):
@@ -129,6 +133,14 @@ class Session:
                         f"({tuple(item.shape)}, {item.tensor.dtype}, {item.tensor.device}) with "
                         f"{describe(item.distribution)}: {reason}"
                     )
+
+    def check_backend(self) -> None:
+        """Raises RuntimeError if the backend was asked for by name and cannot run on this machine."""
+        if self.backend != backends.AUTO:
+            device = torch.device(backends.device_type(self.backend))
+            reason = backends.BACKENDS[self.backend].why_not(device)
+            if reason is not None:
+                raise RuntimeError(f"the backend {self.backend!r} cannot run on this machine: {reason}")
 
     def backend_of(self, fill: Fill) -> str:
         """Returns the name of the backend that executes a fill."""
@@ -157,8 +169,10 @@ class Session:
             if is_fill:
                 self._fill([item for item in group if isinstance(item, Fill)])
                 continue
-            self.flush()
             for item in group:
+                # Code that is watched reads what it needs. A copy into known tensors reads nothing.
+                if self.deferred is None or (isinstance(item, Copy) and not _only_overwrites(item)):
+                    self.flush()
                 if isinstance(item, Copy):
                     self._copy(item)
                 elif isinstance(item, Call):
@@ -172,10 +186,19 @@ class Session:
     def _copy(self, item: Copy) -> None:
         provenance = self.track()
         # Watching what is written takes longer than loading a small model: only code of others is watched.
-        with provenance.attributing(item.module, item.info) if item.runs_own_code else nullcontext():
-            result, entries = item.load()
+        if item.runs_own_code:
+            with provenance.attributing(item.module, item.info):
+                result, entries = item.load()
+        else:
+            with nullcontext() if self.deferred is None else self.deferred.paused(subclasses=True):
+                result, entries = item.load()
         for entry in entries:
             provenance.record(entry.tensor, item.info)
+            if self.deferred is not None:
+                with self.deferred.paused():
+                    place = self.deferred.place_of(entry.tensor)
+                    if place is not None:
+                        self.deferred.wrote(place, item.info, False)
         self._loaded(CheckpointReport(item.source, item.rule, result))
         self.did([replace(item, entries=entries)])
 
@@ -281,9 +304,9 @@ class Session:
             for entry, fill in found:
                 if entry.draw.key is not None and not entry.draw.key.is_name:
                     raise RuntimeError(
-                        f"strict: {entry.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the numbers "
-                        f"are needed before it is known what the tensor will be called. Without strict they come from "
-                        f"the stream {fill.stream_name!r}, by order"
+                        f"strict: {entry.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the "
+                        f"numbers are needed before it is known what the tensor will be called. Without strict they "
+                        f"come from the stream {fill.stream_name!r}, by order"
                     )
         fills = [fill for _, fill in found]
         self._check_streams([fill for fill in fills if not isinstance(fill.distribution, Constant)])
@@ -496,6 +519,11 @@ def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
                 stack.callback(module.set_rng_state, module.get_rng_state(*index), *index)
                 module.manual_seed(seed)
         yield
+
+
+def _only_overwrites(item: Copy) -> bool:
+    """Tells whether a copy writes all of the tensors that it names, and nothing else is read or written."""
+    return not (item.runs_own_code or item.replaces or item.unknown)
 
 
 def _n_bytes(item: Item) -> int:

@@ -34,8 +34,8 @@ def initialize_like_its_library(root: nn.Module) -> None:
 def own_code(root: nn.Module) -> dict[nn.Module, list[Callable[[], object]]]:
     """Returns what the modules under a root have to initialize themselves with, in the order in which it is to run.
 
-    That is their ``reset_parameters`` and, in models of transformers, what the innermost model's ``_init_weights`` makes
-    of each module.
+    That is their ``reset_parameters`` and, in models of transformers, what the innermost model's ``_init_weights``
+    makes of each module.
     """
     kind = _pretrained_model()
     found: dict[nn.Module, list[Callable[[], object]]] = {}

@@ -29,7 +29,10 @@ def allocate_like(metas: Sequence[torch.Tensor], device: torch.device) -> list[t
 
 
 def ask_for_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
-    """Advises the kernel to back memory that nobody has touched yet by huge pages, for every stretch of neighbouring tensors that has room for a huge page."""
+    """Advises the kernel to back memory that nobody has touched yet by huge pages.
+
+    That is done for every stretch of neighbouring tensors that has room for one.
+    """
     if not sys.platform.startswith("linux"):
         return
     import ctypes

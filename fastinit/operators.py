@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,8 +43,12 @@ class Operators:
             if result is not NOT_HANDLED:
                 return result
         effect = _effect_of(func)
+        if effect.moves:
+            self.deferred.generation += 1
         if effect.reads_nothing:
             return func(*args, **kwargs)
+        if effect.is_random and effect.written:
+            self._must_not_be_strict(func, args)
         for tensor in _tensors_in((*args, *kwargs.values())):
             self.read(tensor)
         result = func(*args, **kwargs)
@@ -53,6 +57,15 @@ class Operators:
             for tensor in _tensors_in((result,)):
                 self._note_write(func, tensor, True)
         return result
+
+    def _must_not_be_strict(self, func: Operator, args: Arguments) -> None:
+        session = self._session().effective
+        for tensor in _tensors_in(args):
+            if session.strict and is_contract(session, tensor.device):
+                raise RuntimeError(
+                    f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
+                    f"generator of torch's and so by order. Without strict it does, and the report lists it"
+                )
 
     def read(self, tensor: torch.Tensor) -> None:
         """Executes what waits in the memory of a tensor: somebody is about to look at it, or to change it."""
@@ -66,11 +79,12 @@ class Operators:
         if not waiting:
             return
         if all(isinstance(entry.distribution, Constant) for entry in waiting):  # not worth a launch; the same bits
-            for entry in waiting:
-                view = entry.place.view()
-                if view is not None and not view.is_meta:
-                    view.fill_(entry.distribution.value)  # type: ignore[union-attr]
-                entry.is_done = True
+            with self.deferred.paused():
+                for entry in waiting:
+                    view = entry.place.view()
+                    if view is not None and not view.is_meta:
+                        view.fill_(entry.distribution.value)  # type: ignore[union-attr]
+                    entry.is_done = True
             return
         self._session().run_deferred(waiting)
 
@@ -194,7 +208,11 @@ class Operators:
         dtype = func(torch.empty(1, dtype=tensor.dtype, device="cpu"), *args[1:], **kwargs).dtype
         if dtype != tensor.dtype and not all(isinstance(after, Constant) for after in values):
             return NOT_HANDLED
-        return self._copied(tensor, sources, values, lambda: torch.empty_like(tensor, dtype=dtype), func, args, kwargs)
+
+        def now() -> Any:
+            return func(*args, **kwargs)
+
+        return self._copied(tensor, sources, values, lambda: torch.empty_like(tensor, dtype=dtype), now)
 
     def cast(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns the copy of a tensor in another dtype, on another device or in another layout."""
@@ -212,7 +230,7 @@ class Operators:
         def empty() -> torch.Tensor:
             return torch.empty_like(tensor, dtype=dtype, device=device, memory_format=memory_format)
 
-        return self._copied(tensor, sources, values, empty, func, args, kwargs)
+        return self._copied(tensor, sources, values, empty, lambda: func(*args, **kwargs))
 
     def copy_into(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """``target.copy_(source)``: the target's old values do not matter, and the source's may still wait."""
@@ -238,7 +256,7 @@ class Operators:
         return target
 
     def _sources(self, tensor: torch.Tensor) -> list[Entry]:
-        """Returns the fills that give a tensor its values, the first all of it; none where they are not the whole story."""
+        """Returns the fills that give a tensor its values, the first all of it; none where there is more to it."""
         place = self.deferred.place_of(tensor)
         entries = None if place is None else self.deferred.all_of(place)
         if place is None or not entries or entries[0].place.geometry != place.geometry:
@@ -258,9 +276,15 @@ class Operators:
         )
 
     def _copied(
-        self, tensor: torch.Tensor, sources: list[Entry], values: list[Any], empty: Any, func: Any, args: Any, kwargs: Any
+        self,
+        tensor: torch.Tensor,
+        sources: list[Entry],
+        values: list[Any],
+        empty: Callable[[], torch.Tensor],
+        now: Callable[[], torch.Tensor],
     ) -> Any:
-        copy = func(*args, **kwargs) if sources[0].is_done else empty()
+        """Returns a copy: with values where the source has them, else an empty one that waits for the same draws."""
+        copy = now() if sources[0].is_done else empty()
         if self._can_hold(sources, values, tensor, copy):
             self._share(sources, values, tensor, copy)
             return copy
@@ -284,9 +308,7 @@ class Operators:
 def is_contract(session: Session, device: torch.device) -> bool:
     """Tells whether fills on a device may wait: their values do not depend on when they are drawn."""
     name = session.backend_on(device)
-    return backends.BACKENDS[name].IS_CONTRACT and (
-        device.type == "meta" or device.type == backends.device_type(name)
-    )
+    return backends.BACKENDS[name].IS_CONTRACT and (device.type == "meta" or device.type == backends.device_type(name))
 
 
 def why_not(session: Session, tensor: torch.Tensor, distribution: Distribution) -> str | None:
@@ -421,7 +443,12 @@ class Change:
 
 def _number(value: Any) -> float | None:
     """Returns a number, or that of a tensor without dimensions on the CPU (which has no fill that waits)."""
-    if isinstance(value, torch.Tensor) and value.dim() == 0 and value.device.type == "cpu" and type(value) is torch.Tensor:
+    if (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 0
+        and value.device.type == "cpu"
+        and type(value) is torch.Tensor
+    ):
         value = value.item()
     return value if isinstance(value, (int, float)) else None
 
@@ -446,7 +473,9 @@ def _handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def _filled(ops: Operators, values: Callable[..., Distribution], func: Any, args: Any, kwargs: Any, *numbers: Any) -> Any:
+def _filled(
+    ops: Operators, values: Callable[..., Distribution], func: Any, args: Any, kwargs: Any, *numbers: Any
+) -> Any:
     tensor = args[0]
     if kwargs.get("generator") is not None:  # its owner wants this generator's numbers
         return NOT_HANDLED
@@ -527,7 +556,7 @@ def _change(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str
     if kwargs.keys() - {"alpha"}:
         return None
     if name == "clamp":
-        numbers = (numbers + [None, None])[:2]
+        numbers = [*numbers, None, None][:2]
     return Change(name, tuple(numbers))
 
 
@@ -565,6 +594,8 @@ def _copy_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str,
 class _Effect:
     reads_nothing: bool
     """It makes a view, or a tensor without values."""
+    moves: bool
+    """It gives a tensor other memory or another shape, and writes no memory."""
     written: tuple[tuple[int, str], ...]
     """Position and name of the arguments that it writes into."""
     is_random: bool
@@ -574,7 +605,7 @@ class _Effect:
 _SHAPES_ONLY = ("empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty")
 
 
-@lru_cache(maxsize=None)  # there are a few thousand operators
+@cache  # there are a few thousand operators
 def _effect_of(func: Operator) -> _Effect:
     schema = func._schema
     written = tuple(
@@ -582,9 +613,12 @@ def _effect_of(func: Operator) -> _Effect:
         for position, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+    moves = torch.Tag.inplace_view in func.tags
+    if moves:
+        written = ()
     is_view = not written and any(result.alias_info is not None for result in schema.returns)
     is_random = torch.Tag.nondeterministic_seeded in func.tags
-    return _Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, written, is_random)
+    return _Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, moves, written, is_random)
 
 
 def _tensors_in(values: Sequence[Any]) -> Iterator[torch.Tensor]:
@@ -597,7 +631,7 @@ def _tensors_in(values: Sequence[Any]) -> Iterator[torch.Tensor]:
 
 _OWN_AND_TORCH = ("torch", "fastinit", "contextlib")
 # Their functions only stand between torch's and those that say what is wanted.
-_BETWEEN = ("transformers.initialization",)
+_BETWEEN = ("transformers.initialization", "timm.layers.weight_init", "mmengine.model.weight_init")
 
 
 def where() -> str:

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from .base_module import BaseModule, plan_tree
+from .errors import check_module
 from .execution import Session
 from .naming import unwrapped
 from .plans import Plan
-from .rules import check_module, parse, plan_rules
+from .rules import parse, plan_rules
 
 
 def plan(

@@ -66,8 +66,9 @@ class RecordedFill:
 class Recipe:
     """What ``capture`` recorded. In the block it takes names, after it it has fills and a report."""
 
-    def __init__(self, names: Names | None, prefix: str) -> None:
+    def __init__(self, names: Names | None, prefix: str, is_part: bool) -> None:
         self._names = names
+        self._is_part = is_part
         self._prefix = prefix
         self._report: Report | None = None
         self.is_open = True
@@ -80,7 +81,8 @@ class Recipe:
     def bind(self, module: nn.Module, prefix: str = "") -> None:
         """Names what was captured: parameters and buffers by their place under ``module``, ``prefix`` in front.
 
-        Call it in the block, once for each model that is made there.
+        Call it in the block, once for each model that is made there. In a part of a larger block it does nothing: there
+        the larger one's names count.
 
         Raises:
             TypeError: ``module`` is no module.
@@ -88,6 +90,8 @@ class Recipe:
         """
         if not isinstance(module, nn.Module):
             raise TypeError(f"bind needs a torch.nn.Module, but got {type(module)}")
+        if self._is_part:  # names are those of the larger block
+            return
         if self._names is None:
             raise RuntimeError("bind: the module was given to capture itself")
         if not self.is_open and self._report is not None:
@@ -104,7 +108,9 @@ class Recipe:
             RuntimeError: the block is not over, or is part of a larger one, which has the report.
         """
         if self._report is None:
-            raise RuntimeError("the report is made when the block ends; that of a part of a larger block is the larger's")
+            raise RuntimeError(
+                "the report is made when the block ends; that of a part of a larger block is the larger's"
+            )
         return self._report
 
     def finish(self, report: Report) -> None:

@@ -1,8 +1,8 @@
 """``capture()``: records the init calls that any code makes, and runs them as one plan.
 
-Two modes of torch watch a thread: a dispatch mode sees every operator (``operators`` says what each means to a fill that
-waits), a function mode sees the ways to the memory that are no operators, such as ``numpy()``. What a name is for is
-asked as late as possible, because a constructor fills a parameter before it has one.
+Two modes of torch watch a thread: a dispatch mode sees every operator (``operators`` says what each means to a fill
+that waits), a function mode sees the ways to the memory that are no operators, such as ``numpy()``. Names are looked for
+as late as possible, because a constructor fills a parameter before it has one.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .deferred import Deferred
+from .errors import check_module
 from .execution import Session, current_session, session
 from .foreign import initialize_like_its_library
 from .memory import ask_for_huge_pages
-from .naming import unwrapped
-from .operators import Operators, is_contract, where
+from .operators import Operators, is_contract
 from .plans import Constant, TruncatedNormal
 from .recipes import Recipe, recorded_fills
-from .reports import Report
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("fastinit_recorder", default=None)
 
@@ -47,20 +46,20 @@ def capture(
 ) -> Iterator[Recipe]:
     """Records the init operations in a ``with`` block, and runs them as one plan when it ends.
 
-    Recorded are torch.nn.init's functions and the operators that they are made of (``normal_``, ``uniform_``, ``fill_``,
-    ``zero_``, truncated normals as torch, timm and mmengine draw them), functions that make filled tensors (``torch.randn``,
-    ``zeros``, ...), scaling and shifting by numbers, copies, and casts, on whole tensors and on views, and fastinit's own
-    calls. A later fill replaces an earlier one. Whatever else touches a tensor first executes what waits for it, then
-    runs as it is written. On devices where the backend is "torch", all runs at once and is only noted: the draws and
-    the generator's state are those of the code alone.
+    Recorded are torch.nn.init's functions and the operators that they are made of (``normal_``, ``uniform_``,
+    ``fill_``, ``zero_``, truncated normals as torch, timm and mmengine draw them), functions that make filled tensors
+    (``torch.randn``, ``zeros``, ...), scaling and shifting by numbers, copies, and casts, on whole tensors and on
+    views, and fastinit's own calls. A later fill replaces an earlier one. Whatever else touches a tensor first executes
+    what waits for it, then runs as it is written. On devices where the backend is "torch", all runs at once and is only
+    noted: the draws and the generator's state are those of the code alone.
 
-    The random numbers of ``cpp``, ``triton`` and ``cuda`` go by the names of parameters and buffers: those under ``module``
-    or what ``recipe.bind`` named, else those under the one module that was put together in the block and is not part of
-    another. What has no such name, or was needed before it was known, is drawn by order, and is listed in the report's
-    ``unkeyed``.
+    The random numbers of ``cpp``, ``triton`` and ``cuda`` go by the names of parameters and buffers: those under
+    ``module`` or what ``recipe.bind`` named, else those under the one module that was put together in the block and is
+    not part of another. What has no such name, or was needed before it was known, is drawn by order, and is listed in
+    the report's ``unkeyed``.
 
-    A block in a larger one (or in an ``init_weights`` of fastinit's) without a seed, prefix or module of its own is part
-    of that: its names, its seed, its report. Threads that are started in the block are recorded too.
+    A block in a larger one (or in an ``init_weights`` of fastinit's) without a seed, prefix or module of its own is
+    part of that: its names, its seed, its report. Threads that are started in the block are recorded too.
 
     Args:
         module: the root whose names count, where it exists already.
@@ -85,8 +84,12 @@ def capture(
         >>> recipe.report.launches, recipe.report.provenance["0.weight"]  # doctest: +ELLIPSIS
         ({'cpu': 1}, '`trunc_normal_` at ...')
     """
+    if module is not None:
+        check_module(module)
     with session(module, backend=backend, seed=seed, prefix=prefix) as opened, recording(opened, strict) as recorder:
-        recipe = Recipe(opened.names if module is None else None, prefix)
+        opened.check_backend()
+        is_part = opened.effective is not opened  # whose names are those of the larger block
+        recipe = Recipe(None if module is not None or is_part else opened.names, prefix, is_part)
         try:
             yield recipe
         finally:
@@ -197,7 +200,12 @@ class _Recorder:
                 problem = self._find_roots(opened, recipe)
         for each in [root] if root is not None else [each for each, _ in recipe.bound]:
             initialize_like_its_library(each)
-        self.is_open = False
+        with self.deferred.paused():
+            self._execute(opened, recipe, problem)
+        if problem:
+            raise RuntimeError(problem)
+
+    def _execute(self, opened: Session, recipe: Recipe, problem: str) -> None:
         self.deferred.generation += 1  # the names are those of the models as they are now
         waiting = [entry for entry in self.deferred.waiting() if entry.session is opened]
         ask_for_huge_pages(
@@ -208,13 +216,12 @@ class _Recorder:
         opened.run_deferred(waiting)
         recipe.fills, recipe.unknown = recorded_fills(opened)
         recipe.finish(opened.report())
-        if problem:
-            raise RuntimeError(problem)
 
     def _find_roots(self, opened: Session, recipe: Recipe) -> str:
         """Binds the one root that was put together in the block; returns what is wrong where there are several."""
         roots = self._roots(opened)
         if len(roots) > 1:
+            del roots
             gc.collect()  # modules that refer to themselves outlive their use
             roots = self._roots(opened)
         if len(roots) > 1:
@@ -249,11 +256,11 @@ class _Recorder:
 # --- the two modes ---------------------------------------------------------------------------------------------------
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recorder = recorder
 
     def __torch_dispatch__(
@@ -262,6 +269,8 @@ class _Dispatch(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._recorder.is_idle:
             return func(*args, **kwargs)
+        if types and any(kind.__name__ == "FakeTensor" for kind in types):
+            return func(*args, **kwargs)  # there is no memory behind it
         if any(_is_wrapper(kind) for kind in types):
             return NotImplemented  # it takes itself apart first, and what it is made of comes by here
         with self._recorder.deferred.lock, torch._C.DisableTorchFunction():
@@ -388,11 +397,11 @@ def _truncated_normal(original: Callable[..., torch.Tensor]) -> Callable[..., to
         tensor: torch.Tensor, mean: float, std: float, a: float, b: float, generator: Any = None, **others: Any
     ) -> torch.Tensor:
         recorder = _recorder.get()
-        if recorder is not None and not recorder.is_idle and generator is None and not others:
-            if recorder.truncated_normal(original, tensor, mean, std, a, b):
-                return tensor
+        is_plain = recorder is not None and not recorder.is_idle and generator is None and not others
+        if is_plain and recorder.truncated_normal(original, tensor, mean, std, a, b):  # type: ignore[union-attr]
+            return tensor
         if generator is not None:
-            others["generator"] = generator
+            others["generator"] = generator  # an argument since torch 2.2
         return original(tensor, mean, std, a, b, **others)
 
     return function

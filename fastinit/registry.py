@@ -18,6 +18,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def __init__(self, name: str) -> None:
         self.name = name
         self._entries: dict[str, Callable[..., Any]] = {}
+        self.fallback: Callable[[str], Callable[..., Any] | None] | None = None
+        """Asked for names that are registered nowhere here: another library's registry."""
 
     def register_module(
         self,
@@ -88,6 +90,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         ours = self._by_path(name)
         if ours is not None:
             return ours
+        if self.fallback is not None and (theirs := self.fallback(name)) is not None:
+            return theirs
         reason = ""
         if "." in name:
             module, _, attribute = name.rpartition(".")

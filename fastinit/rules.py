@@ -64,15 +64,6 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
     raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
 
 
-def check_module(module: object) -> None:
-    """Raises TypeError unless ``module`` is an ``nn.Module``."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"module must be a torch.nn.Module, but got {type(module)}. For a tensor use torch.nn.init or "
-            f"fastinit.trunc_normal_"
-        )
-
-
 def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
     """Returns the items of each rule, checked: nothing is written if any of them cannot run."""
     with looking_only():

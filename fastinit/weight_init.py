@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import check_module
 from .execution import looking_only, session
 from .initializers import (
     CAFFE2_XAVIER,
@@ -35,7 +36,7 @@ from .plans import Constant, Distribution, Normal, Uniform
 from .provenance import update_init_info
 from .registry import WEIGHT_INITIALIZERS
 from .reports import Report
-from .rules import check_module, parse, run_rules
+from .rules import parse, run_rules
 from .scaling import bias_init_with_prob
 
 __all__ = [

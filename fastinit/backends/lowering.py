@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span, describe, numbers_of, row_major
+from ..plans import (
+    Box,
+    Constant,
+    Distribution,
+    Fill,
+    Normal,
+    TruncatedNormal,
+    Uniform,
+    byte_span,
+    describe,
+    numbers_of,
+    row_major,
+)
 from ..streams import parameter_keys, stream_of
 from ..tails import Centre, truncation
 from .torch_backend import why_not_values

@@ -1,13 +1,15 @@
-"""Puts fastinit's initializers into mmengine's registry, where mmdet's, mmseg's and mmpretrain's find them too."""
+"""Puts fastinit to work in mmengine: its initializers in the registry, or all of ``BaseModule.init_weights``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from ..base_module import BaseModule, update_init_info
 from ..registry import WEIGHT_INITIALIZERS
 
 _replaced: dict[str, Callable[..., Any] | None] = {}
+_patched: list[tuple[Any, str, Any]] = []
 
 
 def register() -> None:
@@ -36,6 +38,45 @@ def unregister() -> None:
         else:
             registry.register_module(name=name, module=initializer, force=True)
     _replaced.clear()
+
+
+def enable() -> None:
+    """Lets ``init_weights`` of all mmengine modules run by fastinit; configs and Runner scripts stay as they are.
+
+    A detector becomes one plan: what its modules do in ``init_weights`` of their own is recorded, the bookkeeping knows
+    what was written and reads no parameter back, and on the contract backends everything is filled in one launch. The
+    backend and the seed are those of ``fastinit.use`` or FASTINIT_BACKEND; on "torch", which is "auto" on the CPU, the
+    weights are mmengine's, bit for bit. mmengine's logger gets its lines as before. Includes ``register``.
+
+    Raises:
+        ImportError: mmengine is not installed.
+
+    Example (in a training script, before the Runner): ``fastinit.integrations.mmengine.enable()``.
+    """
+    register()
+    if _patched:
+        return
+    import mmengine.model
+    from mmengine.model import base_module, weight_init
+
+    WEIGHT_INITIALIZERS.fallback = _registry().get
+    _patch(base_module.BaseModule, "init_weights", BaseModule.init_weights)
+    for place in (mmengine.model, base_module, weight_init):
+        _patch(place, "update_init_info", update_init_info)
+
+
+def disable() -> None:
+    """Gives mmengine its own initialization back."""
+    while _patched:
+        place, name, original = _patched.pop()
+        setattr(place, name, original)
+    WEIGHT_INITIALIZERS.fallback = None
+    unregister()
+
+
+def _patch(place: Any, name: str, value: Any) -> None:
+    _patched.append((place, name, getattr(place, name)))
+    setattr(place, name, value)
 
 
 def _registry() -> Any:

@@ -1,0 +1,73 @@
+"""Models of transformers: made from a config, or loaded with what their checkpoint lacks, by ``capture``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..construction import build
+from ..recipes import Recipe
+from ..recording import capture
+
+
+def from_config(
+    config: Any,
+    *,
+    auto_class: Any = None,
+    device: torch.device | str | None = None,
+    backend: str | None = None,
+    seed: int | None = None,
+    strict: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Returns ``auto_class.from_config(config, **kwargs)``, each parameter filled once.
+
+    Args:
+        config: a ``PretrainedConfig``.
+        auto_class: e.g. ``AutoModelForCausalLM``, or a model's class; None: ``AutoModel``.
+        device, backend, seed, strict: as for ``fastinit.build``.
+        kwargs: transformers' own, such as ``dtype`` and ``attn_implementation``.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    kind = _transformers().AutoModel if auto_class is None else auto_class
+    make = getattr(kind, "from_config", None) or kind._from_config
+    return build(lambda: make(config, **kwargs), device=device, backend=backend, seed=seed, strict=strict)
+
+
+def from_pretrained(
+    model_class: Any,
+    name_or_path: Any,
+    *args: Any,
+    backend: str | None = None,
+    seed: int | None = None,
+    strict: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, Recipe]:
+    """Returns ``model_class.from_pretrained(name_or_path, ...)``, and what was recorded.
+
+    What the checkpoint lacks (a new head) is drawn by name, and is the same whatever else was loaded;
+    ``recipe.report.provenance`` names it.
+
+    Args:
+        model_class: e.g. ``AutoModelForSequenceClassification``.
+        backend, seed, strict: as for ``fastinit.capture``.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    _transformers()
+    with capture(backend=backend, seed=seed, strict=strict) as recipe:
+        model = model_class.from_pretrained(name_or_path, *args, **kwargs)
+        recipe.bind(model[0] if isinstance(model, tuple) else model)  # with output_loading_info
+    return model, recipe
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError("fastinit.integrations.transformers needs transformers: pip install transformers") from error
+    return transformers
