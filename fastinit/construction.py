@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .base_module import BaseModule
 from .errors import check_module
 from .execution import Session, session
-from .foreign import own_code
+from .foreign import models_own_code, own_code
 from .memory import allocate_like
 from .naming import join, unwrapped, walk
 from .planning import planned_in
 from .plans import Call, Fill, names_line, tensors_of
+from .provenance import Provenance
 from .recipes import Recipe
 from .recording import capture, recording
 from .reports import Report
@@ -161,17 +162,16 @@ def materialize(
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
     recorded = {} if recipe is None else recipe.fills
     rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.name not in recorded]
-    code = own_code(model)
+    of_models = models_own_code(model)
     if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
-        _must_not_be_empty(
-            [slot.name for slot in rest if not code[slot.module]], "their modules have no reset_parameters", recipe
-        )
+        without = [slot.name for slot in rest if own_code(slot.module) is None and slot.module not in of_models]
+        _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
     with _restoring(model, slots):
         _allocate(slots, target)
         new = {id(slot.tensor) for slot in rest}
         with session(model, backend=backend, seed=seed, prefix=prefix) as opened, recording(opened):
             _note_as_new(slots, opened)
-            _run_own_code(rest, [slot for slot in slots if id(slot.tensor) not in new], code, opened)
+            _run_own_code(rest, [slot for slot in slots if id(slot.tensor) not in new], of_models, opened)
             _run_recipe(slots, recorded, opened)
             if init_cfg is not None:
                 run_rules(parse(model, init_cfg), opened)
@@ -251,7 +251,7 @@ def _allocate(slots: Sequence[_Slot], device: torch.device) -> None:
 def _run_own_code(
     rest: Sequence[_Slot],
     reached: Sequence[_Slot],
-    code: dict[nn.Module, list[Callable[[], object]]],
+    of_models: Mapping[nn.Module, Callable[[], object]],
     opened: Session,
 ) -> None:
     """Runs the own code of the modules that hold what neither a rule nor the recipe reaches.
@@ -265,15 +265,27 @@ def _run_own_code(
         slot.entries[slot.key] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
     try:
         for module, path in {slot.module: slot.path for slot in rest}.items():
-            for function in code[module]:
-                what = function.__name__
-                name, info = join(path, what), f"`{what}` of {type(module).__name__}"
-                with books.attributing(module, info), torch.no_grad():
-                    function()
-                opened.did([Call(module, f"{name}() of {type(module).__name__}", "materialize", info, function)])
+            function = own_code(module)
+            if function is not None:
+                _call(function, function.__name__, module, path, books, opened)
+        if rest:  # a model's code for a module may set what belongs to another
+            paths = {module: path for path, module in reversed(walk(opened.root))}  # type: ignore[arg-type]
+            for module, function in of_models.items():
+                _call(function, "_init_weights", module, paths[module], books, opened)
     finally:
         for slot, tensor in held:
             slot.entries[slot.key] = tensor
+
+
+def _call(
+    function: Callable[[], object], what: str, module: nn.Module, path: str, books: Provenance, opened: Session
+) -> None:
+    info = f"`{what}` of {type(module).__name__}"
+    before = len(books.written)
+    with books.attributing(module, info), torch.no_grad():
+        function()
+    if len(books.written) > before or what != "_init_weights":  # most modules of a model have nothing to do there
+        opened.did([Call(module, f"{join(path, what)}() of {type(module).__name__}", "materialize", info, function)])
 
 
 @contextmanager

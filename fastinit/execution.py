@@ -263,7 +263,7 @@ class Session:
         """Lets fills wait until somebody reads what they write, or runs those of torch at once."""
         is_contract = backends.BACKENDS[name].IS_CONTRACT
         for fill in fills:
-            place = deferred.place_of(fill.tensor)
+            place = deferred.place_of(fill.boxes[0].tensor if fill.is_part else fill.tensor)
             assert place is not None, "a backend that fills it has been found"
             if not is_contract:
                 self.run_deferred(deferred.waiting(place))

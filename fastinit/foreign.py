@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -31,40 +32,31 @@ def initialize_like_its_library(root: nn.Module) -> None:
                 module.initialize_weights()
 
 
-def own_code(root: nn.Module) -> dict[nn.Module, list[Callable[[], object]]]:
-    """Returns what the modules under a root have to initialize themselves with, in the order in which it is to run.
+def own_code(module: nn.Module) -> Callable[[], object] | None:
+    """Returns what a module fills its own parameters and buffers with, None if it has nothing of the kind."""
+    return next((getattr(module, name) for name in _RESETS if callable(getattr(module, name, None))), None)
 
-    That is their ``reset_parameters`` and, in models of transformers, what the innermost model's ``_init_weights``
-    makes of each module.
+
+def models_own_code(root: nn.Module) -> dict[nn.Module, Callable[[], object]]:
+    """Returns what models of transformers fill each of their modules with: the innermost model's ``_init_weights``.
+
+    Children come before their parents, which may set what belongs to a child.
     """
     kind = _pretrained_model()
-    found: dict[nn.Module, list[Callable[[], object]]] = {}
+    found: dict[nn.Module, Callable[[], object]] = {}
 
     def visit(module: nn.Module, model: Any) -> None:
-        if module in found:
-            return
-        functions = [getattr(module, name) for name in _RESETS if callable(getattr(module, name, None))][:1]
         if isinstance(module, kind):
             model = module
-        if model is not None:
-            functions.append(_InitWeights(model, module))
-        found[module] = functions
         for child in module._modules.values():
-            if child is not None:
+            if child is not None and child not in found:
                 visit(child, model)
+        if model is not None:
+            found[module] = partial(_initialize, model, module)
 
     visit(root, None)
     return found
 
 
-class _InitWeights:
-    """The part of a transformers model's initialization that is for one module."""
-
-    __name__ = "_init_weights"
-
-    def __init__(self, model: Any, module: nn.Module) -> None:
-        self._model = model
-        self._module = module
-
-    def __call__(self) -> None:
-        self._model._init_weights(self._module)
+def _initialize(model: Any, module: nn.Module) -> None:
+    model._init_weights(module)

@@ -1,7 +1,7 @@
 """``capture()``: records the init calls that any code makes, and runs them as one plan.
 
 Two modes of torch watch a thread: a dispatch mode sees every operator (``operators`` says what each means to a fill
-that waits), a function mode sees the ways to the memory that are no operators, such as ``numpy()``. Names are looked for
+that waits), a function mode sees the ways to memory that are no operators, such as ``numpy()``. Names are looked for
 as late as possible, because a constructor fills a parameter before it has one.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from .errors import check_module
 from .execution import Session, current_session, session
 from .foreign import initialize_like_its_library
 from .memory import ask_for_huge_pages
-from .operators import Operators, is_contract
+from .operators import Operators, is_contract, where
 from .plans import Constant, TruncatedNormal
 from .recipes import Recipe, recorded_fills
 
@@ -188,6 +189,18 @@ class _Recorder:
                 torch.autograd.graph.increment_version(tensor)
         return noted
 
+    def skipped(self, tensor: torch.Tensor) -> None:
+        """Notes what torch.nn.init is about to leave undone, if it is the one who asks where a tensor is."""
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "__torch_function__":  # ours, and those of modes such as torch.device
+            frame = frame.f_back  # type: ignore[assignment]
+        name = frame.f_code.co_name
+        if name not in _SKIP_META or frame.f_globals.get("__name__") != "torch.nn.init":
+            return
+        with self.deferred.paused():
+            if tensor.is_meta and (place := self.deferred.place_of(tensor)) is not None:
+                self.deferred.wrote(place, f"`{name}` at {where()}", True)
+
     # --- the end of a block -------------------------------------------------------------------------------------------
 
     def finish(self, opened: Session, recipe: Recipe, root: nn.Module | None) -> None:
@@ -314,6 +327,9 @@ _RAW = {
 } | {torch.Tensor.__cuda_array_interface__.__get__}  # type: ignore[attr-defined]
 # They read and are done; the others hand out an address that may be used later.
 _READ_ONCE = {torch.Tensor.__deepcopy__, torch.Tensor.__format__, torch.Tensor.__repr__, torch.Tensor.tolist}
+_ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
+# Functions of torch.nn.init that draw, and do nothing at all to a tensor on the meta device (in some releases).
+_SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
@@ -339,6 +355,8 @@ class _Functions(TorchFunctionMode):
                                 recorder.operators.expose(tensor)
             elif func == _SETS_DATA:
                 recorder.deferred.generation += 1
+            elif func == _ASKS_FOR_META:
+                recorder.skipped(args[0])
         return func(*args, **(kwargs or {}))
 
 
