@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from itertools import groupby
@@ -32,14 +32,6 @@ def current_session() -> Session:
     found = _current.get()
     assert found is not None, "asked for within one only"
     return found
-
-
-def looking_only() -> Any:
-    """Returns a context for code of ours that only looks at tensors.
-
-    Every look at a shape or a dtype would go through the watch on user code (and through the user's own modes).
-    """
-    return torch._C.DisableTorchFunction()
 
 
 def exchanges_parameters(item: Item) -> bool:
@@ -102,11 +94,18 @@ class Session:
         self.warned: set[str] = set() if outer is None else outer.warned
         self._began = time.perf_counter()
 
+    def unwatched(self) -> AbstractContextManager[object]:
+        """Returns a context for code of ours that only looks at tensors.
+
+        Every look at a shape or a dtype would go through the watch on user code (and through the user's own modes).
+        """
+        return torch._C.DisableTorchFunction() if self.deferred is None else self.deferred.paused()
+
     # --- checking -----------------------------------------------------------------------------------------------------
 
     def check(self, items: Iterable[Item]) -> None:
         """Raises RuntimeError if an item cannot run; nothing is written."""
-        with looking_only():
+        with self.unwatched():
             self._check(items)
 
     def _check(self, items: Iterable[Item]) -> None:

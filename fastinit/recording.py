@@ -179,10 +179,9 @@ class _Recorder:
         mean, std, low, high = numbers
 
         def now() -> None:
-            with self.deferred.paused():
-                original(tensor, *numbers)
+            original(tensor, *numbers)
 
-        with self.deferred.lock, torch._C.DisableTorchFunction(), torch.no_grad():
+        with self.deferred.paused(), torch.no_grad():
             waits = is_contract(current_session().effective, tensor.device)
             noted = self.operators.fill(tensor, lambda: TruncatedNormal(mean, std, low, high), "trunc_normal_", now)
             if noted and waits:
@@ -346,7 +345,7 @@ class _Functions(TorchFunctionMode):
         recorder = self._recorder
         if not recorder.is_idle:
             if func in _RAW:
-                with recorder.deferred.lock, torch._C.DisableTorchFunction():
+                with recorder.deferred.paused():
                     for tensor in args:
                         if isinstance(tensor, torch.Tensor):
                             if func in _READ_ONCE:

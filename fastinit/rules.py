@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .errors import locating
-from .execution import Session, exchanges_parameters, looking_only
+from .execution import Session, exchanges_parameters
 from .initializers import BaseInit, PretrainedInit, is_planned, items_of, run_items
 from .plans import Item
 from .registry import WEIGHT_INITIALIZERS
@@ -66,7 +66,7 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
 
 def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
     """Returns the items of each rule, checked: nothing is written if any of them cannot run."""
-    with looking_only():
+    with opened.unwatched():
         planned = [rule.items(opened) for rule in rules]
         for items in planned:
             opened.check(items)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .errors import check_module
-from .execution import looking_only, session
+from .execution import session
 from .initializers import (
     CAFFE2_XAVIER,
     BaseInit,
@@ -168,7 +168,7 @@ def trunc_normal_(
         RuntimeError: ``std`` < 0 or a > b.
     """
     with session(None, devices={tensor.device}) as opened:
-        with looking_only():
+        with opened.unwatched():
             name = opened.names.name_of(tensor, None, "")
             fill = parameter_fill(tensor, name, lambda _: truncated_normal(mean, std, a, b), "trunc_normal_", "")
             opened.check([fill])
@@ -179,7 +179,7 @@ def trunc_normal_(
 def _fill_module(module: nn.Module, weight: Callable[[Shape], Distribution], bias: float, called: str) -> None:
     tensors = (getattr(module, "weight", None), getattr(module, "bias", None))
     with session(None, devices={each.device for each in tensors if isinstance(each, torch.Tensor)}) as opened:
-        with looking_only():
+        with opened.unwatched():
             fills = list(module_fills(module, weight, bias, opened, called, ""))
             opened.check(fills)
         opened.run(fills)
