@@ -271,6 +271,11 @@ class _Recorder:
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To keep torch.compile out of the method below, torch would import it first: a second, in each process.
+        return False
+
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._recorder = recorder
