@@ -37,6 +37,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_initialize.py
 	$(RUN) benchmarks/bench_fill.py
 	$(RUN) benchmarks/bench_materialize.py
+	$(RUN) benchmarks/bench_build.py
 	$(RUN) benchmarks/bench_load.py
 	$(RUN) benchmarks/update_tables.py
 

@@ -1,8 +1,8 @@
 """Making models of transformers: their own constructors, the meta device and ``to_empty``, and ``fastinit.build``.
 
 Every measurement is in a process of its own, in fresh memory (see fresh.py); the modules of transformers are imported
-before. Values are checked first: on "torch" the bits of the plain constructor, on ``cpp`` the moments of every parameter
-and the bits of the contract. Writes ``results/bench_build.csv``. Run with ``make bench``.
+before. Values are checked first: on "torch" the bits of the plain constructor, on ``cpp`` the moments of every
+parameter and the bits of the contract. Writes ``results/bench_build.csv``. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import fresh
 import torch
 import transformers
 from bench_initialize import write
-from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports it at first use)
 from transformers.models.mixtral import modeling_mixtral  # noqa: F401
 
@@ -28,6 +27,8 @@ from fastinit import plans
 from fastinit.backends import cpp_backend
 
 Config = Callable[[], Any]
+# Its methods have no types.
+AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
 
 def llama(width: int, inner: int, layers: int, dtype: str) -> Any:

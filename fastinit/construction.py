@@ -16,7 +16,7 @@ from .errors import check_module
 from .execution import Session, session
 from .foreign import models_own_code, own_code
 from .memory import allocate_like
-from .naming import join, unwrapped, walk
+from .naming import Prefix, join, unwrapped, walk
 from .planning import planned_in
 from .plans import Call, Fill, names_line, tensors_of
 from .provenance import Provenance
@@ -55,7 +55,7 @@ def build(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
     seed: int | None = None,
-    prefix: str = "",
+    prefix: Prefix = "",
     strict: bool = False,
     **kwargs: Any,
 ) -> Model:
@@ -118,7 +118,7 @@ def materialize(
     device: torch.device | str = "cpu",
     backend: str | None = None,
     seed: int | None = None,
-    prefix: str = "",
+    prefix: Prefix = "",
 ) -> Report:
     """Gives a model on the meta device memory, and initializes it; each parameter is allocated and filled once.
 

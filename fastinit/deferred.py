@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .plans import Box, Constant, Distribution, Fill, row_major
+from .sharding import boxes_of, is_sharded, local_part
 
 
 class Place:
@@ -186,6 +187,8 @@ class Deferred:
 
     def place_of(self, tensor: torch.Tensor) -> Place | None:
         """Returns where a tensor lies, None if it has no plain memory."""
+        if is_sharded(tensor):
+            tensor = local_part(tensor)
         if tensor.layout != torch.strided or is_traceable_wrapper_subclass(tensor) or is_lazy(tensor):
             return None
         try:
@@ -197,6 +200,7 @@ class Deferred:
 
     def is_at(self, tensor: torch.Tensor, place: Place) -> bool:
         """Tells whether a tensor still has its memory where it had it (``p.data = ...`` gives it another)."""
+        tensor = local_part(tensor) if is_sharded(tensor) else tensor
         return bool(tensor.untyped_storage()._cdata == place.key)
 
     def _storage(self, place: Place) -> _Storage:
@@ -378,6 +382,8 @@ def keyed(entry: Entry, owner_of: OwnerOf, ordinal: Callable[[], str]) -> Key:
 
 def index_in(owner: Owner, place: Place) -> tuple[int, tuple[int, ...]] | None:
     """Returns the row-major index in an owner of a place's first element, and what a step along each dimension adds."""
+    if is_sharded(owner.tensor):  # what is here of it, or nothing that could be called a part of the whole
+        return (0, row_major(place.shape)) if place.geometry == owner.place.geometry else None
     whole, steps = owner.place, row_major(owner.place.shape)
     offset = place.offset - whole.offset
     if place.geometry == whole.geometry:
@@ -435,6 +441,12 @@ def fill_of(
     target = view
     if owner is not None and owner.place.geometry == place.geometry:
         target = owner.tensor
+    if owner is not None and is_sharded(owner.tensor):
+        if target is tensor:
+            stream = "" if key.name == name else key.name
+            parts = tuple(_parts_left(boxes_of(tensor), place, tensor, later))
+            return Fill(name, tensor, entry.distribution, entry.rule, entry.info, tuple(tensor.shape), parts, stream)
+        name, tensor = key.name, view
     boxes = tuple(_boxes(place, target, key, later))
     if not boxes and place.numel:
         return None
@@ -461,6 +473,14 @@ def _boxes(place: Place, target: torch.Tensor, key: Key, later: Sequence[Place])
             assert piece is not None, "the caller holds the storage"
             yield Box(piece, (key.first_index + at - place.offset,), (1,))
         at = max(at, end)
+
+
+def _parts_left(boxes: Sequence[Box], place: Place, tensor: torch.Tensor, later: Sequence[Place]) -> Iterable[Box]:
+    """Yields what is left of the parts of a distributed tensor that are here, where others write after them."""
+    if later and len(boxes) == 1 and tuple(boxes[0].tensor.shape[1:]) == tuple(tensor.shape[1:]):  # rows of the whole
+        first = boxes[0].offset[0] * row_major(tensor.shape)[0]
+        return _boxes(place, boxes[0].tensor, Key("", first, row_major(place.shape), True), later)
+    return boxes
 
 
 class Owners:

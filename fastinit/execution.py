@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import backends
+from . import backends, sharding
+from .agreement import agreed_seed
 from .defaults import default_backend, default_seed
 from .deferred import Deferred, Entry, Owner, Owners, Place, fill_of, fills_of
 from .errors import warn_user
-from .naming import Names
+from .naming import Names, Prefix
 from .plans import Call, Constant, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
 from .provenance import Provenance, logger
 from .reports import CheckpointReport, Report
@@ -48,7 +49,7 @@ class Session:
         *,
         backend: str | None,
         seed: int | None,
-        prefix: str,
+        prefix: Prefix,
         dry: bool = False,
         offline: bool = False,
     ) -> None:
@@ -61,9 +62,9 @@ class Session:
         self.outer = outer
         self._is_part = outer is not None and not prefix and (root is None or outer.names.knows(root))
         """What ``outer`` initializes holds what is initialized here."""
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix must be a str, but got {prefix!r} of {type(prefix)}")
-        self.names: Names = outer.names if outer is not None and self._is_part else Names(root, _with_dot(prefix))
+        if not isinstance(prefix, (str, Mapping)):
+            raise TypeError(f"prefix must be a str or a map of names, but got {prefix!r} of {type(prefix)}")
+        self.names: Names = outer.names if outer is not None and self._is_part else Names(root, prefix)
         self.provenance: Provenance | None = outer.provenance if outer is not None and self._is_part else None
         if backend is None:
             backend = outer.backend if outer is not None else default_backend()
@@ -88,6 +89,8 @@ class Session:
         self.strict: bool = False if outer is None else outer.strict
         """A draw that would not be keyed by a name is an error."""
         self._owners: tuple[int, Owners] | None = None
+        self.asked: dict[Any, list[str]] = {} if outer is None or not self._is_part else outer.asked
+        """Mesh -> fills of its distributed tensors that its ranks have not agreed on yet."""
         self.launches: dict[torch.device, int] = {} if outer is None or not self._is_part else outer.launches
         """How often kernels were started, device by device; those of torch's are not counted."""
         self.checkpoints: list[CheckpointReport] = []
@@ -125,7 +128,7 @@ class Session:
                 backend = backends.BACKENDS[name]
                 if (name, device) not in why_not_device:
                     why_not_device[name, device] = None if self.dry else backend.why_not(device)
-                reason = why_not_device[name, device] or backend.why_not_fill(item)
+                reason = why_not_device[name, device] or _why_not_shards(item) or backend.why_not_fill(item)
                 if reason is not None:
                     raise RuntimeError(
                         f"{item.rule}: the backend {name!r} cannot fill the parameter {item.name!r} "
@@ -209,7 +212,9 @@ class Session:
                     self._note(self.deferred, name, list(group))
                 continue
             if backends.BACKENDS[name].IS_CONTRACT:
-                self._waiting.extend(group)
+                for fill in group:
+                    self._waiting.append(fill)
+                    self._ask_if_sharded(fill)
                 continue
             now = list(group)
             if {fill.tensor.device for fill in now} & {fill.tensor.device for fill in self._waiting}:
@@ -226,6 +231,7 @@ class Session:
             fills = [fill for fill in self._waiting if last[id(fill.tensor)] is fill]
             self._waiting.clear()
             self._check_streams(fills)
+            self._agree()
             for name in dict.fromkeys(map(self.backend_of, fills)):
                 chosen = [fill for fill in fills if self.backend_of(fill) == name]
                 self._run_fills(name, chosen)
@@ -258,10 +264,17 @@ class Session:
             return self
         return outer.effective
 
+    def _ask_if_sharded(self, fill: Fill) -> None:
+        if sharding.is_sharded(fill.tensor):
+            self.ask(fill.tensor, f"{fill.stream_name} {fill.shape} {fill.tensor.dtype} {fill.distribution!r}")
+
     def _note(self, deferred: Deferred, name: str, fills: Sequence[Fill]) -> None:
         """Lets fills wait until somebody reads what they write, or runs those of torch at once."""
         is_contract = backends.BACKENDS[name].IS_CONTRACT
-        for fill in fills:
+        if is_contract:
+            for fill in fills:
+                self._ask_if_sharded(fill)
+        for fill in chain.from_iterable(map(_in_one_place, fills)):
             place = deferred.place_of(fill.boxes[0].tensor if fill.is_part else fill.tensor)
             assert place is not None, "a backend that fills it has been found"
             if not is_contract:
@@ -309,8 +322,13 @@ class Session:
                     )
         fills = [fill for _, fill in found]
         self._check_streams([fill for fill in fills if not isinstance(fill.distribution, Constant)])
+        self._agree()
         # Versions were counted when the fills were asked for; `.data` has a counter of its own.
-        unseen = {fill: replace(fill, tensor=fill.tensor.data) for fill in fills if not fill.tensor.is_meta}
+        unseen = {
+            fill: fill if sharding.is_sharded(fill.tensor) else replace(fill, tensor=fill.tensor.data)
+            for fill in fills
+            if not fill.tensor.is_meta
+        }
         for name in dict.fromkeys(map(self.backend_of, unseen)):
             self._run_fills(name, [alias for fill, alias in unseen.items() if self.backend_of(fill) == name])
         for entry in entries:
@@ -374,6 +392,25 @@ class Session:
             if self.seed is None:
                 self.seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
         return self.seed
+
+    def ask(self, tensor: torch.Tensor, what: str) -> None:
+        """Notes a fill of a distributed tensor, on which its ranks must agree; each of them comes by here."""
+        self.asked.setdefault(sharding.mesh_of(tensor), []).append(what)
+
+    def _agree(self) -> None:
+        """Makes sure that the ranks that hold parts of distributed tensors fill them alike, with the same seed."""
+        if self.asked:
+            was_given = self.seed is not None
+            seed = self._drawn_seed()
+            assert seed is not None, "a contract backend is given a seed"
+            asked = dict(self.asked)
+            self.asked.clear()
+            self._set_seed(agreed_seed(asked, seed, was_given))
+
+    def _set_seed(self, seed: int) -> None:
+        self.seed = seed
+        if self.outer is not None and self.new_seed is None:
+            self.outer._set_seed(seed)
 
     def _check_streams(self, fills: list[Fill]) -> None:
         names: dict[int, str] = {}
@@ -462,7 +499,7 @@ def session(
     *,
     backend: str | None = None,
     seed: int | None = None,
-    prefix: str = "",
+    prefix: Prefix = "",
     devices: Iterable[torch.device] | None = None,
 ) -> Iterator[Session]:
     """Opens a session for the block; under a seed, torch's generators are forked and seeded for it.
@@ -520,6 +557,15 @@ def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
         yield
 
 
+def _in_one_place(fill: Fill) -> Sequence[Fill]:
+    """Returns a fill in pieces of one box, if it is of a part of a tensor: that lies in several boxes, or elsewhere."""
+    return [replace(fill, boxes=(box,)) for box in fill.boxes] if fill.is_part else [fill]
+
+
+def _why_not_shards(fill: Fill) -> str | None:
+    return sharding.why_not(fill.tensor) if sharding.is_sharded(fill.tensor) else None
+
+
 def _only_overwrites(item: Copy) -> bool:
     """Tells whether a copy writes all of the tensors that it names, and nothing else is read or written."""
     return not (item.runs_own_code or item.replaces or item.unknown)
@@ -534,7 +580,3 @@ def _n_bytes(item: Item) -> int:
 
 def _devices_of(root: nn.Module | None) -> set[torch.device]:
     return set() if root is None else {tensor.device for tensor in (*root.parameters(), *root.buffers())}
-
-
-def _with_dot(prefix: str) -> str:
-    return prefix if not prefix or prefix.endswith(".") else prefix + "."

@@ -29,6 +29,7 @@ from .plans import Call, Constant, Distribution, Fill, Item, Normal, TruncatedNo
 from .provenance import Provenance, update_init_info
 from .registry import WEIGHT_INITIALIZERS
 from .scaling import bias_init_with_prob, kaiming_std, uniform_bound, xavier_std
+from .sharding import fill_of
 
 Shape = tuple[int, ...]
 _DISTRIBUTIONS: tuple[type, ...] = get_args(Distribution)
@@ -135,7 +136,7 @@ def parameter_fill(
     except Exception:  # the context is only made when there is something to tell: there are many parameters
         with locating(f"parameter {name!r}"):
             raise
-    return Fill.whole(name, tensor, values, rule, info)
+    return fill_of(name, tensor, values, rule, info)
 
 
 def is_recomputed(module: nn.Module, attribute: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Union
 
 import torch
 from torch import nn
@@ -84,25 +86,44 @@ def named_parameters(root: nn.Module) -> dict[torch.Tensor, list[str]]:
     return names
 
 
+Prefix = Union[str, Mapping[str, str]]
+"""What stands in front of the names under a root; or for each part of it, by its own name, its name in the whole."""
+
+
+def renamed(name: str, prefix: Prefix) -> str:
+    """Returns the name that a parameter has in the whole model.
+
+    Of a map the longest entry counts that is the name itself or what it begins with, "" for all that no other is for.
+    """
+    if isinstance(prefix, str):
+        return join(prefix.removesuffix("."), name)
+    parts = name.split(".")
+    for n in range(len(parts), -1, -1):
+        whole = prefix.get(".".join(parts[:n]))
+        if whole is not None:
+            return join(whole.removesuffix("."), ".".join(parts[n:])) if n < len(parts) else whole
+    return name
+
+
 class Names:
     """The names of one outermost call: canonical from its root, with its prefix in front."""
 
-    def __init__(self, root: nn.Module | None, prefix: str = "") -> None:
+    def __init__(self, root: nn.Module | None, prefix: Prefix = "") -> None:
         self.root = root
         self._roots = [] if root is None else [(root, prefix)]
         self._unnamed = 0
         self._tensors: dict[torch.Tensor, str] | None = None
         self._buffers: dict[torch.Tensor, str] = {}
-        self._paths: dict[nn.Module, tuple[str, str]] = {}
+        self._paths: dict[nn.Module, tuple[Prefix, str]] = {}
 
-    def add(self, root: nn.Module, prefix: str) -> None:
+    def add(self, root: nn.Module, prefix: Prefix) -> None:
         """Takes in one more root, which came to be known while the call was running.
 
         Raises:
             RuntimeError: two parameters would have one name.
         """
         taken = set(self._table().values())
-        if both := sorted(taken & {prefix + names[0] for names in named_parameters(root).values()}):
+        if both := sorted(taken & {renamed(names[0], prefix) for names in named_parameters(root).values()}):
             raise RuntimeError(
                 f"two roots have a parameter called {both[0]!r}: give each a prefix of its own, e.g. "
                 f"recipe.bind({type(root).__name__.lower()}, prefix={type(root).__name__.lower()!r})"
@@ -121,7 +142,7 @@ class Names:
                     for names, tensors in ((self._tensors, module._parameters), (self._buffers, module._buffers)):
                         for name, tensor in tensors.items():
                             if tensor is not None and tensor not in names:
-                                names[tensor] = prefix + join(path, name)
+                                names[tensor] = renamed(join(path, name), prefix)
         return self._tensors
 
     def renew(self) -> None:
@@ -154,7 +175,7 @@ class Names:
         name = self._table().get(tensor)
         if name is None and isinstance(module, nn.Module) and module in self._paths:
             prefix, path = self._paths[module]
-            name = prefix + join(path, attribute)
+            name = renamed(join(path, attribute), prefix)
         return self.ordinal() if name is None else name
 
     def ordinal(self) -> str:

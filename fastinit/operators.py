@@ -17,7 +17,9 @@ import torch
 from . import backends
 from .deferred import Deferred, Entry, Place
 from .execution import Session
-from .plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform
+from .plans import Constant, Distribution, Normal, TruncatedNormal, Uniform
+from .sharding import fill_of, is_sharded
+from .sharding import why_not as why_not_shards
 
 aten = torch.ops.aten
 Operator = Any
@@ -66,6 +68,12 @@ class Operators:
                     f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
                     f"generator of torch's and so by order. Without strict it does, and the report lists it"
                 )
+
+    def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+        """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
+        if func in _FILLS and is_sharded(args[0]):
+            return HANDLERS[func](self, func, args, kwargs)
+        return NOT_HANDLED
 
     def read(self, tensor: torch.Tensor) -> None:
         """Executes what waits in the memory of a tensor: somebody is about to look at it, or to change it."""
@@ -136,6 +144,10 @@ class Operators:
         wait = is_contract(session, device) and why_not(session, tensor, values) is None
         if not wait and not isinstance(values, Constant) and is_contract(session, device) and device.type != "meta":
             return False  # a draw that the backend cannot do
+        if is_sharded(tensor):
+            if not wait:
+                return False  # torch takes it apart, and what it does to the part that is here comes by
+            session.ask(tensor, f"{tuple(tensor.shape)} {tensor.dtype} {values!r}")
         for entry in self.deferred.entries_of(place):
             if entry.chain is not None and not place.covers(entry.place):
                 self.read_place(place)
@@ -314,7 +326,9 @@ def is_contract(session: Session, device: torch.device) -> bool:
 def why_not(session: Session, tensor: torch.Tensor, distribution: Distribution) -> str | None:
     """Returns why the backend of a device cannot do a fill, None if it can."""
     backend = backends.BACKENDS[session.backend_on(tensor.device)]
-    return backend.why_not_fill(Fill.whole("", tensor, distribution, "", ""))
+    if is_sharded(tensor) and (reason := why_not_shards(tensor)) is not None:
+        return reason
+    return backend.why_not_fill(fill_of("", tensor, distribution, "", ""))
 
 
 def _in_dtype(distribution: Distribution, old: torch.dtype, new: torch.dtype) -> Distribution | None:
@@ -586,6 +600,11 @@ def _copy(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, 
 def _copy_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
     return ops.copy_into(func, args, kwargs)
 
+
+# What gives a tensor values whatever it had.
+_FILLS = frozenset(
+    operator for operator, handler in HANDLERS.items() if handler in (_normal_, _uniform_, _zero_, _fill_)
+)
 
 # --- all other operators ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import nn
 from .base_module import BaseModule, plan_tree
 from .errors import check_module
 from .execution import Session
-from .naming import unwrapped
+from .naming import Prefix, unwrapped
 from .plans import Plan
 from .rules import parse, plan_rules
 
@@ -20,7 +20,7 @@ def plan(
     *,
     backend: str | None = None,
     seed: int | None = None,
-    prefix: str = "",
+    prefix: Prefix = "",
 ) -> Plan:
     """Returns what ``initialize`` (with a config) or ``init_weights`` (without) would do; nothing is written.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from .deferred import Owner, index_in, keyed
 from .execution import Session
-from .naming import Names
+from .naming import Names, Prefix
 from .plans import Box, Constant, Distribution, Fill, describe, row_major
 from .reports import Report
 
@@ -66,19 +66,19 @@ class RecordedFill:
 class Recipe:
     """What ``capture`` recorded. In the block it takes names, after it it has fills and a report."""
 
-    def __init__(self, names: Names | None, prefix: str, is_part: bool) -> None:
+    def __init__(self, names: Names | None, prefix: Prefix, is_part: bool) -> None:
         self._names = names
         self._is_part = is_part
         self._prefix = prefix
         self._report: Report | None = None
         self.is_open = True
-        self.bound: list[tuple[nn.Module, str]] = []
+        self.bound: list[nn.Module] = []
         self.fills: Mapping[str, tuple[RecordedFill, ...]] = {}
         """Parameter or buffer -> what gave it its values, in order, where that was fills only."""
         self.unknown: Mapping[str, str] = {}
         """Parameter or buffer -> what else wrote it, where that was no fill."""
 
-    def bind(self, module: nn.Module, prefix: str = "") -> None:
+    def bind(self, module: nn.Module, prefix: Prefix = "") -> None:
         """Names what was captured: parameters and buffers by their place under ``module``, ``prefix`` in front.
 
         Call it in the block, once for each model that is made there. In a part of a larger block it does nothing: there
@@ -97,8 +97,8 @@ class Recipe:
         if not self.is_open and self._report is not None:
             raise RuntimeError("bind: the block is over, and its draws have been made. Call it in the block")
         prefix = prefix or self._prefix
-        self._names.add(module, prefix if not prefix or prefix.endswith(".") else prefix + ".")
-        self.bound.append((module, prefix))
+        self._names.add(module, prefix)
+        self.bound.append(module)
 
     @property
     def report(self) -> Report:

@@ -29,7 +29,8 @@ from .errors import check_module
 from .execution import Session, current_session, session
 from .foreign import initialize_like_its_library
 from .memory import ask_for_huge_pages
-from .operators import Operators, is_contract, where
+from .naming import Prefix
+from .operators import NOT_HANDLED, Operators, is_contract, where
 from .plans import Constant, TruncatedNormal
 from .recipes import Recipe, recorded_fills
 
@@ -42,7 +43,7 @@ def capture(
     *,
     backend: str | None = None,
     seed: int | None = None,
-    prefix: str = "",
+    prefix: Prefix = "",
     strict: bool = False,
 ) -> Iterator[Recipe]:
     """Records the init operations in a ``with`` block, and runs them as one plan when it ends.
@@ -210,7 +211,7 @@ class _Recorder:
         if root is None and not recipe.bound:
             with self.deferred.paused():
                 problem = self._find_roots(opened, recipe)
-        for each in [root] if root is not None else [each for each, _ in recipe.bound]:
+        for each in [root] if root is not None else recipe.bound:
             initialize_like_its_library(each)
         with self.deferred.paused():
             self._execute(opened, recipe, problem)
@@ -288,10 +289,13 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if types and any(kind.__name__ == "FakeTensor" for kind in types):
             return func(*args, **kwargs)  # there is no memory behind it
-        if any(_is_wrapper(kind) for kind in types):
-            return NotImplemented  # it takes itself apart first, and what it is made of comes by here
+        operators = self._recorder.operators
         with self._recorder.deferred.lock, torch._C.DisableTorchFunction():
-            return self._recorder.operators.run(func, tuple(args), kwargs)
+            if any(_is_wrapper(kind) for kind in types):
+                result = operators.run_sharded(func, tuple(args), kwargs)
+                # It takes itself apart first, and what it is made of comes by here.
+                return NotImplemented if result is NOT_HANDLED else result
+            return operators.run(func, tuple(args), kwargs)
 
 
 def _is_wrapper(kind: type) -> bool:

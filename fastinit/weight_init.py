@@ -32,6 +32,7 @@ from .initializers import (
     truncated_normal,
     xavier,
 )
+from .naming import Prefix
 from .plans import Constant, Distribution, Normal, Uniform
 from .provenance import update_init_info
 from .registry import WEIGHT_INITIALIZERS
@@ -65,7 +66,7 @@ __all__ = [
 
 
 def initialize(
-    module: nn.Module, init_cfg: Any, *, backend: str | None = None, seed: int | None = None, prefix: str = ""
+    module: nn.Module, init_cfg: Any, *, backend: str | None = None, seed: int | None = None, prefix: Prefix = ""
 ) -> Report:
     """Initializes a module by a config, and returns what was done.
 

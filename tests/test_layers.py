@@ -15,7 +15,7 @@ COMPILED = {"_native", "_cuda"}
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
     ["streams", "scaling", "tails", "plans", "naming", "registry", "errors", "version", "foreign"],
-    ["memory", "kernels"],
+    ["memory", "kernels", "sharding", "agreement"],
     ["defaults", "matching", "provenance", "reports", "backends", "deferred"],
     ["checkpoint", "execution"],
     ["initializers", "operators", "recipes"],

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform
+from ..sharding import is_sharded
 
 NUMBERS = "torch"
 """Values are those of torch's generators: they depend on device, dtype, order and torch release."""
@@ -33,6 +34,8 @@ def why_not(device: torch.device) -> str | None:
 
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why torch cannot do a fill (a dtype without random numbers, a value that the dtype cannot hold)."""
+    if is_sharded(fill.tensor):  # torch has numbers of its own for those
+        return why_not_values(fill.tensor.dtype, fill.distribution)
     if len(fill.boxes) != 1 or fill.boxes[0].tensor.shape != torch.Size(fill.shape):
         return "torch's generators cannot draw a part of a tensor as it would be in the whole"
     if fill.tensor.layout != torch.strided or fill.tensor.is_quantized:
@@ -62,7 +65,7 @@ def engine() -> str:
 def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills in order with the default generators of their devices, which the caller has seeded."""
     for fill in fills:
-        _fill(fill.boxes[0].tensor, fill.distribution, None)
+        _fill(fill.tensor if is_sharded(fill.tensor) else fill.boxes[0].tensor, fill.distribution, None)
     return len(fills)
 
 
