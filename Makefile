@@ -39,6 +39,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
 	$(RUN) benchmarks/bench_load.py
+	$(RUN) benchmarks/bench_shards.py
 	$(RUN) benchmarks/update_tables.py
 
 $(VENV)/bin/python:

@@ -16,14 +16,16 @@ from .errors import check_module
 from .execution import Session, session
 from .foreign import models_own_code, own_code
 from .memory import allocate_like
-from .naming import Prefix, join, unwrapped, walk
+from .naming import Prefix, join, renamed, unwrapped, walk
+from .operators import is_contract
 from .planning import planned_in
 from .plans import Call, Fill, names_line, tensors_of
 from .provenance import Provenance
-from .recipes import Recipe
+from .recipes import Recipe, RecordedFill, recorded_fills
 from .recording import capture, recording
 from .reports import Report
 from .rules import parse, run_rules
+from .sharding import is_sharded, like, local_part
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -160,7 +162,7 @@ def materialize(
         planned = planned_in(Session(model, backend=backend, seed=seed, prefix=prefix, dry=True), init_cfg)
     items = () if planned is None else planned.items
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-    recorded = {} if recipe is None else recipe.fills
+    recorded = {} if recipe is None else _by_own_names(slots, recipe, prefix)
     rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.name not in recorded]
     of_models = models_own_code(model)
     if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
@@ -181,6 +183,16 @@ def materialize(
             _must_not_be_empty(empty, "their modules' own code does not write them", recipe)
             report = opened.report()
     return report
+
+
+def _by_own_names(slots: Sequence[_Slot], recipe: Recipe, prefix: Prefix) -> Mapping[str, tuple[RecordedFill, ...]]:
+    """Returns what a recipe has for tensors, by their names here; it may be of a larger model, or of this part."""
+    found = {}
+    for slot in slots:
+        fills = recipe.fills.get(renamed(slot.name, prefix), recipe.fills.get(slot.name))
+        if fills is not None:
+            found[slot.name] = fills
+    return found
 
 
 def _run_recipe(slots: Sequence[_Slot], recorded: Any, opened: Session) -> None:
@@ -229,6 +241,9 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
                 slot = _Slot(module, path, entries, key)
                 if nn.parameter.is_lazy(tensor):
                     raise RuntimeError(f"{slot.name!r} is lazy: it has no shape before the model has seen an input")
+                if is_sharded(tensor):
+                    yield slot
+                    continue
                 if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided:
                     kind = type(tensor).__name__ if tensor.layout == torch.strided else tensor.layout
                     raise RuntimeError(f"materialize makes plain strided tensors, but {slot.name!r} is a {kind}")
@@ -236,13 +251,19 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
 
 
 def _allocate(slots: Sequence[_Slot], device: torch.device) -> None:
-    """Puts tensors with memory into the slots, one for each meta tensor."""
+    """Puts tensors with memory into the slots, one for each meta tensor; of a distributed one only what is here."""
     olds = list({id(slot.tensor): slot.tensor for slot in slots}.values())
+    here = [local_part(old) if is_sharded(old) else old for old in olds]
     new: dict[int, torch.Tensor] = {}
-    for old, tensor in zip(olds, allocate_like(olds, device)):
-        if isinstance(old, nn.Parameter):
+    for old, tensor in zip(olds, allocate_like(here, device)):
+        if is_sharded(old):
+            tensor = like(old, tensor)
+            if isinstance(old, nn.Parameter):
+                tensor = nn.Parameter(tensor, old.requires_grad)
+        elif isinstance(old, nn.Parameter):
             tensor = torch.Tensor._make_subclass(type(old), tensor, old.requires_grad)  # type: ignore[arg-type]
-        vars(tensor).update(vars(old))
+        noted = {key: value for key, value in vars(old).items() if key not in ("_local_tensor", "_spec")}
+        vars(tensor).update(noted)
         new[id(old)] = tensor
     for slot in slots:
         slot.entries[slot.key] = new[id(slot.tensor)]
@@ -256,13 +277,20 @@ def _run_own_code(
 ) -> None:
     """Runs the own code of the modules that hold what neither a rule nor the recipe reaches.
 
-    What they reach stands on the meta device meanwhile: drawing values for it would be in vain.
+    What they reach stands on the meta device meanwhile: drawing values for it would be in vain. So does what is
+    distributed, in full: the code sees the tensor that it was written for, and what it does is done to the parts.
     """
     books = opened.track()  # with the names of what is about to be taken out
-    held = [(slot, slot.tensor) for slot in reached]
+    in_parts = [slot for slot in rest if is_sharded(slot.tensor) and is_contract(opened, slot.tensor.device)]
+    held = [(slot, slot.tensor) for slot in (*reached, *in_parts)]
+    stand_ins: dict[int, torch.Tensor] = {}
     for slot, tensor in held:
-        meta = tensor.detach().to("meta")
-        slot.entries[slot.key] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+        if id(tensor) not in stand_ins:
+            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            stand_ins[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if is_parameter else meta
+        slot.entries[slot.key] = stand_ins[id(tensor)]
+    recorded: Mapping[str, tuple[RecordedFill, ...]] = {}
     try:
         for module, path in {slot.module: slot.path for slot in rest}.items():
             function = own_code(module)
@@ -272,9 +300,24 @@ def _run_own_code(
             paths = {module: path for path, module in reversed(walk(opened.root))}  # type: ignore[arg-type]
             for module, function in of_models.items():
                 _call(function, "_init_weights", module, paths[module], books, opened)
+        if in_parts:
+            recorded = _recorded_of(opened, in_parts)
     finally:
         for slot, tensor in held:
             slot.entries[slot.key] = tensor
+        if held and opened.deferred is not None:
+            opened.deferred.generation += 1
+    _run_recipe(in_parts, recorded, opened)
+
+
+def _recorded_of(opened: Session, slots: Sequence[_Slot]) -> Mapping[str, tuple[RecordedFill, ...]]:
+    """Returns what has been recorded of tensors, by their names here."""
+    assert opened.deferred is not None, "it is recorded"
+    opened.deferred.generation += 1
+    with opened.deferred.paused():
+        fills, _ = recorded_fills(opened)
+        names = {slot.name: opened.names.name_of(slot.tensor, slot.module, slot.key) for slot in slots}
+    return {here: fills[name] for here, name in names.items() if name in fills}
 
 
 def _call(

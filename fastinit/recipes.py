@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from .execution import Session
 from .naming import Names, Prefix
 from .plans import Box, Constant, Distribution, Fill, describe, row_major
 from .reports import Report
+from .sharding import boxes_of, fill_of, is_sharded
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class RecordedFill:
             raise RuntimeError(
                 f"recipe: {name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
             )
+        if self.is_whole and is_sharded(tensor):
+            return replace(fill_of(name, tensor, self.distribution, self.rule, self.info), key=self.key)
+        if is_sharded(tensor):
+            boxes = tuple(self._boxes_in(name, tensor))
+            return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.key)
         target = tensor
         if not self.is_whole:
             if not tensor.is_contiguous():
@@ -61,6 +67,39 @@ class RecordedFill:
         plain = index == 0 and steps == row_major(self.shape)
         box = Box(target, (0,) * len(self.shape)) if plain else Box(target, (index,), steps)
         return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, (box,), self.key)
+
+    def _boxes_in(self, name: str, tensor: torch.Tensor) -> Iterator[Box]:
+        """Yields what is here of the part, in the boxes that are here of a distributed tensor."""
+        rectangle = self._rectangle()
+        if rectangle is None or (self.key and self.key_index != (self.first_index, self.steps)):
+            raise RuntimeError(
+                f"recipe: a part of {name!r} was recorded that is no rectangle of it ({self.shape}, steps "
+                f"{self.steps}), and the tensor is distributed here"
+            )
+        steps = row_major(self.full_shape)
+        for box in boxes_of(tensor):
+            view, index = box.tensor, 0
+            for dim, (start, end) in enumerate(rectangle):
+                first = max(start, box.offset[dim])
+                last = min(end, box.offset[dim] + box.tensor.shape[dim])
+                if first >= last:
+                    break
+                view = view.narrow(dim, first - box.offset[dim], last - first)
+                index += first * steps[dim]
+            else:
+                yield Box(view, (index,), steps)
+
+    def _rectangle(self) -> list[tuple[int, int]] | None:
+        """Returns from where to where the part reaches in each dimension; None if it is no rectangle."""
+        left = {step: size for step, size in zip(self.steps, self.shape) if size > 1}
+        found, index = [], self.first_index
+        for size, step in zip(self.full_shape, row_major(self.full_shape)):
+            start, index = index // step, index % step
+            length = left.pop(step, 1) if size > 1 else 1
+            if start + length > size:
+                return None
+            found.append((start, start + length))
+        return None if left else found
 
 
 class Recipe:

@@ -255,6 +255,9 @@ def test_a_chain_that_is_no_truncated_normal_in_the_end_is_executed_as_written()
     expected.erfinv_().mul_(2)
     transposed.copy_(expected.t())
     assert torch.equal(model.a, expected.clamp_(-0.1, 0.2)) and torch.equal(model.b, transposed)
+    # Clamped to other bounds than those that it was drawn for.
+    model, recipe = captured(lambda m: m.a.uniform_(-0.9, 0.9).erfinv_().mul_(2).clamp_(-0.1, 0.2))
+    assert torch.equal(model.a, expected) and "a" in recipe.unknown
     # One that is left unfinished, and one whose half is overwritten meanwhile.
     model, _ = captured(lambda m: (m.a.uniform_(0, 0.5).erfinv_(), m.b.uniform_(0, 0.5).erfinv_(), m.b[1].fill_(9)))
     assert torch.equal(model.a, named_fill("a", (6, 4), plans.Uniform(0, 0.5)).erfinv_())
@@ -309,6 +312,17 @@ def test_casts_that_change_the_numbers_read_them():
     assert torch.equal(seen["double"], model.a.double()) and torch.equal(seen["half"], model.b.bfloat16())
     assert torch.equal(model.a, named_fill("a", (6, 4), plans.Normal(0, 1)))
     assert (model.c < 1).all() and "c" in recipe.unknown and len(recipe.report.unkeyed) == 1
+
+
+@cpp
+def test_casts_that_round_twice_or_out_of_bounds_read_the_numbers():
+    with fastinit.capture(backend="cpp", seed=0):
+        double = torch.randn(4096, dtype=torch.float64)
+        half = torch.rand(4096, dtype=torch.bfloat16)
+        narrow = nn.init.trunc_normal_(torch.empty(1 << 16), std=1.0, a=-0.011, b=0.011)
+        casts = double.bfloat16(), half.half(), narrow.bfloat16()
+    assert torch.equal(casts[0], double.bfloat16()) and torch.equal(casts[1], half.half())
+    assert torch.equal(casts[2], narrow.bfloat16()) and casts[2].float().max() > 0.011
 
 
 @cpp
@@ -394,6 +408,8 @@ def test_memory_whose_address_is_known_is_filled_at_once():
 def test_operators_that_are_not_known_write_what_they_write(backend="cpp" if cpp_backend._native else "torch"):
     def code(m):
         m.a.normal_()
+        m.b.normal_()
+        m.c.uniform_()
         torch.mul(m.a, 0, out=m.b.view(6, 4))
         torch.arange(24, out=m.c)
         m.a[torch.tensor([1, 3])] = 5

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..provenance import version_of
+from ..sharding import boxes_of, is_sharded, why_not
 from .files import PIECE_BYTES, File, memory_of, pool, read_all
 from .stored import StoredTensor, in_memory
 
@@ -73,6 +74,8 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
     Raises:
         OSError: the file cannot be read, or was changed meanwhile.
     """
+    if is_sharded(destination):
+        return _copy_into_parts(destination, source)
     current = _current.get()
     if current is not None and (current.is_rehearsal or current.is_copied(destination, source)):
         return destination
@@ -89,6 +92,17 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
         raise
     if current is not None:
         current.note(destination, source)
+    return destination
+
+
+def _copy_into_parts(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
+    """Reads what is here of a distributed tensor, and nothing else where it lies together in a mapped file."""
+    if destination.shape != source.shape or (reason := why_not(destination)) is not None:
+        shapes = f"shapes {tuple(destination.shape)} and {tuple(source.shape)}"
+        raise RuntimeError(reason if destination.shape == source.shape else shapes)
+    for box in boxes_of(destination):
+        copy_into(box.tensor, source.part(box.offset, tuple(box.tensor.shape)))
+    torch.autograd.graph.increment_version(destination)
     return destination
 
 

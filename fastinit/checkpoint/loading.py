@@ -19,6 +19,7 @@ from ..naming import Names, is_model_wrapper, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
+from ..sharding import is_sharded
 from .copying import Loading, loading
 from .downloads import NotDownloaded
 from .messages import log
@@ -121,6 +122,7 @@ def _load(
     assign: bool = False,
 ) -> LoadResult:
     held = list(_slots(module))
+    _check_assign(assign, (slot for slot in held if slot.key in state_dict))
     if not assign and (metas := [slot.key for slot in held if slot.tensor.is_meta and slot.key in state_dict]):
         raise RuntimeError(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
@@ -371,6 +373,8 @@ def plan_copy(
             for slot in once.values()
         )
 
+    _check_assign(request.assign, (slot for slot in _slots(module) if slot.key in state_dict))
+
     def fits(slot: _Slot) -> bool:
         value = state_dict.get(slot.key)
         return isinstance(value, torch.Tensor) and (nn.parameter.is_lazy(slot.tensor) or _fits(value, slot.tensor))
@@ -387,6 +391,15 @@ def plan_copy(
 
     planned = entries(slot for slot in _slots(module) if fits(slot))
     return Copy(module, planned, source, rule, info, request.assign, _runs_own_code(module), load)
+
+
+def _check_assign(assign: bool, slots: Iterable[_Slot]) -> None:
+    for slot in slots:
+        if assign and is_sharded(slot.tensor):
+            raise RuntimeError(
+                f"{slot.key!r} is distributed, and assign=True would put all of it in the place of the part that is "
+                f"here: leave assign out, so that each rank reads its part"
+            )
 
 
 def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:

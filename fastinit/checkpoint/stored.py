@@ -69,6 +69,14 @@ class StoredTensor(torch.Tensor):
         made.dtype_in_file, made.is_parameter = self.dtype_in_file, self.is_parameter
         return made
 
+    def part(self, offset: Sequence[int], shape: Sequence[int]) -> StoredTensor:
+        """Returns a rectangle of it: ``offset`` is the index of its first element."""
+        steps = self.stride()
+        first = self.offset_in_storage + sum(index * step for index, step in zip(offset, steps))
+        made = StoredTensor.at(self.storage_in_file, first, shape, steps, self.dtype, self.location)
+        made.dtype_in_file = self.dtype_in_file
+        return made
+
     @property
     def can_be_mapped(self) -> bool:
         """Whether its elements lie at multiples of their size: a mapping begins at a page."""

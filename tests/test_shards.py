@@ -1,0 +1,154 @@
+"""Shards: the same weights however many ranks hold them. Real processes run the checks of ranks.py."""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from helpers import same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+if torch.distributed.is_available():
+    from contextlib import suppress
+
+    with suppress(ImportError):
+        import torch.distributed.tensor
+
+import fastinit
+from fastinit import plans, sharding
+from fastinit.backends import cpp_backend, lowering
+
+pytestmark = pytest.mark.skipif(
+    cpp_backend._native is None or not hasattr(torch.distributed, "tensor"),  # public since torch 2.5
+    reason="the native core or torch.distributed is missing",
+)
+
+outcomes = lru_cache(ranks.outcomes)
+
+
+@pytest.mark.parametrize(
+    ("world", "name"),
+    [(world, name) for world in (1, 2, 3, 4) for name, (_, worlds) in ranks.CHECKS.items() if world in worlds],
+)
+def test_on_several_ranks(world, name):
+    problem = outcomes(world)[name]
+    assert not problem, problem
+
+
+# --- the geometry, without processes ---------------------------------------------------------------------------------
+
+
+@st.composite
+def meshes(draw):
+    """Draws (shape, shape of the mesh, placements)."""
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    mesh_shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    placements = []
+    for i in range(len(mesh_shape)):
+        dim = draw(st.integers(0, len(shape) - 1))
+        kind = draw(st.sampled_from(["shard", "shard", "negative", "replicate", "strided"]))
+        if kind == "strided":  # as FSDP2 places what tensor parallelism has cut along the same dimension
+            behind = [n for n, p in zip(mesh_shape[i + 1 :], placements[i + 1 :])]
+            placements.append(_StridedShard(dim, split_factor=draw(st.integers(1, 4)) if not behind else 1))
+        else:
+            placements.append(
+                {"shard": Shard(dim), "negative": Shard(dim - len(shape)), "replicate": Replicate()}[kind]
+            )
+    return shape, mesh_shape, placements
+
+
+@given(meshes())
+def test_the_parts_of_all_ranks_tile_the_whole_and_carry_its_values(case):
+    shape, mesh_shape, placements = case
+    whole = torch.empty(shape)
+    cpp_backend.run([plans.Fill.whole("w", whole, plans.Normal(0, 1), "", "")], 7)
+    n_replicas = int(np.prod([n for n, p in zip(mesh_shape, placements) if p.is_replicate()], initial=1))
+    seen = torch.zeros(shape, dtype=torch.int64)
+    for coordinate in itertools.product(*map(range, mesh_shape)):
+        parts = sharding.parts_of(shape, mesh_shape, placements, coordinate)
+        index = np.ix_(*[np.concatenate([np.arange(*each) for each in dim] or [np.arange(0)]) for dim in parts])
+        index = tuple(torch.from_numpy(np.ascontiguousarray(each)).long() for each in index)
+        seen[index] += 1
+        # What the kernels write into the part that is here, box by box, is what the whole has there.
+        local = torch.empty([sum(end - start for start, end in dim) for dim in parts])
+        boxes = []
+        for combination in itertools.product(*map(sharding._with_positions, parts)):
+            view = local[tuple(slice(at, at + end - start) for start, end, at in combination)]
+            boxes.append(plans.Box(view, tuple(start for start, _, _ in combination)))
+        fill = plans.Fill("w", local, plans.Normal(0, 1), "", "", shape, tuple(boxes))
+        assert sum(records["n_elements"].sum() for records in [lowering.lowered([fill], 7)]) == local.numel()
+        cpp_backend.run([fill], 7)
+        assert same_bits(local, whole[index].reshape(local.shape))
+    assert (seen == n_replicas).all()
+
+
+@given(meshes())
+def test_the_parts_are_those_that_torch_itself_cuts(case):
+    shape, mesh_shape, placements = case
+    values = torch.arange(int(np.prod(shape))).view(shape)
+    for coordinate in itertools.product(*map(range, mesh_shape)):
+        local = values
+        for placement, n, at in zip(placements, mesh_shape, coordinate):
+            if not placement.is_replicate():
+                moved = type(placement)(placement.dim % len(shape), **_factor(placement))
+                local = moved._split_tensor(local, n, with_padding=False, contiguous=False)[0][at]
+        parts = sharding.parts_of(shape, mesh_shape, placements, coordinate)
+        mine = values
+        for dim, intervals in enumerate(parts):
+            mine = mine.index_select(
+                dim, torch.tensor([i for each in intervals for i in range(*each)], dtype=torch.long)
+            )
+        assert mine.tolist() == local.tolist() or (mine.numel() == 0 == local.numel())
+
+
+def _factor(placement):
+    return {"split_factor": placement.split_factor} if hasattr(placement, "split_factor") else {}
+
+
+# --- parts of a model ------------------------------------------------------------------------------------------------
+
+
+def test_pipeline_stages_get_the_weights_that_they_have_in_the_whole():
+    def layers(n):
+        return nn.ModuleList(nn.Linear(4, 4) for _ in range(n))
+
+    whole = nn.ModuleDict({"embed": nn.Embedding(6, 4), "layers": layers(4), "head": nn.Linear(4, 6, bias=False)})
+    whole.head.weight = whole.embed.weight
+    cfg = [dict(type="Normal", param="*weight"), dict(type="Uniform", param="*bias")]
+    fastinit.initialize(whole, cfg, backend="cpp", seed=3)
+    last = nn.ModuleDict({"layers": layers(2), "head": nn.Linear(4, 6, bias=False)})
+    names = {"layers.0": "layers.2", "layers.1": "layers.3", "head.weight": "embed.weight"}
+    plan = fastinit.plan(last, cfg, prefix=names, backend="cpp", seed=3)
+    assert {row.parameter for row in plan.rows} >= {"layers.3.bias", "embed.weight"}
+    fastinit.initialize(last, cfg, backend="cpp", seed=3, prefix=names)
+    assert same_bits(last.head.weight, whole.head.weight)
+    for i in (0, 1):
+        assert same_bits(last.layers[i].weight, whole.layers[i + 2].weight)
+        assert same_bits(last.layers[i].bias, whole.layers[i + 2].bias)
+    stage = fastinit.build(lambda: nn.Sequential(nn.Linear(4, 4)), prefix={"": "stage"}, backend="cpp", seed=0)
+    other = fastinit.build(lambda: nn.Sequential(nn.Linear(4, 4)), prefix="stage", backend="cpp", seed=0)
+    assert same_bits(stage[0].weight, other[0].weight)
+    with torch.device("meta"):
+        meta = nn.ModuleDict({"layers": layers(2), "head": nn.Linear(4, 6, bias=False)})
+    fastinit.materialize(meta, cfg, backend="cpp", seed=3, prefix=names)
+    assert all(same_bits(a, b) for a, b in zip(meta.parameters(), last.parameters()))
+    with fastinit.capture() as recipe, torch.device("meta"):
+        nn_whole = nn.ModuleDict({"layers": layers(4)})
+    with torch.device("meta"):
+        part = nn.ModuleDict({"layers": layers(2)})
+    fastinit.materialize(
+        part, recipe=recipe, backend="cpp", seed=1, prefix={"layers.0": "layers.2", "layers.1": "layers.3"}
+    )
+    fastinit.materialize(nn_whole, recipe=recipe, backend="cpp", seed=1)
+    assert same_bits(part.layers[1].weight, nn_whole.layers[3].weight)
+    with pytest.raises(TypeError, match="prefix must be a str or a map"):
+        fastinit.initialize(last, cfg, prefix=3)
