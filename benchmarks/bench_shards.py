@@ -1,10 +1,10 @@
-"""Weights in shards: what people do now against ``materialize``, on real ranks; and plans for 1,024 ranks, without them.
+"""Weights in shards: what people do now against ``materialize``, on real ranks; and plans for 1,024 ranks.
 
 On ranks (gloo, one thread each): the whole model on every rank and then ``fully_shard``; on rank 0 alone, then sent to
 all; and ours. Checked first: gathered, ours are the bits of one process. Bytes are those that the loopback device
-counted. Plans: one process stands for several of 1,024 ranks on a mesh of 16 x 64 (torch's fake process group). Checked
-first: the parts of all ranks tile every parameter. Writes ``results/bench_shards.csv`` and ``bench_shard_plans.csv``. Run
-with ``make bench``.
+counted. Plans: one process stands for several of 1,024 ranks, a mesh of 16 x 64 (torch's fake process group). Checked
+first: the parts of all ranks tile every parameter. Writes ``results/bench_shards.csv`` and ``bench_shard_plans.csv``.
+Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from fastinit import sharding
 from fastinit.backends import lowering
 
 ROUNDS = 3
+# Its methods have no types.
+_quiet: Any = transformers.logging.set_verbosity_error
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
 
@@ -68,7 +70,7 @@ def from_rank_0(made: Any) -> Any:
     """The whole model on rank 0, which sends it to all."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Any] = {}
     if distributed.get_rank() == 0:
         torch.manual_seed(0)
         state = AutoModelForCausalLM.from_config(made).state_dict()
@@ -104,7 +106,7 @@ def _sent() -> int:
 
 def _rank(rank: int, world: int, file: str, way: str, is_check: bool, results: Any) -> None:
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+    _quiet()
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     if is_check:
         made = config(2, 128, 200)
@@ -238,7 +240,8 @@ CONFIG = [
 
 def must_tile(model: nn.Module, mesh: Any) -> None:
     """Raises SystemExit unless the parts of all ranks hold every element of every parameter once."""
-    kinds = {(tuple(p.shape), tuple(p._spec.mesh.shape), tuple(p._spec.placements)) for p in model.parameters()}
+    parameters: list[Any] = list(model.parameters())
+    kinds = {(tuple(p.shape), tuple(p._spec.mesh.shape), tuple(p._spec.placements)) for p in parameters}
     for shape, mesh_shape, placements in kinds:
         total = 0
         for number in range(torch.Size(mesh_shape).numel()):
@@ -289,7 +292,7 @@ def measure_plans() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measures both, and writes the tables."""
-    transformers.logging.set_verbosity_error()
+    _quiet()
     write("bench_shard_plans.csv", measure_plans())
     write("bench_shards.csv", measure_ranks())
 

@@ -481,6 +481,24 @@ def a_checkpoint_goes_into_shards(rank, world):
     )
 
 
+@check(2, 3)
+def a_folder_of_torch_distributed_checkpoint_goes_into_shards(rank, world):
+    from torch.distributed import checkpoint
+
+    box = [tempfile.mkdtemp() if rank == 0 else None]
+    distributed.broadcast_object_list(box)
+    source, model = llama(), llama()
+    for each in (source, model):
+        fsdp(each, mesh_of(world))
+    fastinit.initialize(source, dict(type="Normal", param="*"), backend="cpp", seed=9)
+    checkpoint.save({"model": source.state_dict()}, checkpoint_id=box[0])
+    fastinit.initialize(model, dict(type="Pretrained", checkpoint=box[0], prefix="model"))
+    must_equal(model, {name: gathered(tensor) for name, tensor in source.named_parameters()})
+    plain = llama()  # and into a model that is whole
+    fastinit.initialize(plain, dict(type="Pretrained", checkpoint=box[0], prefix="model"))
+    must_equal(model, dict(plain.named_parameters()))
+
+
 @check(2)
 def wrappers_are_looked_through(rank, world):
     model, plain = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))

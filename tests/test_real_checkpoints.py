@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import warnings
 from importlib.metadata import files as files_of
+from importlib.util import find_spec
 
 import mmengine.runner.checkpoint as theirs
 import pytest
@@ -122,3 +126,64 @@ def test_a_training_checkpoint_of_mmengines_runner_is_loaded_and_its_state_is_wh
     theirs.load_state_dict(again, expected["state_dict"], strict=True)
     assert_same_tensors(tensors(made), tensors(again))
     assert mmengine.__version__
+
+
+# --- folders of torch.distributed.checkpoint ---------------------------------------------------------------------------
+
+
+needs_dcp = pytest.mark.skipif(
+    find_spec("torch.distributed.tensor") is None,
+    reason="loading without a process group came with torch 2.5",
+)
+
+
+def distributed_folder(path):
+    from torch.distributed import checkpoint
+
+    source = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).to(torch.bfloat16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save({"model": source.state_dict(), "optimizer": {"lr": 0.1, "steps": 3}}, checkpoint_id=path)
+    return source
+
+
+@needs_dcp
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_a_folder_of_torch_distributed_checkpoint_is_a_source_like_any_other(tmp_path):
+    source = distributed_folder(tmp_path)
+    for kwargs in (dict(), dict(assign=True), dict(dtype="float32")):
+        model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).to(torch.bfloat16))
+        report = fastinit.initialize(model, dict(type="Pretrained", checkpoint=tmp_path, prefix="model", **kwargs))
+        assert not report.checkpoints[0].result.missing
+        for (name, tensor), other in zip(source.state_dict().items(), model.state_dict().values()):
+            assert torch.equal(tensor, other.to(tensor.dtype)), name
+    plan = fastinit.plan(nn.Linear(6, 4), dict(type="Pretrained", checkpoint=tmp_path, prefix="model.0"))
+    assert [row.description for row in plan.rows] == [f"copy of {k} in {tmp_path}" for k in ("weight", "bias")]
+    everything = fastinit.checkpoint.CheckpointLoader.load_checkpoint(str(tmp_path))
+    assert torch.equal(everything["model.0.weight"], source[0].weight) and "optimizer.lr" not in everything
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).to(torch.bfloat16))
+    fastinit.materialize(model, dict(type="Pretrained", checkpoint=tmp_path, prefix="model"))
+    assert torch.equal(model[2].weight, source[2].weight)
+
+
+@needs_dcp
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_a_list_of_contents_that_is_something_else_runs_nothing(tmp_path):
+    distributed_folder(tmp_path)
+    good = (tmp_path / ".metadata").read_bytes()
+    for bad, message in (
+        (pickle.dumps(os.system), r"asks for (posix|nt)\.system"),
+        (good[:40], "damaged or no list"),
+        (pickle.dumps([1, 2]), "damaged or no list"),
+    ):
+        (tmp_path / ".metadata").write_bytes(bad)
+        with pytest.raises(RuntimeError, match=message):
+            fastinit.initialize(nn.Linear(6, 4), dict(type="Pretrained", checkpoint=tmp_path, prefix="model.0"))
+    (tmp_path / ".metadata").write_bytes(good)
+    next(tmp_path.glob("*.distcp")).write_bytes(b"")
+    model = nn.Linear(6, 4)
+    with pytest.raises(RuntimeError, match="can not be read"):
+        fastinit.checkpoint.CheckpointLoader.load_checkpoint(str(tmp_path))["model.0.weight"]
+    with pytest.raises(RuntimeError, match="can not be read|do not match"):
+        fastinit.initialize(model, dict(type="Pretrained", checkpoint=tmp_path, prefix="model.0", strict=True))

@@ -39,7 +39,8 @@ class Loading:
 
     def note(self, destination: torch.Tensor, source: StoredTensor) -> None:
         """Notes a copy."""
-        self.files[id(source.storage_in_file.file)] = source.storage_in_file.file
+        if source.storage_in_file.is_in_one_file:
+            self.files[id(source.storage_in_file.file)] = source.storage_in_file.file
         self._copied[id(destination)] = destination, _mark(destination, source)
 
 
@@ -74,14 +75,20 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
     Raises:
         OSError: the file cannot be read, or was changed meanwhile.
     """
-    if is_sharded(destination):
+    in_one_file = source.storage_in_file.is_in_one_file
+    if is_sharded(destination) and in_one_file:
         return _copy_into_parts(destination, source)
     current = _current.get()
     if current is not None and (current.is_rehearsal or current.is_copied(destination, source)):
         return destination
     try:
         with torch.no_grad():
-            if source.tensor is not None or not _in_same_order(destination, source):
+            if not in_one_file and source.tensor is None and source.dtype == source.dtype_in_file:
+                if destination.shape != source.shape:
+                    raise RuntimeError(f"shapes {tuple(destination.shape)} and {tuple(source.shape)}")
+                source.storage_in_file.load_into(destination)  # type: ignore[attr-defined]
+                torch.autograd.graph.increment_version(destination)
+            elif source.tensor is not None or not in_one_file or not _in_same_order(destination, source):
                 _copy_whole(destination, source)
             elif destination.numel():
                 source.storage_in_file.file.check()
@@ -131,7 +138,13 @@ def _in_same_order(destination: torch.Tensor, source: StoredTensor) -> bool:
 def _copy_whole(destination: torch.Tensor, source: StoredTensor) -> None:
     """Leaves the copy to torch; from a mapping where there is one, so that nothing is read twice."""
     storage = source.storage_in_file
-    if source.tensor is None and storage.file.access == "map" and source.can_be_mapped and source.numel():
+    if (
+        source.tensor is None
+        and storage.is_in_one_file
+        and storage.file.access == "map"
+        and source.can_be_mapped
+        and source.numel()
+    ):
         storage.file.check()
         values = source.over(storage.file.mapped().untyped_storage(), storage.offset)
         destination.copy_(values.to(source.dtype))

@@ -270,7 +270,7 @@ def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
             continue
         storage = value.storage_in_file
         stays = value.tensor is None and value.dtype == value.dtype_in_file and value.location.type == "cpu"
-        if not (stays and storage.file.access == "map" and value.can_be_mapped and value.numel()):
+        if not (stays and value.can_be_mapped and storage.file.access == "map" and value.numel()):
             state[key] = in_memory(value).detach()
             continue
         storage.file.check()

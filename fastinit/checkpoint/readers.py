@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..plans import names_line
-from . import safetensors_file, torch_file
+from . import distributed_folder, safetensors_file, torch_file
 from .files import File, checked_access
 from .torch_file import ZIP_HEAD, Refused
 from .unpickling import Location, Unsupported, imported
@@ -98,6 +98,13 @@ def read(
         FileNotFoundError: there is no such file.
         RuntimeError: it is damaged, is no checkpoint, or holds more than tensors and plain containers.
     """
+    if (path / distributed_folder.LIST).is_file():
+        try:
+            return distributed_folder.read(path, reading.location_of("cpu"))
+        except OSError:
+            raise
+        except Exception as error:  # as below
+            raise RuntimeError(f"{path / distributed_folder.LIST}: the file is damaged or no list: {error}") from error
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():

@@ -16,6 +16,9 @@ from .files import File, memory_of, read_all
 class Storage:
     """A stretch of a file that one tensor, or several that share memory, are made of."""
 
+    is_in_one_file = True
+    """Else it is a ``distributed_folder``'s, which reads it by itself."""
+
     def __init__(self, file: File, offset: int, n_bytes: int) -> None:
         self.file = file
         self.offset = offset
@@ -79,8 +82,8 @@ class StoredTensor(torch.Tensor):
 
     @property
     def can_be_mapped(self) -> bool:
-        """Whether its elements lie at multiples of their size: a mapping begins at a page."""
-        return self.storage_in_file.offset % self.dtype_in_file.itemsize == 0
+        """Whether it lies in one file, its elements at multiples of their size: a mapping begins at a page."""
+        return self.storage_in_file.is_in_one_file and self.storage_in_file.offset % self.dtype_in_file.itemsize == 0
 
     def over(self, memory: torch.UntypedStorage, first_byte: int = 0) -> torch.Tensor:
         """Returns a tensor over memory that holds the bytes of its storage, from ``first_byte`` on."""
@@ -131,6 +134,10 @@ def _tensor_of(stored: StoredTensor) -> torch.Tensor:
 
 def read(storages: Sequence[Storage]) -> None:
     """Reads storages into fresh memory, in parallel."""
+    for storage in storages:
+        if not storage.is_in_one_file:
+            storage.read_memory()  # type: ignore[attr-defined]
+    storages = [storage for storage in storages if storage.is_in_one_file]
     metas = [torch.empty(each.n_bytes, dtype=torch.uint8, device="meta") for each in storages]
     tensors = allocate_like(metas, torch.device("cpu"))
     for storage in storages:
