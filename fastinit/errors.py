@@ -49,9 +49,17 @@ def locating(where: str) -> Iterator[None]:
 
 
 def check_module(module: object) -> None:
-    """Raises TypeError unless ``module`` is an ``nn.Module``."""
+    """Raises TypeError unless ``module`` is an ``nn.Module``, RuntimeError if its parameters are FSDP1's."""
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"module must be a torch.nn.Module, but got {type(module)}. For a tensor use torch.nn.init or "
             f"fastinit.trunc_normal_"
+        )
+    # A module can only be an instance of what has been imported.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and any(isinstance(each, fsdp.FullyShardedDataParallel) for each in module.modules()):
+        raise RuntimeError(
+            f"{type(module).__name__} is wrapped in FullyShardedDataParallel, which keeps parameters flattened and in "
+            f"pieces: their names and shapes are gone. Use fully_shard (FSDP2) instead; or initialize before wrapping, "
+            f"on rank 0, and wrap with sync_module_states=True"
         )

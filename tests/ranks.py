@@ -500,9 +500,76 @@ def a_folder_of_torch_distributed_checkpoint_goes_into_shards(rank, world):
 
 
 @check(2)
+def flattened_parameters_are_refused_with_the_way_out(rank, world):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    torch.manual_seed(0)
+    for kwargs in (dict(), dict(use_orig_params=True)):
+        model = FullyShardedDataParallel(nn.Sequential(nn.Linear(4, 4)), device_id=torch.device("cpu"), **kwargs)
+        cfg = dict(type="Normal", layer="Linear")
+        raises(RuntimeError, "fully_shard", lambda: fastinit.initialize(model, cfg, backend="cpp", seed=0))
+        raises(RuntimeError, "fully_shard", lambda: fastinit.plan(model, cfg))
+
+
+@check(2)
 def wrappers_are_looked_through(rank, world):
     model, plain = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
     wrapped = nn.parallel.DistributedDataParallel(model)
     for each in (wrapped, plain):
         fastinit.initialize(each, dict(type="Normal", layer="Linear"), backend="cpp", seed=0)
     must_equal(model, dict(plain.named_parameters()))
+
+
+# --- memory, on ranks that have done nothing else --------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """Sixteen layers of 16.8 MB."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(16))
+
+
+def measure(rank, world, file, way, results):
+    import resource
+
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+
+    def make(kind):
+        if way == "shards":
+            with fastinit.capture() as recipe, torch.device("meta"):
+                model = kind()
+            fully_shard(model)
+            fastinit.materialize(model, recipe=recipe, backend="cpp", seed=0)
+            return model
+        model = fastinit.build(kind, backend="cpp", seed=0)
+        fully_shard(model)
+        return model
+
+    make(lambda: nn.Linear(64, 64))  # what is imported at first use
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = make(Wide)
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    here = sum(sharding.local_part(parameter).nbytes for parameter in model.parameters())
+    results.put((growth, here))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def memory(world, way):
+    """Returns (growth of peak memory, bytes of the parts that are here) of each of new ranks."""
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (world, os.path.join(folder, "group"), way, results)
+        ranks = [context.Process(target=measure, args=(rank, *arguments)) for rank in range(world)]
+        for each in ranks:
+            each.start()
+        found = [results.get(timeout=120) for _ in ranks]
+        for each in ranks:
+            each.join()
+    return found

@@ -766,6 +766,12 @@ def test_fastinits_own_calls_join_the_plan():
         model.head.bias.data.add_(1)
     assert report.launches == {"cpu": 1} and len(report.rows) == 4 and (model.head.bias == 1).all()
     assert same_bits(model.fc.weight, named_fill("fc.weight", (4, 4), plans.Normal(0, 0.5)))
+    before = model.fc.weight._version
+    with fastinit.capture(model, backend="cpp", seed=0):
+        fastinit.normal_init(model.fc)
+        assert model.fc.weight._version > before  # counted where the code asks, not when it is done
+        before = model.fc.weight._version
+    assert model.fc.weight._version == before
 
 
 @cpp

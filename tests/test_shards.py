@@ -36,6 +36,13 @@ def test_on_several_ranks(world, name):
     assert not problem, problem
 
 
+def test_a_rank_needs_the_memory_of_its_shards():
+    for growth, here in ranks.memory(4, "shards"):
+        assert here == 16 * 2048 * 2048 * 4 // 4 and growth < 1.1 * here + (8 << 20), (growth, here)
+    for growth, here in ranks.memory(4, "whole"):  # what the check is there to find
+        assert growth > 2 * here
+
+
 # --- the geometry, without processes ---------------------------------------------------------------------------------
 
 

@@ -69,12 +69,13 @@ class FolderStorage(Storage):
             RuntimeError: torch's reader failed.
         """
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
 
         try:
             dcp.load(  # type: ignore[attr-defined]
                 {self.key: destination.detach()}, storage_reader=self.folder.reader(), no_dist=True
             )
-        except Exception as error:  # torch wraps what its reader raised
+        except (Exception, CheckpointException) as error:  # the latter wraps errors, and is no Exception
             raise RuntimeError(f"{self.folder.path}: {self.key!r} can not be read: {error}") from error
 
 
