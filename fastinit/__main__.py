@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .demo import demo
+from .demo import demo, demo_shards
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,8 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = commands.add_parser("demo", help="plan and initialize a GPT-like model of 355 million parameters")
     command.add_argument("--layers", type=int, default=24)
     command.add_argument("--width", type=int, default=1024)
+    command.add_argument("--shards", action="store_true", help="as one of several ranks, started by torchrun")
     options = parser.parse_args(arguments)
-    demo(options.layers, options.width)
+    (demo_shards if options.shards else demo)(options.layers, options.width)
 
 
 if __name__ == "__main__":

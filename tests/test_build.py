@@ -355,3 +355,17 @@ def test_a_tree_of_base_modules_is_one_plan_with_what_its_modules_do_in_code():
         meta = tree()
     fastinit.materialize(meta, backend="cpp", seed=0)
     assert all(same_bits(a, b) for a, b in zip(model.state_dict().values(), meta.state_dict().values()))
+
+
+@cpp
+def test_what_a_checkpoint_overwrites_is_not_drawn_before(tmp_path):
+    source = nn.Linear(4, 4)
+    torch.save({"0." + key: tensor for key, tensor in source.state_dict().items()}, tmp_path / "c.pth")
+    cfg = [dict(type="Xavier", layer="Linear"), dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth"))]
+    model = fastinit.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), init_cfg=cfg)
+    with fastinit.use(backend="cpp", seed=0):
+        model.init_weights()
+    assert torch.equal(model[0].weight, source.weight) and model[1].weight.std() > 0.1
+    report = model.last_init_report
+    assert report.launches == {"cpu": 1} and report.provenance["0.weight"].startswith("PretrainedInit")
+    assert [row.parameter for row in report.rows if row.action == "fill"] == ["1.weight", "1.bias"]

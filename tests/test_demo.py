@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
+
+import pytest
 
 from fastinit.__main__ import main
+from fastinit.backends import cpp_backend
 
 
 def test_the_demo_plans_initializes_and_reports(capsys):
@@ -21,3 +25,17 @@ def test_the_command_line_says_what_it_can():
     assert "demo" in result.stdout
     result = subprocess.run([sys.executable, "-m", "fastinit"], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "usage" in result.stderr
+
+
+@pytest.mark.skipif(
+    cpp_backend._native is None or find_spec("torch.distributed.tensor") is None,
+    reason="it needs the native core and a torch with fully_shard",
+)
+def test_any_number_of_ranks_has_the_same_weights():
+    digests = []
+    for n in ("1", "3"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", n, "-m", "fastinit", "demo"]
+        command += ["--shards", "--layers", "2", "--width", "48"]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        digests.append(result.stdout.rpartition("digest of all weights: ")[2].strip())
+    assert digests[0] == digests[1] and len(digests[0]) == 16

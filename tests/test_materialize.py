@@ -150,6 +150,29 @@ def test_code_that_fails_half_way_leaves_the_model_on_the_meta_device():
     assert (root[0][0].weight == 3).all() and (root[1].fc.weight == 1).all()
 
 
+@backends
+def test_own_code_that_writes_through_numpy_is_seen_and_code_that_only_looks_is_not_taken_for_it(backend):
+    class Numpy(nn.Linear):
+        def reset_parameters(self):
+            if self.weight.is_meta:  # in the constructor
+                return
+            self.weight.detach().numpy()[1:] = 3
+            self.weight.detach().numpy()[0] = 4
+            nn.init.zeros_(self.bias)
+
+    model = on_meta(Numpy, 3, 3)
+    fastinit.materialize(model, backend=backend, seed=0)
+    assert (model.weight[1:] == 3).all() and (model.weight[0] == 4).all()
+
+    class Looks(nn.Linear):
+        def reset_parameters(self):
+            assert self.weight.is_meta or self.weight.data_ptr()
+            nn.init.zeros_(self.bias)
+
+    with pytest.raises(RuntimeError, match="no values: weight"):
+        fastinit.materialize(on_meta(Looks, 3, 3), backend=backend, seed=0)
+
+
 def test_what_others_have_noted_on_a_parameter_stays():
     class Marked(nn.Parameter):
         pass
