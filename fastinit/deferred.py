@@ -264,7 +264,7 @@ class Deferred:
         """Notes that somebody got an address of the memory."""
         storage = self._storage(place)
         storage.is_exposed = True
-        if storage.is_fresh and not storage.entries and not storage.foreign:
+        if storage.is_fresh and not (storage.is_marked or storage.entries or storage.foreign):
             _bytes_of(storage).fill_(_UNTOUCHED)
             storage.is_marked = True
 
