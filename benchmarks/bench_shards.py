@@ -20,6 +20,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fresh
 import torch
 import transformers
 from bench_initialize import write
@@ -104,6 +105,11 @@ def _sent() -> int:
     return int(line.split()[9])
 
 
+def _resident() -> int:
+    """Returns the bytes of memory that the process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def _rank(rank: int, world: int, file: str, way: str, is_check: bool, results: Any) -> None:
     torch.set_num_threads(1)
     _quiet()
@@ -116,11 +122,11 @@ def _rank(rank: int, world: int, file: str, way: str, is_check: bool, results: A
         return
     WAYS[way](config(1, 128, 200))  # what is imported at first use, and the connections between the ranks
     distributed.barrier()
-    before, sent, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, _sent(), time.perf_counter()
+    before, sent, began = _resident(), _sent(), time.perf_counter()
     model = WAYS[way](config())
     distributed.barrier()
     seconds = time.perf_counter() - began
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9
     here = sum(sharding.local_part(parameter).nbytes for parameter in model.parameters())
     results.put((seconds, peak, (_sent() - sent) / 1e9, here / 1e9))
     distributed.barrier()
@@ -143,10 +149,12 @@ def on_ranks(world: int, way: str, is_check: bool = False) -> list[Any]:
 
 
 def _touch(n_bytes: int) -> None:
-    """Makes the machine have memory: a virtual one may have given it back to its host."""
+    """Makes the machine have memory, in huge pages too: a virtual one may have given it back to its host."""
     context = torch.multiprocessing.get_context("spawn")
-    process = context.Process(target=torch.ones, args=(n_bytes // 4,))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=fresh.touch, args=(sender, n_bytes))
     process.start()
+    receiver.recv()
     process.join()
 
 
@@ -160,7 +168,7 @@ def measure_ranks() -> list[dict[str, Any]]:
         found: dict[str, list[list[Any]]] = {way: [] for way in WAYS}
         for _ in range(ROUNDS):
             for way in WAYS:
-                _touch(4 * n_parameters * (world + 1) if way != "materialize, cpp" else 6 * n_parameters)
+                _touch(5 * n_parameters * (world if way.endswith("fully_shard") else 2))
                 found[way].append(on_ranks(world, way))
         first = 0.0
         for way, rounds in found.items():

@@ -22,7 +22,7 @@ def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float,
     free memory back to its host, and getting it back would be measured instead. Torch's threads do not survive a fork,
     so the calling process must not have used them.
     """
-    _forked(_touch, n_bytes + n_bytes // 4 + (1 << 26))
+    _forked(touch, n_bytes + n_bytes // 4 + (1 << 26))
     seconds, gigabytes = _forked(_measure, work)
     return seconds, gigabytes
 
@@ -49,7 +49,8 @@ def _forked(target: Callable[[Connection, Any], None], argument: object) -> tupl
     return answer
 
 
-def _touch(end: Connection, n_bytes: int) -> None:
+def touch(end: Connection, n_bytes: int) -> None:
+    """Touches fresh memory, tells that it has, and ends."""
     allocate_like([torch.empty(n_bytes, dtype=torch.uint8, device="meta")], torch.device("cpu"))[0].fill_(1)
     end.send((0.0, 0.0))
 

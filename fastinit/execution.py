@@ -322,7 +322,12 @@ class Session:
                     )
         fills = [fill for _, fill in found]
         self._check_streams([fill for fill in fills if not isinstance(fill.distribution, Constant)])
-        self._agree()
+        try:
+            self._agree()
+        except RuntimeError:
+            for entry, fill in found:
+                entry.is_done = entry.is_done or sharding.is_sharded(fill.tensor)  # nobody knows what is right for it
+            raise
         # Versions were counted when the fills were asked for; `.data` has a counter of its own.
         unseen = {
             fill: fill if sharding.is_sharded(fill.tensor) else replace(fill, tensor=fill.tensor.data)

@@ -5,7 +5,6 @@ Whatever is not listed here runs as it is, after the fills of all tensors that i
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import torch
 from . import backends
 from .deferred import Deferred, Entry, Place
 from .execution import Session
-from .plans import Constant, Distribution, Normal, TruncatedNormal, Uniform
+from .folding import Chain, Change, in_dtype
+from .plans import Constant, Distribution, Normal, Uniform
 from .sharding import fill_of, is_sharded
 from .sharding import why_not as why_not_shards
 
@@ -39,26 +39,33 @@ class Operators:
 
     def run(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
-        handler = HANDLERS.get(func)
-        if handler is not None:
-            result = handler(self, func, args, kwargs)
-            if result is not NOT_HANDLED:
-                return result
         effect = _effect_of(func)
-        if effect.moves:
-            self.deferred.generation += 1
-        if effect.reads_nothing:
-            return func(*args, **kwargs)
-        if effect.is_random and effect.written:
-            self._must_not_be_strict(func, args)
-        for tensor in _tensors_in((*args, *kwargs.values())):
-            self.read(tensor)
-        result = func(*args, **kwargs)
-        self._note_writes(func, effect, args, kwargs)
-        if effect.is_random and not effect.written:
-            for tensor in _tensors_in((result,)):
-                self._note_write(func, tensor, True)
+        with self.deferred.lock:
+            handler = HANDLERS.get(func)
+            if handler is not None:
+                result = handler(self, func, args, kwargs)
+                if result is not NOT_HANDLED:
+                    return result
+            if effect.moves:
+                self.deferred.generation += 1
+            if effect.is_random and effect.written:
+                self._must_not_be_strict(func, args)
+            if not effect.reads_nothing:
+                for tensor in _tensors_in((*args, *kwargs.values())):
+                    self.read(tensor)
+        result = func(*args, **kwargs)  # not under the lock: it may wait for another thread
+        if not effect.reads_nothing:
+            with self.deferred.lock:
+                self._note_writes(func, effect, args, kwargs)
+                if effect.is_random and not effect.written:
+                    for tensor in _tensors_in((result,)):
+                        self._note_write(func, tensor, True)
         return result
+
+    def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+        """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
+        with self.deferred.lock:
+            return HANDLERS[func](self, func, args, kwargs) if func in _FILLS and is_sharded(args[0]) else NOT_HANDLED
 
     def _must_not_be_strict(self, func: Operator, args: Arguments) -> None:
         session = self._session().effective
@@ -68,12 +75,6 @@ class Operators:
                     f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
                     f"generator of torch's and so by order. Without strict it does, and the report lists it"
                 )
-
-    def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-        """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
-        if func in _FILLS and is_sharded(args[0]):
-            return HANDLERS[func](self, func, args, kwargs)
-        return NOT_HANDLED
 
     def read(self, tensor: torch.Tensor) -> None:
         """Executes what waits in the memory of a tensor: somebody is about to look at it, or to change it."""
@@ -231,7 +232,7 @@ class Operators:
         tensor = args[0]
         sources = self._sources(tensor)
         dtype = kwargs.get("dtype") or tensor.dtype
-        values = [_in_dtype(entry.distribution, tensor.dtype, dtype) for entry in sources]
+        values = [in_dtype(entry.distribution, tensor.dtype, dtype) for entry in sources]
         if not sources or None in values or kwargs.get("pin_memory"):
             return NOT_HANDLED
         if kwargs.get("layout") not in (None, torch.strided):
@@ -251,7 +252,7 @@ class Operators:
         if place is None:
             return NOT_HANDLED
         sources = self._sources(source) if source.shape == target.shape and place.is_dense else []
-        values = [_in_dtype(entry.distribution, source.dtype, target.dtype) for entry in sources]
+        values = [in_dtype(entry.distribution, source.dtype, target.dtype) for entry in sources]
         if sources and self._can_hold(sources, values, source, target):
             if sources[0].is_done or any(e.chain is not None for e in self.deferred.entries_of(place)):
                 self._overwrite(place)
@@ -329,130 +330,6 @@ def why_not(session: Session, tensor: torch.Tensor, distribution: Distribution) 
     if is_sharded(tensor) and (reason := why_not_shards(tensor)) is not None:
         return reason
     return backend.why_not_fill(fill_of("", tensor, distribution, "", ""))
-
-
-def _in_dtype(distribution: Distribution, old: torch.dtype, new: torch.dtype) -> Distribution | None:
-    """Returns the distribution whose values in one dtype are those in another, rounded; None if there is none."""
-    if isinstance(distribution, Constant):
-        value = torch.full((1,), distribution.value, dtype=old, device="cpu")  # type: ignore[arg-type]
-        return Constant(value.to(new).item())
-    if old == new:
-        return distribution
-    # By the contract the values in half precision are those in float32, rounded.
-    if old != torch.float32 or new not in (torch.bfloat16, torch.float16):
-        return None
-    if isinstance(distribution, TruncatedNormal):  # but for bounds, which are rounded inward
-        bounds = torch.tensor([distribution.low, distribution.high], dtype=torch.float64, device="cpu")
-        if not torch.equal(bounds.to(new).to(torch.float64), bounds):
-            return None
-    return distribution
-
-
-# --- arithmetic with numbers -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Chain:
-    """A uniform draw that the inverse error function, scaling and shifting are making a truncated normal.
-
-    That is how timm, mmengine and torch before 2.12 draw one: uniform between the images of the bounds under 2 Phi - 1,
-    erfinv, times sqrt(2) std, plus mean, clamped to the bounds. It stays a plain sequence of operations until the last.
-    """
-
-    low: float
-    high: float
-    scale: float
-    shift: float
-    steps: list[tuple[Operator, Arguments, Mapping[str, Any]]]
-
-    def replay(self, view: torch.Tensor | None) -> None:
-        """Does the operations to memory that holds the draw."""
-        if view is not None:
-            for func, args, kwargs in self.steps:
-                func(view, *args, **kwargs)
-
-    def bounded(self, low: float, high: float) -> TruncatedNormal | None:
-        """Returns the truncated normal that clamping to the bounds completes; None if it is something else."""
-        std = _with_few_digits(self.scale / math.sqrt(2.0), lambda std: std * math.sqrt(2.0) == self.scale)
-        if not std > 0 or not low <= high:
-            return None
-        for bound, image in ((low, self.low), (high, self.high)):
-            if abs(math.erf((bound - self.shift) / std / math.sqrt(2.0)) - image) > _SAME_BOUND:
-                return None
-        return TruncatedNormal(self.shift, std, low, high)
-
-
-# Between the image of a bound as the code computed it and as it is computed here: roundings of numbers below 1.
-_SAME_BOUND = 1e-9
-
-
-def _with_few_digits(number: float, is_as_good: Callable[[float], bool]) -> float:
-    """Returns the number that was meant, e.g. 0.02, where arithmetic has changed its last digit."""
-    short = float(f"{number:.15g}")
-    return short if is_as_good(short) else number
-
-
-@dataclass(frozen=True)
-class Change:
-    """An elementwise operation with numbers."""
-
-    operation: str
-    """The name of the tensor's method."""
-    numbers: tuple[float | None, ...]
-
-    def of(self, known: Distribution | Chain, dtype: torch.dtype) -> Distribution | Chain | None:
-        """Returns what it makes of a fill, exactly (in float64 on the distribution's numbers); None: nothing known."""
-        if isinstance(known, Constant):
-            return self._of_constant(known, dtype)
-        if not dtype.is_floating_point:
-            return None
-        if self.operation == "erfinv":
-            if isinstance(known, Uniform) and -1 <= known.low <= known.high <= 1:
-                return Chain(known.low, known.high, 1.0, 0.0, [])
-            return None
-        if self.operation == "clamp":
-            low, high = (*self.numbers, None)[:2]
-            if isinstance(known, Chain) and low is not None and high is not None:
-                return known.bounded(float(low), float(high))
-            return None
-        (number,) = self.numbers
-        if number is None or not math.isfinite(number):
-            return None
-        return self._moved(known, float(number))
-
-    def _moved(self, known: Distribution | Chain, number: float) -> Distribution | Chain | None:
-        def move(x: float) -> float:
-            if self.operation == "mul":
-                return x * number
-            if self.operation == "div":
-                return x / number
-            return x + number if self.operation == "add" else x - number
-
-        scales = self.operation in ("mul", "div")
-        if scales and not number > 0:  # a mirror image has other numbers, and none has one value
-            return None
-        try:
-            if isinstance(known, Chain):
-                scale = move(known.scale) if scales else known.scale
-                return Chain(known.low, known.high, scale, move(known.shift), list(known.steps))
-            if isinstance(known, Uniform):
-                return Uniform(move(known.low), move(known.high))
-            if isinstance(known, Normal):
-                return Normal(move(known.mean), move(known.std) if scales else known.std)
-            if isinstance(known, TruncatedNormal):
-                std = move(known.std) if scales else known.std
-                return TruncatedNormal(move(known.mean), std, move(known.low), move(known.high))
-        except (OverflowError, RuntimeError, ZeroDivisionError):
-            return None
-        return None
-
-    def _of_constant(self, known: Constant, dtype: torch.dtype) -> Constant | None:
-        """Lets torch do it to one element."""
-        element = torch.full((1,), known.value, dtype=dtype, device="cpu")  # type: ignore[arg-type]
-        try:
-            return Constant(getattr(element, self.operation + "_")(*self.numbers).item())
-        except RuntimeError:
-            return None  # the operator itself will raise it
 
 
 def _number(value: Any) -> float | None:

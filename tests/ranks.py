@@ -369,6 +369,12 @@ def ranks_agree_on_a_seed_or_get_an_error(rank, world):
     )
     std = dict(cfg, std=1 + (rank == world - 1))
     raises(RuntimeError, "different fills", lambda: fastinit.initialize(other, std, backend="cpp", seed=0))
+
+    def captured():
+        with fastinit.capture(other, backend="cpp", seed=rank % 2):
+            nn.init.normal_(other.weight)
+
+    raises(RuntimeError, "were given the seeds", captured)
     assert same(gathered(other.weight), before)
     with fastinit.use(backend="cpp", seed=4):
         fastinit.initialize(other, cfg)
@@ -551,9 +557,9 @@ def measure(rank, world, file, way, results):
         return model
 
     make(lambda: nn.Linear(64, 64))  # what is imported at first use
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     model = make(Wide)
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     here = sum(sharding.local_part(parameter).nbytes for parameter in model.parameters())
     results.put((growth, here))
     distributed.barrier()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastinit
-from fastinit import operators, plans, recording
+from fastinit import operators, plans, watching
 from fastinit.backends import cpp_backend
 
 cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core was not built")
@@ -52,8 +52,8 @@ def captured(code, model=None, **kwargs):
 
 def is_uninstalled():
     return (
-        recording._installed == 0
-        and recording._recorder.get() is None
+        watching._installed == 0
+        and watching.current_watch.get() is None
         and threading.Thread.start.__module__ == "threading"
         and nn.init._no_grad_trunc_normal_.__module__ == "torch.nn.init"
         and torch._C._len_torch_function_stack() == 0

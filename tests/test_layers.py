@@ -15,10 +15,11 @@ COMPILED = {"_native", "_cuda"}
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
     ["streams", "scaling", "tails", "plans", "naming", "registry", "errors", "version", "foreign"],
-    ["memory", "kernels", "sharding", "agreement"],
+    ["memory", "kernels", "sharding", "agreement", "folding"],
     ["defaults", "matching", "provenance", "reports", "backends", "deferred"],
     ["checkpoint", "execution"],
     ["initializers", "operators", "recipes"],
+    ["watching"],
     ["recording"],
     ["rules"],
     ["weight_init", "base_module"],
