@@ -16,12 +16,12 @@ from .errors import check_module
 from .execution import Session, session
 from .foreign import models_own_code, own_code
 from .memory import allocate_like
-from .naming import Prefix, join, renamed, unwrapped, walk
+from .naming import Prefix, join, unwrapped, walk
 from .operators import is_contract
 from .planning import planned_in
-from .plans import Call, Fill, names_line, tensors_of
+from .plans import Call, names_line, tensors_of
 from .provenance import Provenance
-from .recipes import Recipe, RecordedFill, recorded_fills
+from .recipes import Recipe, RecordedFill, in_order, recorded_fills
 from .recording import capture, recording
 from .reports import Report
 from .rules import parse, run_rules
@@ -157,12 +157,13 @@ def materialize(
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
     slots = list(_slots(model))
-    planned = None
+    of_cfg = None
     if init_cfg is not None or isinstance(unwrapped(model), BaseModule):
-        planned = planned_in(Session(model, backend=backend, seed=seed, prefix=prefix, dry=True), init_cfg)
-    items = () if planned is None else planned.items
+        of_cfg = planned_in(Session(model, backend=backend, seed=seed, prefix=prefix, dry=True), init_cfg)
+    items = () if of_cfg is None else of_cfg.items
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-    recorded = {} if recipe is None else _by_own_names(slots, recipe, prefix)
+    of_recipe = {} if recipe is None else {slot.name: recipe.of(slot.name, prefix) for slot in slots}
+    recorded = {name: fills for name, fills in of_recipe.items() if fills is not None}
     rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.name not in recorded]
     of_models = models_own_code(model)
     if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
@@ -177,7 +178,7 @@ def materialize(
             _run_recipe(slots, recorded, opened)
             if init_cfg is not None:
                 run_rules(parse(model, init_cfg), opened)
-            elif planned is not None:
+            elif of_cfg is not None:
                 unwrapped(model).init_weights()  # type: ignore[operator]
             empty = _without_values(slots, opened)
             _must_not_be_empty(empty, "their modules' own code does not write them", recipe)
@@ -185,28 +186,15 @@ def materialize(
     return report
 
 
-def _by_own_names(slots: Sequence[_Slot], recipe: Recipe, prefix: Prefix) -> Mapping[str, tuple[RecordedFill, ...]]:
-    """Returns what a recipe has for tensors, by their names here; it may be of a larger model, or of this part."""
-    found = {}
-    for slot in slots:
-        fills = recipe.fills.get(renamed(slot.name, prefix), recipe.fills.get(slot.name))
-        if fills is not None:
-            found[slot.name] = fills
-    return found
-
-
 def _run_recipe(slots: Sequence[_Slot], recorded: Any, opened: Session) -> None:
     """Does to the new tensors what was recorded of those of their names, in the order in which it was."""
-    seen: set[int] = set()
-    fills: list[tuple[int, Fill]] = []
-    for slot in slots:
-        if slot.name in recorded and id(slot.tensor) not in seen:
-            seen.add(id(slot.tensor))
-            name = opened.names.name_of(slot.tensor, slot.module, slot.key)
-            fills += [(each.order, each.fill(name, slot.tensor)) for each in recorded[slot.name]]
-    planned = [fill for _, fill in sorted(fills, key=lambda each: each[0])]
-    opened.check(planned)
-    opened.run(planned)
+    once = {id(slot.tensor): slot for slot in reversed(slots) if slot.name in recorded}
+    fills = in_order(
+        (opened.names.name_of(slot.tensor, slot.module, slot.key), slot.tensor, recorded[slot.name])
+        for slot in once.values()
+    )
+    opened.check(fills)
+    opened.run(fills)
 
 
 def _note_as_new(slots: Sequence[_Slot], opened: Session) -> None:

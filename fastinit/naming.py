@@ -9,8 +9,11 @@ from typing import Union
 import torch
 from torch import nn
 
-# Children under these names stand for the wrapped module itself: torch.compile, FSDP1, activation checkpointing.
-_WRAPPED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# Children under these names stand for the wrapped module itself: torch.compile, FSDP1, activation checkpointing,
+# Lightning Fabric (which has it twice, as given and as its strategy made it).
+_WRAPPED = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_original_module"}
+)
 
 
 def is_model_wrapper(module: object) -> bool:

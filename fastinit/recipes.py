@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from .deferred import Owner, index_in, keyed
 from .execution import Session
-from .naming import Names, Prefix
+from .naming import Names, Prefix, join, renamed, walk
 from .plans import Box, Constant, Distribution, Fill, describe, row_major
 from .reports import Report
 from .sharding import boxes_of, fill_of, is_sharded
@@ -117,6 +117,10 @@ class Recipe:
         self.unknown: Mapping[str, str] = {}
         """Parameter or buffer -> what else wrote it, where that was no fill."""
 
+    def of(self, name: str, prefix: Prefix = "") -> tuple[RecordedFill, ...] | None:
+        """Returns the fills of a tensor by its name in a model: the recipe may be of a larger one, or of it alone."""
+        return self.fills.get(renamed(name, prefix), self.fills.get(name))
+
     def bind(self, module: nn.Module, prefix: Prefix = "") -> None:
         """Names what was captured: parameters and buffers by their place under ``module``, ``prefix`` in front.
 
@@ -168,6 +172,24 @@ class Recipe:
                 lines.append(f"{name}: {describe(fill.distribution)}{part}")
         lines += [f"{name}: {what}" for name, what in self.unknown.items()]
         return "\n".join(lines)
+
+
+def in_order(recorded: Iterable[tuple[str, torch.Tensor, Sequence[RecordedFill]]]) -> list[Fill]:
+    """Returns recorded fills of tensors (name, tensor, what was recorded of it) as fills, in their order."""
+    fills = [(each.order, each.fill(name, tensor)) for name, tensor, found in recorded for each in found]
+    return [fill for _, fill in sorted(fills, key=lambda each: each[0])]
+
+
+def fills_under(root: nn.Module, recipe: Recipe, names: Names, prefix: Prefix) -> list[Fill]:
+    """Returns what a recipe has for the parameters and buffers under a root; a tied one is filled once."""
+    found: dict[torch.Tensor, tuple[str, torch.Tensor, Sequence[RecordedFill]]] = {}
+    for path, module in walk(root):
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor not in found:
+                recorded = recipe.of(join(path, key), prefix)
+                if recorded is not None:
+                    found[tensor] = names.name_of(tensor, module, key), tensor, recorded
+    return in_order(found.values())
 
 
 def recorded_fills(opened: Session) -> tuple[dict[str, tuple[RecordedFill, ...]], dict[str, str]]:

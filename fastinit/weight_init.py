@@ -35,6 +35,8 @@ from .initializers import (
 from .naming import Prefix
 from .plans import Constant, Distribution, Normal, Uniform
 from .provenance import update_init_info
+from .recipes import Recipe, fills_under
+from .recording import recording
 from .registry import WEIGHT_INITIALIZERS
 from .reports import Report
 from .rules import parse, run_rules
@@ -76,12 +78,14 @@ def initialize(
         module: any ``nn.Module`` with memory.
         init_cfg: a dict or a list of dicts: ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform, Kaiming,
             Caffe2Xavier, Pretrained, a registered name, an import path, a class) with its arguments, and what it
-            reaches: ``layer``, ``param`` or ``override``. Built initializers may stand in place of dicts.
+            reaches: ``layer``, ``param`` or ``override``. Built initializers may stand in place of dicts. Or a recipe
+            of ``capture``: what was done to each name is done again.
         backend: "torch", "cpp" or "auto"; None: that of ``use``, else of the environment variable FASTINIT_BACKEND,
             else "auto", which is "torch".
         seed: 0 to 2^64 - 1. Given, torch's generators are seeded with it for the call and restored afterwards; None:
             they go on from where they are, and ``cpp`` takes a seed of theirs.
-        prefix: what stands in front of the parameters' names where ``module`` is a part of a larger model.
+        prefix: what stands in front of the parameters' names where ``module`` is a part of a larger model; or a map of
+            names, from those of modules or parameters here to those in the whole.
 
     Raises:
         TypeError, ValueError, KeyError, RuntimeError, AttributeError, AssertionError, ZeroDivisionError: a mistake in
@@ -106,6 +110,14 @@ def initialize(
     """
     check_module(module)
     with session(module, backend=backend, seed=seed, prefix=prefix) as opened:
+        if isinstance(init_cfg, Recipe):
+            with recording(opened):  # where fills of parts of a parameter come after those of the whole
+                fills = fills_under(module, init_cfg, opened.names, prefix)
+                if not fills:
+                    opened.warn_once("init_cfg", f"the recipe holds no parameter of {type(module).__name__}")
+                opened.check(fills)
+                opened.run(fills)
+            return opened.report()
         run_rules(parse(module, init_cfg), opened)
         return opened.report()
 

@@ -341,6 +341,73 @@ def init_code_is_captured_after_sharding_too(rank, world):
     must_equal(model, dict(plain.named_parameters()))
 
 
+@check(2)
+def models_whose_parameters_carry_their_init_functions(rank, world):
+    """As torchtitan's do: made and cut on the meta device, given memory, then initialized parameter by parameter."""
+    from torch.distributed.fsdp import fully_shard
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.norm = nn.Linear(8, 12), nn.LayerNorm(12)
+            self.param_init = {"up.weight": lambda p: nn.init.trunc_normal_(p, std=0.02), "up.bias": nn.init.zeros_}
+            self.param_init |= {"norm.weight": nn.init.ones_, "norm.bias": nn.init.zeros_}
+
+        def init_states(self):
+            for name, parameter in self.named_parameters():
+                self.param_init[name](parameter)
+
+    with torch.device("meta"):
+        model, plain = nn.Sequential(Block(), Block()), nn.Sequential(Block(), Block())
+    for part in (*model, model):
+        fully_shard(part)
+    for each in (model, plain):
+        each.to_empty(device="cpu")
+        with fastinit.capture(each, backend="cpp", seed=3) as recipe, torch.no_grad():
+            for block in each:
+                block.init_states()
+        assert recipe.report.unreached == recipe.report.unkeyed == ()
+    must_equal(model, dict(plain.named_parameters()))
+
+
+@check(2)
+def a_recipe_is_done_to_shards_that_have_memory(rank, world):
+    with fastinit.capture() as recipe, torch.device("meta"):
+        whole = llama()
+    assert set(recipe.fills) == {name for name, _ in whole.named_parameters()}
+    model = llama()
+    fsdp(model, mesh_of(world))
+    fastinit.initialize(model, recipe, backend="cpp", seed=3)
+    must_equal(model, dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters()))
+
+
+@check(2)
+def lightning_cuts_models_that_then_get_their_weights(rank, world):
+    try:
+        from lightning.fabric import Fabric
+        from lightning.fabric.strategies import ModelParallelStrategy
+    except ImportError:
+        return
+    os.environ.update(
+        LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="localhost", MASTER_PORT="0"
+    )
+
+    def parallelize(model, mesh):
+        fsdp(model, mesh["data_parallel"])
+        return model
+
+    fabric = Fabric(accelerator="cpu", devices=world, strategy=ModelParallelStrategy(parallelize_fn=parallelize))
+    fabric.launch()
+    with fastinit.capture() as recipe, fabric.init_module(empty_init=True):
+        model = llama()
+    model = fabric.setup(model)
+    assert sharding.is_sharded(next(model.parameters()))
+    fastinit.initialize(model, recipe, backend="cpp", seed=3)
+    built = dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters())
+    for name, parameter in model.module.named_parameters():
+        assert same(gathered(parameter), built[name].detach()), name
+
+
 @check(2, 3, 4)
 def ranks_agree_on_a_seed_or_get_an_error(rank, world):
     from torch.distributed.tensor import Shard
@@ -537,9 +604,13 @@ class Wide(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(16))
 
 
-def measure(rank, world, file, way, results):
-    import resource
+def peak():
+    """Returns the most bytes of memory that the process has had at a time."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
+
+def measure(rank, world, file, way, results):
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)
@@ -557,9 +628,10 @@ def measure(rank, world, file, way, results):
         return model
 
     make(lambda: nn.Linear(64, 64))  # what is imported at first use
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # what it needed before does not count as its peak
+    before = peak()
     model = make(Wide)
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    growth = peak() - before
     here = sum(sharding.local_part(parameter).nbytes for parameter in model.parameters())
     results.put((growth, here))
     distributed.barrier()

@@ -288,6 +288,27 @@ def test_a_recipe_runs_on_torch_too():
     assert all(same_bits(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=cpp)])
+def test_a_recipe_is_done_again_to_a_model_that_has_memory(backend):
+    def make():
+        return nn.Sequential(nn.Linear(4, 4), nn.Embedding(6, 4, padding_idx=2), nn.BatchNorm1d(4))
+
+    with fastinit.capture(backend=backend, seed=0) as recipe:
+        model = make()
+    other = make()
+    with torch.no_grad():
+        for tensor in (*other.parameters(), other[2].running_var):
+            tensor.fill_(7)
+    report = fastinit.initialize(other, recipe, backend=backend, seed=0)
+    assert all(same_bits(a, b) for a, b in zip(everything(model).values(), everything(other).values()))
+    assert report.unreached == () and report.launches == ({"cpu": 1} if backend == "cpp" else {})
+    part = nn.Sequential(nn.Linear(4, 4))
+    fastinit.initialize(part, recipe, backend=backend, seed=0)
+    assert same_bits(part[0].weight, model[0].weight)
+    with pytest.warns(UserWarning, match="init_cfg: the recipe holds no parameter of ModuleDict"):
+        fastinit.initialize(nn.ModuleDict({"a": nn.Linear(2, 2)}), recipe, backend=backend)
+
+
 def test_what_a_recipe_does_not_hold_is_listed_with_what_computed_it():
     with fastinit.capture() as recipe, torch.device("meta"):
         model = Computes()

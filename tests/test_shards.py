@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -36,6 +37,7 @@ def test_on_several_ranks(world, name):
     assert not problem, problem
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from Linux's /proc")
 def test_a_rank_needs_the_memory_of_its_shards():
     for growth, here in ranks.memory(4, "shards"):
         assert here == 16 * 2048 * 2048 * 4 // 4 and growth < 1.1 * here + (8 << 20), (growth, here)
