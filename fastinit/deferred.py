@@ -278,7 +278,10 @@ class Deferred:
         if storage is not None and storage.is_exposed:
             return True
         memory = torch.UntypedStorage._new_with_weak_ptr(place.key)
-        return memory is not None and not memory.resizable()
+        if memory is None:
+            return False
+        # torch before 2.2 does not tell; there memory of numpy's, made before the block, is taken for torch's own.
+        return not memory.resizable() if hasattr(memory, "resizable") else memory.is_shared()
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

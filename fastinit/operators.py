@@ -509,7 +509,8 @@ def _effect_of(func: Operator) -> _Effect:
         for position, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
-    moves = torch.Tag.inplace_view in func.tags
+    # torch 2.1 has no tag on set_.
+    moves = torch.Tag.inplace_view in func.tags or schema.name == "aten::set_"
     if moves:
         written = ()
     is_view = not written and any(result.alias_info is not None for result in schema.returns)

@@ -400,6 +400,8 @@ def test_memory_whose_address_is_known_is_filled_at_once():
         model.a.normal_()
         model.b.fill_(4)
         model.from_numpy.uniform_()
+        if not hasattr(torch.UntypedStorage, "resizable"):  # torch 2.1 does not tell whose memory it is
+            model.from_numpy.mean().item()
         import ctypes
 
         seen += [view.copy(), ctypes.c_float.from_address(pointer).value, array.copy()]
@@ -936,7 +938,7 @@ def test_device_contexts_and_modes_of_others_work_within_and_around():
 
 @cpp
 def test_subclasses_that_wrap_tensors_are_taken_apart_and_read():
-    from torch.testing._internal.two_tensor import TwoTensor
+    TwoTensor = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
 
     with fastinit.capture(backend="cpp", seed=0):
         a, b = torch.empty(3).fill_(2), torch.empty(3).fill_(3)

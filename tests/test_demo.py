@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
+import ranks
 
 from fastinit.__main__ import main
 from fastinit.backends import cpp_backend
@@ -28,8 +28,8 @@ def test_the_command_line_says_what_it_can():
 
 
 @pytest.mark.skipif(
-    cpp_backend._native is None or find_spec("torch.distributed.tensor") is None,
-    reason="it needs the native core and a torch with fully_shard",
+    cpp_backend._native is None or not ranks.HAS_FULLY_SHARD,
+    reason="it needs the native core and a torch with fully_shard (2.6)",
 )
 def test_any_number_of_ranks_has_the_same_weights():
     digests = []

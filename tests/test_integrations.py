@@ -214,6 +214,7 @@ def llama():
 
 @cpp
 def test_transformers_from_config_and_the_keys_that_a_checkpoint_lacks(tmp_path):
+    pytest.importorskip("transformers")
     from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
     from fastinit.integrations import transformers as with_transformers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from functools import lru_cache
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from fastinit import plans, sharding
 from fastinit.backends import cpp_backend, lowering
 
 pytestmark = pytest.mark.skipif(
-    cpp_backend._native is None or find_spec("torch.distributed.tensor") is None,  # public since torch 2.5
-    reason="the native core or torch.distributed is missing",
+    cpp_backend._native is None or not ranks.HAS_FULLY_SHARD,
+    reason="it needs the native core and a torch with fully_shard (2.6)",
 )
 
 outcomes = lru_cache(ranks.outcomes)
