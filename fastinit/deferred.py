@@ -149,6 +149,8 @@ class _Storage:
     """Every byte was _UNTOUCHED when the memory was exposed."""
 
 
+# Entries of temporary tensors cost a kilobyte each, and looking for those that are gone a microsecond for each storage.
+_PURGE_EVERY = 4096
 # Written into fresh memory before somebody gets its address, to see whether they wrote there. No float, bool or index
 # is likely to consist of it.
 _UNTOUCHED = 0xFB
@@ -224,6 +226,8 @@ class Deferred:
     ) -> Entry:
         """Notes a fill; what it covers is forgotten."""
         self.forget(place)
+        if self._n_entries % _PURGE_EVERY == 0:
+            self._purge()
         draw = Draw() if draw is None else draw
         entry = Entry(place, draw, distribution, session, self._n_entries, rule, info, origin, fill, is_done, is_told)
         self._n_entries += 1
@@ -309,11 +313,15 @@ class Deferred:
         if place is not None:
             storage = self._storages.get(place.key)
             return [] if storage is None else [entry for entry in storage.entries if not entry.is_done]
+        self._purge()
+        found = (entry for storage in self._storages.values() for entry in storage.entries if not entry.is_done)
+        return sorted(found, key=lambda entry: entry.order)
+
+    def _purge(self) -> None:
+        """Forgets what was known of memory that is gone."""
         for key in [key for key, storage in self._storages.items() if _is_gone(storage)]:
             for entry in self._storages.pop(key).entries:
                 _leave(entry)
-        found = (entry for storage in self._storages.values() for entry in storage.entries if not entry.is_done)
-        return sorted(found, key=lambda entry: entry.order)
 
     def entries_of(self, place: Place) -> list[Entry]:
         """Returns the fills in a place's storage that still hold, done or waiting, in order."""

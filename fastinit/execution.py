@@ -226,6 +226,9 @@ class Session:
         """Runs the fills that wait, of each tensor the last."""
         if self.deferred is not None:
             self.run_deferred(self.deferred.waiting())
+            if self.asked:  # nothing of it is here, but other ranks wait for this one's word
+                with self.deferred.paused():
+                    self._agree()
         if self._waiting:
             last = {id(fill.tensor): fill for fill in self._waiting}
             fills = [fill for fill in self._waiting if last[id(fill.tensor)] is fill]

@@ -123,15 +123,10 @@ class Operators:
         distribution: Callable[[], Distribution],
         what: str,
         now: Callable[[], object],
-        like: Entry | None = None,
     ) -> bool:
         """Notes that a tensor is to get the values of a distribution; ``now`` writes them at once.
 
-        Args:
-            like: the entry whose draw the values are a function of, element by element.
-
-        Returns:
-            Whether that was noted, and done where it had to be; False: nothing was done.
+        Returns whether that was noted, and done where it had to be; False: nothing was done.
         """
         place = self.deferred.place_of(tensor)
         session = self._session().effective
@@ -155,15 +150,13 @@ class Operators:
                 break
         at = where()
         if wait:
-            draw = None if like is None else like.draw
-            self.deferred.add(place, values, session, at, f"`{what}` at {at}", draw=draw)
+            self.deferred.add(place, values, session, at, f"`{what}` at {at}")
             if self.deferred.is_exposed(place):
                 self.read_place(place)
         else:
             self._overwrite(place)
             now()
-            draw = None if like is None else like.draw
-            self.deferred.add(place, values, session, at, f"`{what}` at {at}", draw=draw, is_done=True)
+            self.deferred.add(place, values, session, at, f"`{what}` at {at}", is_done=True)
         return True
 
     def _overwrite(self, place: Place) -> None:
