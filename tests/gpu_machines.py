@@ -47,13 +47,14 @@ class Case:
     shape: tuple[int, ...] | None = None
     offset: tuple[int, ...] | None = None
     name: str = "weight"
+    steps: tuple[int, ...] | None = None
 
     def made_on(self, device: torch.device | str) -> tuple[torch.Tensor, plans.Fill]:
         """Returns the memory, full of a pattern, and the fill of a view of it."""
         end = self.start + sum((n - 1) * step for n, step in zip(self.size, self.strides)) + 1
         base = torch.full(((end + 9) * self.dtype.itemsize,), 0xAA, dtype=torch.uint8, device=device)
         view = base.view(self.dtype).as_strided(self.size, self.strides, self.start)
-        box = plans.Box(view, tuple(self.offset or (0,) * len(self.size)))
+        box = plans.Box(view, tuple(self.offset or (0,) * len(self.size)), self.steps)
         shape = tuple(self.shape or self.size)
         return base, plans.Fill(self.name, view, self.distribution, "rule", "", shape, (box,))
 

@@ -133,6 +133,23 @@ def test_rows_of_every_distribution(machine):
     machine.check([Case(each, dtype, **place) for each in DISTRIBUTIONS for dtype in DTYPES])
 
 
+# Views that are no rectangle of the parameter: what a step along a dimension adds to its row-major index.
+VIEWS = {
+    "column": dict(size=(300,), stride=(7,), start=3, steps=(7,), offset=(3,)),
+    "stretch": dict(size=(9001,), start=777, steps=(1,), offset=(777,)),
+    "diagonal": dict(size=(65,), stride=(66,), steps=(66,), offset=(0,)),
+    "transposed": dict(size=(40, 60), stride=(1, 40), steps=(1, 40), offset=(0,)),
+    "dimensions exchanged": dict(size=(4, 3, 500), stride=(500, 2000, 1), steps=(500, 2000, 1), offset=(0,)),
+    "every third row": dict(size=(30, 200), stride=(600, 1), start=200, steps=(600, 1), offset=(200,)),
+    "memory in another order": dict(size=(50, 64), stride=(1, 50), steps=(64, 1), offset=(0,)),
+}
+
+
+@pytest.mark.parametrize("place", VIEWS.values(), ids=VIEWS)
+def test_views_get_the_numbers_of_the_whole(machine, place):
+    machine.check([Case(each, dtype, **place) for each in DISTRIBUTIONS for dtype in DTYPES])
+
+
 def test_blocks_of_every_distribution(machine):
     transposed = dict(size=(37, 21), stride=(1, 37), shape=(37, 99), offset=(0, 3))
     columns = dict(size=(3, 40, 1), shape=(3, 50, 9), offset=(0, 4, 2))
