@@ -65,8 +65,7 @@ def capture(
         >>> import torch, fastinit
         >>> with fastinit.capture(backend="cpp", seed=0) as recipe:
         ...     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
-        ...     torch.nn.init.trunc_normal_(model[0].weight, std=0.02)
-        Parameter...
+        ...     _ = torch.nn.init.trunc_normal_(model[0].weight, std=0.02)
         >>> recipe.report.launches, recipe.report.provenance["0.weight"]  # doctest: +ELLIPSIS
         ({'cpu': 1}, '`trunc_normal_` at ...')
     """

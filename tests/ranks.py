@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fastinit
 from fastinit import plans, sharding

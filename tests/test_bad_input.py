@@ -133,7 +133,8 @@ def test_what_is_no_module_is_refused(module):
 @pytest.mark.parametrize("option", [dict(prefix=None), dict(prefix=1), dict(backend=["torch"])])
 def test_options_of_the_wrong_type_are_named(option):
     (name,) = option
-    with pytest.raises(TypeError, match=f"^{name} must be a str, but got"):
+    wanted = "a str or a map of names" if name == "prefix" else "a str"
+    with pytest.raises(TypeError, match=f"^{name} must be {wanted}, but got"):
         fastinit.initialize(Net(), GOOD, **option)
 
 

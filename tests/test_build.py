@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 
 import pytest
 import torch
+import transformers
 from helpers import same_bits
 from torch import nn
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import transformers
 from transformers import AutoModel, AutoModelForCausalLM
 
 import fastinit

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmengine.model as mm
 import pytest
 import torch
 from helpers import same_bits
-from torch import nn
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-import mmengine.model as mm
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINES
+from torch import nn
 
 import fastinit
 from fastinit import plans
