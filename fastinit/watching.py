@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .deferred import Deferred
 from .execution import current_session
+from .initializers import truncated_normal
 from .operators import NOT_HANDLED, Operators, is_contract, where
 from .plans import TruncatedNormal
 
@@ -79,14 +80,14 @@ class Watch:
 
     def truncated_normal(self, original: Callable[..., torch.Tensor], tensor: torch.Tensor, *numbers: float) -> bool:
         """Notes a truncated normal; returns False where torch's function is to run as it is."""
-        mean, std, low, high = numbers
 
         def now() -> None:
             original(tensor, *numbers)
 
         with self.deferred.paused(), torch.no_grad():
             waits = is_contract(current_session().effective, tensor.device)
-            noted = self.operators.fill(tensor, lambda: TruncatedNormal(mean, std, low, high), "trunc_normal_", now)
+            distribution = truncated_normal if waits else TruncatedNormal  # the former warns, as torch's function does
+            noted = self.operators.fill(tensor, lambda: distribution(*numbers), "trunc_normal_", now)
             if noted and waits:
                 torch.autograd.graph.increment_version(tensor)
         return noted

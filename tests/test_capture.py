@@ -972,6 +972,13 @@ def test_versions_are_counted_as_the_operations_count_them():
         nn.Parameter(torch.ones(3)).normal_()
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=cpp)])
+def test_a_truncated_normal_far_from_its_bounds_warns_once_as_torch_does(backend):
+    with pytest.warns(UserWarning, match="mean is more than 2 std from") as warned:
+        captured(lambda m: nn.init.trunc_normal_(m.a, mean=5.0, std=1.0, a=-2, b=2), backend=backend)
+    assert len(warned) == 1
+
+
 @cpp
 def test_bad_numbers_are_torchs_own_errors():
     for code in (lambda w: w.normal_(0, -1), lambda w: w.uniform_(2, 1), lambda w: nn.init.trunc_normal_(w, std=0.0)):
