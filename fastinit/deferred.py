@@ -121,6 +121,8 @@ class Entry:
     is_done: bool = False
     is_told: bool = False
     """The report has it."""
+    ran: Fill | None = None
+    """As what it was executed."""
     chain: Any = None
     """In-place operations on a draw that may turn out to be a distribution when complete (``recording``)."""
 

@@ -339,6 +339,8 @@ class Session:
         }
         for name in dict.fromkeys(map(self.backend_of, unseen)):
             self._run_fills(name, [alias for fill, alias in unseen.items() if self.backend_of(fill) == name])
+        for entry, fill in found:
+            entry.ran = fill
         for entry in entries:
             entry.is_done = True
             if entry.chain is not None:
@@ -378,7 +380,9 @@ class Session:
                 unkeyed[owner.name if owner is not None else f"{key.name} ({shape}, {entry.rule})"] = None
             if entry.is_told or (owner is None and entry.fill is None):
                 continue
-            fill = fill_of(entry, deferred, (), self.owner_of, self.names.ordinal)
+            fill = entry.ran
+            if fill is None or (owner is not None and fill.tensor is not owner.tensor):  # it has got a name meanwhile
+                fill = fill_of(entry, deferred, (), self.owner_of, self.names.ordinal)
             entry.is_told = True
             if fill is not None:
                 self.did([fill])

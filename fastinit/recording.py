@@ -20,6 +20,9 @@ from .plans import Constant
 from .recipes import Recipe, recorded_fills
 from .watching import Watch, current_watch
 
+# Smaller tensors are not worth a look at where they lie: 20,000 of them would take a third of a second.
+_LARGE_BYTES = 1 << 16
+
 
 @contextmanager
 def capture(
@@ -135,9 +138,8 @@ def _finish(watch: Watch, opened: Session, recipe: Recipe, root: nn.Module | Non
 def _execute(watch: Watch, opened: Session, recipe: Recipe, problem: str) -> None:
     watch.deferred.generation += 1  # the names are those of the models as they are now
     waiting = [entry for entry in watch.deferred.waiting() if entry.session is opened]
-    ask_for_huge_pages(
-        view for view in (entry.place.view() for entry in waiting) if view is not None and view.device.type == "cpu"
-    )
+    large = (entry.place.view() for entry in waiting if entry.place.end - entry.place.start >= _LARGE_BYTES)
+    ask_for_huge_pages(view for view in large if view is not None and view.device.type == "cpu")
     if problem:
         opened.strict = False
     opened.run_deferred(waiting)
