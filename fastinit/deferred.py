@@ -447,7 +447,7 @@ def fill_of(
     if isinstance(entry.distribution, Constant):
         key = Key("", 0, row_major(place.shape), True)
     elif entry.fill is not None:
-        key = Key(entry.fill.stream_name, 0, row_major(place.shape), True)
+        key = key_as_given(entry.fill)
     else:
         key = keyed(entry, owner_of, ordinal)
     name, tensor = (key.name, view) if owner is None else (owner.name, owner.tensor)
@@ -465,6 +465,12 @@ def fill_of(
         return None
     stream = "" if key.name == name else key.name
     return Fill(name, tensor, entry.distribution, entry.rule, entry.info, place.shape, boxes, stream)
+
+
+def key_as_given(fill: Fill) -> Key:
+    """Returns where the numbers of a fill stand that came with a name; a part of a parameter says so itself."""
+    (box,) = fill.boxes if fill.is_part else (Box(fill.tensor, (0,), row_major(fill.shape)),)
+    return Key(fill.stream_name, box.offset[0], row_major(fill.shape) if box.steps is None else box.steps, True)
 
 
 def _boxes(place: Place, target: torch.Tensor, key: Key, later: Sequence[Place]) -> Iterator[Box]:

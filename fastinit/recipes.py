@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .deferred import Owner, index_in, keyed
+from .deferred import Owner, index_in, key_as_given, keyed
 from .execution import Session
 from .naming import Names, Prefix, join, renamed, walk
 from .plans import Box, Constant, Distribution, Fill, describe, row_major
@@ -225,7 +225,8 @@ def _recorded(entry: object, owner: Owner, opened: Session) -> RecordedFill | No
     key, key_index = "", (0, row_major(place.shape))
     if not isinstance(entry.distribution, Constant):
         if entry.fill is not None:
-            key, key_index = entry.fill.stream_name, (0, row_major(place.shape))
+            found = key_as_given(entry.fill)
+            key, key_index = found.name, (found.first_index, found.steps)
         else:
             found = keyed(entry, opened.owner_of, opened.names.ordinal)
             key, key_index = found.name, (found.first_index, found.steps)

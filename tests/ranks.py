@@ -387,6 +387,36 @@ def a_recipe_is_done_to_shards_that_have_memory(rank, world):
     must_equal(model, dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters()))
 
 
+@check(2, 3)
+def parts_of_parameters_are_drawn_where_they_lie(rank, world):
+    from torch.distributed.fsdp import fully_shard
+
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(6, 15)
+            for i in range(3):
+                nn.init.xavier_normal_(self.qkv.weight[5 * i : 5 * i + 5])
+            nn.init.uniform_(self.qkv.weight[3:13, 1:4], 2, 3)
+            nn.init.normal_(self.qkv.bias[7:])
+
+    built = fastinit.build(Fused, backend="cpp", seed=0)
+    with fastinit.capture() as recorded, torch.device("meta"):
+        plain = Fused()
+    fastinit.materialize(plain, recipe=recorded, backend="cpp", seed=0)
+    must_equal(plain, dict(built.named_parameters()))
+    for recipe in (True, False):
+        with fastinit.capture() as recorded, torch.device("meta"):
+            model = Fused()
+        fully_shard(model, mesh=mesh_of(world))
+        if recipe:
+            fastinit.materialize(model, recipe=recorded, backend="cpp", seed=0)
+        else:
+            model.to_empty(device="cpu")
+            fastinit.initialize(model, recorded, backend="cpp", seed=0)
+        must_equal(model, dict(built.named_parameters()))
+
+
 @check(2)
 def lightning_cuts_models_that_then_get_their_weights(rank, world):
     try:
