@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .deferred import Owner, index_in, key_as_given, keyed
+from .deferred import Entry, Owner, index_in, key_as_given, keyed
 from .execution import Session
 from .naming import Names, Prefix, join, renamed, walk
 from .plans import Box, Constant, Distribution, Fill, describe, row_major
@@ -214,10 +214,7 @@ def recorded_fills(opened: Session) -> tuple[dict[str, tuple[RecordedFill, ...]]
     return fills, unknown
 
 
-def _recorded(entry: object, owner: Owner, opened: Session) -> RecordedFill | None:
-    from .deferred import Entry
-
-    assert isinstance(entry, Entry)
+def _recorded(entry: Entry, owner: Owner, opened: Session) -> RecordedFill | None:
     place = entry.place
     index = index_in(owner, place)
     if index is None or place.dtype != owner.place.dtype:

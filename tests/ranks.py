@@ -399,6 +399,7 @@ def parts_of_parameters_are_drawn_where_they_lie(rank, world):
                 nn.init.xavier_normal_(self.qkv.weight[5 * i : 5 * i + 5])
             nn.init.uniform_(self.qkv.weight[3:13, 1:4], 2, 3)
             nn.init.normal_(self.qkv.bias[7:])
+            self.table = nn.Embedding(12, 4, padding_idx=10)  # a row within the last rank's
 
     built = fastinit.build(Fused, backend="cpp", seed=0)
     with fastinit.capture() as recorded, torch.device("meta"):
