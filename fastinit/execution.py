@@ -88,7 +88,7 @@ class Session:
         """Where fills wait as long as every access to memory is watched (``recording``)."""
         self.strict: bool = False if outer is None else outer.strict
         """A draw that would not be keyed by a name is an error."""
-        self._owners: tuple[int, Owners] | None = None
+        self._owners: tuple[tuple[int, int], Owners] | None = None
         self.asked: dict[Any, list[str]] = {} if outer is None or not self._is_part else outer.asked
         """Mesh -> fills of its distributed tensors that its ranks have not agreed on yet."""
         self.launches: dict[torch.device, int] = {} if outer is None or not self._is_part else outer.launches
@@ -353,10 +353,11 @@ class Session:
     def owners(self) -> Owners:
         """Returns the parameters and buffers under the root by where they lie."""
         assert self.deferred is not None, "places are known to what is watched"
-        if self._owners is None or self._owners[0] != self.deferred.generation:
+        now = self.deferred.generation, self.names.n_roots
+        if self._owners is None or self._owners[0] != now:
             self.names.renew()
             named = [*self.names.parameters().items(), *self.names.buffers().items()]
-            self._owners = self.deferred.generation, Owners(named, self.deferred)
+            self._owners = now, Owners(named, self.deferred)
         return self._owners[1]
 
     def tell(self) -> tuple[str, ...]:

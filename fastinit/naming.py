@@ -135,6 +135,11 @@ class Names:
         self.root = root if len(self._roots) == 1 else None
         self.renew()
 
+    @property
+    def n_roots(self) -> int:
+        """How many roots are known so far."""
+        return len(self._roots)
+
     def _table(self) -> dict[torch.Tensor, str]:
         # Made when first asked for: many calls (a functional init on one layer) need no names.
         if self._tensors is None:

@@ -419,6 +419,15 @@ def parts_of_parameters_are_drawn_where_they_lie(rank, world):
 
 
 @check(2)
+def a_model_that_is_bound_may_be_cut_in_the_block(rank, world):
+    with fastinit.capture(backend="cpp", seed=3, strict=True) as recipe:
+        model = llama()
+        recipe.bind(model)
+        fsdp(model, mesh_of(world))
+    must_equal(model, dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters()))
+
+
+@check(2)
 def lightning_cuts_models_that_then_get_their_weights(rank, world):
     try:
         from lightning.fabric import Fabric

@@ -698,6 +698,17 @@ def test_two_roots_are_an_error_unless_they_are_bound_under_prefixes():
 
 
 @cpp
+def test_what_is_read_after_it_was_bound_goes_by_its_name():
+    with fastinit.capture(backend="cpp", seed=0, strict=True) as recipe:
+        model = nn.Linear(3, 3)
+        torch.zeros(2).sum().item()
+        recipe.bind(model)
+        seen = model.weight.sum().item()
+    bound = plans.Uniform(-math.sqrt(1 / 3), math.sqrt(1 / 3))
+    assert same_bits(model.weight, named_fill("weight", (3, 3), bound)) and seen == model.weight.sum().item()
+
+
+@cpp
 def test_modules_that_are_gone_or_draw_nothing_are_no_roots(request):
     gc.disable()
     request.addfinalizer(gc.enable)
