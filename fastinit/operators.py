@@ -6,7 +6,7 @@ Whatever is not listed here runs as it is, after the fills of all tensors that i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +18,7 @@ from .deferred import Deferred, Entry, Place
 from .execution import Session
 from .folding import Chain, Change, in_dtype
 from .plans import Constant, Distribution, Normal, Uniform
+from .provenance import tensors_in
 from .sharding import fill_of, is_sharded
 from .sharding import why_not as why_not_shards
 
@@ -51,14 +52,14 @@ class Operators:
             if effect.is_random and effect.written:
                 self._must_not_be_strict(func, args)
             if not effect.reads_nothing:
-                for tensor in _tensors_in((*args, *kwargs.values())):
+                for tensor in tensors_in((*args, *kwargs.values())):
                     self.read(tensor)
         result = func(*args, **kwargs)  # not under the lock: it may wait for another thread
         if not effect.reads_nothing:
             with self.deferred.lock:
                 self._note_writes(func, effect, args, kwargs)
                 if effect.is_random and not effect.written:
-                    for tensor in _tensors_in((result,)):
+                    for tensor in tensors_in((result,)):
                         self._note_write(func, tensor, True)
         return result
 
@@ -69,7 +70,7 @@ class Operators:
 
     def _must_not_be_strict(self, func: Operator, args: Arguments) -> None:
         session = self._session().effective
-        for tensor in _tensors_in(args):
+        for tensor in tensors_in(args):
             if session.strict and is_contract(session, tensor.device):
                 raise RuntimeError(
                     f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
@@ -107,7 +108,7 @@ class Operators:
     def _note_writes(self, func: Operator, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> None:
         for position, name in effect.written:
             value = args[position] if position < len(args) else kwargs.get(name)
-            for tensor in _tensors_in((value,)):
+            for tensor in tensors_in((value,)):
                 self._note_write(func, tensor, effect.is_random)
 
     def _note_write(self, func: Operator, tensor: torch.Tensor, is_random: bool) -> None:
@@ -509,14 +510,6 @@ def _effect_of(func: Operator) -> _Effect:
     is_view = not written and any(result.alias_info is not None for result in schema.returns)
     is_random = torch.Tag.nondeterministic_seeded in func.tags
     return _Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, moves, written, is_random)
-
-
-def _tensors_in(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors_in(value)
 
 
 _OWN_AND_TORCH = ("torch", "fastinit", "contextlib")

@@ -143,7 +143,7 @@ class _Watch(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [(tensor, version_of(tensor)) for tensor in _tensors_in((*args, *kwargs.values()))]
+        tensors = [(tensor, version_of(tensor)) for tensor in tensors_in((*args, *kwargs.values()))]
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
             for tensor, version in tensors:
@@ -163,12 +163,13 @@ class _Watch(TorchFunctionMode):
                     self.unclaimed[-1].add(parameter)
 
 
-def _tensors_in(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors_in(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yields the tensors among arguments, those in lists and tuples too."""
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             yield argument
         elif isinstance(argument, (list, tuple)):
-            yield from _tensors_in(argument)
+            yield from tensors_in(argument)
 
 
 def version_of(tensor: torch.Tensor) -> int:
