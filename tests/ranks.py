@@ -695,5 +695,6 @@ def memory(world, way):
             each.start()
         found = [results.get(timeout=120) for _ in ranks]
         for each in ranks:
-            each.join()
+            each.join(20)
+            each.kill()
     return found
