@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .plans import Box, Constant, Distribution, Fill, row_major
+from .plans import Box, Constant, Distribution, Fill, may_overlap, row_major
 from .sharding import boxes_of, is_sharded, local_part
 
 
@@ -41,7 +41,7 @@ class Place:
         self.end = self.start + (last + 1) * size
         """Behind the last byte."""
         # Elements of one tensor may share memory (expand); then the span is smaller than the number of elements.
-        self.is_dense = last + 1 == self.numel and _is_injective(self.shape, self.stride)
+        self.is_dense = last + 1 == self.numel and not may_overlap(self.shape, self.stride)
 
     @property
     def key(self) -> int:
@@ -72,15 +72,6 @@ class Place:
         if flat is None:
             return empty.set_(storage, self.offset, self.shape, self.stride)  # type: ignore[call-overload, no-any-return]
         return empty.set_(storage, flat[0], (flat[1] - flat[0],), (1,))  # type: ignore[call-overload, no-any-return]
-
-
-def _is_injective(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    span = 1
-    for step, size in sorted((step, size) for step, size in zip(stride, shape) if size > 1):
-        if step < span:
-            return False
-        span += (size - 1) * step
-    return True
 
 
 @dataclass(eq=False)

@@ -128,7 +128,7 @@ class Session:
                 backend = backends.BACKENDS[name]
                 if (name, device) not in why_not_device:
                     why_not_device[name, device] = None if self.dry else backend.why_not(device)
-                reason = why_not_device[name, device] or _why_not_shards(item) or backend.why_not_fill(item)
+                reason = why_not_device[name, device] or sharding.why_not(item.tensor) or backend.why_not_fill(item)
                 if reason is not None:
                     raise RuntimeError(
                         f"{item.rule}: the backend {name!r} cannot fill the parameter {item.name!r} "
@@ -573,10 +573,6 @@ def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
 def _in_one_place(fill: Fill) -> Sequence[Fill]:
     """Returns a fill in pieces of one box, if it is of a part of a tensor: that lies in several boxes, or elsewhere."""
     return [replace(fill, boxes=(box,)) for box in fill.boxes] if fill.is_part else [fill]
-
-
-def _why_not_shards(fill: Fill) -> str | None:
-    return sharding.why_not(fill.tensor) if sharding.is_sharded(fill.tensor) else None
 
 
 def _only_overwrites(item: Copy) -> bool:

@@ -321,9 +321,7 @@ def is_contract(session: Session, device: torch.device) -> bool:
 def why_not(session: Session, tensor: torch.Tensor, distribution: Distribution) -> str | None:
     """Returns why the backend of a device cannot do a fill, None if it can."""
     backend = backends.BACKENDS[session.backend_on(tensor.device)]
-    if is_sharded(tensor) and (reason := why_not_shards(tensor)) is not None:
-        return reason
-    return backend.why_not_fill(fill_of("", tensor, distribution, "", ""))
+    return why_not_shards(tensor) or backend.why_not_fill(fill_of("", tensor, distribution, "", ""))
 
 
 def _number(value: Any) -> float | None:

@@ -43,7 +43,9 @@ def mesh_of(tensor: Any) -> Any:
 
 
 def why_not(tensor: Any) -> str | None:
-    """Returns why a distributed tensor cannot be filled, None if it can."""
+    """Returns why the parts of a tensor cannot be filled, None if they can or if it is not distributed."""
+    if not is_sharded(tensor):
+        return None
     for placement in tensor._spec.placements:
         if not (placement.is_replicate() or _is_cut(placement)):
             return (

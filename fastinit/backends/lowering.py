@@ -23,6 +23,7 @@ from ..plans import (
     Uniform,
     byte_span,
     describe,
+    may_overlap,
     numbers_of,
     row_major,
 )
@@ -92,7 +93,7 @@ def why_not_fill(fill: Fill) -> str | None:
     for box in fill.boxes:
         if box.tensor.layout != torch.strided or box.tensor.is_quantized or box.tensor.is_conj() or box.tensor.is_neg():
             return "it fills plain strided tensors only"
-        if _overlaps_itself(box.tensor):
+        if box.tensor.numel() and may_overlap(box.tensor.shape, box.tensor.stride()):
             return "elements of the tensor share memory (it was expanded, or made with as_strided)"
         if box.tensor.numel() and not box.tensor.is_meta:
             if box.tensor.data_ptr() == 0:
@@ -260,16 +261,6 @@ def _cut(dims: list[Dim]) -> Iterator[tuple[int, int, list[Dim]]]:
         count = min(at_once, n - start)
         for offset, index_offset, rest in _cut(inner if count == 1 else [(count, stride, index_stride), *inner]):
             yield start * stride + offset, start * index_stride + index_offset, rest
-
-
-def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Tells whether two elements may share memory: a dimension does not step over all that the smaller ones span."""
-    span = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1):
-        if stride < span:
-            return tensor.numel() > 0
-        span += (size - 1) * stride
-    return False
 
 
 def batches(fills: Sequence[Fill]) -> list[list[Fill]]:
