@@ -35,6 +35,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_gpu.py
 	$(RUN) benchmarks/gpu_instructions.py
 	$(RUN) benchmarks/bench_initialize.py
+	$(RUN) benchmarks/bench_host.py
 	$(RUN) benchmarks/bench_fill.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import fresh
 import torch
 import transformers
-from bench_initialize import write
+from tables import write
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports it at first use)
 from transformers.models.mixtral import modeling_mixtral  # noqa: F401
 

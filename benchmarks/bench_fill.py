@@ -19,7 +19,7 @@ from functools import partial
 import fresh
 import numpy as np
 import torch
-from bench_initialize import write
+from tables import write
 from torch import nn
 
 import fastinit

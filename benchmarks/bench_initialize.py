@@ -7,7 +7,6 @@ process; the ratio of the medians is the result. Writes ``results/bench_initiali
 
 from __future__ import annotations
 
-import csv
 import gc
 import logging
 import statistics
@@ -15,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +22,7 @@ import mmengine.logging
 import mmengine.model
 import mmengine.model.weight_init
 import torch
+from tables import write
 from torch import nn
 from trees import TREES
 
@@ -31,7 +30,6 @@ import fastinit
 import fastinit.weight_init
 from fastinit.backends import torch_backend
 
-RESULTS = Path(__file__).parent / "results"
 # Odd, so that the median is a measurement; more would not fit a coffee.
 ROUNDS = 9
 
@@ -74,19 +72,6 @@ def must_be_equal(ours: nn.Module, theirs: nn.Module, states: Sequence[torch.Ten
     different = [name for name in b if name not in a or not torch.equal(a[name], b[name])]
     if different or a.keys() != b.keys() or not torch.equal(*states):
         raise SystemExit(f"the results differ, nothing is timed: {different or 'the generators'}")
-
-
-def write(name: str, rows: Sequence[dict[str, object]]) -> None:
-    """Writes rows as CSV with the machine beside them, and prints them as a Markdown table."""
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / name).open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "machine"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "machine": machine.describe()} for row in rows)
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
-    print(flush=True)
 
 
 def bench_init_weights() -> None:

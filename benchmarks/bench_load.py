@@ -19,7 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from bench_initialize import write
+from tables import write
 from torch import nn
 
 import fastinit

@@ -13,7 +13,7 @@ from typing import Any
 
 import fresh
 import torch
-from bench_initialize import write
+from tables import write
 from torch import nn
 
 import fastinit

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_initialize import RESULTS, write
 from scipy import special
+from tables import RESULTS, write
 
 from fastinit import plans
 from fastinit.backends import cpp_backend, lowering

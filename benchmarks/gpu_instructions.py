@@ -179,7 +179,7 @@ def main() -> None:
     if not (TOOLS / "sass.py").exists() or shutil.which("nvcc") is None or importlib.util.find_spec("triton") is None:
         print("Nothing is counted: it needs nvcc, the package triton and ../shared/tools.")
         return
-    from bench_initialize import write
+    from tables import write
 
     rows: dict[tuple[str, ...], dict[str, object]] = {}
     for architecture in ARCHITECTURES:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from .naming import Names, Prefix
 from .plans import Call, Constant, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
 from .provenance import Provenance, logger
 from .reports import CheckpointReport, Report
-from .streams import check_seed, stream_of
+from .streams import check_seed, streams_of
+
+Key = TypeVar("Key", bound=Hashable)
 
 _current: ContextVar[Session | None] = ContextVar("fastinit_session", default=None)
 
@@ -124,11 +126,11 @@ class Session:
                             f"meta models as they are"
                         )
             if isinstance(item, Fill):
-                name, device = self.backend_of(item), item.tensor.device
+                where = name, device = self.backend_of(item), item.tensor.device
                 backend = backends.BACKENDS[name]
-                if (name, device) not in why_not_device:
-                    why_not_device[name, device] = None if self.dry else backend.why_not(device)
-                reason = why_not_device[name, device] or sharding.why_not(item.tensor) or backend.why_not_fill(item)
+                if where not in why_not_device:
+                    why_not_device[where] = None if self.dry else backend.why_not(device) or backend.why_not_now(device)
+                reason = why_not_device[where] or sharding.why_not(item.tensor) or backend.why_not_fill(item)
                 if reason is not None:
                     raise RuntimeError(
                         f"{item.rule}: the backend {name!r} cannot fill the parameter {item.name!r} "
@@ -146,6 +148,8 @@ class Session:
 
     def backend_of(self, fill: Fill) -> str:
         """Returns the name of the backend that executes a fill."""
+        if self.backend != backends.AUTO:
+            return self.backend
         if fill not in self._chosen:
             self._chosen[fill] = backends.for_fill(self.backend, self.backend_on(fill.tensor.device), fill)
         return self._chosen[fill]
@@ -235,8 +239,7 @@ class Session:
             self._waiting.clear()
             self._check_streams(fills)
             self._agree()
-            for name in dict.fromkeys(map(self.backend_of, fills)):
-                chosen = [fill for fill in fills if self.backend_of(fill) == name]
+            for name, chosen in _grouped(fills, self.backend_of).items():
                 self._run_fills(name, chosen)
                 self._wrote(chosen)
 
@@ -246,8 +249,7 @@ class Session:
             backend.run(fills, self.seed)
             return
         seed = self._drawn_seed()
-        for device in dict.fromkeys(fill.tensor.device for fill in fills):
-            chosen = [fill for fill in fills if fill.tensor.device == device]
+        for device, chosen in _grouped(fills, lambda fill: fill.tensor.device).items():
             self.launches[device] = self.launches.get(device, 0) + backend.run(chosen, seed)
 
     def _wrote(self, fills: Sequence[Fill]) -> None:
@@ -337,8 +339,8 @@ class Session:
             for fill in fills
             if not fill.tensor.is_meta
         }
-        for name in dict.fromkeys(map(self.backend_of, unseen)):
-            self._run_fills(name, [alias for fill, alias in unseen.items() if self.backend_of(fill) == name])
+        for name, chosen in _grouped(list(unseen), self.backend_of).items():
+            self._run_fills(name, [unseen[fill] for fill in chosen])
         for entry, fill in found:
             entry.ran = fill
         for entry in entries:
@@ -426,11 +428,12 @@ class Session:
             self.outer._set_seed(seed)
 
     def _check_streams(self, fills: list[Fill]) -> None:
-        names: dict[int, str] = {}
-        for fill in fills:
-            if names.setdefault(stream_of(fill.name), fill.name) != fill.name:
+        by_name = {fill.name: fill for fill in fills}
+        first_of: dict[int, str] = {}
+        for name, stream in zip(by_name, streams_of(by_name).tolist()):
+            if first_of.setdefault(stream, name) != name:
                 raise RuntimeError(
-                    f"{fill.rule}: the names {fill.name!r} and {names[stream_of(fill.name)]!r} have the same random "
+                    f"{by_name[name].rule}: the names {name!r} and {first_of[stream]!r} have the same random "
                     f"stream: rename one of them"
                 )
 
@@ -463,18 +466,19 @@ class Session:
         """Returns the items as a plan."""
         reached = {tensor for item in items for tensor in tensors_of(item)}
         unreached = tuple(name for tensor, name in self.parameters().items() if tensor not in reached)
-        return Plan(tuple(items), self._backends(items), self._numbers(items), self.seed, unreached)
+        used = self._backends(items)
+        return Plan(tuple(items), used, self._numbers(used), self.seed, unreached)
 
     def report(self) -> Report:
         """Returns what was done since the call began."""
         self.flush()
         unkeyed = self.tell()
-        provenance, names = self.track(), self.parameters()
+        provenance, names, used = self.track(), self.parameters(), self._backends(self.items)
         return Report(
-            rows=rows_of(self.items, self._backends(self.items)),
+            rows=rows_of(self.items, used),
             checkpoints=tuple(self.checkpoints),
-            engine=" and ".join(backends.BACKENDS[name].engine() for name in self._used(self.items)),
-            numbers=self._numbers(self.items),
+            engine=" and ".join(backends.BACKENDS[name].engine() for name in self._used(used)),
+            numbers=self._numbers(used),
             seed=self.seed,
             seconds=time.perf_counter() - self._began,
             n_bytes=sum(map(_n_bytes, self.items)),
@@ -493,17 +497,25 @@ class Session:
             return names
         return {tensor: names[tensor] for tensor in self.root.parameters() if tensor in names}
 
+    def devices(self) -> set[torch.device]:
+        """Returns the devices of the parameters and buffers under this call's own root."""
+        if self.root is None:
+            return set()
+        if self.root is self.names.root:  # whose tensors are known by name already
+            return {tensor.device for tensor in (*self.names.parameters(), *self.names.buffers())}
+        return {tensor.device for tensor in (*self.root.parameters(), *self.root.buffers())}
+
     def _backends(self, items: Iterable[Item]) -> tuple[str, ...]:
         """Returns the backend of each item, "" for what is no fill."""
         return tuple(self.backend_of(item) if isinstance(item, Fill) else "" for item in items)
 
-    def _used(self, items: Iterable[Item]) -> list[str]:
-        """Returns the backends of the items; where none is a fill, the one for the CPU."""
-        used = [name for name in dict.fromkeys(self._backends(items)) if name]
+    def _used(self, of_items: Iterable[str]) -> list[str]:
+        """Returns the backends of items, each once; where none is a fill, the one for the CPU."""
+        used = [name for name in dict.fromkeys(of_items) if name]
         return used or [backends.on_device(self.backend, torch.device("cpu"))]
 
-    def _numbers(self, items: Iterable[Item]) -> str:
-        return " and ".join(dict.fromkeys(backends.BACKENDS[name].NUMBERS for name in self._used(items)))
+    def _numbers(self, of_items: Iterable[str]) -> str:
+        return " and ".join(dict.fromkeys(backends.BACKENDS[name].NUMBERS for name in self._used(of_items)))
 
 
 @contextmanager
@@ -527,7 +539,7 @@ def session(
     try:
         with ExitStack() as stack:
             if opened.new_seed is not None:
-                stack.enter_context(_seeded(opened.new_seed, _devices_of(root) if devices is None else devices))
+                stack.enter_context(_seeded(opened.new_seed, opened.devices() if devices is None else devices))
             yield opened
             if opened.deferred is None or opened.effective is opened:
                 opened.flush()
@@ -570,9 +582,17 @@ def _seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
         yield
 
 
+def _grouped(fills: Iterable[Fill], key: Callable[[Fill], Key]) -> dict[Key, list[Fill]]:
+    """Returns the fills by what ``key`` says of each, in their order."""
+    groups: dict[Key, list[Fill]] = {}
+    for fill in fills:
+        groups.setdefault(key(fill), []).append(fill)
+    return groups
+
+
 def _in_one_place(fill: Fill) -> Sequence[Fill]:
     """Returns a fill in pieces of one box, if it is of a part of a tensor: that lies in several boxes, or elsewhere."""
-    return [replace(fill, boxes=(box,)) for box in fill.boxes] if fill.is_part else [fill]
+    return [replace(fill, parts=(box,)) for box in fill.boxes] if fill.is_part else [fill]
 
 
 def _only_overwrites(item: Copy) -> bool:
@@ -583,9 +603,5 @@ def _only_overwrites(item: Copy) -> bool:
 def _n_bytes(item: Item) -> int:
     """Returns how many bytes an item writes, as far as that is known."""
     if isinstance(item, Fill):
-        return sum(box.tensor.nbytes for box in item.boxes)
+        return item.tensor.nbytes if item.parts is None else sum(box.tensor.nbytes for box in item.parts)
     return sum(tensor.nbytes for tensor in tensors_of(item))
-
-
-def _devices_of(root: nn.Module | None) -> set[torch.device]:
-    return set() if root is None else {tensor.device for tensor in (*root.parameters(), *root.buffers())}

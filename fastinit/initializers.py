@@ -6,7 +6,7 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, get_args
@@ -90,18 +90,22 @@ def _centred(std: float, distribution: str) -> Distribution:
 def module_fills(
     module: object,
     weight_distribution: Callable[[Shape], Distribution],
-    bias: float,
+    bias_distribution: Callable[[Shape], Distribution],
     opened: Session,
     rule: str,
     info: str,
 ) -> Iterator[Fill]:
     """Yields the fills of a module's ``weight`` and ``bias``, as far as it has them and they are tensors."""
+    own: Mapping[str, torch.Tensor | None] = module._parameters if isinstance(module, nn.Module) else {}
     for attribute in ("weight", "bias"):
-        recomputed = isinstance(module, nn.Module) and is_recomputed(module, attribute)
-        with undisturbed(module) if recomputed else nullcontext():  # type: ignore[arg-type]
-            tensor = getattr(module, attribute, None)
-        if not isinstance(tensor, torch.Tensor):  # None; or a switch, such as the `bias` of nn.LSTM
-            continue
+        tensor, recomputed = own.get(attribute), False
+        if tensor is None:
+            recomputed = isinstance(module, nn.Module) and is_recomputed(module, attribute)
+            with undisturbed(module) if recomputed else nullcontext():  # type: ignore[arg-type]
+                found = getattr(module, attribute, None)
+            if not isinstance(found, torch.Tensor):  # None; or a switch, such as the `bias` of nn.LSTM
+                continue
+            tensor = found
         name = opened.names.name_of(tensor, module, attribute)
         if recomputed:
             opened.warn_once(
@@ -110,9 +114,8 @@ def module_fills(
                 f"norm): filling it does not last. Initialize before the parametrization is registered, or give the "
                 f"parameters under it a rule with `param`",
             )
-        yield parameter_fill(
-            tensor, name, weight_distribution if attribute == "weight" else lambda _: Constant(bias), rule, info
-        )
+        distribution = weight_distribution if attribute == "weight" else bias_distribution
+        yield parameter_fill(tensor, name, distribution, rule, info)
 
 
 def parameter_fill(
@@ -233,8 +236,11 @@ class BaseInit:
             near = nearest_layers(module, self.layer)
             what = _one_or_all(self.layer)
             opened.warn_once(who, f"no module of {tree} matches layer {what}; nothing is filled.{near}")
+        bias_distribution = cache(lambda _: Constant(self.bias))
         fills = [
-            fill for each in modules for fill in module_fills(each, weight_distribution, self.bias, opened, rule, info)
+            fill
+            for each in modules
+            for fill in module_fills(each, weight_distribution, bias_distribution, opened, rule, info)
         ]
         if modules and not fills:
             kinds = " or ".join(sorted({type(each).__name__ for each in modules}))

@@ -150,7 +150,8 @@ class Names:
                     for names, tensors in ((self._tensors, module._parameters), (self._buffers, module._buffers)):
                         for name, tensor in tensors.items():
                             if tensor is not None and tensor not in names:
-                                names[tensor] = renamed(join(path, name), prefix)
+                                whole = f"{path}.{name}" if path else name
+                                names[tensor] = renamed(whole, prefix) if prefix else whole
         return self._tensors
 
     def renew(self) -> None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, Final, NamedTuple, Union
 
 import torch
 
@@ -144,40 +144,42 @@ def _short(number: Number) -> str:
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
+# A model may have 20,000 parameters. The records that there is one of for each are immutable to the type checker only
+# (Final): a frozen dataclass takes five times as long to make, a microsecond.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Box:
     """A rectangular part of a parameter: where it lies in the full tensor, and the memory that holds it."""
 
-    tensor: torch.Tensor = field(repr=False)
+    tensor: Final[torch.Tensor] = field(repr=False)
     """The local memory, any strides; its shape is the box's."""
-    offset: tuple[int, ...]
+    offset: Final[tuple[int, ...]]
     """Index of the box's first element in the full tensor, in elements, one number a dimension."""
-    steps: tuple[int, ...] | None = None
+    steps: Final[tuple[int, ...] | None] = None
     """What a step along each dimension of ``tensor`` adds to the row-major index in the full tensor, where the box is
     no rectangle of it but another view (reshaped, transposed, strided); ``offset`` is one number then, the row-major
     index of the first element. None: the steps are those of the full tensor."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Fill:
     """One parameter (or the parts of it that are here) gets the values of one distribution."""
 
-    name: str
+    name: Final[str]
     """Canonical, from the root that the user passed; the key of the parameter's random stream."""
-    tensor: torch.Tensor = field(repr=False)
+    tensor: Final[torch.Tensor] = field(repr=False)
     """The object that the module holds."""
-    distribution: Distribution
-    rule: str
+    distribution: Final[Distribution]
+    rule: Final[str]
     """Where it was asked for, e.g. ``init_cfg[2].override``."""
-    info: str
+    info: Final[str]
     """What provenance logs say of it, e.g. ``NormalInit: mean=0, std=0.01, bias=0``; "": leave that to the caller."""
-    shape: tuple[int, ...] = ()
+    shape: Final[tuple[int, ...]] = ()
     """Of the full, unsharded tensor; of the part, where only a part of it is filled."""
-    boxes: tuple[Box, ...] = ()
-    """The parts to write. Together they hold what is here of the full tensor."""
-    key: str = ""
+    parts: Final[tuple[Box, ...] | None] = None
+    """The parts to write, which together hold what is here of the full tensor; None: it is here in one piece."""
+    key: Final[str] = ""
     """The name of the random stream, where it is not ``name``: the values are those of another parameter."""
 
     @property
@@ -186,15 +188,19 @@ class Fill:
         return self.key or self.name
 
     @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The parts to write."""
+        return (Box(self.tensor, (0,) * self.tensor.dim()),) if self.parts is None else self.parts
+
+    @property
     def is_part(self) -> bool:
         """Whether only a part of the parameter is filled: a row, a slice."""
-        return self.shape != tuple(self.tensor.shape)
+        return self.tensor.shape != self.shape
 
     @staticmethod
     def whole(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:
         """Returns the fill of a tensor that is here in one piece."""
-        shape = tuple(tensor.shape)
-        return Fill(name, tensor, distribution, rule, info, shape, (Box(tensor, (0,) * len(shape)),))
+        return Fill(name, tensor, distribution, rule, info, tuple(tensor.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -291,8 +297,7 @@ def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
 # --- rows: what a person or a program reads --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One line of a plan or a report: plain data, no tensors."""
 
     parameter: str
@@ -317,9 +322,12 @@ class Row:
         return 0 if self.shape is None else math.prod(self.shape)
 
 
-def dtype_name(tensor: torch.Tensor) -> str:
-    """Returns e.g. ``float32``."""
-    return str(tensor.dtype).removeprefix("torch.")
+@lru_cache(maxsize=256)
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_device_name = lru_cache(maxsize=256)(str)
 
 
 def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
@@ -327,9 +335,13 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
     last: dict[int, int] = {}  # tensor -> index of the last row that writes it
     n_rows = 0
     for item in items:
+        if isinstance(item, Fill):
+            if not item.is_part:
+                last[id(item.tensor)] = n_rows
+            n_rows += 1
+            continue
         for tensor in tensors_of(item):
-            if not (isinstance(item, Fill) and item.is_part):
-                last[id(tensor)] = n_rows
+            last[id(tensor)] = n_rows
             n_rows += 1
         n_rows += isinstance(item, Call) or (isinstance(item, Copy) and bool(item.unknown))
 
@@ -376,7 +388,7 @@ def _tensor_row(
     backend: str,
     replaced: bool,
 ) -> Row:
-    dtype, device = dtype_name(tensor), str(tensor.device)
+    dtype, device = _dtype_name(tensor.dtype), _device_name(tensor.device)
     return Row(name, shape, dtype, device, action, values, description, item.rule, item.info, backend, replaced)
 
 

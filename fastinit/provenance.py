@@ -25,8 +25,10 @@ logger = logging.getLogger("fastinit")
 class ParameterInfo(dict[str, Any]):
     """``init_info`` of one parameter, and ``tmp_mean_value``, which mmengine keeps and we compute only when asked."""
 
+    __slots__ = ("_parameter",)  # there is one for each parameter
+
     def __init__(self, parameter: torch.Tensor, init_info: str) -> None:
-        super().__init__(init_info=init_info)
+        self["init_info"] = init_info
         self._parameter = parameter
 
     def __missing__(self, key: str) -> Any:

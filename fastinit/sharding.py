@@ -16,6 +16,8 @@ import torch
 
 from .plans import Box, Distribution, Fill
 
+_PLAIN = (torch.nn.Parameter, torch.Tensor)
+
 Interval = tuple[int, int]
 """First index and the index behind the last."""
 
@@ -29,6 +31,8 @@ def _dtensor() -> Any:
 
 def is_sharded(tensor: object) -> bool:
     """Tells whether a tensor is distributed: its shape is that of the whole, and its memory here a part or a copy."""
+    if type(tensor) in _PLAIN:  # as nearly all are
+        return False
     return isinstance(tensor, _dtensor())
 
 

@@ -8,7 +8,8 @@ themselves run elsewhere.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 MASK32 = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF
 MAX_SEED = MASK64
+_STREAM_BITS = 2**63 - 1
 
 # The multipliers and the Weyl increments of the paper, section 4.
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -59,8 +61,15 @@ def fold_in(key: Key, data: int) -> Key:
 
 def stream_of(name: str) -> int:
     """Returns the stream number of a parameter's name, below 2^63 (a hash, the same in every process)."""
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & (2**63 - 1)
+    digest = blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & _STREAM_BITS
+
+
+def streams_of(names: Iterable[str]) -> Words:
+    """Returns the stream numbers of many names, as :func:`stream_of` has them, as uint64."""
+    digests = b"".join([blake2b(name.encode(), digest_size=8).digest() for name in names])
+    streams: Words = np.frombuffer(digests, "<u8") & np.uint64(_STREAM_BITS)
+    return streams
 
 
 def parameter_key(seed: int, name: str) -> Key:

@@ -193,6 +193,6 @@ def _fill_module(module: nn.Module, weight: Callable[[Shape], Distribution], bia
     tensors = (getattr(module, "weight", None), getattr(module, "bias", None))
     with session(None, devices={each.device for each in tensors if isinstance(each, torch.Tensor)}) as opened:
         with opened.unwatched():
-            fills = list(module_fills(module, weight, bias, opened, called, ""))
+            fills = list(module_fills(module, weight, lambda _: Constant(bias), opened, called, ""))
             opened.check(fills)
         opened.run(fills)

@@ -79,10 +79,9 @@ def test_a_launch_without_a_device_raises_with_cudas_words():
         cuda_backend._core().launch(0, 0, 1, 0, 0)
 
 
-def with_gpu(monkeypatch, capability=(9, 0), capturing=False):
+def with_gpu(monkeypatch, capability=(9, 0)):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
 
 
 def test_why_not_names_what_a_device_lacks(monkeypatch):
@@ -91,8 +90,6 @@ def test_why_not_names_what_a_device_lacks(monkeypatch):
     assert gpu_launch.why_not_device(CUDA) == "torch finds no CUDA device"
     with_gpu(monkeypatch, capability=(7, 5))
     assert "compute capability 8.0" in gpu_launch.why_not_device(CUDA)
-    with_gpu(monkeypatch, capturing=True)
-    assert "captured into a CUDA graph" in gpu_launch.why_not_device(CUDA)
     with_gpu(monkeypatch)
     assert gpu_launch.why_not_device(CUDA) is None
 
@@ -210,6 +207,7 @@ def test_auto_draws_its_seed_only_where_a_contract_backend_needs_one(cpp_is_auto
 
 def test_fills_are_grouped_by_device_and_bump_version_counters(monkeypatch):
     launches = []
+    monkeypatch.setattr(gpu_launch, "why_not_now", lambda device: None)
     monkeypatch.setattr(
         gpu_launch, "execute", lambda records, device, trips, launch: launches.append((device, len(records)))
     )
@@ -222,6 +220,7 @@ def test_fills_are_grouped_by_device_and_bump_version_counters(monkeypatch):
 
 def test_tensors_that_share_memory_are_launched_in_order(monkeypatch):
     launches = []
+    monkeypatch.setattr(gpu_launch, "why_not_now", lambda device: None)
     monkeypatch.setattr(gpu_launch, "execute", lambda records, *_: launches.append(records["data"].tolist()))
     base = torch.empty(8)
     views, others = [base[1:6], base[0:5]], [torch.empty(4), torch.empty(4)]

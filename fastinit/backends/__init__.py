@@ -1,8 +1,7 @@
 """The backends, and the one place that chooses among them.
 
-A backend is a module with ``NUMBERS`` (which numbers it gives), ``IS_CONTRACT``, ``why_not(device)``,
-``why_not_fill(fill)``, ``engine()`` and ``run(fills, seed)``. The two that ask why not answer None for "it can", else a
-reason to show to the user.
+A backend is a module with what the protocol :class:`Backend` lists. Its functions that ask why not answer None for "it
+can", else a reason to show to the user.
 """
 
 from __future__ import annotations
@@ -24,7 +23,10 @@ class Backend(Protocol):
     """Whether a value depends on seed, name and index alone: fills may then wait for each other and replace another."""
 
     def why_not(self, device: torch.device) -> str | None:
-        """Returns why the backend cannot run on a device, None if it can."""
+        """Returns why the backend cannot run on a device, None if it can: what lasts, by which "auto" chooses."""
+
+    def why_not_now(self, device: torch.device) -> str | None:
+        """Returns why the backend, which can run on a device, must not at this moment: "auto" takes no other then."""
 
     def why_not_fill(self, fill: Fill) -> str | None:
         """Returns why the backend cannot do a fill (its dtype, its layout), None if it can."""

@@ -16,6 +16,7 @@ import torch
 
 from ..plans import Fill
 from . import lowering
+from .versions import count_writes
 
 NUMBERS = lowering.NUMBERS
 IS_CONTRACT = True
@@ -36,6 +37,11 @@ def why_not(device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"it fills memory of the CPU, and the tensors are on {device}"
 
 
+def why_not_now(device: torch.device) -> str | None:
+    """Returns None: it can run at any moment."""
+    return None
+
+
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
     return lowering.why_not_fill(fill)
@@ -49,13 +55,12 @@ def engine() -> str:
 def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills, in one call of the native core where none writes another's memory (threads would race)."""
     assert seed is not None, "a contract backend is given a seed"
-    groups = lowering.batches(fills)
-    for group in groups:
-        table = lowering.lowered(group, seed)
-        _core().fill(table.view(np.uint8), torch.get_num_threads())
-        for fill in group:
-            torch.autograd.graph.increment_version(fill.tensor)
-    return len(groups)
+    n_launches = 0
+    for group, records in lowering.launches(fills, seed):
+        _core().fill(records.view(np.uint8), torch.get_num_threads())
+        count_writes(group)
+        n_launches += 1
+    return n_launches
 
 
 def _core() -> Any:

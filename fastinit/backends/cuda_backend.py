@@ -36,6 +36,11 @@ def why_not(device: torch.device) -> str | None:
     return gpu_launch.why_not_device(device) or _core().why_not()
 
 
+def why_not_now(device: torch.device) -> str | None:
+    """Returns why the backend must not run at this moment: the launch would become part of a CUDA graph."""
+    return gpu_launch.why_not_now(device)
+
+
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
     return lowering.why_not_fill(fill)

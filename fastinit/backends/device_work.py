@@ -93,8 +93,9 @@ class _Geometry:
         self.is_constant = records["distribution"] == lowering.CONSTANT
         is_double = (records["dtype"] == lowering.DOUBLE) & ~self.is_constant
         self.bytes = records["element_bytes"].astype(np.int64)
-        self.n = records["n_elements"]
-        self.row = records["size"][:, last]
+        # Copies, which lie in order: in the records a number is half a kilobyte from the next.
+        self.n = records["n_elements"].copy()
+        self.row = records["size"][:, last].copy()
         self.is_one_row = self.n == self.row
         self.step = records["index_stride"][:, last]
         self.per_block = np.where(is_double, 2, _BLOCK_ELEMENTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from ..plans import Fill
 from . import lowering
 from .device_work import Trips, device_work
+from .versions import count_writes
 
 # Before it there is no conversion of two float32 to bfloat16 at once, which the kernels use.
 MIN_CAPABILITY = (8, 0)
@@ -22,7 +24,7 @@ Launch = Callable[[torch.Tensor, torch.Tensor, int], None]
 
 
 def why_not_device(device: torch.device) -> str | None:
-    """Returns why no kernel for GPUs can run on a device now."""
+    """Returns why no kernel for GPUs can run on a device."""
     if device.type != "cuda":
         return f"it fills memory of GPUs, and the tensors are on {device}"
     if not torch.cuda.is_available():
@@ -30,26 +32,42 @@ def why_not_device(device: torch.device) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         major, minor = MIN_CAPABILITY
         return f"it needs a GPU of compute capability {major}.{minor} or later"
-    if torch.cuda.is_current_stream_capturing():
-        # A replay of the graph would read a table in host memory that is long gone.
-        return "the current stream is captured into a CUDA graph: initialize before the capture"
     return None
+
+
+def why_not_now(device: torch.device) -> str | None:
+    """Returns why no kernel may be launched on the current stream of a device at this moment."""
+    with on_device(device):
+        if torch.cuda.is_current_stream_capturing():
+            # A replay of the graph would read a table in host memory that is long gone.
+            return "the current stream is captured into a CUDA graph: initialize before the capture"
+    return None
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Returns a context in which a GPU is the current one."""
+    return torch.cuda.device(device)
 
 
 def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
     """Executes the fills with one launch for each device, on its current stream, without waiting for the device.
 
     Tensors that write each other's memory need one more launch each.
+
+    Raises:
+        RuntimeError: the stream of a device is captured into a CUDA graph; nothing has been launched.
     """
     by_device: dict[torch.device, list[Fill]] = {}
     for fill in fills:
         by_device.setdefault(fill.tensor.device, []).append(fill)
+    for device in by_device:
+        if reason := why_not_now(device):  # fills may have waited since they were checked
+            raise RuntimeError(reason)
     n_launches = 0
     for device, group in by_device.items():
-        for batch in lowering.batches(group):
-            execute(lowering.lowered(batch, seed), device, trips, launch)
-            for fill in batch:
-                torch.autograd.graph.increment_version(fill.tensor)
+        for batch, records in lowering.launches(group, seed):
+            execute(records, device, trips, launch)
+            count_writes(batch)
             n_launches += 1
     return n_launches
 
@@ -58,7 +76,7 @@ def execute(records: lowering.Records, device: torch.device, trips: Trips, launc
     """Executes records with one launch."""
     work = device_work(records, trips)
     if len(work):
-        with torch.cuda.device(device):
+        with on_device(device):
             launch(*_uploaded(records, work, device), len(work))
 
 
@@ -71,9 +89,14 @@ def _uploaded(
     is done, so that the caller may let go of the tables once the kernel is launched.
     """
     begin = -(-records.nbytes // _ALIGNMENT) * _ALIGNMENT
-    pinned = torch.empty(begin + work.nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+    pinned = _pinned(begin + work.nbytes)
     host = pinned.numpy()
     host[: records.nbytes] = records.view(np.uint8)
     host[begin:] = work.view(np.uint8)
     table = pinned.to(device, non_blocking=True)
     return table[: records.nbytes], table[begin:]
+
+
+def _pinned(n_bytes: int) -> torch.Tensor:
+    """Returns memory of the CPU from which a GPU copies by itself."""
+    return torch.empty(n_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from ..plans import (
     numbers_of,
     row_major,
 )
-from ..streams import parameter_keys, stream_of
+from ..streams import parameter_keys, streams_of
 from ..tails import Centre, truncation
 from .torch_backend import why_not_values
 
@@ -35,6 +36,7 @@ NUMBERS = "contract 1"
 """The version of the number contract. The bits of float32 and narrower stay as they are; docs/reproducibility.md."""
 
 Records = np.ndarray[Any, np.dtype[np.void]]
+Column = np.ndarray[Any, np.dtype[Any]]
 
 # Positions in csrc/fill.h's enumerations.
 CONSTANT, UNIFORM, NORMAL, TRUNCATED_INSIDE, TRUNCATED_WIDE, TRUNCATED_TAIL, WORDS = range(7)
@@ -45,6 +47,10 @@ DTYPES |= {getattr(torch, name): 4 + i for i, name in enumerate(FLOAT8) if hasat
 DOUBLE, RAW = 3, 8
 MAX_DIMS = 6
 MAX_PARAMS = 36
+_STRIDED = torch.strided
+_WHOLE = (None,)
+# Sizes but the last, and strides, of what lies in order.
+_ONES, _ONE_STEP = (1,) * (MAX_DIMS - 1), (0,) * (MAX_DIMS - 1) + (1,)
 
 # csrc/fill.h's FillDesc, field by field.
 RECORD = np.dtype(
@@ -68,74 +74,185 @@ RECORD = np.dtype(
 
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why no contract backend can do a fill: its distribution, its dtype or its layout."""
-    distribution, dtype = fill.distribution, fill.tensor.dtype
-    if not isinstance(distribution, Constant):
-        if dtype not in DTYPES:
-            return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, DTYPES))}"
-        numbers = numbers_of(distribution)
-        if (
-            isinstance(distribution, Uniform) and dtype.itemsize == 1
-        ):  # torch draws none into float8, so it is not asked
-            limits = torch.finfo(dtype)
-            if not limits.min <= distribution.low <= distribution.high <= limits.max:
-                return f"{describe(distribution)} is out of bounds for {dtype}, [{limits.min}, {limits.max}]"
-        bounds = ("low", "high") if isinstance(distribution, TruncatedNormal) else ()  # they may be infinite
-        if not all(math.isfinite(number.real) for name, number in numbers.items() if name not in bounds):
-            return f"{describe(distribution)} is not finite"
-        if isinstance(distribution, TruncatedNormal):
-            try:
-                truncation(*numbers.values())  # type: ignore[arg-type]
-            except ValueError as error:
-                return str(error)
-            low, high = (_inward(distribution, dtype, up) for up in (True, False))
-            if low > high:
-                return f"no number of {dtype} lies within [{distribution.low}, {distribution.high}]"
-    for box in fill.boxes:
-        if box.tensor.layout != torch.strided or box.tensor.is_quantized or box.tensor.is_conj() or box.tensor.is_neg():
-            return "it fills plain strided tensors only"
-        if box.tensor.numel() and may_overlap(box.tensor.shape, box.tensor.stride()):
-            return "elements of the tensor share memory (it was expanded, or made with as_strided)"
-        if box.tensor.numel() and not box.tensor.is_meta:
-            if box.tensor.data_ptr() == 0:
-                return "its memory was released (its storage is empty)"
-            if box.tensor.data_ptr() % min(dtype.itemsize, 8):
-                return "its elements are not aligned in memory"
+    dtype = fill.tensor.dtype
+    reason = _why_not_numbers(fill.distribution, dtype)
+    if reason is not None:
+        return reason
+    for tensor in (fill.tensor,) if fill.parts is None else [box.tensor for box in fill.parts]:
+        reason = _why_not_memory(tensor)
+        if reason is not None:
+            return reason
     # Random float8 are drawn in float32 and rounded.
-    drawn_in = torch.float32 if dtype.itemsize == 1 and not isinstance(distribution, Constant) else dtype
-    return why_not_values(drawn_in, distribution)
+    drawn_in = torch.float32 if dtype.itemsize == 1 and not isinstance(fill.distribution, Constant) else dtype
+    return why_not_values(drawn_in, fill.distribution)
+
+
+@lru_cache(maxsize=4096)  # a model has few different ones, and many fills
+def _why_not_numbers(distribution: Distribution, dtype: torch.dtype) -> str | None:
+    """Returns why no contract backend can draw from a distribution into a dtype."""
+    if isinstance(distribution, Constant):
+        return None
+    if dtype not in DTYPES:
+        return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, DTYPES))}"
+    numbers = numbers_of(distribution)
+    if isinstance(distribution, Uniform) and dtype.itemsize == 1:  # torch draws none into float8, so it is not asked
+        limits = torch.finfo(dtype)
+        if not limits.min <= distribution.low <= distribution.high <= limits.max:
+            return f"{describe(distribution)} is out of bounds for {dtype}, [{limits.min}, {limits.max}]"
+    bounds = ("low", "high") if isinstance(distribution, TruncatedNormal) else ()  # they may be infinite
+    if not all(math.isfinite(number.real) for name, number in numbers.items() if name not in bounds):
+        return f"{describe(distribution)} is not finite"
+    if isinstance(distribution, TruncatedNormal):
+        try:
+            truncation(*numbers.values())  # type: ignore[arg-type]
+        except ValueError as error:
+            return str(error)
+        low, high = (_inward(distribution, dtype, up) for up in (True, False))
+        if low > high:
+            return f"no number of {dtype} lies within [{distribution.low}, {distribution.high}]"
+    return None
+
+
+def _why_not_memory(tensor: torch.Tensor) -> str | None:
+    """Returns why a contract backend cannot write the memory of a tensor."""
+    if tensor.layout != _STRIDED or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        return "it fills plain strided tensors only"
+    if tensor.numel() == 0:
+        return None
+    if not tensor.is_contiguous() and may_overlap(tensor.shape, tensor.stride()):
+        return "elements of the tensor share memory (it was expanded, or made with as_strided)"
+    if not tensor.is_meta:
+        address = tensor.data_ptr()
+        if address == 0:
+            return "its memory was released (its storage is empty)"
+        if address % 8 and address % min(tensor.element_size(), 8):
+            return "its elements are not aligned in memory"
+    return None
+
+
+def launches(fills: Sequence[Fill], seed: int) -> Iterator[tuple[Sequence[Fill], Records]]:
+    """Yields groups of fills within which none writes another's memory, with their records, in their order.
+
+    Nearly always it is one group. Fills whose spans of memory meet (interleaved views, say) come one by one behind the
+    rest, in their own order.
+    """
+    boxes = Boxes.of(fills)
+    meeting = boxes.meeting()
+    if not meeting:
+        yield fills, _records(boxes, seed)
+        return
+    together = [fill for i, fill in enumerate(fills) if i not in meeting]
+    for group in ([together] if together else []) + [[fills[i]] for i in sorted(meeting)]:
+        yield group, lowered(group, seed)
 
 
 def lowered(fills: Sequence[Fill], seed: int) -> Records:
     """Returns the records of the fills, one or more for each box that has elements."""
-    # Column by column: a model may have 20,000 tensors, and a GPU fills them in less time than Python takes for a few.
-    templates: dict[tuple[Distribution, torch.dtype], int] = {}
+    return _records(Boxes.of(fills), seed)
+
+
+class Boxes(NamedTuple):
+    """The boxes of fills, column by column: Python takes longer for one tensor than a GPU for filling it."""
+
+    fills: Sequence[Fill]
+    parts: Sequence[Box | None]
+    """None: a whole tensor."""
+    tensors: Sequence[torch.Tensor]
+    """Of the boxes."""
+    fill: Column
+    """The number of a box's fill."""
+    n_elements: Column
+    data: Column
+    """Address of the first element."""
+    is_contiguous: Column
+
+    @staticmethod
+    def of(fills: Sequence[Fill]) -> Boxes:
+        """Returns the columns of the fills' boxes."""
+        of_one: list[Sequence[Box | None]] = [_WHOLE if fill.parts is None else fill.parts for fill in fills]
+        parts = list(chain.from_iterable(of_one))
+        numbers = np.repeat(np.arange(len(fills)), np.fromiter(map(len, of_one), np.int64, len(fills)))
+        tensors = [fills[i].tensor if part is None else part.tensor for i, part in zip(numbers.tolist(), parts)]
+        n = len(tensors)
+        # The methods of the class, so that no step of the loops is Python's.
+        n_elements = np.fromiter(map(torch.Tensor.numel, tensors), np.int64, n)
+        data = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.uint64, n)
+        is_contiguous = np.fromiter(map(torch.Tensor.is_contiguous, tensors), np.bool_, n)
+        return Boxes(fills, parts, tensors, numbers, n_elements, data, is_contiguous)
+
+    def is_simple(self) -> Column:
+        """Tells of each box whether it is a whole tensor that lies in order."""
+        return self.is_contiguous & np.fromiter((part is None for part in self.parts), np.bool_, len(self.parts))
+
+    def meeting(self) -> set[int]:
+        """Returns the numbers of the fills whose spans of memory meet another's."""
+        element_bytes = np.fromiter(map(torch.Tensor.element_size, self.tensors), np.uint64, len(self.tensors))
+        end = self.data + self.n_elements.astype(np.uint64) * element_bytes
+        for i in np.flatnonzero(~self.is_contiguous).tolist():
+            end[i] = byte_span(self.tensors[i])[1]
+        order = np.flatnonzero(self.n_elements)
+        order = order[np.argsort(self.data[order], kind="stable")]
+        start, reach = self.data[order], np.maximum.accumulate(end[order])
+        begins = np.ones(len(order), np.bool_)  # a stretch of spans that hang together
+        begins[1:] = start[1:] >= reach[:-1]
+        if begins.all():
+            return set()
+        stretches = np.split(self.fill[order], np.flatnonzero(begins)[1:])
+        return {fill for stretch in stretches if len(set(stretch.tolist())) > 1 for fill in stretch.tolist()}
+
+
+def _records(boxes: Boxes, seed: int) -> Records:
+    """Returns the records of the boxes in their order."""
+    fills = boxes.fills
+    template_of, templates = _templates(fills)
+    is_simple = boxes.is_simple()
+    simple = np.flatnonzero(is_simple & (boxes.n_elements > 0))
+    others: list[int] = []  # the box of each record that takes a walk of its own
     walks: list[Walk] = []
-    fill_of: list[int] = []  # of each record
-    template_of: list[int] = []
-    for i, fill in enumerate(fills):
-        template = templates.setdefault((fill.distribution, fill.tensor.dtype), len(templates))
-        for box in fill.boxes:
-            for walk in _walks(box, fill.shape, isinstance(fill.distribution, Constant)):
-                walks.append(walk)
-                fill_of.append(i)
-                template_of.append(template)
-    if not walks:
+    for i in np.flatnonzero(~is_simple).tolist():
+        fill = fills[boxes.fill[i]]
+        for walk in _walks(boxes.parts[i] or fill.boxes[0], fill.shape, isinstance(fill.distribution, Constant)):
+            walks.append(walk)
+            others.append(i)
+    box_of = np.concatenate([simple, np.array(others, np.int64)])
+    n_simple = len(simple)
+    if not len(box_of):
         return np.zeros(0, RECORD)
-    records = np.array([_template(*key) for key in templates], RECORD)[template_of]
-    data, index, size, stride, index_stride = zip(*walks)
-    records["data"], records["first_index"] = np.array(data, np.uint64), np.array(index, np.uint64)
-    records["size"], records["stride"], records["index_stride"] = size, stride, index_stride
-    records["n_elements"] = records["size"].prod(axis=1)
+    records: Records = templates[template_of[boxes.fill[box_of]]]
+    last = MAX_DIMS - 1
+    records["data"][:n_simple] = boxes.data[simple]
+    records["n_elements"][:n_simple] = records["size"][:n_simple, last] = boxes.n_elements[simple]
+    if walks:
+        data, index, size, stride, index_stride = zip(*walks)
+        rest = records[n_simple:]
+        rest["data"], rest["first_index"] = np.array(data, np.uint64), np.array(index, np.uint64)
+        rest["size"], rest["stride"], rest["index_stride"] = size, stride, index_stride
+        rest["n_elements"] = rest["size"].prod(axis=1)
+        by_box = np.argsort(box_of, kind="stable")
+        records, box_of = records[by_box], box_of[by_box]
+    keys = parameter_keys(seed, streams_of([fill.key or fill.name for fill in fills]))
     is_random = records["distribution"] != CONSTANT
-    streams = np.array([stream_of(fill.stream_name) for fill in fills], np.uint64)
-    records["key"] = np.where(is_random[:, None], parameter_keys(seed, streams)[fill_of], 0)
+    records["key"] = np.where(is_random[:, None], keys[boxes.fill[box_of]], 0)
     return records
+
+
+def _templates(fills: Sequence[Fill]) -> tuple[Column, Records]:
+    """Returns the number of each fill's template, and the templates: records without memory and stream."""
+    numbers: dict[tuple[Distribution, torch.dtype], int] = {}
+    # Nearly all fills share a few objects, and comparing distributions takes longer than comparing addresses.
+    objects = [(id(fill.distribution), fill.tensor.dtype) for fill in fills]
+    number_of = {
+        each: numbers.setdefault((fill.distribution, each[1]), len(numbers))
+        for each, fill in dict(zip(objects, fills)).items()
+    }
+    template_of = np.fromiter(map(number_of.__getitem__, objects), np.int64, len(fills))
+    return template_of, np.array([_template(*key) for key in numbers], RECORD)
 
 
 def _template(distribution: Distribution, dtype: torch.dtype) -> tuple[object, ...]:
     """Returns the record of a fill without its memory and its stream."""
     kind, params = _params(distribution, dtype)
-    nowhere = (0, (0, 0), 0, 0, (1,) * MAX_DIMS, (0,) * MAX_DIMS, (0,) * MAX_DIMS)
+    nowhere = (0, (0, 0), 0, 0, (1,) * MAX_DIMS, _ONE_STEP, _ONE_STEP)
     return (*nowhere, params, _raw(distribution, dtype), kind, DTYPES.get(dtype, RAW), dtype.itemsize, 0)
 
 
@@ -209,7 +326,6 @@ def _raw(distribution: Distribution, dtype: torch.dtype) -> tuple[int, ...]:
 
 Walk = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Dim = tuple[int, int, int]  # size, stride, index stride
-_ONES, _ONE_STEP = (1,) * (MAX_DIMS - 1), (0,) * (MAX_DIMS - 1) + (1,)
 
 
 def _walks(box: Box, shape: tuple[int, ...], is_constant: bool) -> Iterator[Walk]:
@@ -221,7 +337,7 @@ def _walks(box: Box, shape: tuple[int, ...], is_constant: bool) -> Iterator[Walk
     n_elements = tensor.numel()
     if n_elements == 0:
         return
-    if box.steps is None and tensor.shape == shape and tensor.is_contiguous():  # as nearly all are
+    if box.steps is None and tensor.shape == shape and tensor.is_contiguous():
         yield tensor.data_ptr(), 0, (*_ONES, n_elements), _ONE_STEP, _ONE_STEP
         return
     if box.steps is None:
@@ -261,25 +377,3 @@ def _cut(dims: list[Dim]) -> Iterator[tuple[int, int, list[Dim]]]:
         count = min(at_once, n - start)
         for offset, index_offset, rest in _cut(inner if count == 1 else [(count, stride, index_stride), *inner]):
             yield start * stride + offset, start * index_stride + index_offset, rest
-
-
-def batches(fills: Sequence[Fill]) -> list[list[Fill]]:
-    """Returns the fills in groups within which none writes another's memory, to be executed one group after the other.
-
-    Fills whose spans of memory meet (interleaved views, say) come one by one, in their order.
-    """
-    spans = sorted(
-        (*byte_span(box.tensor), i) for i, fill in enumerate(fills) for box in fill.boxes if box.tensor.numel()
-    )
-    meeting: set[int] = set()
-    stretch: set[int] = set()  # fills of the spans that hang together
-    reach = -1
-    for start, end, i in spans:
-        if start >= reach:
-            stretch = set()
-        stretch.add(i)
-        reach = max(reach, end)
-        if len(stretch) > 1:
-            meeting |= stretch
-    together = [fill for i, fill in enumerate(fills) if i not in meeting]
-    return ([together] if together else []) + [[fills[i]] for i in sorted(meeting)]

@@ -32,11 +32,16 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
+def why_not_now(device: torch.device) -> str | None:
+    """Returns None: it can run at any moment."""
+    return None
+
+
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why torch cannot do a fill (a dtype without random numbers, a value that the dtype cannot hold)."""
     if is_sharded(fill.tensor):  # torch has numbers of its own for those
         return why_not_values(fill.tensor.dtype, fill.distribution)
-    if len(fill.boxes) != 1 or fill.boxes[0].tensor.shape != torch.Size(fill.shape):
+    if fill.parts is not None and (len(fill.parts) != 1 or fill.parts[0].tensor.shape != torch.Size(fill.shape)):
         return "torch's generators cannot draw a part of a tensor as it would be in the whole"
     if fill.tensor.layout != torch.strided or fill.tensor.is_quantized:
         return f"torch cannot fill {fill.tensor.layout} or quantized tensors"
@@ -65,7 +70,8 @@ def engine() -> str:
 def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills in order with the default generators of their devices, which the caller has seeded."""
     for fill in fills:
-        _fill(fill.tensor if is_sharded(fill.tensor) else fill.boxes[0].tensor, fill.distribution, None)
+        is_here = fill.parts is None or is_sharded(fill.tensor)
+        _fill(fill.tensor if is_here else fill.boxes[0].tensor, fill.distribution, None)
     return len(fills)
 
 
