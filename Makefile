@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format sanitize aarch64 bench clean
+.PHONY: demo test check lint format sanitize gpu-host-path aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
@@ -26,6 +26,11 @@ format: $(VENV)/.dev
 # The native core alone: for memory errors, undefined behaviour and data races, and for the same bits everywhere.
 sanitize: $(VENV)/.dev
 	$(RUN) tests/native/replay.py address thread
+
+# Fills of cpp by the host side of the GPU backends: within recording, building, dry runs and modes of torch.
+gpu-host-path: $(VENV)/.dev
+	PYTHONPATH=tests $(RUN) -m pytest -q -n auto -p cpp_as_gpu tests/test_capture.py tests/test_build.py \
+	  tests/test_materialize.py tests/test_seeds.py tests/test_param_rules.py
 
 # On an emulated processor; needs g++-aarch64-linux-gnu and qemu-user.
 aarch64: $(VENV)/.dev
