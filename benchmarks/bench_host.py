@@ -8,6 +8,7 @@ turns. Writes ``results/bench_host.csv``. Run with ``python benchmarks/bench_hos
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
@@ -82,6 +83,7 @@ def seconds_of(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, call in ways.items():
+            gc.collect()  # else a call pays for the garbage collector's round that earlier ones made due
             began = time.process_time()
             call()
             seconds[name].append(time.process_time() - began)

@@ -117,14 +117,7 @@ class Session:
         why_not_device: dict[tuple[str, torch.device], str | None] = {}  # a driver takes its time to answer
         for item in items:
             if not self.dry and not (isinstance(item, Copy) and item.replaces):
-                for tensor in tensors_of(item):
-                    if tensor.is_meta:
-                        name = self.parameters().get(tensor, "")
-                        raise RuntimeError(
-                            f"{item.rule}: the parameter {name!r} is on the meta device and has no memory to write: "
-                            f"fastinit.materialize(model, init_cfg) gives it memory and values; fastinit.plan works on "
-                            f"meta models as they are"
-                        )
+                self._check_memory(item)
             if isinstance(item, Fill):
                 where = name, device = self.backend_of(item), item.tensor.device
                 backend = backends.BACKENDS[name]
@@ -137,6 +130,16 @@ class Session:
                         f"({tuple(item.shape)}, {item.tensor.dtype}, {item.tensor.device}) with "
                         f"{describe(item.distribution)}: {reason}"
                     )
+
+    def _check_memory(self, item: Item) -> None:
+        for tensor in (item.tensor,) if isinstance(item, Fill) else tensors_of(item):
+            if tensor.is_meta:
+                name = self.parameters().get(tensor, "")
+                raise RuntimeError(
+                    f"{item.rule}: the parameter {name!r} is on the meta device and has no memory to write: "
+                    f"fastinit.materialize(model, init_cfg) gives it memory and values; fastinit.plan works on "
+                    f"meta models as they are"
+                )
 
     def check_backend(self) -> None:
         """Raises RuntimeError if the backend was asked for by name and cannot run on this machine."""

@@ -28,19 +28,26 @@ Number = Union[bool, int, float, complex]
 class _Numbers:
     """Compares distributions by their exact numbers: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
 
+    __match_args__: ClassVar[tuple[str, ...]]
     _exact: tuple[object, ...]
+    _hash: int
 
     def _settle(self, **numbers: Number) -> None:
         """Sets the numbers, as plain Python ones; the records are frozen but for this."""
         for name, number in numbers.items():
             object.__setattr__(self, name, number)
-        object.__setattr__(self, "_exact", (type(self), *map(repr, numbers.values())))
+        exact = (type(self), *map(repr, numbers.values()))
+        object.__setattr__(self, "_exact", exact)
+        object.__setattr__(self, "_hash", hash(exact))
+
+    def __reduce__(self) -> tuple[object, ...]:  # a hash holds in one process only
+        return type(self), tuple(getattr(self, name) for name in self.__match_args__)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Numbers) and self._exact == other._exact
 
     def __hash__(self) -> int:
-        return hash(self._exact)
+        return self._hash  # asked for with every fill
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import pickle
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +15,7 @@ import torch
 from torch import nn
 
 import fastinit
+from fastinit import plans
 
 CFG = [
     dict(type="Kaiming", layer="Conv2d"),
@@ -237,3 +243,16 @@ def test_planning_20_000_parameters_is_linear_in_their_number():
     plan = fastinit.plan(made, [dict(type="Normal", layer="Linear"), dict(type="Kaiming", param="*.weight")])
     assert len(plan.rows) == 30_000
     assert time.perf_counter() - began < 60
+
+
+def test_distributions_are_found_again_in_a_process_with_other_hashes():
+    found = plans.TruncatedNormal(0, 1, -2, float("inf"))
+    code = "import pickle, sys; from fastinit import plans; found = pickle.load(sys.stdin.buffer)\n"
+    code += "print(found in {plans.TruncatedNormal(0, 1, -2, float('inf')): 1}, found)"
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], input=pickle.dumps(found), capture_output=True, env=environment
+        )
+        assert ran.stdout.decode().startswith(f"True {found}"), ran.stderr.decode()
+    assert hash(copy.deepcopy(found)) == hash(found) and copy.copy(found) == found

@@ -73,25 +73,19 @@ RECORD = np.dtype(
 
 
 def why_not_fill(fill: Fill) -> str | None:
-    """Returns why no contract backend can do a fill: its distribution, its dtype or its layout."""
-    dtype = fill.tensor.dtype
-    reason = _why_not_numbers(fill.distribution, dtype)
-    if reason is not None:
-        return reason
+    """Returns why no contract backend can do a fill: its layout, its distribution or its dtype."""
     for tensor in (fill.tensor,) if fill.parts is None else [box.tensor for box in fill.parts]:
         reason = _why_not_memory(tensor)
         if reason is not None:
             return reason
-    # Random float8 are drawn in float32 and rounded.
-    drawn_in = torch.float32 if dtype.itemsize == 1 and not isinstance(fill.distribution, Constant) else dtype
-    return why_not_values(drawn_in, fill.distribution)
+    return _why_not_numbers(fill.distribution, fill.tensor.dtype)
 
 
 @lru_cache(maxsize=4096)  # a model has few different ones, and many fills
 def _why_not_numbers(distribution: Distribution, dtype: torch.dtype) -> str | None:
     """Returns why no contract backend can draw from a distribution into a dtype."""
     if isinstance(distribution, Constant):
-        return None
+        return why_not_values(dtype, distribution)
     if dtype not in DTYPES:
         return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, DTYPES))}"
     numbers = numbers_of(distribution)
@@ -110,7 +104,7 @@ def _why_not_numbers(distribution: Distribution, dtype: torch.dtype) -> str | No
         low, high = (_inward(distribution, dtype, up) for up in (True, False))
         if low > high:
             return f"no number of {dtype} lies within [{distribution.low}, {distribution.high}]"
-    return None
+    return why_not_values(torch.float32 if dtype.itemsize == 1 else dtype, distribution)  # float8: drawn, and rounded
 
 
 def _why_not_memory(tensor: torch.Tensor) -> str | None:
