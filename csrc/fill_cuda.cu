@@ -65,7 +65,10 @@ const char* launch(const FillDesc* fills, const Work* works, int64_t n_works, in
     // Pieces are at most two for each of 2^31 records: the lists of work that memory can hold fit into a grid.
     fastinit_fill<<<dim3(unsigned(n_works)), dim3(kThreads), 0, static_cast<cudaStream_t>(stream)>>>(fills, works);
     error = cudaGetLastError();
-    if (before != device) cudaSetDevice(before);
+    if (before != device) {
+      const cudaError_t back = cudaSetDevice(before);
+      if (error == cudaSuccess) error = back;  // the caller's next kernel would start on another device
+    }
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -1,7 +1,7 @@
 """The ``triton`` backend: one launch of the Triton kernel (kernels/) for each device, by the number contract.
 
-Triton compiles the kernel when it is first needed, in some ten seconds, and keeps it on disk, where later processes
-find it. Users need no compiler of NVIDIA's.
+Triton compiles the kernel when it is first needed, in 15 to 20 seconds of one core, and keeps it on disk, where later
+processes find it. Users need no compiler of NVIDIA's.
 """
 
 from __future__ import annotations
