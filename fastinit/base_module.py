@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from .defaults import Strict
 from .execution import Session, session
 from .naming import is_model_wrapper, join, original
 from .operators import is_contract
@@ -62,10 +63,14 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
     def is_init(self, value: bool) -> None:
         self._is_init = value
 
-    def init_weights(self) -> None:
+    def init_weights(self, *, strict: Strict | None = None) -> None:
         """Initializes the module and its children by their configs, once; the report is left in ``last_init_report``.
 
         What every parameter's values came from is logged at INFO on the logger ``fastinit``.
+
+        Args:
+            strict: as for ``initialize``. The whole tree is planned first then, so that nothing is written before a
+                rule without a match is known, as far as its modules are BaseModules without code of their own.
 
         Raises:
             TypeError, ValueError, KeyError, RuntimeError, ...: a mistake in a config. The message begins with the
@@ -79,7 +84,9 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
         if self._is_init:
             _warn_twice(self)
             return
-        with session(self) as opened, _tracking(self, opened) as provenance:
+        with session(self, strict=strict) as opened, _tracking(self, opened) as provenance:
+            if opened.strict:
+                opened.check_complete(plan_tree(self, opened))
             with recording(opened) if _may_wait(self, opened) else nullcontext():
                 _init_tree(self, _Runner(opened))
             opened.flush()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .base_module import BaseModule
+from .defaults import Strict, check_strict, default_strict
 from .errors import check_module
 from .execution import Session, session
 from .foreign import models_own_code, own_code
@@ -58,7 +59,7 @@ def build(
     backend: str | None = None,
     seed: int | None = None,
     prefix: Prefix = "",
-    strict: bool = False,
+    strict: Strict | None = None,
     **kwargs: Any,
 ) -> Model:
     """Calls a function or class that makes a model, and fills each parameter once instead of drawing values twice.
@@ -121,6 +122,7 @@ def materialize(
     backend: str | None = None,
     seed: int | None = None,
     prefix: Prefix = "",
+    strict: Strict | None = None,
 ) -> Report:
     """Gives a model on the meta device memory, and initializes it; each parameter is allocated and filled once.
 
@@ -135,6 +137,8 @@ def materialize(
         recipe: what ``capture`` recorded when the model was made, here or on another device.
         device: where the memory is to be. On the CPU it is backed by huge pages where the system has them.
         backend, seed, prefix: as for ``initialize``.
+        strict: as for ``initialize``, and as for ``capture`` of the modules' own code. Every tensor gets values or the
+            call fails, so "complete" asks for no more than True.
 
     Raises:
         RuntimeError: parameters or buffers would stay without values; they are listed. The model is on the meta device
@@ -154,12 +158,14 @@ def materialize(
     target = torch.device(device)
     if target.type == "meta":
         raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+    strict = bool(default_strict() if strict is None else check_strict(strict))
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
     slots = list(_slots(model))
     of_cfg = None
     if init_cfg is not None or isinstance(unwrapped(model), BaseModule):
-        of_cfg = planned_in(Session(model, backend=backend, seed=seed, prefix=prefix, dry=True), init_cfg)
+        dry = Session(model, backend=backend, seed=seed, prefix=prefix, strict=strict, dry=True)
+        of_cfg = planned_in(dry, init_cfg)
     items = () if of_cfg is None else of_cfg.items
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
     of_recipe = {} if recipe is None else {slot.name: recipe.of(slot.name, prefix) for slot in slots}
@@ -172,7 +178,8 @@ def materialize(
     with _restoring(model, slots):
         _allocate(slots, target)
         new = {id(slot.tensor) for slot in rest}
-        with session(model, backend=backend, seed=seed, prefix=prefix) as opened, recording(opened):
+        opening = session(model, backend=backend, seed=seed, prefix=prefix, strict=strict)
+        with opening as opened, recording(opened):
             _note_as_new(slots, opened)
             _run_own_code(rest, [slot for slot in slots if id(slot.tensor) not in new], of_models, opened)
             _run_recipe(slots, recorded, opened)

@@ -1,4 +1,4 @@
-"""``use()``: what backend and seed stand for where a call names none."""
+"""``use()``: what backend, seed and strictness a call has that names none."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Literal, Union
 
 from .streams import check_seed, fold_in
 
 ENVIRONMENT_VARIABLE = "FASTINIT_BACKEND"
+STRICT_VARIABLE = "FASTINIT_STRICT"
+
+Strict = Union[bool, Literal["complete"]]
+"""False; True: a rule that matches nothing is an error; "complete": a parameter that no rule reaches is one, too."""
 
 
 @dataclass(frozen=True)
 class _Defaults:
     backend: str | None = None
     seed: int | None = None
+    strict: Strict | None = None
     calls: list[int] = field(default_factory=lambda: [0])
     """One number, shared by nested blocks: how many outermost calls took their seed from this block's."""
 
+
+_STRICT_TEXTS: dict[str, Strict] = {"": False, "0": False, "false": False, "1": True, "true": True}
+_STRICT_TEXTS["complete"] = "complete"
 
 _current: ContextVar[_Defaults | None] = ContextVar("fastinit_defaults", default=None)
 
 
 @contextmanager
-def use(*, backend: str | None = None, seed: int | None = None) -> Iterator[None]:
-    """Sets the backend, the seed or both for all fastinit calls in a ``with`` block (or in a decorated function).
+def use(*, backend: str | None = None, seed: int | None = None, strict: Strict | None = None) -> Iterator[None]:
+    """Sets backend, seed and strictness for all fastinit calls in a ``with`` block (or in a decorated function).
 
     What is None is taken from the ``use`` block around it. Under a seed, the first call in the block that gives
     neither ``seed`` nor ``prefix`` uses that seed itself and each later one a seed derived from it, so that two models
     made in one block differ and a second run repeats both. Every call counts, also one that fails or draws nothing;
-    threads that are started in the block do not see it.
+    threads that are started in the block do not see it. ``strict`` is what ``initialize`` says of it.
 
     Raises:
-        TypeError, ValueError: the seed is not an integer from 0 to 2^64 - 1.
+        TypeError, ValueError: the seed is not an integer from 0 to 2^64 - 1, or ``strict`` is none of its values.
 
     Example:
         >>> import torch, fastinit
@@ -47,8 +56,9 @@ def use(*, backend: str | None = None, seed: int | None = None) -> Iterator[None
     """
     outer = _current.get() or _Defaults()
     backend = outer.backend if backend is None else backend
-    seed_and_calls = (outer.seed, outer.calls) if seed is None else (check_seed(seed), [0])
-    token = _current.set(_Defaults(backend, *seed_and_calls))
+    seed, calls = (outer.seed, outer.calls) if seed is None else (check_seed(seed), [0])
+    strict = outer.strict if strict is None else check_strict(strict)
+    token = _current.set(_Defaults(backend, seed, strict, calls))
     try:
         yield
     finally:
@@ -61,6 +71,28 @@ def default_backend() -> str:
     if defaults is not None and defaults.backend is not None:
         return defaults.backend
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
+def default_strict() -> Strict:
+    """Returns the innermost ``use(strict=)``, else what the environment variable FASTINIT_STRICT says, else False."""
+    defaults = _current.get()
+    if defaults is not None and defaults.strict is not None:
+        return defaults.strict
+    text = os.environ.get(STRICT_VARIABLE, "").lower()
+    if text not in _STRICT_TEXTS:
+        raise ValueError(f"{STRICT_VARIABLE} must be one of 0, 1 and complete, but it is {text!r}")
+    return _STRICT_TEXTS[text]
+
+
+def check_strict(strict: object) -> Strict:
+    """Returns ``strict``.
+
+    Raises:
+        ValueError: it is none of False, True and "complete".
+    """
+    if strict is True or strict is False or strict == "complete":
+        return strict  # type: ignore[return-value]
+    raise ValueError(f"strict must be False, True or 'complete', but got {strict!r}")
 
 
 def default_seed(*, own_names: bool, take: bool) -> int | None:

@@ -16,11 +16,11 @@ from torch import nn
 
 from . import backends, sharding
 from .agreement import agreed_seed
-from .defaults import default_backend, default_seed
+from .defaults import Strict, check_strict, default_backend, default_seed, default_strict
 from .deferred import Deferred, Entry, Owner, Owners, Place, fill_of, fills_of
 from .errors import warn_user
 from .naming import Names, Prefix
-from .plans import Call, Constant, Copy, Fill, Item, Plan, describe, rows_of, tensors_of
+from .plans import Call, Constant, Copy, Fill, Item, LoadResult, Plan, describe, names_line, rows_of, tensors_of
 from .provenance import Provenance, logger
 from .reports import CheckpointReport, Report
 from .streams import check_seed, streams_of
@@ -52,6 +52,7 @@ class Session:
         backend: str | None,
         seed: int | None,
         prefix: Prefix,
+        strict: Strict | None = None,
         dry: bool = False,
         offline: bool = False,
     ) -> None:
@@ -88,8 +89,11 @@ class Session:
         self._waiting: list[Fill] = []
         self.deferred: Deferred | None = None if outer is None else outer.deferred
         """Where fills wait as long as every access to memory is watched (``recording``)."""
-        self.strict: bool = False if outer is None else outer.strict
-        """A draw that would not be keyed by a name is an error."""
+        if strict is None:
+            strict = default_strict() if outer is None else outer.strict
+        self.strict: Strict = check_strict(strict)
+        """What has no effect is an error: a rule that matches nothing, a checkpoint that nothing is copied from; and a
+        draw that would not be keyed by a name. "complete": a parameter that nothing is known to write, too."""
         self._owners: tuple[tuple[int, int], Owners] | None = None
         self.asked: dict[Any, list[str]] = {} if outer is None or not self._is_part else outer.asked
         """Mesh -> fills of its distributed tensors that its ranks have not agreed on yet."""
@@ -163,6 +167,36 @@ class Session:
             self._on_device[device] = backends.on_device(self.backend, device)
         return self._on_device[device]
 
+    def matches_nothing(self, rule: str, kind: str, message: str) -> None:
+        """Tells that a rule has no effect: by a warning or, in a strict call, by RuntimeError.
+
+        Args:
+            rule: its place in the config, which who calls puts in front of errors.
+            kind: the class of its initializer.
+            message: what it does not match.
+        """
+        if self.strict:
+            raise RuntimeError(f"{kind}: {message} (an error under strict)")
+        self.warn_once(f"{rule} ({kind})", message)
+
+    def check_complete(self, items: Iterable[Item]) -> None:
+        """Raises RuntimeError in a "complete" call if a parameter is written by none of the items, as far as is known.
+
+        Code of others may write whatever is below the module that it is called for.
+        """
+        if self.strict != "complete":
+            return
+        written: set[torch.Tensor] = set()
+        for item in items:
+            written.update(tensors_of(item))
+            if isinstance(item, Call) or (isinstance(item, Copy) and (item.unknown or item.runs_own_code)):
+                written.update(item.module.parameters())
+        if left := [name for tensor, name in self.parameters().items() if tensor not in written]:
+            raise RuntimeError(
+                f"strict='complete': {names_line('parameters that no rule reaches', left)}. Add rules for them, e.g. "
+                f"dict(type='Constant', val=0, param={left[0]!r})"
+            )
+
     def warn_once(self, where: str, message: str) -> None:
         """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again."""
         if message not in self.warned:
@@ -209,6 +243,8 @@ class Session:
                     if place is not None:
                         self.deferred.wrote(place, item.info, False)
         self._loaded(CheckpointReport(item.source, item.rule, result))
+        if self.strict and not result.copied:
+            raise RuntimeError(f"{item.rule}: {nothing_copied(item.source, result)} (an error under strict)")
         self.did([replace(item, entries=entries)])
 
     def _fill(self, fills: list[Fill]) -> None:
@@ -528,16 +564,17 @@ def session(
     backend: str | None = None,
     seed: int | None = None,
     prefix: Prefix = "",
+    strict: Strict | None = None,
     devices: Iterable[torch.device] | None = None,
 ) -> Iterator[Session]:
     """Opens a session for the block; under a seed, torch's generators are forked and seeded for it.
 
     Args:
         root: the module whose names count; None for tensors that have no names.
-        backend, seed, prefix: as the user gave them.
+        backend, seed, prefix, strict: as the user gave them.
         devices: of the tensors that will be filled; None: those of ``root``.
     """
-    opened = Session(root, backend=backend, seed=seed, prefix=prefix)
+    opened = Session(root, backend=backend, seed=seed, prefix=prefix, strict=strict)
     token = _current.set(opened)
     try:
         with ExitStack() as stack:
@@ -591,6 +628,20 @@ def _grouped(fills: Iterable[Fill], key: Callable[[Fill], Key]) -> dict[Key, lis
     for fill in fills:
         groups.setdefault(key(fill), []).append(fill)
     return groups
+
+
+def nothing_copied(source: str, result: LoadResult) -> str:
+    """Returns what a checkpoint and a module have in place of common names."""
+    told = [
+        names_line(what, names)
+        for what, names in (
+            ("keys of the checkpoint that nothing is called by", result.unexpected),
+            ("names that it lacks", result.missing),
+            ("names of another shape", result.mismatched),
+        )
+        if names
+    ]
+    return f"nothing is copied from {source}" + (f": {'; '.join(told)}" if told else "")
 
 
 def _in_one_place(fill: Fill) -> Sequence[Fill]:

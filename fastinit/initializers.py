@@ -220,13 +220,15 @@ class BaseInit:
         """Returns what the initializer does to ``module`` and all below it, without doing it."""
         info = self._get_init_info()
         weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
-        who, tree = f"{rule} ({type(self).__name__})", type(module).__name__
+        kind, tree = type(self).__name__, type(module).__name__
         if self.param:
             chosen = parameters_of_patterns(module, self.param)
             if not chosen:
                 near = nearest_parameters(module, self.param)
                 what = _one_or_all(self.param)
-                opened.warn_once(who, f"no parameter of {tree} matches param {what}; nothing is filled.{near}")
+                opened.matches_nothing(
+                    rule, kind, f"no parameter of {tree} matches param {what}; nothing is filled.{near}"
+                )
             return [
                 parameter_fill(tensor, opened.names.name_of(tensor, module, name), weight_distribution, rule, info)
                 for tensor, name in chosen.items()
@@ -235,7 +237,7 @@ class BaseInit:
         if not modules and self.layer:
             near = nearest_layers(module, self.layer)
             what = _one_or_all(self.layer)
-            opened.warn_once(who, f"no module of {tree} matches layer {what}; nothing is filled.{near}")
+            opened.matches_nothing(rule, kind, f"no module of {tree} matches layer {what}; nothing is filled.{near}")
         bias_distribution = cache(lambda _: Constant(self.bias))
         fills = [
             fill
@@ -244,7 +246,8 @@ class BaseInit:
         ]
         if modules and not fills:
             kinds = " or ".join(sorted({type(each).__name__ for each in modules}))
-            opened.warn_once(who, f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled")
+            message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled"
+            opened.matches_nothing(rule, kind, message)
         return list(fills)
 
     def __call__(self, module: nn.Module) -> None:
@@ -450,17 +453,20 @@ class PretrainedInit:
 
         A plan downloads nothing; whoever executes it does, here, before anything is written.
         """
-        return [
-            checkpoints.plan_copy(
-                module,
-                self._request,
-                names=opened.names,
-                offline=opened.offline,
-                trees=opened.checkpoint_trees,
-                rule=rule,
-                info=self._get_init_info(),
+        copy = checkpoints.plan_copy(
+            module,
+            self._request,
+            names=opened.names,
+            offline=opened.offline,
+            trees=opened.checkpoint_trees,
+            rule=rule,
+            info=self._get_init_info(),
+        )
+        if opened.strict and not (copy.entries or copy.unknown or copy.runs_own_code):  # else its log messages tell
+            opened.matches_nothing(
+                rule, type(self).__name__, f"{copy.source} holds no tensor of {type(module).__name__}"
             )
-        ]
+        return [copy]
 
     def __call__(self, module: nn.Module) -> None:
         """Loads the checkpoint into ``module`` at once."""

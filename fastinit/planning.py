@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .base_module import BaseModule, plan_tree
+from .defaults import Strict
 from .errors import check_module
 from .execution import Session
 from .naming import Prefix, unwrapped
@@ -21,6 +22,7 @@ def plan(
     backend: str | None = None,
     seed: int | None = None,
     prefix: Prefix = "",
+    strict: Strict | None = None,
 ) -> Plan:
     """Returns what ``initialize`` (with a config) or ``init_weights`` (without) would do; nothing is written.
 
@@ -29,7 +31,7 @@ def plan(
 
     Args:
         module: any ``nn.Module``; without ``init_cfg`` a BaseModule.
-        init_cfg, backend, seed, prefix: as for ``initialize``.
+        init_cfg, backend, seed, prefix, strict: as for ``initialize``.
 
     Raises:
         TypeError: no config, and ``module`` is no BaseModule.
@@ -45,7 +47,8 @@ def plan(
         2 rows, 10 elements; numbers: torch; seed: 1
     """
     check_module(module)
-    return planned_in(Session(module, backend=backend, seed=seed, prefix=prefix, dry=True, offline=True), init_cfg)
+    opened = Session(module, backend=backend, seed=seed, prefix=prefix, strict=strict, dry=True, offline=True)
+    return planned_in(opened, init_cfg)
 
 
 def planned_in(opened: Session, init_cfg: Any) -> Plan:
@@ -56,5 +59,8 @@ def planned_in(opened: Session, init_cfg: Any) -> Plan:
         base = unwrapped(module)
         if not isinstance(base, BaseModule):
             raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule carries its own")
-        return opened.plan(plan_tree(base, opened))
-    return opened.plan([item for items in plan_rules(parse(module, init_cfg), opened) for item in items])
+        items = plan_tree(base, opened)
+    else:
+        items = [item for items in plan_rules(parse(module, init_cfg), opened) for item in items]
+    opened.check_complete(items)
+    return opened.plan(items)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from .defaults import Strict
 from .errors import check_module
 from .execution import Session, session
 from .foreign import initialize_like_its_library
@@ -31,7 +32,7 @@ def capture(
     backend: str | None = None,
     seed: int | None = None,
     prefix: Prefix = "",
-    strict: bool = False,
+    strict: Strict | None = None,
 ) -> Iterator[Recipe]:
     """Records the init operations in a ``with`` block, and runs them as one plan when it ends.
 
@@ -53,7 +54,8 @@ def capture(
     Args:
         module: the root whose names count, where it exists already.
         backend, seed, prefix: as for ``initialize``.
-        strict: raise RuntimeError where a draw would not go by a name.
+        strict: raise RuntimeError where a draw would not go by a name, and where a call in the block has no effect
+            (as for ``initialize``).
 
     Raises:
         RuntimeError: the backend that was asked for cannot run on this machine; or several modules were made in the
@@ -74,7 +76,8 @@ def capture(
     """
     if module is not None:
         check_module(module)
-    with session(module, backend=backend, seed=seed, prefix=prefix) as opened, recording(opened, strict) as watch:
+    opening = session(module, backend=backend, seed=seed, prefix=prefix, strict=strict)
+    with opening as opened, recording(opened) as watch:
         opened.check_backend()
         is_part = opened.effective is not opened  # whose names are those of the larger block
         recipe = Recipe(None if module is not None or is_part else opened.names, prefix, is_part)
@@ -86,20 +89,19 @@ def capture(
 
 
 @contextmanager
-def recording(opened: Session, strict: bool = False) -> Iterator[Watch]:
+def recording(opened: Session) -> Iterator[Watch]:
     """Watches the memory in the block, so that the fills of a session may wait; what waits at its end is executed."""
     outer = current_watch.get()
     if outer is not None and outer.is_open:
-        with _strict(opened, strict):
-            yield outer
-            if opened.effective is opened:
-                opened.flush()
+        yield outer
+        if opened.effective is opened:
+            opened.flush()
         return
     watch = Watch()
     opened.deferred = watch.deferred
     token = current_watch.set(watch)
     try:
-        with watch, _strict(opened, strict):
+        with watch:
             yield watch
         opened.flush()
     except BaseException:
@@ -108,15 +110,6 @@ def recording(opened: Session, strict: bool = False) -> Iterator[Watch]:
         raise
     finally:
         current_watch.reset(token)
-
-
-@contextmanager
-def _strict(opened: Session, strict: bool) -> Iterator[None]:
-    before, opened.strict = opened.strict, opened.strict or strict
-    try:
-        yield
-    finally:
-        opened.strict = before
 
 
 def _finish(watch: Watch, opened: Session, recipe: Recipe, root: nn.Module | None) -> None:

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -30,10 +31,10 @@ class Rule:
 
     def items(self, opened: Session) -> list[Item]:
         """Returns what the rule does, without doing it; errors name the rule's place."""
-        if self.selects_nothing:
-            what = f"{self.where} ({type(self.initializer).__name__})"
-            opened.warn_once(what, "neither `layer`, `param` nor `override` says what to fill; nothing is filled")
         with locating(self.where):
+            if self.selects_nothing:
+                message = "neither `layer`, `param` nor `override` says what to fill; nothing is filled"
+                opened.matches_nothing(self.where, type(self.initializer).__name__, message)
             return items_of(self.initializer, self.target, opened, self.where)
 
     @property
@@ -73,9 +74,17 @@ def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
     return planned
 
 
-def run_rules(rules: Sequence[Rule], opened: Session) -> None:
-    """Executes rules in order, after all of them have been checked."""
+def run_rules(rules: Sequence[Rule], opened: Session, complete: bool = False) -> None:
+    """Executes rules in order, after all of them have been checked.
+
+    Args:
+        rules: of one module.
+        opened: the call that they belong to.
+        complete: they are all that the call has, and reach all of it if it is to be complete.
+    """
     planned = plan_rules(rules, opened)
+    if complete:
+        opened.check_complete(chain.from_iterable(planned))
     stale = False
     for rule, items in zip(rules, planned):
         if stale:  # the modules may have other parameters now

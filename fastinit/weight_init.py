@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .defaults import Strict
 from .errors import check_module
 from .execution import session
 from .initializers import (
@@ -68,7 +69,13 @@ __all__ = [
 
 
 def initialize(
-    module: nn.Module, init_cfg: Any, *, backend: str | None = None, seed: int | None = None, prefix: Prefix = ""
+    module: nn.Module,
+    init_cfg: Any,
+    *,
+    backend: str | None = None,
+    seed: int | None = None,
+    prefix: Prefix = "",
+    strict: Strict | None = None,
 ) -> Report:
     """Initializes a module by a config, and returns what was done.
 
@@ -86,6 +93,9 @@ def initialize(
             they go on from where they are, and ``cpp`` takes a seed of theirs.
         prefix: what stands in front of the parameters' names where ``module`` is a part of a larger model; or a map of
             names, from those of modules or parameters here to those in the whole.
+        strict: True: a rule that matches nothing and a checkpoint that nothing is copied from are errors, where else a
+            warning tells; "complete": so is a parameter that no rule reaches. None: that of ``use``, else of the
+            environment variable FASTINIT_STRICT (1 or complete), else False.
 
     Raises:
         TypeError, ValueError, KeyError, RuntimeError, AttributeError, AssertionError, ZeroDivisionError: a mistake in
@@ -109,16 +119,18 @@ def initialize(
         ('1.bias',)
     """
     check_module(module)
-    with session(module, backend=backend, seed=seed, prefix=prefix) as opened:
+    with session(module, backend=backend, seed=seed, prefix=prefix, strict=strict) as opened:
         if isinstance(init_cfg, Recipe):
             with recording(opened):  # where fills of parts of a parameter come after those of the whole
                 fills = fills_under(module, init_cfg, opened.names, prefix)
                 if not fills:
-                    opened.warn_once("init_cfg", f"the recipe holds no parameter of {type(module).__name__}")
+                    message = f"the recipe holds no parameter of {type(module).__name__}"
+                    opened.matches_nothing("init_cfg", "Recipe", message)
                 opened.check(fills)
+                opened.check_complete(fills)
                 opened.run(fills)
             return opened.report()
-        run_rules(parse(module, init_cfg), opened)
+        run_rules(parse(module, init_cfg), opened, complete=True)
         return opened.report()
 
 
