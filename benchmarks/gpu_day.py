@@ -303,6 +303,17 @@ def chosen(names: str) -> list[Step]:
     return [step for step in STEPS if not wanted or step.name in wanted or step.name == "facts"]
 
 
+def new_folder(out: Path) -> Path:
+    """Returns the folder for the results, in full.
+
+    Raises:
+        SystemExit: another day's lie there.
+    """
+    if (out / "results.json").exists():
+        raise SystemExit(f"{out} holds the results of a day already; adopt_gpu_day.py takes several folders")
+    return out.resolve()
+
+
 def main() -> int:
     """Runs the day."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -320,7 +331,7 @@ def main() -> int:
     steps = chosen(arguments.steps)
     # Whoever ends the day from outside ends the step that runs, too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    out = Path(arguments.out or tempfile.mkdtemp(prefix="fastinit-gpu-day-results-")).resolve()
+    out = new_folder(Path(arguments.out or tempfile.mkdtemp(prefix="fastinit-gpu-day-results-")))
     print(f"results: {out}", flush=True)
     return run_day(steps, out, arguments.seconds)
 

@@ -155,11 +155,13 @@ def suite(*more: str) -> None:
         text=True,
     )
     assert process.stdout is not None
-    last = ""
+    last = reason = ""
     for line in process.stdout:
         print(line, end="", flush=True)
-        if re.match(r"(FAILED|ERROR)\b", line):
-            wrong(line.strip()[:300])
+        if line.startswith("E   "):
+            reason = line[1:].strip()
+        elif re.match(r"(FAILED|ERROR)\b", line):  # a file that does not import is named without its reason
+            wrong(line.strip()[:300] + ("" if " - " in line else f" - {reason[:200]}"))
         elif line.startswith("SKIPPED"):
             found(line.strip()[:200])
         last = line.strip() or last
