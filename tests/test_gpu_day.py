@@ -11,9 +11,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import bench_gpu
 import gpu_day
@@ -23,11 +20,15 @@ import gpu_day_step
 import gpu_day_tools
 import gpu_rates
 import gpu_workloads
+import pytest
+import torch
+from gpu_days import collected, wrong_ones
 
 from fastinit import plans
 from fastinit.backends import BACKENDS, cpp_backend
 
 BENCHMARKS = Path(gpu_day.__file__).parent
+findings = pytest.fixture(collected, name="findings")
 needs_cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core is missing")
 
 STEPS = """
@@ -180,25 +181,6 @@ def test_results_of_another_day_are_not_written_over(day):
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def findings(tmp_path, monkeypatch):
-    """Returns a function that returns the findings so far, as (kind, text), of steps that are called here."""
-    path = tmp_path / "findings.jsonl"
-    monkeypatch.setenv(gpu_day_step.FINDINGS, str(path))
-    monkeypatch.setenv("FASTINIT_GPU_DAY_OUT", str(tmp_path))
-    monkeypatch.setattr(gpu_day_step, "_kinds", set())
-
-    def so_far():
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [(each["kind"], each["text"]) for each in map(json.loads, lines)]
-
-    return so_far
-
-
-def wrong_ones(findings):
-    return [text for kind, text in findings() if kind == "wrong"]
 
 
 @needs_cpp
