@@ -40,6 +40,8 @@ SECONDS = 500.0  # of the 600 that a lent machine may give a command: time to st
 SHORTEST_S = 15.0  # importing torch and making a context on the GPU take a third of it; less is no step
 GRACE_S = 5.0  # between asking a step to end and killing it
 N_FINDINGS = 60  # of a step in the summary; results.json has all
+N_IN_SHORT = 4  # of what is wrong in a step, at the summary's end
+N_LAST_WORDS = 6  # lines of its output, where it failed
 NO_GPU = "[NO GPU, over cpp] "
 
 
@@ -205,7 +207,8 @@ class Day:
         if outcome.state == "FAILED":
             with (self.out / "log.txt").open("rb") as log:
                 log.seek(began_at)
-                outcome.last_words = log.read().decode(errors="replace").splitlines()[-6:]
+                lines = log.read().decode(errors="replace").splitlines()
+            outcome.last_words = [line for line in lines if line.strip() and not line.startswith("=> ")][-N_LAST_WORDS:]
         return outcome
 
     def write(self) -> None:
@@ -237,10 +240,15 @@ class Day:
         return [self.mark + line for line in lines]
 
     def summary(self) -> str:
-        """Returns all that is known, what failed once more at the end."""
+        """Returns all that is known; at its end, which a cut output shows, a line for each step and what is wrong."""
         lines = [self.mark + str(self.machine.get("description", "the machine is not known"))]
         for outcome in self.outcomes:
             lines += self.lines_of(outcome)
+        lines.append(self.mark + "in short:")
+        for outcome in self.outcomes:
+            head, *rest = self.lines_of(outcome)
+            n_wrong = sum(each["kind"] != "found" for each in outcome.findings)  # which come first
+            lines += [head, *rest[: min(n_wrong, N_IN_SHORT)]]
         counts = []
         for state in ("right", "FAILED", "not done", "left out"):
             names = [each.step for each in self.outcomes if each.state == state]
