@@ -246,6 +246,19 @@ def test_the_smoke_test_finds_a_backend_that_is_wrong(findings, monkeypatch, run
 
 
 @needs_cpp
+def test_an_element_that_is_not_written_is_found_outside_of_all_windows(findings, monkeypatch):
+    def with_a_hole(fills, seed):
+        launches = cpp_backend.run(fills, seed)
+        fills[0].tensor.view(torch.int16)[1000] = -1
+        return launches
+
+    monkeypatch.setitem(BACKENDS, "broken", SimpleNamespace(run=with_a_hole))
+    monkeypatch.setattr(gpu_day_checks, "HUGE_WINDOW", 16)
+    gpu_day_checks.huge("broken", torch.bfloat16, 1 << 16, plans.Normal(0, 1))
+    assert "windows wrong, 1 elements not written" in wrong_ones(findings)[0] and ": 0 of " in wrong_ones(findings)[0]
+
+
+@needs_cpp
 def test_float64_within_the_contracts_error_is_right(findings, monkeypatch):
     def nearly(fills, seed):
         launches = cpp_backend.run(fills, seed)
