@@ -22,14 +22,13 @@ import gpu_rates
 import gpu_workloads
 import pytest
 import torch
-from gpu_days import collected, wrong_ones
+from gpu_days import collected, needs_cpp, wrong_ones
 
 from fastinit import plans
 from fastinit.backends import BACKENDS, cpp_backend
 
 BENCHMARKS = Path(gpu_day.__file__).parent
 findings = pytest.fixture(collected, name="findings")
-needs_cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core is missing")
 
 STEPS = """
 import json, os, signal, subprocess, sys, time
@@ -312,10 +311,11 @@ def test_a_build_that_does_not_import_is_wrong_and_says_why(findings, monkeypatc
 
 
 SUITE = """
-import os, pytest
+import os
+from pytest import skip
 def test_device(request): assert request.config.getoption("--device") == "cuda"
 def test_backends(): assert os.environ["FASTINIT_REQUIRE"] == "cpp,triton,cuda"
-def test_skipped(): pytest.skip("one GPU only")
+def test_skipped(): skip("one GPU only")
 """
 
 

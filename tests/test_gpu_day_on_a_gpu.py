@@ -22,13 +22,13 @@ import gpu_rates
 import machine
 import pytest
 import torch
-from gpu_days import collected, wrong_ones
+from gpu_days import collected, needs_cpp, wrong_ones
 from torch import nn
 
 import fastinit
 from fastinit.backends import BACKENDS, cpp_backend
 
-pytestmark = pytest.mark.skipif(cpp_backend._native is None, reason="the native core is missing")
+pytestmark = needs_cpp
 
 findings = pytest.fixture(collected, name="findings")
 PROPERTIES = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=8e10, multi_processor_count=132)
