@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format sanitize gpu-host-path aarch64 bench clean
+.PHONY: demo test check lint format sanitize gpu-host-path gpu-day aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
@@ -36,9 +36,14 @@ gpu-host-path: $(VENV)/.dev
 aarch64: $(VENV)/.dev
 	$(RUN) tests/native/replay.py aarch64
 
+# All steps of the day on a GPU (docs/gpu.md); without one over the CPU's backend in small sizes, so that none of it rots.
+gpu-day: $(VENV)/.dev
+	$(RUN) benchmarks/gpu_day.py
+
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_gpu.py
 	$(RUN) benchmarks/gpu_instructions.py
+	$(RUN) benchmarks/gpu_predictions.py
 	$(RUN) benchmarks/bench_initialize.py
 	$(RUN) benchmarks/bench_host.py
 	$(RUN) benchmarks/bench_fill.py

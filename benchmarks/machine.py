@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -19,3 +21,26 @@ def describe() -> str:
     )
     processor = names[0] if names else platform.processor() or platform.machine()
     return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def describe_device(device: torch.device) -> str:
+    """Returns GPU, clocks and versions in one line; without a GPU, that there is none and what runs instead."""
+    if device.type == "cpu":
+        return f"NO GPU: over cpp on {describe()}"
+    # The limits, which stay; the clocks of the moment do not.
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    command = ["nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.memory,driver_version", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(
+            command + ([f"--id=GPU-{uuid}"] if uuid else []), capture_output=True, text=True, timeout=60, check=True
+        )
+        sm, memory, driver = asked.stdout.splitlines()[0].split(", ")
+        clocks = f"clocks up to {sm} (memory {memory}), driver {driver}"
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        clocks = "clocks unknown"
+    try:
+        triton = f"triton {importlib.import_module('triton').__version__}"
+    except ImportError:
+        triton = "no triton"
+    python = f"Python {platform.python_version()}"
+    return f"{torch.cuda.get_device_name(device)}, {clocks}, {python}, torch {torch.__version__}, {triton}"

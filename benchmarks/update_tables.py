@@ -1,6 +1,7 @@
 """Puts the benchmarks' results into README and docs: a table stands between a comment with its CSV and an end mark.
 
 Run it after a benchmark with ``python benchmarks/update_tables.py``; a test checks that the pages are up to date.
+Tables that only a GPU fills say so until one has (adopt_gpu_day.py).
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a day on a GPU brings.
+NEEDS_A_GPU = ["bench_gpu.csv", "gpu_day.csv", "gpu_ncu.csv", "gpu_rates.csv"]
+NOT_MEASURED = "Not measured yet: no GPU was at hand."
 _TABLE = re.compile(r"<!-- (benchmarks/results/\S+\.csv) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def table(path: Path) -> str:
     """Returns a CSV file as a Markdown table, and the machine that all its rows name below it."""
+    if path.name in NEEDS_A_GPU and not path.exists():
+        return NOT_MEASURED
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     (machine,) = {row.pop("machine") for row in rows}
@@ -24,11 +30,16 @@ def table(path: Path) -> str:
     return "\n".join(lines) + f"\n\n({machine})"
 
 
-def updated(text: str) -> str:
-    """Returns a page's text with all tables made anew."""
-    return _TABLE.sub(lambda found: f"<!-- {found[1]} -->\n{table(ROOT / found[1])}\n<!-- end -->", text)
+def updated(text: str, root: Path = ROOT) -> str:
+    """Returns a page's text with all tables made anew, from the results below a root."""
+    return _TABLE.sub(lambda found: f"<!-- {found[1]} -->\n{table(root / found[1])}\n<!-- end -->", text)
+
+
+def update() -> None:
+    """Makes the tables of all pages anew."""
+    for page in PAGES:
+        page.write_text(updated(page.read_text()))
 
 
 if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(updated(page.read_text()))
+    update()

@@ -1,0 +1,33 @@
+"""What the tests of the GPU day share: the modules of benchmarks/ can be imported, and findings are collected."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import gpu_day_step
+import pytest
+
+from fastinit.backends import cpp_backend
+
+needs_cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core is missing")
+
+
+def collected(tmp_path, monkeypatch):
+    """A fixture's function: returns a function that returns the findings so far, (kind, text), of steps called here."""
+    path = tmp_path / "findings.jsonl"
+    monkeypatch.setenv(gpu_day_step.FINDINGS, str(path))
+    monkeypatch.setenv("FASTINIT_GPU_DAY_OUT", str(tmp_path))
+    monkeypatch.setattr(gpu_day_step, "_kinds", set())
+
+    def so_far():
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(each["kind"], each["text"]) for each in map(json.loads, lines)]
+
+    return so_far
+
+
+def wrong_ones(findings):
+    return [text for kind, text in findings() if kind == "wrong"]
