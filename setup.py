@@ -184,10 +184,12 @@ def said(lines: list[str]) -> str:
     """Returns what a failed build said: the first lines that tell an error, else the last ones, in one line of text."""
     words: list[str] = []
     is_command = False  # ninja repeats the command that failed
-    for line in map(str.strip, lines):
-        if line and not is_command and not re.match(r"\[\d+/\d+\]|FAILED: |ninja: (Entering|build stopped)", line):
-            words.append(shortened(line))
-        is_command = line.startswith("FAILED: ")
+    for line in lines:
+        # A compiler that stops in the middle of a line has ninja's next one behind it.
+        text = re.sub(r"\[\d+/\d+\] .*", "", line).strip()
+        if text and not is_command and not re.match(r"FAILED: |ninja: (Entering|build stopped)", text):
+            words.append(shortened(text))
+        is_command = text.startswith("FAILED: ")
     # One error comes once for every instruction set.
     words = list(dict.fromkeys(words))
     text = "; ".join([line for line in words if ERROR.search(line)][:MAX_LINES] or words[-MAX_LINES:])
@@ -196,7 +198,7 @@ def said(lines: list[str]) -> str:
 
 def shortened(text: str) -> str:
     """Returns a text with paths relative to the project, and of others the last part: most are gone after a build."""
-    return re.sub(r"(?<![\w.~-])/(?:[^\s/:;,'\"`()]+/)+", "", text.replace(f"{ROOT}{os.sep}", ""))
+    return re.sub(r"(?:(?<![\w.~-])|(?<=-[IL]))/(?:[^\s/:;,'\"`()]+/)+", "", text.replace(f"{ROOT}{os.sep}", ""))
 
 
 def told(error: Exception) -> str:
