@@ -272,6 +272,12 @@ def test_long_words_are_cut(project, tools):
     assert text.endswith("...\n") and len(text) < 600
 
 
+def test_compilers_are_asked_to_speak_english(project, tools):
+    add_tool(tools, "g++", '#!/bin/sh\necho "error in the language of $LC_ALL"\nexit 1\n')
+    assert build(project, LC_ALL="de_DE.UTF-8").returncode == 0
+    assert "error in the language of C\n" in reason(project, "native")
+
+
 def test_a_source_that_is_missing_is_named(project, tools):
     add_tool(tools, "g++")
     (project / "csrc" / "dispatch.cpp").unlink()
