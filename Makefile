@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format sanitize gpu-host-path gpu-day aarch64 bench clean
+.PHONY: demo test check lint format sanitize gpu-host-path gpu-day sdist-check aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
@@ -32,6 +32,10 @@ gpu-host-path: $(VENV)/.dev
 	PYTHONPATH=tests $(RUN) -m pytest -q -n auto -p cpp_as_gpu tests/test_capture.py tests/test_build.py \
 	  tests/test_materialize.py tests/test_seeds.py tests/test_param_rules.py
 
+# What a release would hold: builds the sdist, installs it in an empty environment, and compares with known answers.
+sdist-check: $(VENV)/.dev
+	$(RUN) tests/try_sdist.py
+
 # On an emulated processor; needs g++-aarch64-linux-gnu and qemu-user.
 aarch64: $(VENV)/.dev
 	$(RUN) tests/native/replay.py aarch64
@@ -57,6 +61,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 NATIVE := $(wildcard csrc/*)
+# Compiling the CUDA kernel for four GPUs takes longer than all the rest (setup.py has these switches). Without a GPU the
+# demo does not have it, as it could not run, and developers have it for one, so that all of its code is compiled and
+# linked; the tests of the kernel compile their own.
+HAS_GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
+$(VENV)/.package: export FASTINIT_CUDA ?= $(if $(HAS_GPU),,0)
+$(VENV)/.dev: export FASTINIT_CUDA_ARCHS ?= $(if $(HAS_GPU),,90)
 
 # Torch by its exact version: without a constraint, pip would take the newest CUDA build.
 $(VENV)/.package: pyproject.toml setup.py constraints.txt $(NATIVE) | $(VENV)/bin/python

@@ -7,27 +7,19 @@ over in one call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..plans import Fill
-from . import lowering
+from . import extensions, lowering
 from .versions import count_writes
 
 NUMBERS = lowering.NUMBERS
 IS_CONTRACT = True
 
-_native: ModuleType | None
-try:
-    from .. import _native  # type: ignore[attr-defined,no-redef]
-except ImportError as error:
-    _native = None
-    _reason_file = Path(__file__).parent.parent / "native_missing.txt"
-    _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the native core is missing: {error}"
+_native, _WHY_NOT = extensions.imported("_native", "the native core", "native_missing.txt")
 
 
 def why_not(device: torch.device) -> str | None:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..plans import Fill
-from . import gpu_launch, lowering
+from . import extensions, gpu_launch, lowering
 from .device_work import Trips
 
 NUMBERS = lowering.NUMBERS
 IS_CONTRACT = True
 
-_extension: ModuleType | None
-try:
-    from .. import _cuda  # type: ignore[attr-defined]
-
-    _extension = _cuda
-except ImportError as error:
-    _extension = None
-    _reason_file = Path(__file__).parent.parent / "cuda_missing.txt"
-    _WHY_NOT = _reason_file.read_text().strip() if _reason_file.exists() else f"the CUDA kernel is missing: {error}"
+_extension, _WHY_NOT = extensions.imported("_cuda", "the CUDA kernel", "cuda_missing.txt")
 
 
 def why_not(device: torch.device) -> str | None:
