@@ -54,7 +54,7 @@ def gpu(monkeypatch):
     for module in (gpu_day_checks, gpu_day_uses, gpu_rates):
         monkeypatch.setattr(module, "backends", lambda: ["cuda"])
     monkeypatch.setattr(gpu_day_device, "backends", lambda: ["cuda"])
-    for name in ("run", "why_not", "why_not_fill", "engine"):
+    for name in ("run", "why_not", "why_not_now", "why_not_fill", "engine"):
         monkeypatch.setattr(BACKENDS["cuda"], name, getattr(cpp_backend, name))
     for name in ("Event", "Stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, Nothing)

@@ -75,10 +75,11 @@ def bench_row(workload, contender, kernels):
 
 @pytest.fixture
 def results(tmp_path):
-    """Returns a folder of results with what the predictions are made of."""
+    """Returns a folder of results with what the predictions and the page's other tables are made of."""
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
-    shutil.copy(gpu_predictions.RESULTS / "gpu_instructions.csv", folder)
+    for name in ("gpu_instructions.csv", "bench_host.csv"):
+        shutil.copy(gpu_predictions.RESULTS / name, folder)
     return folder
 
 
