@@ -16,13 +16,6 @@ import fastinit
 from fastinit import plans, sharding
 from fastinit.backends import cpp_backend
 
-try:
-    from torch.distributed.fsdp import fully_shard as _  # noqa: F401  (since torch 2.6)
-
-    HAS_FULLY_SHARD = True
-except ImportError:
-    HAS_FULLY_SHARD = False
-
 CHECKS = {}
 
 

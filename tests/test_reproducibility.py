@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fastinit
-from fastinit.backends import cpp_backend, lowering
+from fastinit.backends import lowering
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reproducibility.md").read_text()
 
-if cpp_backend._native is None:
-    pytest.skip(str(cpp_backend.why_not(torch.device("cpu"))), allow_module_level=True)
+needs.CPP.check()
 
 
 def has_generator():
