@@ -172,7 +172,7 @@ class Emulated(Machine):
 def skip_without(*backends: str) -> None:
     """Skips a test that would prove backends' kernels where that cannot be done; where they were asked for, it fails."""
     for backend in backends:
-        needs.backend(backend, missing(backend)).check()
+        needs.proof(backend, missing(backend)).check()
 
 
 def missing(backend: str) -> str | None:

@@ -33,7 +33,7 @@ class Kind(Enum):
     GPU = "a GPU (--device cuda)"
     GPUS = "several GPUs"
     NO_GPU = "a machine without a GPU"
-    EMULATION = "the emulation of a GPU (--device cpu)"
+    EMULATION = "the emulation of a GPU"
     SYSTEM = "another operating system"
     TORCH = "another torch"
     PACKAGE = "a package"
@@ -161,6 +161,14 @@ def module(name: str) -> ModuleType:
 def backend(name: str, reason: str | None) -> Need:
     """Returns the need of a backend that cannot run for a reason, or can (None)."""
     return Need(Kind[name.upper()], lambda: reason)
+
+
+def proof(name: str, reason: str | None) -> Need:
+    """Returns the need of what proves a backend's kernels without a GPU, which is missing for a reason, or is not (None).
+
+    On the CPU a backend that was asked for must be proved; where a GPU runs it, the compiler may be missing.
+    """
+    return backend(name, reason) if _device == "cpu" else Need(Kind.EMULATION, lambda: reason)
 
 
 def _release(name: str) -> tuple[int, ...]:

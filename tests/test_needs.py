@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from pathlib import Path
 
 import needs
@@ -124,9 +126,46 @@ def test_device_cuda_asks_for_all_backends_unless_fewer_are_named(monkeypatch):
         needs.backend("cuda", "no driver").check()
 
 
+def test_a_compiler_may_be_missing_where_a_gpu_runs_the_kernels_but_not_where_they_are_proved(monkeypatch):
+    monkeypatch.setenv("FASTINIT_REQUIRE", "cuda")
+    monkeypatch.setattr(needs, "_device", "cpu")
+    with pytest.raises(pytest.fail.Exception, match=r"needs the backend cuda: nvcc is not installed"):
+        needs.proof("cuda", "nvcc is not installed").check()
+    monkeypatch.setattr(needs, "_device", "cuda")
+    with pytest.raises(pytest.skip.Exception, match=r"^needs the emulation of a GPU: nvcc is not installed$"):
+        needs.proof("cuda", "nvcc is not installed").check()
+
+
 def test_every_skip_of_the_suite_says_what_it_needs():
     ways = re.compile(r"pytest\.skip\b|mark\.skip\w*|importorskip|mark\.xfail|pytest\.xfail|SkipTest|unittest\.skip")
     for path in [*TESTS.glob("*.py"), TESTS.parent / "conftest.py"]:
         if path.name not in ("needs.py", Path(__file__).name):
             found = set(ways.findall(path.read_text()))
             assert not found, f"{path.name} skips by {found}: use tests/needs.py"
+
+
+GPU_TESTS = ["test_gpu_backends", "test_gpu_kernels", "test_gpu_instructions", "test_device_work", "conftest"]
+
+
+def imported(path, seen):
+    """Adds to ``seen`` the packages that a file, and those of the project's own that it imports, import at their top."""
+    folders = [TESTS, TESTS.parent / "benchmarks", TESTS.parent / "tools"]
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(ast.Module([each for each in tree.body if not isinstance(each, ast.FunctionDef)], [])):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            for name in {name.split(".")[0] for name in names} - seen:
+                seen.add(name)
+                for own in (folder / f"{name}.py" for folder in folders):
+                    imported(own, seen) if own.exists() else None
+
+
+def test_the_tests_of_gpus_import_no_more_than_their_extra_names():
+    seen = set()
+    for path in [TESTS.parent / "conftest.py", *(TESTS / f"{name}.py" for name in GPU_TESTS)]:
+        imported(path, seen)
+    own = {path.stem for folder in ("tests", "benchmarks", "tools") for path in (TESTS.parent / folder).glob("*.py")}
+    packages = seen - own - sys.stdlib_module_names - {"fastinit", "torch", "numpy"}
+    (extra,) = re.findall(r"^test-gpu = \[\n(.*?)^\]", (TESTS.parent / "pyproject.toml").read_text(), re.M | re.S)
+    named = set(re.findall(r'^ +"(\w+)', extra, re.M))
+    assert {"pytest", "hypothesis"} <= packages <= named == {"pytest", "hypothesis", "scipy", "triton"}
