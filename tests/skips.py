@@ -27,7 +27,7 @@ class Skips:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        # pytest-xdist passes on the reports of tests, but not those of files that were skipped as a whole.
+        # Of files that were skipped as a whole pytest-xdist passes on one report for each reason, not for each file.
         self.reasons.update(getattr(node, "workeroutput", {}).get("skips", {}))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

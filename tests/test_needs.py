@@ -74,10 +74,11 @@ def test_any_other_skip_is_only_told_where_nothing_is_required(session):
 
 @needs.mark(needs.CPP, needs.package("xdist"))
 def test_skips_of_workers_are_counted_once_with_those_of_whole_files(session):
-    skipped = "pytest.skip('not this file', allow_module_level=True)\n"
-    status, printed = session(GPU + TORCH, skipped, require="cpp", options=["-n", "2"])
+    file = "needs.torch_from(99, 1).check()\ndef test_it(): pass\n"
+    wrong = "pytest.skip('not this file', allow_module_level=True)\n"
+    status, printed = session(GPU + TORCH, file, file, wrong, require="cpp", options=["-n", "2"])
     assert status == 1 and "1 skipped although" in printed, printed
-    assert re.search(r"^ +1  needs another torch$", printed, re.M), printed
+    assert re.search(r"^ +3  needs another torch$", printed, re.M), printed
     assert re.search(r"^ +1  none of the reasons.*: not this file$", printed, re.M), printed
 
 
