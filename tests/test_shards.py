@@ -24,9 +24,14 @@ pytestmark = needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_sh
 outcomes = lru_cache(ranks.outcomes)
 
 
+def of_check(world, name):
+    lightning = [needs.mark(needs.package("lightning", 2, 3))] if name.startswith("lightning_") else []
+    return pytest.param(world, name, marks=lightning)
+
+
 @pytest.mark.parametrize(
     ("world", "name"),
-    [(world, name) for world in (1, 2, 3, 4) for name, (_, worlds) in ranks.CHECKS.items() if world in worlds],
+    [of_check(world, name) for world in (1, 2, 3, 4) for name, (_, worlds) in ranks.CHECKS.items() if world in worlds],
 )
 def test_on_several_ranks(world, name):
     problem = outcomes(world)[name]
