@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -33,11 +31,3 @@ def own_registry():
     before = WEIGHT_INITIALIZERS.module_dict
     yield
     WEIGHT_INITIALIZERS._entries = before
-
-
-@pytest.fixture(autouse=True, scope="session")
-def quiet_mmengine():
-    """Mmengine logs every parameter to the console unless told not to."""
-    from mmengine.logging import MMLogger
-
-    MMLogger.get_current_instance().setLevel(logging.CRITICAL)

@@ -63,7 +63,7 @@ class Constant(_Numbers):
 
 @dataclass(frozen=True, eq=False)
 class Uniform(_Numbers):
-    """Independent draws from [low, high)."""
+    """Independent draws from [low, high); rounded to the dtype of a parameter, some may be ``high``."""
 
     kind: ClassVar[str] = "uniform"
     low: float

@@ -1,8 +1,10 @@
-"""The option --device, and why tests that prove GPU kernels on the CPU are skipped."""
+"""The option --device, what tests need (needs.py), and the account of those that were skipped (skips.py)."""
 
 from __future__ import annotations
 
+import needs
 import pytest
+import skips
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,3 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "gpu_proof: proves compiled GPU kernels without a GPU; needs ../shared/tools, which a clone may lack"
     )
+    config.addinivalue_line("markers", "needs(*needs): is skipped, or fails, where one of them is missing (needs.py)")
+    needs.configure(config.getoption("--device"))
+    config.pluginmanager.register(skips.Skips())
+
+
+def pytest_report_header() -> str | None:
+    return f"required backends: {', '.join(sorted(needs.required()))}" if needs.required() else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for need in mark.args:
+            need.check()

@@ -8,11 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_day_step
-import pytest
 
-from fastinit.backends import cpp_backend
-
-needs_cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core is missing")
+needs_cpp = needs.mark(needs.CPP)
 
 
 def collected(tmp_path, monkeypatch):

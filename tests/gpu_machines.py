@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -123,8 +124,8 @@ class Real(Machine):
     def __init__(self, backend: str, target: str) -> None:
         super().__init__(backend, target)
         module = {"cuda": cuda_backend, "triton": triton_backend}[backend]
-        if reason := module.why_not(torch.device("cuda")):
-            pytest.skip(f"{backend}: {reason}")
+        needs.CPP.check()  # what its bits are compared with
+        needs.backend(backend, module.why_not(torch.device("cuda"))).check()
         self.trips, self.start = module._trips(), module._launch
 
     def execute(self, records: lowering.Records, cases: list[Case], buffers: list[torch.Tensor]) -> None:
@@ -169,11 +170,9 @@ class Emulated(Machine):
 
 
 def skip_without(*backends: str) -> None:
-    """Skips a test that would prove backends' kernels where that cannot be done; under FASTINIT_PROVE_GPU it fails."""
-    for reason in filter(None, map(missing, backends)):
-        if os.environ.get("FASTINIT_PROVE_GPU"):
-            pytest.fail(f"FASTINIT_PROVE_GPU is set, but {reason}")
-        pytest.skip(reason)
+    """Skips a test that would prove backends' kernels where that cannot be done; where they were asked for, it fails."""
+    for backend in backends:
+        needs.proof(backend, missing(backend)).check()
 
 
 def missing(backend: str) -> str | None:

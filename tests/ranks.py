@@ -16,13 +16,6 @@ import fastinit
 from fastinit import plans, sharding
 from fastinit.backends import cpp_backend
 
-try:
-    from torch.distributed.fsdp import fully_shard as _  # noqa: F401  (since torch 2.6)
-
-    HAS_FULLY_SHARD = True
-except ImportError:
-    HAS_FULLY_SHARD = False
-
 CHECKS = {}
 
 
@@ -429,11 +422,9 @@ def a_model_that_is_bound_may_be_cut_in_the_block(rank, world):
 
 @check(2)
 def lightning_cuts_models_that_then_get_their_weights(rank, world):
-    try:
-        from lightning.fabric import Fabric
-        from lightning.fabric.strategies import ModelParallelStrategy
-    except ImportError:
-        return
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import ModelParallelStrategy
+
     os.environ.update(
         LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="localhost", MASTER_PORT="0"
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 
+import needs
 import pytest
 import torch
 from helpers import assert_same_tensors, tensors
 from torch import nn
 
 import fastinit
-from fastinit.backends.torch_backend import why_not_values
 
 
 class Net(nn.Module):
@@ -22,7 +22,6 @@ class Net(nn.Module):
         self.index = nn.Parameter(torch.zeros(2, 2, dtype=torch.int64), requires_grad=False)
 
 
-FLOAT8_CAN_BE_FILLED = why_not_values(torch.float8_e4m3fn, fastinit.plans.Constant(1.0)) is None  # since torch 2.2
 GOOD = dict(type="Normal", layer="Conv2d")
 
 
@@ -184,8 +183,8 @@ def test_what_is_no_config_at_all_is_refused():
     ids=str,
 )
 def test_what_a_dtype_cannot_take_is_known_before_anything_is_written(dtype, rule, works):
-    if works and dtype is torch.float8_e4m3fn and not FLOAT8_CAN_BE_FILLED:
-        pytest.skip(f"torch {torch.__version__} cannot fill float8 tensors")
+    if works and dtype is torch.float8_e4m3fn:
+        needs.torch_from(2, 2).check()  # which fills it
     model = nn.ParameterDict({"a": nn.Parameter(torch.zeros(4)), "b": nn.Parameter(torch.zeros(4, dtype=dtype), False)})
     rules = [dict(type="Constant", val=5, param="a"), dict(**rule, param="b")]
     if works:

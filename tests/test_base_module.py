@@ -10,9 +10,10 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import FASTINIT, MMENGINE, assert_same_tensors, run_both, tensors
+from helpers import assert_same_tensors, tensors
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine_parity import FASTINIT, MMENGINE, run_both
 from torch import nn
 from torch.nn.init import constant_
 

@@ -9,6 +9,7 @@ import math
 import pickle
 import threading
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ import fastinit
 from fastinit import operators, plans, watching
 from fastinit.backends import cpp_backend
 
-cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core was not built")
+cpp = needs.mark(needs.CPP)
 
 
 class Holder(nn.Module):
@@ -233,8 +234,7 @@ def timm_style(tensor, mean, std, a, b):
 def test_truncated_normals_are_recognized_however_a_library_draws_them(numbers):
     mean, std, a, b = numbers
     expected = named_fill("a", (6, 4), plans.TruncatedNormal(mean, std, a, b))
-    from mmengine.model.weight_init import trunc_normal_ as mmengine_style
-
+    mmengine_style = needs.module("mmengine.model.weight_init").trunc_normal_
     draws = [
         lambda w: nn.init.trunc_normal_(w, mean, std, a, b),
         lambda w: timm_style(w, mean, std, a, b),
@@ -410,7 +410,8 @@ def test_memory_whose_address_is_known_is_filled_at_once():
     assert same_bits(model.a, named_fill("a", (6, 4), plans.Normal(0, 1)))
 
 
-def test_operators_that_are_not_known_write_what_they_write(backend="cpp" if cpp_backend._native else "torch"):
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=cpp)])
+def test_operators_that_are_not_known_write_what_they_write(backend):
     def code(m):
         m.a.normal_()
         m.b.normal_()
@@ -947,9 +948,9 @@ def test_device_contexts_and_modes_of_others_work_within_and_around():
     assert same_bits(model.weight, other.weight)
 
 
-@cpp
+@needs.mark(needs.CPP, needs.torch_from(2, 2))  # which has a subclass for tests
 def test_subclasses_that_wrap_tensors_are_taken_apart_and_read():
-    TwoTensor = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
+    from torch.testing._internal.two_tensor import TwoTensor
 
     with fastinit.capture(backend="cpp", seed=0):
         a, b = torch.empty(3).fill_(2), torch.empty(3).fill_(3)

@@ -9,15 +9,17 @@ from collections import OrderedDict
 from pathlib import Path
 from unittest import mock
 
-import mmengine.runner.checkpoint as theirs
+import needs
 import pytest
-import safetensors.torch
 import torch
 from helpers import assert_same_tensors, tensors
+from mmengine_parity import CHECKPOINT as theirs
 from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
+
+safetensors = needs.module("safetensors.torch")
 
 
 def model() -> nn.Sequential:
@@ -117,7 +119,7 @@ def test_files_are_read_by_their_content_and_give_mmengines_result(tmp_path, kin
         state = OrderedDict((f"module.{key}", value) for key, value in state.items())
     path = tmp_path / "file.bin"
     if kind == "safetensors":
-        safetensors.torch.save_file(dict(state), path)
+        safetensors.save_file(dict(state), path)
     else:
         content = {"state_dict": state, "meta": {"epoch": 3, "names": ["a"]}} if wrap == "state_dict" else state
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
@@ -136,7 +138,7 @@ def is_mapped(path):
     return str(path) in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux shows what is mapped")
+@needs.mark(needs.LINUX)
 def test_a_file_is_mapped_while_it_is_copied_and_not_afterwards(tmp_path):
     class Looks(nn.Linear):
         def _load_from_state_dict(self, *args):
@@ -264,7 +266,7 @@ def hostile_files(folder):
     good = folder / "good.pth"
     torch.save(filled().state_dict(), good)
     content = good.read_bytes()
-    safetensors.torch.save_file({"0.bias": torch.zeros(3)}, folder / "good.safetensors")
+    safetensors.save_file({"0.bias": torch.zeros(3)}, folder / "good.safetensors")
     safe = (folder / "good.safetensors").read_bytes()
     files = {
         "empty": (b"", "damaged or no checkpoint"),

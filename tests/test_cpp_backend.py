@@ -8,6 +8,7 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 
 import known_answers
+import needs
 import numpy as np
 import pytest
 import torch
@@ -18,10 +19,9 @@ from torch import nn
 
 import fastinit
 from fastinit import plans, streams, tails
-from fastinit.backends import cpp_backend, lowering, torch_backend
+from fastinit.backends import cpp_backend, lowering
 
-if cpp_backend._native is None:
-    pytest.skip(str(cpp_backend.why_not(torch.device("cpu"))), allow_module_level=True)
+needs.CPP.check()
 
 CONTRACT = json.loads((Path(__file__).parent / "data" / "contract.json").read_text())["tensors"]
 NATIVE = cpp_backend._native
@@ -322,7 +322,7 @@ def test_a_model_in_float8_is_initialized(dtype):
     assert same_bits(made.weight.detach(), exact.weight.detach().to(dtype))
 
 
-@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch has no float8_e8m0fnu")
+@needs.mark(needs.torch_from(2, 7))  # which has float8_e8m0fnu
 def test_a_format_of_powers_of_two_and_numbers_beyond_a_format_are_refused():
     made = nn.ParameterList([nn.Parameter(torch.zeros(4).to(torch.float8_e8m0fnu), requires_grad=False)])
     with pytest.raises(RuntimeError, match="no random numbers into torch.float8_e8m0fnu"):
@@ -402,8 +402,8 @@ def test_far_parts_of_a_huge_parameter_need_no_memory_for_the_rest():
     ids=str,
 )
 def test_constants_go_into_every_dtype(dtype):
-    if (reason := torch_backend.why_not_values(dtype, plans.Constant(1))) is not None:
-        pytest.skip(f"torch {torch.__version__}: {reason}")  # torch 2.1 does not fill float8
+    if dtype in FLOAT8:
+        needs.torch_from(2, 2).check()  # which fills them
     expected = torch.full((3, 1000), 1.0).to(dtype)
     assert same_bits(fill(torch.zeros(3, 1000).to(dtype), plans.Constant(1)), expected)
     strided = torch.zeros(1000, 6).to(dtype)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-import ranks
+import needs
 
 from fastinit.__main__ import main
-from fastinit.backends import cpp_backend
 
 
 def test_the_demo_plans_initializes_and_reports(capsys):
@@ -27,10 +25,7 @@ def test_the_command_line_says_what_it_can():
     assert result.returncode == 2 and "usage" in result.stderr
 
 
-@pytest.mark.skipif(
-    cpp_backend._native is None or not ranks.HAS_FULLY_SHARD,
-    reason="it needs the native core and a torch with fully_shard (2.6)",
-)
+@needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard
 def test_any_number_of_ranks_has_the_same_weights():
     digests = []
     for n in ("1", "3"):

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import FASTINIT, MMENGINE, run_both, same_bits
+from helpers import same_bits
+from mmengine_parity import FASTINIT, MMENGINE, run_both
 from torch import nn
 
 import fastinit

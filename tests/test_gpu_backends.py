@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import needs
 import pytest
 import torch
 from helpers import same_bits, tensors
@@ -17,15 +18,12 @@ from fastinit.backends import cpp_backend, cuda_backend, device_work, gpu_launch
 
 CUDA = torch.device("cuda")
 NORMAL = dict(type="Normal", std=0.5, layer="Linear")
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a machine without a GPU")
-needs_cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core is missing")
-needs_extension = pytest.mark.skipif(cuda_backend._extension is None, reason="the CUDA kernel was not built")
 
 
 # --- without a GPU ----------------------------------------------------------------------------------------------------
 
 
-@no_gpu
+@needs.mark(needs.NO_GPU)
 def test_available_backends_says_why_a_gpu_backend_cannot_run():
     available = fastinit.available_backends()
     assert list(available) == ["torch", "cpp", "triton", "cuda"]
@@ -46,16 +44,15 @@ def test_importing_fastinit_imports_no_triton():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-@needs_extension
+@needs.mark(needs.CUDA)
 def test_the_extension_and_the_lowering_have_the_same_records():
     core = cuda_backend._core()
     assert core.RECORD_BYTES == lowering.RECORD.itemsize and core.WORK_BYTES == device_work.WORK.itemsize
     assert cuda_backend._trips() == device_work.Trips(4096, 16384)  # what the tests of its PTX take
 
 
+@needs.mark(needs.TRITON)
 def test_the_triton_kernel_and_the_lowering_have_the_same_records():
-    if reason := triton_backend.why_not_installed():
-        pytest.skip(reason)
     from fastinit.kernels import layout
 
     assert layout.RECORD_WORDS.value * 8 == lowering.RECORD.itemsize
@@ -71,8 +68,7 @@ def test_the_triton_kernel_and_the_lowering_have_the_same_records():
         assert getattr(layout, name).value * 8 == lowering.RECORD.fields[field][1], field
 
 
-@needs_extension
-@no_gpu
+@needs.mark(needs.CUDA, needs.NO_GPU)
 def test_a_launch_without_a_device_raises_with_cudas_words():
     assert cuda_backend._core().why_not()
     with pytest.raises(RuntimeError, match=r"the CUDA kernel could not be launched: .*CUDA"):
@@ -120,7 +116,7 @@ def test_the_extension_is_for_nvidia(monkeypatch):
     assert "for AMD's" in cuda_backend.why_not(CUDA)
 
 
-@needs_cpp
+@needs.mark(needs.CPP)
 def test_memory_that_was_released_is_refused():
     model = nn.Linear(3, 4)
     model.weight.untyped_storage().resize_(0)
@@ -155,8 +151,7 @@ class Mixed(nn.Module):
 @pytest.fixture
 def cpp_is_automatic(monkeypatch):
     """As on a GPU, where auto is a contract backend that cannot do everything."""
-    if cpp_backend._native is None:
-        pytest.skip("the native core is missing")
+    needs.CPP.check()
     monkeypatch.setattr(backends, "_PREFERRED", {"cpu": ("cpp",)})
 
 
@@ -236,10 +231,9 @@ def test_tensors_that_share_memory_are_launched_in_order(monkeypatch):
 
 @pytest.fixture(params=["triton", "cuda"])
 def on_gpu(request):
-    if request.config.getoption("--device") != "cuda":
-        pytest.skip("it needs a GPU: --device cuda")
-    if reason := backends.BACKENDS[request.param].why_not(CUDA):
-        pytest.skip(reason)
+    needs.GPU.check()
+    needs.CPP.check()  # what their bits are compared with
+    needs.backend(request.param, backends.BACKENDS[request.param].why_not(CUDA)).check()
     return request.param
 
 
@@ -298,8 +292,7 @@ def test_a_capture_is_refused(on_gpu):
 
 
 def test_all_devices_are_filled_by_one_call(on_gpu):
-    if torch.cuda.device_count() < 2:
-        pytest.skip("it needs two GPUs")
+    needs.GPUS.check()
     several = [torch.empty(5000, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
     backends.BACKENDS[on_gpu].run([plans.Fill.whole("w", each, plans.Normal(0, 1), "", "") for each in several], 0)
     assert all(torch.equal(several[0].cpu(), each.cpu()) for each in several)

@@ -6,6 +6,7 @@ import math
 
 import gpu_machines
 import known_answers
+import needs
 import numpy as np
 import pytest
 import torch
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, device_work, lowering, torch_backend, triton_backend
+from fastinit.backends import cpp_backend, device_work, lowering, triton_backend
 
 INF = math.inf
 # Torch 2.1 fills no float8.
-DTYPES = [dtype for dtype in lowering.DTYPES if torch_backend.why_not_values(dtype, plans.Constant(1)) is None]
+DTYPES = [dtype for dtype in lowering.DTYPES if dtype.itemsize > 1 or needs.torch_from(2, 2).why_not() is None]
 ALL_DTYPES = [*DTYPES, torch.int8, torch.bool, torch.int16, torch.int64, torch.complex64, torch.complex128]
 NORMAL = plans.Normal(0.25, 1.5)
 DISTRIBUTIONS = [
@@ -216,8 +217,7 @@ def test_subnormals_and_overflow(machine, std):
 
 
 def test_windows_of_tensors_beyond_2_to_the_33_elements(machine):
-    if machine.target == "cuda":
-        pytest.skip("a window needs no memory in the emulation only")
+    needs.EMULATION.check()  # where a window needs no memory around it
     n = (1 << 33) + 3 * machine.trips.elements + 6
     for dtype in (torch.float32, torch.bfloat16):
         case = Case(NORMAL, dtype, (64,), shape=(n,))
@@ -289,21 +289,16 @@ def test_a_wrong_bit_is_seen(machine):
 # --- what is known of the PTX itself ----------------------------------------------------------------------------------
 
 
-def emulated(machine):
-    if machine.target == "cuda":
-        pytest.skip("it is about the emulation")
-    return machine
-
-
+@needs.mark(needs.EMULATION)
 def test_nothing_may_be_fused_that_is_not_written_so(machine):
-    kernel = emulated(machine).kernel
+    kernel = machine.kernel
     assert kernel.contractable() == []
     assert kernel.unsupported() == []
 
 
+@needs.mark(needs.EMULATION)
 def test_every_instruction_was_executed(machine):
     """The tests above reach all of the kernel; run alone, it does so itself."""
-    machine = emulated(machine)
     if not unreached(machine):
         return
     test_every_distribution_in_every_dtype_has_the_bits_of_the_cpu(machine)

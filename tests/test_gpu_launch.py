@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import needs
 import pytest
 import torch
 from torch import nn
@@ -39,8 +40,7 @@ def test_a_capture_is_asked_of_the_device_of_the_tensors(capturing):
 @pytest.fixture
 def busy(monkeypatch):
     """As on a GPU whose stream is captured: what "auto" takes can run there, but not now."""
-    if cpp_backend._native is None:
-        pytest.skip("the native core is missing")
+    needs.CPP.check()
     monkeypatch.setattr(backends, "_PREFERRED", {"cpu": ("cpp",)})
     monkeypatch.setattr(cpp_backend, "why_not_now", lambda device: "a graph is captured")
 

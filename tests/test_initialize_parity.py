@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import initialize_both
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine_parity import initialize_both
 from torch import nn
 
 

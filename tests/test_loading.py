@@ -10,11 +10,11 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-import mmengine.runner.checkpoint as theirs
+import needs
 import pytest
-import safetensors.torch
 import torch
 from helpers import assert_same_tensors, tensors
+from mmengine_parity import CHECKPOINT as theirs
 from torch import nn
 
 import fastinit
@@ -22,8 +22,9 @@ from fastinit import checkpoint as ours
 from fastinit.checkpoint import copying, files
 from fastinit.checkpoint.readers import Reading, read
 
+safetensors = needs.module("safetensors.torch")
+
 ACCESS = ["map", "read"]
-LINUX = pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux tells what a process reads")
 
 
 def net():
@@ -57,7 +58,7 @@ def source_of(make, seed=1):
 
 def save(source, path, kind):
     if kind == "safetensors":
-        safetensors.torch.save_model(source, str(path))
+        safetensors.save_model(source, str(path))
     else:
         torch.save({"state_dict": source.state_dict()}, path, _use_new_zipfile_serialization=kind == "zip")
 
@@ -297,7 +298,7 @@ def test_a_meta_model_adopts_the_files_tensors(tmp_path, access, kind):
     assert (tmp_path / "one.pth").stat().st_size < 5000
 
 
-@LINUX
+@needs.mark(needs.LINUX)
 def test_what_is_adopted_is_mapped_and_not_read(tmp_path):
     torch.save({"weight": torch.ones(1000, 1000), "bias": torch.ones(1000)}, tmp_path / "c.pth")
     with torch.device("meta"):
@@ -434,7 +435,7 @@ def test_threads_may_load_at_the_same_time(tmp_path):
         assert_same_tensors(tensors(each), tensors(source))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs.mark(needs.FORK)
 def test_a_forked_process_loads_with_threads_of_its_own(tmp_path):
     code = f"""
 import os, torch, fastinit
@@ -556,7 +557,7 @@ sys.stdin.readline()
 """
 
 
-@LINUX
+@needs.mark(needs.LINUX)
 @pytest.mark.parametrize("kind", ["zip", "safetensors"])
 @pytest.mark.parametrize("access", ACCESS)
 @pytest.mark.parametrize("prefix", ["", "b3"])
@@ -566,7 +567,7 @@ def test_a_load_takes_hardly_any_memory_and_a_prefix_reads_its_part(tmp_path, ac
         if kind == "zip":
             torch.save(state, tmp_path / name)
         else:
-            safetensors.torch.save_file(state, tmp_path / name)
+            safetensors.save_file(state, tmp_path / name)
     size = (tmp_path / "big").stat().st_size
     peak, n_read = costs(tmp_path, LOADS, tmp_path / "big", tmp_path / "tiny", access, prefix)
     piece = copying.MAPPED_PIECE_BYTES if access == "map" else 2 * files.PIECE_BYTES  # what is on the way at one time
@@ -577,7 +578,7 @@ def test_a_load_takes_hardly_any_memory_and_a_prefix_reads_its_part(tmp_path, ac
         assert n_read < 100_000
 
 
-@LINUX
+@needs.mark(needs.LINUX)
 def test_the_measure_of_costs_sees_a_second_copy(tmp_path):
     """The control: what mmengine does would be noticed."""
     script = LOADS.replace("    cfg = dict", "    kept = torch.load(path)\n    cfg = dict")

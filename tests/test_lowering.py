@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -124,8 +125,8 @@ def test_streams_of_many_names_are_those_of_each(names):
 
 @pytest.mark.parametrize("takes_many", [True, False])
 def test_every_write_is_counted(monkeypatch, takes_many):
-    if takes_many and not versions._TAKES_MANY:
-        pytest.skip("needs a torch that counts many writes in one call")
+    if takes_many:
+        needs.torch_from(2, 4).check()
     monkeypatch.setattr(versions, "_TAKES_MANY", takes_many)
     fills = [whole(str(i), torch.empty(2)) for i in range(3)]
     versions.count_writes(fills)

@@ -6,6 +6,7 @@ import ctypes
 import logging
 from pathlib import Path
 
+import needs
 import pytest
 import torch
 from helpers import same_bits
@@ -13,10 +14,8 @@ from torch import nn
 
 import fastinit
 from fastinit import memory
-from fastinit.backends import cpp_backend
 
-BACKENDS = ["torch"] + (["cpp"] if cpp_backend._native is not None else [])
-backends = pytest.mark.parametrize("backend", BACKENDS)
+backends = pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=needs.mark(needs.CPP))])
 CFG = dict(type="Normal", std=0.5, layer=["Linear", "Embedding", "Conv2d"])
 
 
@@ -256,10 +255,10 @@ def test_huge_pages_are_asked_for_over_neighbours_and_nothing_is_touched(monkeyp
     assert advised == []
 
 
-@pytest.mark.skipif(not memory.sys.platform.startswith("linux"), reason="/proc/self/smaps is Linux's")
+@needs.mark(needs.LINUX, needs.CPP)
 def test_fresh_memory_is_marked_for_huge_pages():
     model = on_meta(nn.Linear, 4096, 8192)  # 128 MiB: the allocator maps it alone
-    fastinit.materialize(model, dict(type="Constant", val=1, layer="Linear"), backend=BACKENDS[-1], seed=0)
+    fastinit.materialize(model, dict(type="Constant", val=1, layer="Linear"), backend="cpp", seed=0)
     address, flags = model.weight.data_ptr(), None
     for line in Path("/proc/self/smaps").read_text().splitlines():
         field = line.split()[0]

@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 import torch
-from helpers import FASTINIT, MMENGINE, initialize_both, tensors
+from helpers import tensors
+from mmengine_parity import FASTINIT, MMENGINE, initialize_both
 from torch import nn
 
 import fastinit

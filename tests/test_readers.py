@@ -13,10 +13,9 @@ import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
-import safetensors
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,8 @@ import fastinit
 from fastinit.checkpoint import CheckpointLoader, files, readers
 from fastinit.checkpoint.readers import Reading, read
 from fastinit.checkpoint.stored import StoredTensor, read_everything
+
+safetensors = needs.module("safetensors.torch")
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2] if hasattr(torch, "uint16") else []  # older torch cannot save them
@@ -113,9 +114,9 @@ def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path, zipped, protocol, 
 @pytest.mark.parametrize("access", ["map", "read"])
 def test_what_safetensors_saves_is_read_as_safetensors_reads_it(tmp_path, access):
     state = {key: value.contiguous().clone() for key, value in state_of_all_kinds().items()}
-    safetensors.torch.save_file(state, tmp_path / "c.safetensors", metadata={"format": "pt"})
+    safetensors.save_file(state, tmp_path / "c.safetensors", metadata={"format": "pt"})
     found = everything_of(tmp_path / "c.safetensors", access=access)
-    expected = safetensors.torch.load_file(tmp_path / "c.safetensors")
+    expected = safetensors.load_file(tmp_path / "c.safetensors")
     assert found.keys() == expected.keys()
     for key in expected:
         same(found[key], expected[key])
@@ -139,7 +140,7 @@ def test_tensors_stay_in_the_file_until_they_are_used(tmp_path):
 
 
 def test_a_history_buffer_of_mmengine_is_read_without_running_it(tmp_path):
-    from mmengine.logging import HistoryBuffer
+    HistoryBuffer = needs.module("mmengine.logging").HistoryBuffer
 
     history = HistoryBuffer([1.0, 2.0, 3.0], [1, 1, 2], max_length=10)
     torch.save({"state_dict": {"weight": torch.ones(1)}, "message_hub": {"loss": history}}, tmp_path / "c.pth")
@@ -246,7 +247,7 @@ def test_types_can_be_allowed_by_class_and_by_name(tmp_path):
         Reading(allow=(3,))
 
 
-@pytest.mark.skipif(not hasattr(torch.serialization, "safe_globals"), reason="torch has no list of safe types yet")
+@needs.mark(needs.torch_from(2, 5))  # which has a list of safe types
 def test_types_that_torch_was_told_are_safe_are_allowed(tmp_path):
     torch.save({"y": Settings()}, tmp_path / "c.pth")
     with torch.serialization.safe_globals([Settings]):
@@ -383,7 +384,7 @@ def test_a_safetensors_file_is_checked_whole_before_a_byte_is_used(tmp_path, con
         read(path, Reading())
     if message != "'a' twice":  # of which the library takes the last
         with pytest.raises(Exception):
-            safetensors.torch.load_file(path)
+            safetensors.load_file(path)
 
 
 @settings(max_examples=300, deadline=None)
@@ -410,7 +411,7 @@ def test_what_safetensors_itself_refuses_is_refused(data):
             ours = everything_of(file.name)
         except RuntimeError:
             return
-        theirs = safetensors.torch.load_file(file.name)
+        theirs = safetensors.load_file(file.name)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -588,7 +589,7 @@ def shard(folder, n=3, ending="safetensors"):
     for index in range(n):
         part = dict(list(state.items())[index::n])
         name = f"model-{index + 1:05d}-of-{n:05d}.{ending}"
-        safetensors.torch.save_file(part, folder / name) if ending == "safetensors" else torch.save(part, folder / name)
+        safetensors.save_file(part, folder / name) if ending == "safetensors" else torch.save(part, folder / name)
         weight_map.update(dict.fromkeys(part, name))
     stem = "model.safetensors" if ending == "safetensors" else "pytorch_model.bin"
     index = folder / f"{stem}.index.json"
@@ -626,7 +627,7 @@ def test_only_the_shards_that_are_needed_are_opened(tmp_path):
 )
 def test_an_index_that_points_outside_its_folder_is_refused(tmp_path, name):
     (tmp_path / "deep").mkdir()
-    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
+    safetensors.save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     index = tmp_path / "deep" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(RuntimeError, match="which is not a file beside it"):
@@ -661,7 +662,7 @@ def test_a_folder_is_searched_for_usual_names_and_else_must_hold_one_file(tmp_pa
         read(tmp_path, Reading())
     torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     assert everything_of(tmp_path)["a"].item() == 0
-    safetensors.torch.save_file({"a": torch.full((1,), 2.0)}, tmp_path / "model.safetensors")
+    safetensors.save_file({"a": torch.full((1,), 2.0)}, tmp_path / "model.safetensors")
     assert everything_of(tmp_path)["a"].item() == 2
 
 

@@ -7,10 +7,11 @@ import pickle
 import warnings
 from importlib.metadata import files as files_of
 
-import mmengine.runner.checkpoint as theirs
+import needs
 import pytest
 import torch
 from helpers import assert_same_tensors, tensors
+from mmengine_parity import CHECKPOINT as theirs
 from torch import nn
 
 import fastinit
@@ -130,10 +131,7 @@ def test_a_training_checkpoint_of_mmengines_runner_is_loaded_and_its_state_is_wh
 # --- folders of torch.distributed.checkpoint ---------------------------------------------------------------------------
 
 
-needs_dcp = pytest.mark.skipif(
-    not hasattr(torch, "get_device_module"),
-    reason="tried with torch 2.5 and later",
-)
+needs_dcp = needs.mark(needs.torch_from(2, 5))  # with which it was tried
 
 
 def distributed_folder(path):

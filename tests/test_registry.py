@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import needs
 import pytest
 import torch
 from helpers import tensors
@@ -87,9 +88,8 @@ def test_a_function_or_any_callable_serves_as_type():
 
 
 def test_mmengines_classes_mean_ours():
-    import mmengine.model
-
-    kinds = [mmengine.model.NormalInit, "mmengine.model.NormalInit", "mmengine.model.weight_init.NormalInit"]
+    model = needs.module("mmengine.model")
+    kinds = [model.NormalInit, "mmengine.model.NormalInit", "mmengine.model.weight_init.NormalInit"]
     for kind in kinds:
         (row, _) = fastinit.plan(nn.Linear(2, 2), dict(type=kind, std=3, layer="Linear")).rows
         assert row.action == "fill" and row.values["std"] == 3
@@ -212,10 +212,8 @@ def test_import_paths_of_other_packages_are_types():
 
 
 def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered():
-    import mmengine.model
-    from mmengine.registry import WEIGHT_INITIALIZERS as THEIRS
-    from mmengine.registry import Registry as TheirRegistry
-
+    model, theirs = needs.module("mmengine.model"), needs.module("mmengine.registry")
+    THEIRS, TheirRegistry = theirs.WEIGHT_INITIALIZERS, theirs.Registry
     before = THEIRS.module_dict.copy()
     child = TheirRegistry("weight initializer", parent=THEIRS, scope="toydet")
     try:
@@ -225,10 +223,10 @@ def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             only_override = dict(type="Constant", val=0, override=dict(name="0"))
-            mmengine.model.initialize(nn.Sequential(nn.Linear(2, 2)), only_override)
+            model.initialize(nn.Sequential(nn.Linear(2, 2)), only_override)
         bridge.register()  # once more does no harm
 
-        class Tree(mmengine.model.BaseModule):
+        class Tree(model.BaseModule):
             def __init__(self, cfg):
                 super().__init__(cfg)
                 self.fc = nn.Linear(8, 8)
@@ -238,18 +236,18 @@ def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered()
 
         def run(cfg):
             torch.manual_seed(0)
-            root = mmengine.model.Sequential(Tree(cfg))
+            root = model.Sequential(Tree(cfg))
             books = {}
-            original = mmengine.model.BaseModule._dump_init_info
+            original = model.BaseModule._dump_init_info
 
             def dump(self):
                 books.update({name: self._params_init_info[p]["init_info"] for name, p in self.named_parameters()})
 
-            mmengine.model.BaseModule._dump_init_info = dump
+            model.BaseModule._dump_init_info = dump
             try:
                 root.init_weights()
             finally:
-                mmengine.model.BaseModule._dump_init_info = original
+                model.BaseModule._dump_init_info = original
             return tensors(root), books
 
         cfg = dict(type="Normal", std=0.3, layer="Linear", override=dict(type="Constant", name="fc", val=2, bias=3))

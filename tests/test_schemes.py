@@ -13,15 +13,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import mmengine.runner.checkpoint as theirs
+import needs
 import pytest
-import safetensors.torch
 import torch
+from mmengine_parity import CHECKPOINT as theirs
 from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
 from fastinit.checkpoint import CheckpointLoader, downloads, schemes
+
+safetensors = needs.module("safetensors.torch")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -311,7 +313,7 @@ def test_a_sharded_checkpoint_of_the_web_is_fetched_as_far_as_it_is_needed(serve
     weight_map = {}
     for i in range(3):
         name = f"model-{i}.safetensors"
-        safetensors.torch.save_file({f"b{i}.weight": torch.full((2, 2), float(i))}, tmp_path / name)
+        safetensors.save_file({f"b{i}.weight": torch.full((2, 2), float(i))}, tmp_path / name)
         server.files[f"/m/{name}"] = (tmp_path / name).read_bytes()
         weight_map[f"b{i}.weight"] = name
     server.files["/m/model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
@@ -505,7 +507,7 @@ def test_a_pickle_with_more_than_data_is_refused_from_everywhere(server, tmp_pat
 
 
 def test_other_file_systems_are_reached_through_fsspec_and_cached(tmp_path, cache):
-    import fsspec
+    fsspec = needs.module("fsspec")
 
     memory = fsspec.filesystem("memory")
     content = saved({"weight": torch.full((200, 300), 6.0), "bias": torch.ones(200)}, tmp_path)
@@ -557,8 +559,8 @@ def hub(server, repository, revision, files):
 
 def test_checkpoints_of_the_hub_are_found_by_name_revision_and_file(server, tmp_path):
     one, two = (tmp_path / f"model-{i}.safetensors" for i in (1, 2))
-    safetensors.torch.save_file({"a.weight": torch.full((2, 2), 1.0)}, one)
-    safetensors.torch.save_file({"b.weight": torch.full((2, 2), 2.0)}, two)
+    safetensors.save_file({"a.weight": torch.full((2, 2), 1.0)}, one)
+    safetensors.save_file({"b.weight": torch.full((2, 2), 2.0)}, two)
     index = json.dumps({"weight_map": {"a.weight": one.name, "b.weight": two.name}}).encode()
     shards = {"model.safetensors.index.json": index, one.name: one.read_bytes(), two.name: two.read_bytes()}
     hub(server, "org/sharded", "main", {"README.md": b"#", **shards})

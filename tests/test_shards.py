@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from functools import lru_cache
 
+import needs
 import numpy as np
 import pytest
 import ranks
@@ -19,24 +19,26 @@ import fastinit
 from fastinit import plans, sharding
 from fastinit.backends import cpp_backend, lowering
 
-pytestmark = pytest.mark.skipif(
-    cpp_backend._native is None or not ranks.HAS_FULLY_SHARD,
-    reason="it needs the native core and a torch with fully_shard (2.6)",
-)
+pytestmark = needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard
 
 outcomes = lru_cache(ranks.outcomes)
 
 
+def of_check(world, name):
+    lightning = [needs.mark(needs.package("lightning", 2, 3))] if name.startswith("lightning_") else []
+    return pytest.param(world, name, marks=lightning)
+
+
 @pytest.mark.parametrize(
     ("world", "name"),
-    [(world, name) for world in (1, 2, 3, 4) for name, (_, worlds) in ranks.CHECKS.items() if world in worlds],
+    [of_check(world, name) for world in (1, 2, 3, 4) for name, (_, worlds) in ranks.CHECKS.items() if world in worlds],
 )
 def test_on_several_ranks(world, name):
     problem = outcomes(world)[name]
     assert not problem, problem
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from Linux's /proc")
+@needs.mark(needs.LINUX)
 def test_a_rank_needs_the_memory_of_its_shards():
     for growth, here in ranks.memory(4, "shards"):
         assert here == 16 * 2048 * 2048 * 4 // 4 and growth < 1.1 * here + (8 << 20), (growth, here)
