@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_day_step
+import needs
 
 needs_cpp = needs.mark(needs.CPP)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ CPP = Need(Kind.CPP, lambda: cpp_backend.why_not(CPU))
 TRITON = Need(Kind.TRITON, lambda: triton_backend.why_not_installed())
 # The extension alone; whether it finds a GPU is another question.
 CUDA = Need(Kind.CUDA, lambda: None if cuda_backend._extension is not None else cuda_backend.why_not(CPU))
+# What compiles the native core compiles a library for a test, too.
+GCC = Need(Kind.CPP, lambda: None if shutil.which("gcc") else "there is no gcc")
 GPU = Need(Kind.GPU, lambda: None if _device == "cuda" else "this run is on the CPU")
 GPUS = Need(Kind.GPUS, lambda: None if torch.cuda.device_count() > 1 else f"{torch.cuda.device_count()} here")
 NO_GPU = Need(Kind.NO_GPU, lambda: "torch finds one" if torch.cuda.is_available() else None)
