@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -141,8 +142,9 @@ class Memory:
             return buffer.start
         place = bisect.bisect(self._starts, buffer.start)
         self._buffers.insert(place, buffer)
-        for before, after in zip(self._buffers[max(0, place - 1) :], self._buffers[place : place + 2]):
-            if before is not after and before.end > after.start:
+        neighbours = self._buffers[max(0, place - 1) : place + 2]
+        for before, after in itertools.pairwise(neighbours):
+            if before.end > after.start:
                 del self._buffers[place]
                 raise ValueError(f"{before.name} and {after.name} overlap")
         self._starts.insert(place, buffer.start)

@@ -312,7 +312,9 @@ def _tokens(body: str, line: int) -> Iterator[tuple[int, str, str]]:
     at, end = 0, len(body.rstrip())
     while at < end:
         if not (token := _TOKEN.match(body, at)):
-            raise PtxError(f"line {line}: cannot parse {body[at : at + 60].strip()!r}")
+            rest = body[at:].lstrip()
+            line += body.count("\n", at, len(body) - len(rest))
+            raise PtxError(f"line {line}: cannot parse {rest[:60]!r}")
         kind = str(token.lastgroup)
         start = token.start(kind)
         line += body.count("\n", at, start)

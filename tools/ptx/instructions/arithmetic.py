@@ -12,23 +12,23 @@ from ..types import F32, F64, Array, PtxError, type_of
 from .building import Function, computing, in_floats, only, opcode
 
 
-def _rounded(instruction: Instruction, function: Function) -> Run:
-    """Returns what computes in f32, f64 or f32x2, to nearest."""
+def _rounded(instruction: Instruction, function: Function, n: int) -> Run:
+    """Returns what computes in f32, f64 or f32x2, to nearest, from n sources."""
     type_ = instruction.type
     if type_.name == "f32x2":
         only(instruction, "rn")
-        return _in_pairs(instruction, function)
+        return _in_pairs(instruction, function, n)
     if type_.name not in ("f32", "f64"):
         raise PtxError(f"{instruction.opcode}.{type_.name}")
     only(instruction, "rn", "ftz", "sat")
-    return computing(instruction, in_floats(instruction, function), type_)
+    return computing(instruction, in_floats(instruction, function), *[type_] * n)
 
 
-def _in_pairs(instruction: Instruction, function: Function) -> Run:
+def _in_pairs(instruction: Instruction, function: Function, n: int) -> Run:
     """Returns what computes both halves of 64 bits in float32; a half of what is undefined is undefined."""
     destination, *sources = instruction.arguments
-    if not isinstance(destination, Register):
-        raise PtxError(f"destination {destination}")
+    if not isinstance(destination, Register) or len(sources) != n:
+        raise PtxError("operands")
     b64 = type_of("b64")
     immediates = {at: reader(source, b64) for at, source in enumerate(sources) if not isinstance(source, Register)}
 
@@ -50,7 +50,7 @@ def _in_pairs(instruction: Instruction, function: Function) -> Run:
     return run
 
 
-def _approximate(instruction: Instruction, function: Function) -> Run:
+def _approximate(instruction: Instruction, function: Function, n: int) -> Run:
     """Returns what computes in float64 and rounds once: not the bits of a GPU, whose tables are not public."""
     if instruction.type.name != "f32":
         raise PtxError(f"approximation of .{instruction.type.name}")
@@ -60,7 +60,7 @@ def _approximate(instruction: Instruction, function: Function) -> Run:
     def approximated(*values: Array) -> Array:
         return function(*(value.astype(F64) for value in values)).astype(F32)
 
-    compute = computing(instruction, in_floats(instruction, approximated), instruction.type)
+    compute = computing(instruction, in_floats(instruction, approximated), *[instruction.type] * n)
 
     def run(threads: Threads) -> None:
         if threads.launch.approximate is not None:
@@ -78,20 +78,20 @@ def _is_floating(instruction: Instruction) -> bool:
 def _add(instruction: Instruction) -> Run:
     function = np.add if instruction.opcode == "add" else np.subtract
     if _is_floating(instruction):
-        return _rounded(instruction, function)
-    return _integers(instruction, function)
+        return _rounded(instruction, function, 2)
+    return _integers(instruction, function, 2)
 
 
-def _integers(instruction: Instruction, function: Function) -> Run:
+def _integers(instruction: Instruction, function: Function, n: int) -> Run:
     if "f16" in instruction.type.name:
         raise PtxError(f"{instruction.opcode}.{instruction.type.name}")
     only(instruction)
-    return computing(instruction, function, instruction.type)
+    return computing(instruction, function, *[instruction.type] * n)
 
 
 @opcode("mul")
 def _mul(instruction: Instruction) -> Run:
-    return _rounded(instruction, np.multiply) if _is_floating(instruction) else _product(instruction)
+    return _rounded(instruction, np.multiply, 2) if _is_floating(instruction) else _product(instruction)
 
 
 @opcode("mad")
@@ -103,7 +103,7 @@ def _mad(instruction: Instruction) -> Run:
 def _fma(instruction: Instruction) -> Run:
     if "rn" not in instruction.modifiers:
         raise PtxError("rounding")
-    return _rounded(instruction, exact.fma64 if instruction.type.name == "f64" else exact.fma32)
+    return _rounded(instruction, exact.fma64 if instruction.type.name == "f64" else exact.fma32, 3)
 
 
 def _product(instruction: Instruction) -> Run:
@@ -131,10 +131,10 @@ def _product(instruction: Instruction) -> Run:
 def _div(instruction: Instruction) -> Run:
     if instruction.type.is_float:
         if "rn" in instruction.modifiers:
-            return _rounded(instruction, np.divide)
-        return _approximate(instruction, np.divide)
+            return _rounded(instruction, np.divide, 2)
+        return _approximate(instruction, np.divide, 2)
     which = 0 if instruction.opcode == "div" else 1
-    return _integers(instruction, lambda a, b: exact.divided(a, b)[which])
+    return _integers(instruction, lambda a, b: exact.divided(a, b)[which], 2)
 
 
 @opcode("sqrt")
@@ -148,7 +148,7 @@ def _rcp(instruction: Instruction) -> Run:
 
 
 def _rounded_or_approximate(instruction: Instruction, function: Function) -> Run:
-    return (_rounded if "rn" in instruction.modifiers else _approximate)(instruction, function)
+    return (_rounded if "rn" in instruction.modifiers else _approximate)(instruction, function, 1)
 
 
 _APPROXIMATIONS: dict[str, Function] = {
@@ -163,7 +163,7 @@ _APPROXIMATIONS: dict[str, Function] = {
 
 @opcode(*_APPROXIMATIONS)
 def _transcendental(instruction: Instruction) -> Run:
-    return _approximate(instruction, _APPROXIMATIONS[instruction.opcode])
+    return _approximate(instruction, _APPROXIMATIONS[instruction.opcode], 1)
 
 
 @opcode("neg", "abs")
@@ -171,7 +171,7 @@ def _neg(instruction: Instruction) -> Run:
     """Changes the sign bit of floats, also of NaNs; of packed ones none is supported."""
     type_, negates = instruction.type, instruction.opcode == "neg"
     if not (type_.is_float or type_.name == "bf16"):
-        return _integers(instruction, np.negative if negates else np.abs)
+        return _integers(instruction, np.negative if negates else np.abs, 1)
     only(instruction, "ftz")
     sign = np.array([1 << (type_.bits - 1)], type_.raw)
 
@@ -189,7 +189,7 @@ def _neg(instruction: Instruction) -> Run:
 def _min(instruction: Instruction) -> Run:
     type_, is_max = instruction.type, instruction.opcode == "max"
     if not type_.is_float:
-        return _integers(instruction, np.maximum if is_max else np.minimum)
+        return _integers(instruction, np.maximum if is_max else np.minimum, 2)
     if type_.name == "f16":
         raise PtxError(f"{instruction.opcode}.f16")
     only(instruction, "ftz", "NaN")
@@ -205,12 +205,12 @@ def _min(instruction: Instruction) -> Run:
             result = np.where(np.isnan(a) | np.isnan(b), type_.number.type(np.nan), result)
         return result
 
-    return computing(instruction, in_floats(instruction, extreme), type_)
+    return computing(instruction, in_floats(instruction, extreme), type_, type_)
 
 
 @opcode("copysign")
 def _copysign(instruction: Instruction) -> Run:
-    return computing(instruction, lambda sign, size: np.copysign(size, sign), instruction.type)
+    return computing(instruction, lambda sign, size: np.copysign(size, sign), *[instruction.type] * 2)
 
 
 @opcode("testp")

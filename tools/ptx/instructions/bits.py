@@ -17,7 +17,8 @@ _B32 = type_of("b32")
 @opcode(*_LOGIC)
 def _logic(instruction: Instruction) -> Run:
     only(instruction)
-    return computing(instruction, _LOGIC[instruction.opcode], instruction.type)
+    n = 1 if instruction.opcode == "not" else 2
+    return computing(instruction, _LOGIC[instruction.opcode], *[instruction.type] * n)
 
 
 @opcode("cnot")
@@ -74,7 +75,7 @@ def _lop3(instruction: Instruction) -> Run:
         return found
 
     instruction.arguments = registers
-    return computing(instruction, looked_up, _B32)
+    return computing(instruction, looked_up, _B32, _B32, _B32)
 
 
 @opcode("prmt")
@@ -92,7 +93,7 @@ def _permute(instruction: Instruction) -> Run:
             found = found | (np.where(choice & U64(8), sign, byte) << U64(8 * i))
         return found.astype(U32)
 
-    return computing(instruction, permuted, _B32)
+    return computing(instruction, permuted, _B32, _B32, _B32)
 
 
 @opcode("bfe")

@@ -62,12 +62,11 @@ def only(instruction: Instruction, *allowed: str) -> None:
 
 
 def computing(instruction: Instruction, function: Function, *types: Type) -> Run:
-    """Returns what writes a function of the sources: all in one type, or each in its own."""
+    """Returns what writes a function of the sources, each of which has a type."""
     destination, *sources = instruction.arguments
-    each = types * len(sources) if len(types) == 1 else types
-    if len(each) != len(sources):
+    if len(types) != len(sources):
         raise PtxError("operands")
-    write, reads = writer(destination), [reader(source, type_) for source, type_ in zip(sources, each)]
+    write, reads = writer(destination), [reader(source, type_) for source, type_ in zip(sources, types)]
     if len(reads) == 1:
         (only_read,) = reads
         return lambda threads: write(threads, function(only_read(threads)))
@@ -97,7 +96,8 @@ def in_floats(instruction: Instruction, function: Function, source: Type | None 
         if flushes_result:
             result = flushed(result)
         if saturates:
-            result = np.where(np.isnan(result), result.dtype.type(0), result.clip(0, 1))
+            # A NaN and -0 become +0.
+            result = np.where(result > 0, np.minimum(result, 1), np.zeros(1, result.dtype))
         return result
 
     return computed

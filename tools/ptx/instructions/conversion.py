@@ -18,7 +18,8 @@ def _cvt(instruction: Instruction) -> Run:
     only(instruction, "rn", *_TO_INTEGERS, "sat", "ftz")
     to, source = instruction.types
     if "16" in to.name and to.name[0] in "bf" and to.name != "b16":
-        return computing(instruction, _to_half(instruction, to, source), source)
+        n = 2 if to.name.endswith("x2") else 1
+        return computing(instruction, _to_half(instruction, to, source), *[source] * n)
     if source.name == "bf16":
         if to.name != "f32":
             raise PtxError("conversion")
