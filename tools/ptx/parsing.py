@@ -273,7 +273,10 @@ class _Body:
         return instruction
 
     def _register(self, name: str) -> Register | None:
-        return next((scope[name] for scope in reversed(self.scopes) if name in scope), None)
+        for scope in reversed(self.scopes):
+            if (register := scope.get(name)) is not None:
+                return register
+        return None
 
     def _operand(self, text: str) -> Operand:
         if text[0] == "{":
@@ -314,7 +317,7 @@ def _tokens(body: str, line: int) -> Iterator[tuple[int, str, str]]:
         if not (token := _TOKEN.match(body, at)):
             rest = body[at:].lstrip()
             line += body.count("\n", at, len(body) - len(rest))
-            raise PtxError(f"line {line}: cannot parse {rest[:60]!r}")
+            raise PtxError(f"line {line}: cannot parse {rest[:60].rstrip()!r}")
         kind = str(token.lastgroup)
         start = token.start(kind)
         line += body.count("\n", at, start)
@@ -324,18 +327,9 @@ def _tokens(body: str, line: int) -> Iterator[tuple[int, str, str]]:
 
 
 def _split(text: str) -> list[str]:
-    """Returns what commas separate outside of braces and brackets."""
-    found, depth, start = [], 0, 0
-    for at, character in enumerate(text):
-        if character in "{[(":
-            depth += 1
-        elif character in "}])":
-            depth -= 1
-        elif character == "," and depth == 0:
-            found.append(text[start:at].strip())
-            start = at + 1
-    found.append(text[start:].strip())
-    return [each for each in found if each]
+    """Returns what commas separate outside of braces."""
+    parts = text.split(",") if "{" not in text else re.findall(r"(?:[^,{]|\{[^}]*\})+", text)
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _rounded_up(n: int, unit: int) -> int:
