@@ -33,7 +33,7 @@ aarch64: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_gpu.py
-	$(RUN) benchmarks/gpu_instructions.py
+	$(RUN) tools/gpu_instructions.py
 	$(RUN) benchmarks/bench_initialize.py
 	$(RUN) benchmarks/bench_fill.py
 	$(RUN) benchmarks/bench_materialize.py

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,12 @@ def missing(backend: str) -> str | None:
     if backend == "cuda":
         return None if NVCC else "nvcc is not installed"
     return triton_backend.why_not_installed()
+
+
+def triton_version() -> tuple[int, int]:
+    """Returns major and minor version of the triton that compiles the kernels."""
+    major, minor = version("triton").split(".")[:2]
+    return int(major), int(minor)
 
 
 @cache

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import mmengine.model as mm
@@ -13,14 +11,12 @@ import torch
 from helpers import same_bits
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINES
 from torch import nn
+from trees import TREES
 
 import fastinit
 from fastinit import plans
 from fastinit.backends import cpp_backend
 from fastinit.integrations import mmengine as with_mmengine
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from trees import TREES
 
 cpp = pytest.mark.skipif(cpp_backend._native is None, reason="the native core was not built")
 
