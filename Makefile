@@ -46,7 +46,7 @@ gpu-day: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_gpu.py
-	$(RUN) benchmarks/gpu_instructions.py
+	$(RUN) tools/gpu_instructions.py
 	$(RUN) benchmarks/gpu_predictions.py
 	$(RUN) benchmarks/bench_initialize.py
 	$(RUN) benchmarks/bench_host.py

@@ -1,10 +1,9 @@
 """How long fills should take on an H100 and an H200 by the instruction counts, beside what was measured, if it was.
 
-A loop's speed is the least of four: the memory's, and what the multiprocessors issue a second in all, in integer
-arithmetic and logic (ALU) and in integer multiplications, divided by how many of each an element costs. The counts of
-all instructions are those of sm_90 in ``results/gpu_instructions.csv``, of the CUDA kernel; those of the two pipes were
-counted in the same disassembly by hand. Launches, tails, and what the memory loses to many writers are not in the
-model: 85 to 95% of a prediction is what to expect.
+A loop's speed is the least of three: the memory's, and what the multiprocessors issue a second in all and in the
+busiest of their pipes (tools/gpu_pipes.py), divided by how many instructions of each an element costs. The counts are
+those of sm_90 in ``results/gpu_instructions.csv``, of the CUDA kernel. Launches, tails, and what the memory loses to many
+writers are not in the model: 85 to 95% of a prediction is what to expect.
 
 Measured are ``results/gpu_rates.csv`` and the time in kernels of ``results/bench_gpu.csv``, where a GPU day was adopted
 (adopt_gpu_day.py). Writes ``results/gpu_predictions.csv``. Run it with ``python benchmarks/gpu_predictions.py``.
@@ -13,19 +12,18 @@ Measured are ``results/gpu_rates.csv`` and the time in kernels of ``results/benc
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+import gpu_pipes
 from bench_gpu import save
 from gpu_workloads import INSIDE, NORMAL, label, workloads
 
 RESULTS = Path(__file__).parent / "results"
 N_ELEMENTS = 1 << 30
-# What an SM of compute capability 9.0 does in a cycle (CUDA C++ Programming Guide, "Arithmetic Instructions"): four
-# schedulers issue for 32 lanes each; integer add, compare, logic and conversion to packed formats have 64 lanes, and
-# so have integer multiplications.
-ISSUED, ALU_LANES, MULTIPLY_LANES = 128, 64, 64
 N_SM = 132
 
 
@@ -46,31 +44,14 @@ class Gpu:
 WRITES_TB_S = {"H100": 2.8, "H200": 4.0}
 GPUS = [Gpu("H100", 1.755, 2.8), Gpu("H100", 1.98, 2.8), Gpu("H200", 1.98, 4.0)]
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "float64": 8}
-# Integer arithmetic and integer multiplications an element; None: not counted, and the loop is taken to be bound by
-# issue or memory. float64 is: what it does is in other pipes.
-PIPES: dict[tuple[str, str], tuple[float, float] | None] = {
-    ("constant", "float32"): (0.3, 0.1),
-    ("constant", "bfloat16"): (0.15, 0.05),  # words, as float32
-    ("uniform", "float32"): (7.3, 4.8),
-    ("uniform", "bfloat16"): (7.9, 4.9),
-    ("uniform", "float8"): (16.6, 7.8),
-    ("uniform", "float64"): None,
-    ("normal", "float32"): (8.8, 4.6),
-    ("normal", "bfloat16"): (9.6, 4.7),
-    ("normal", "float8"): (18.4, 7.8),
-    ("normal", "float64"): None,
-    ("truncated inside", "float32"): (9.6, 4.6),
-    ("truncated inside", "bfloat16"): (10.3, 4.6),
-    ("truncated inside", "float8"): None,
-    ("truncated wide", "float32"): (16.5, 4.6),
-    ("truncated wide", "bfloat16"): (17.3, 4.6),
-    ("truncated wide", "float8"): (29, 7.8),
-    ("truncated wide", "float64"): None,
-    ("truncated tail", "float32"): (11.5, 4.6),
-    ("truncated tail", "bfloat16"): (12.2, 4.6),
-    ("truncated tail", "float8"): None,
-    ("truncated tail", "float64"): None,
-}
+KINDS = ["constant", "uniform", "normal", "truncated inside", "truncated wide", "truncated tail"]
+# A truncated normal within two sigma in float64 is drawn as a wide one, and a constant has no dtype of its own.
+LOOPS = [
+    (kind, dtype)
+    for kind in KINDS
+    for dtype in ITEM_BYTES
+    if (kind, dtype) not in {("constant", "float8"), ("constant", "float64"), ("truncated inside", "float64")}
+]
 BACKENDS = ("cuda", "triton")
 NOT_MEASURED = "not measured"
 Row = dict[str, str]
@@ -83,17 +64,18 @@ class Loop:
     distribution: str
     dtype: str
     instructions: float
+    pipe: str
+    in_pipe: float
+    """Instructions of the busiest pipe."""
 
     def bounds(self, gpu: Gpu) -> dict[str, float]:
         """Returns the elements a second, in units of 10^12, that each resource allows."""
         cycles = N_SM * gpu.ghz / 1e3
-        found = {
+        return {
             "memory": gpu.terabytes_s / ITEM_BYTES[self.dtype],
-            "issue": cycles * ISSUED / self.instructions,
+            gpu_pipes.ISSUE: cycles * gpu_pipes.RATES[gpu_pipes.ISSUE] / self.instructions,
+            self.pipe: cycles * gpu_pipes.RATES[self.pipe] / self.in_pipe,
         }
-        if pipes := PIPES[self.distribution, self.dtype]:
-            found["ALU"], found["multiplications"] = cycles * ALU_LANES / pipes[0], cycles * MULTIPLY_LANES / pipes[1]
-        return found
 
     def ms(self, gpu: Gpu, n_elements: int) -> float:
         """Returns the predicted milliseconds."""
@@ -115,14 +97,16 @@ def read(path: Path) -> list[Row]:
 
 def loops(instructions: Iterable[Row]) -> dict[tuple[str, str], Loop]:
     """Returns the loops of the predictions, with the counts of ``gpu_instructions.csv``."""
-    counts = {(row["distribution"], row["dtype"]): row["sm_90"] for row in instructions if row["backend"] == "cuda"}
+    counts = {(row["distribution"], row["dtype"]): row for row in instructions if row["backend"] == "cuda"}
     found = {}
-    for distribution, dtype in PIPES:
-        if distribution == "constant":  # counted for elements of four bytes
-            count = float(counts[distribution, "any"]) * ITEM_BYTES[dtype] / ITEM_BYTES["float32"]
-        else:
-            count = float(counts[distribution, dtype])
-        found[distribution, dtype] = Loop(distribution, dtype, round(count, 2))
+    for distribution, dtype in LOOPS:
+        row, words = counts.get((distribution, dtype)), 1.0
+        if row is None:  # a constant, counted for elements of four bytes
+            row, words = counts[distribution, "any"], ITEM_BYTES[dtype] / ITEM_BYTES["float32"]
+        pipe, _, n = row["busiest pipe, sm_90"].partition(", ")
+        found[distribution, dtype] = Loop(
+            distribution, dtype, round(float(row["sm_90"]) * words, 2), pipe, float(n) * words
+        )
     return found
 
 
@@ -159,9 +143,7 @@ def row_of(what: str, loop: Loop, n_elements: int, measured: Mapping[str, str], 
         "dtype": loop.dtype,
         "instructions": f"{loop.instructions:g}",
     }
-    row["bound by"] = loop.bound_by(GPUS[0]) + (
-        " (pipes not counted)" if not PIPES[loop.distribution, loop.dtype] else ""
-    )
+    row["bound by"] = loop.bound_by(GPUS[0])
     for each in GPUS:
         row[f"{each}, ms"] = f"{loop.ms(each, n_elements):.3g}"
     for backend in BACKENDS:

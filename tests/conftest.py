@@ -17,9 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "gpu_proof: proves compiled GPU kernels without a GPU; needs ../shared/tools, which a clone may lack"
-    )
+    config.addinivalue_line("markers", "gpu_proof: proves compiled GPU kernels without a GPU; needs nvcc and triton")
     config.addinivalue_line("markers", "needs(*needs): is skipped, or fails, where one of them is missing (needs.py)")
     needs.configure(config.getoption("--device"))
     config.pluginmanager.register(skips.Skips())

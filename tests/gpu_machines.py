@@ -1,4 +1,4 @@
-"""Where tests run the GPU kernels: compiled and executed on the CPU by ../shared/tools/ptxrun.py, or on a real GPU.
+"""Where tests run the GPU kernels: compiled and executed on the CPU by tools/ptx, or on a real GPU.
 
 A machine executes the records that the real lowering made. The emulated ones check too that every byte of the records is
 written exactly once, and no other byte.
@@ -6,16 +6,13 @@ written exactly once, and no other byte.
 
 from __future__ import annotations
 
-import bisect
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +20,12 @@ import needs
 import numpy as np
 import pytest
 import torch
+from ptx import Memory, Module
 
 from fastinit import plans
 from fastinit.backends import cpp_backend, cuda_backend, device_work, gpu_launch, lowering, triton_backend
 
 ROOT = Path(__file__).parent.parent
-# Beside the project, or where FASTINIT_TOOLS says (CI's clone has none beside it).
-TOOLS = Path(os.environ.get("FASTINIT_TOOLS") or ROOT.parent / "shared" / "tools")
 # Pieces of work at most: so few that each is several trips of a loop, and so many that each is one. The second, which is
 # the same code with less of it executed, on one architecture only.
 PIECES = {"sm_80": (3,), "sm_90": (3, 1 << 15), "sm_90-plain": (3,), "sm_100": (3,), "cuda": (3, 1 << 15)}
@@ -139,7 +135,7 @@ class Emulated(Machine):
     def __init__(self, backend: str, target: str) -> None:
         super().__init__(backend, target)
         ptx, self.shared_bytes = ptx_of(backend, target)
-        self.kernel: Any = _module(ptx).kernel()
+        self.kernel = Module(ptx).kernel()
         if backend == "cuda":
             self.trips, self.threads = device_work.Trips(4096, 16384), 256
         else:
@@ -159,10 +155,10 @@ class Emulated(Machine):
             found, right = memory.writes(buffer), case.written(len(buffer))
             assert (found == right).all(), f"{self}: {case}: bytes are written {sorted(set(found[right > 0]))} times"
 
-    def memory(self) -> Any:
-        return _ptxrun().Memory(track=True)
+    def memory(self) -> Memory:
+        return Memory(track=True)
 
-    def launch(self, records: lowering.Records, work: lowering.Records, memory: Any) -> None:
+    def launch(self, records: lowering.Records, work: lowering.Records, memory: Memory) -> None:
         memory.add(records)
         memory.add(work)
         arguments = [records.ctypes.data, work.ctypes.data, *self.more_arguments]
@@ -177,13 +173,17 @@ def skip_without(*backends: str) -> None:
 
 def missing(backend: str) -> str | None:
     """Returns why a backend's kernels cannot be proved here."""
-    if not (TOOLS / "ptxrun.py").exists():
-        return f"{TOOLS} is not there: it holds the program that executes PTX"
     if cpp_backend._native is None:
         return f"there is nothing to compare with: {cpp_backend.why_not(torch.device('cpu'))}"
     if backend == "cuda":
         return None if NVCC else "nvcc is not installed"
     return triton_backend.why_not_installed()
+
+
+def triton_version() -> tuple[int, int]:
+    """Returns major and minor version of the triton that compiles the kernels."""
+    major, minor = version("triton").split(".")[:2]
+    return int(major), int(minor)
 
 
 @cache
@@ -204,18 +204,8 @@ def ptx_of(backend: str, target: str) -> tuple[str, int]:
     if backend == "triton":
         architecture, _, plain = target.partition("-")
         compiled = triton_backend.compiled_for(architecture, inline_ptx=not plain)
-        return _without_undefined(compiled.asm["ptx"]), compiled.metadata.shared
+        return compiled.asm["ptx"], compiled.metadata.shared
     return nvcc("-ptx", target, ROOT / "csrc" / "fill_cuda.cu").read_text(), 0
-
-
-def _without_undefined(ptx: str) -> str:
-    """Puts zeros for halves of pairs that LLVM left undefined (on sm_100), and that nothing reads; ptxrun refuses them."""
-    uses = Counter(re.findall(r"%r\d+\b", ptx))
-    return re.sub(
-        r"(mov\.b64\s+%rd\d+, \{)(%r\d+), (%r\d+)\}",
-        lambda pair: pair[1] + ", ".join(name if uses[name] > 1 else "0" for name in pair.group(2, 3)) + "}",
-        ptx,
-    )
 
 
 def nvcc(what: str, target: str, source: Path) -> Path:
@@ -240,38 +230,3 @@ def resources(target: str) -> dict[str, int]:
         "smem": r"(\d+) bytes smem",
     }
     return {name: int(found[1]) if (found := re.search(each, text)) else 0 for name, each in patterns.items()}
-
-
-def _ptxrun() -> Any:
-    if str(TOOLS) not in sys.path:
-        sys.path.insert(0, str(TOOLS))
-    import ptxrun
-
-    return ptxrun
-
-
-class _Text(str):
-    """A text whose end can be looked at without a copy of it: ptxrun does so for each of 80,000 instructions."""
-
-    def __getitem__(self, key: Any) -> str:
-        if isinstance(key, slice) and key.stop is None:
-            key = slice(key.start, key.start + 1000)
-        return super().__getitem__(key)
-
-
-def _module(ptx: str) -> Any:
-    """Returns the parsed PTX; what makes that quadratic in its length is replaced."""
-    ptxrun = _ptxrun()
-    finish = ptxrun.Kernel._finish
-
-    def fast_finish(kernel: Any) -> None:
-        kernel.body = _Text(kernel.body)
-        ends = [i for i, character in enumerate(kernel.body) if character == "\n"]
-        kernel._line = lambda at: kernel.line0 + bisect.bisect_left(ends, at)
-        finish(kernel)
-
-    ptxrun.Kernel._finish = fast_finish
-    try:
-        return ptxrun.Module(ptx)
-    finally:
-        ptxrun.Kernel._finish = finish

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from functools import cache
 
-import gpu_machines
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_instructions
+import gpu_machines
+import gpu_pipes
+import pytest
+import sass
 
 pytestmark = pytest.mark.gpu_proof
 
@@ -47,22 +46,59 @@ BUDGETS = {
     ("truncated_wide", "float64"): 230,
     ("truncated_tail", "float64"): 220,
 }
+# Of those that the ALU binds, its instructions: two thirds of one more than was counted.
+ALU_BUDGETS = {
+    ("uniform", "float32"): 7.8,
+    ("uniform", "bfloat16"): 8.5,
+    ("uniform", "float16"): 8.5,
+    ("uniform", "float8"): 18.5,
+    ("truncated_wide", "float8"): 31.3,
+}
+# Before 3.8 Triton's compiler makes up to 3.5% more.
+OLDER_TRITON = 1.04
 ALL_DTYPES = {"float32", "bfloat16", "float16", "float8"}
+
+
+@cache
+def loops_of(backend):
+    gpu_machines.skip_without(backend, "triton")  # which brings the disassembler
+    found = {"cuda": gpu_instructions.cuda_loops, "triton": gpu_instructions.triton_loops}[backend]("sm_90")
+    return [loop for loop in found if loop.distribution not in gpu_instructions.NOT_IN_FASTINIT]
+
+
+def allowance(backend):
+    return OLDER_TRITON if backend == "triton" and gpu_machines.triton_version() < (3, 8) else 1
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_main_loops_stay_within_their_budgets(backend):
-    gpu_machines.skip_without(backend, "triton")  # which brings the disassembler
-    loops = list({"cuda": gpu_instructions.cuda_loops, "triton": gpu_instructions.triton_loops}[backend]("sm_90"))
-    loops = [loop for loop in loops if loop.distribution not in gpu_instructions.NOT_IN_FASTINIT]
+    loops = loops_of(backend)
     kinds = {(loop.distribution, loop.dtype) for loop in loops}
     assert kinds >= {(each, dtype) for each in gpu_instructions.DISTRIBUTIONS[1:] for dtype in ALL_DTYPES}
-    over = [loop for loop in loops if loop.instructions > BUDGETS[loop.distribution, loop.dtype]]
+    over = [loop for loop in loops if loop.instructions > BUDGETS[loop.distribution, loop.dtype] * allowance(backend)]
     assert not over, over
-    for loop in loops:
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_main_loops_store_16_bytes_and_have_no_spills_and_no_shared_memory(backend):
+    for loop in loops_of(backend):
         assert loop.narrowest_store == 16, loop
         # The division of float64 calls a slow path for numbers that do not occur.
         assert set(loop.smells) <= ({"CALL"} if loop.dtype == "float64" else set()), loop
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_the_alu_binds_uniforms_and_stays_within_its_budgets(backend):
+    found = {(loop.distribution, loop.dtype): loop.work for loop in loops_of(backend)}
+    for kind, budget in ALU_BUDGETS.items():
+        assert gpu_pipes.binding_pipe(found[kind]) == gpu_pipes.ALU, kind
+        assert found[kind][gpu_pipes.ALU] <= budget * allowance(backend), (kind, found[kind])
+    assert gpu_pipes.binding_pipe(found["normal", "bfloat16"]) == gpu_pipes.ISSUE
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_the_pipe_of_every_instruction_is_known(backend):
+    assert set().union(*(loop.unknown for loop in loops_of(backend))) == set()
 
 
 def test_a_loop_that_spills_or_stores_bytes_is_seen(tmp_path):
@@ -71,6 +107,7 @@ def test_a_loop_that_spills_or_stores_bytes_is_seen(tmp_path):
     source.write_text(
         """extern "C" __global__ void bad(unsigned char* out, int n) {
              __shared__ unsigned char buffer[256];
+             #pragma unroll 1
              for (int i = threadIdx.x; i < n; i += 256) {
                buffer[threadIdx.x] = out[i];
                __syncthreads();
@@ -78,11 +115,10 @@ def test_a_loop_that_spills_or_stores_bytes_is_seen(tmp_path):
              }
            }"""
     )
-    ((_, ops),) = gpu_instructions.disassembled(gpu_machines.nvcc("-cubin", "sm_90", source)).items()
-    stores = {op.code for op in ops if gpu_instructions.sass().is_store(op.code)}
-    assert {gpu_instructions.sass().store_bytes(code) for code in stores} == {1}
-    kinds = {op.code.split(".")[0] for op in ops}
-    assert {"BAR", "STS", "LDS"} <= kinds
+    ((_, ops),) = sass.disassembled(gpu_machines.nvcc("-cubin", "sm_90", source)).items()
+    loop = sass.storing_loop(ops)
+    assert loop.narrowest_store == 1
+    assert set(loop.smells) == {"BAR", "LDS", "STS"}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "sm_120"])

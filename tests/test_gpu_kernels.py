@@ -319,16 +319,21 @@ def unreached(machine):
 # --- what needs no execution ------------------------------------------------------------------------------------------
 
 
+def most_shared_bytes():
+    """Before 3.8 Triton permutes the bytes of float8 through shared memory, of which a multiprocessor has 100 KiB or more."""
+    return 0 if gpu_machines.triton_version() >= (3, 8) else 2048
+
+
 @pytest.mark.parametrize("target", ["gfx942", "gfx90a"])
 def test_the_triton_kernel_compiles_for_amd(target):
     gpu_machines.skip_without("triton")
     compiled = triton_backend.compiled_for(target)
-    assert compiled.metadata.shared == 0
+    assert compiled.metadata.shared <= most_shared_bytes()
     assert "global_store_dwordx4" in compiled.asm["amdgcn"]
     assert ".vgpr_spill_count: 0" in compiled.asm["amdgcn"]
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "sm_120"])
-def test_the_triton_kernel_needs_no_shared_memory(target):
+def test_the_triton_kernel_needs_no_shared_memory_from_triton_3_8_on(target):
     gpu_machines.skip_without("triton")
-    assert triton_backend.compiled_for(target).metadata.shared == 0
+    assert triton_backend.compiled_for(target).metadata.shared <= most_shared_bytes()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import needs
@@ -15,14 +13,12 @@ import torch
 from helpers import same_bits
 from mmengine_parity import MODEL as mm
 from torch import nn
+from trees import TREES
 
 import fastinit
 from fastinit import plans
 from fastinit.backends import cpp_backend
 from fastinit.integrations import mmengine as with_mmengine
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from trees import TREES
 
 MMENGINES = needs.module("mmengine.registry").WEIGHT_INITIALIZERS
 cpp = needs.mark(needs.CPP)

@@ -1,0 +1,160 @@
+"""Machine instructions that the main loops of the GPU kernels spend on an element, counted without a GPU.
+
+Compiles each loop for each architecture and reads the disassembly (sass.py): instructions of a trip, width of the
+stores, what does not belong into a loop (shared memory, spills, calls), and the busiest pipe of a multiprocessor
+(gpu_pipes.py). Where a loop has a branch for rare values, the path without it counts. Needs nvcc and the package
+triton, which has the disassembler. Writes ``benchmarks/results/gpu_instructions.csv``; run with
+``python tools/gpu_instructions.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gpu_pipes
+from sass import Op, Stored, disassembled, storing_loop, why_not_disassembled
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "gpu_instructions.csv"
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+DISTRIBUTIONS = ["constant", "uniform", "normal", "truncated_inside", "truncated_wide", "truncated_tail"]
+# By what a trip of 16 elements a thread stores, 16 bytes at a time, and by the conversion to two bytes.
+DTYPES = {Stored(4, ""): "float32", Stored(2, "BF16"): "bfloat16", Stored(2, "F16"): "float16", Stored(1, ""): "float8"}
+TRIP_ELEMENTS = 16
+# "any": constants are stored four bytes at a time.
+ELEMENT_BYTES = {"any": 4, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "float64": 8}
+NOT_IN_FASTINIT = ["normal_by_hardware", "normal_by_hardware_from_16_bits"]
+"""What normals would cost that are not the same on every GPU, by the approximations that are one instruction."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a loop of a kernel costs."""
+
+    backend: str
+    architecture: str
+    distribution: str
+    dtype: str
+    work: dict[str, float]
+    """Instructions an element, on the path of values that are not rare, by the pipe that executes them."""
+    unknown: set[str]
+    """Instructions of which it is not known which pipe executes them."""
+    narrowest_store: int
+    """In bytes."""
+    smells: tuple[str, ...]
+    """Of barriers, shared memory, spills and calls those that occur in the loop."""
+
+    @property
+    def instructions(self) -> float:
+        """All instructions an element."""
+        return round(self.work[gpu_pipes.ISSUE], 2)
+
+
+def cuda_loops(architecture: str) -> Iterator[Loop]:
+    """Compiles gpu_loops.cu and yields its loops."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "loops.cubin"
+        flags = ["-cubin", "-std=c++17", "-fmad=false", f"-arch={architecture}", "-I", str(ROOT / "csrc")]
+        source = Path(__file__).with_name("gpu_loops.cu")
+        subprocess.run(["nvcc", *flags, str(source), "-o", str(cubin)], check=True, capture_output=True)
+        kernels = disassembled(cubin)
+    for distribution in [*DISTRIBUTIONS, "truncated_bounded", *NOT_IN_FASTINIT]:
+        for name, ops in kernels.items():
+            if name.rsplit("_", 1)[0] == distribution:
+                yield from counted("cuda", architecture, distribution, ops)
+
+
+def triton_loops(architecture: str) -> Iterator[Loop]:
+    """Compiles gpu_loops.py for each distribution and yields its loops."""
+    from gpu_loops import loop
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from fastinit.backends import triton_backend
+
+    gpu, options = GPUTarget("cuda", int(architecture[3:]), 32), triton_backend._options(True)
+    signature = {"table": "*i64", "work": "*i64", "DISTRIBUTION": "constexpr"}
+    for number, distribution in enumerate(DISTRIBUTIONS):
+        source = ASTSource(fn=loop, signature=signature, constexprs={"DISTRIBUTION": number}, attrs={})
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+            cubin.write(compile(source, target=gpu, options=options).asm["cubin"])
+            cubin.flush()
+            (ops,) = disassembled(Path(cubin.name)).values()
+        yield from counted("triton", architecture, distribution, ops)
+
+
+def counted(backend: str, architecture: str, distribution: str, ops: list[Op]) -> Iterator[Loop]:
+    """Yields what the storing loop of a kernel costs, for each dtype that it can store."""
+    loop = storing_loop(ops)
+    assert loop is not None, f"{backend}: {distribution} has no loop that stores"
+    for stored, trip in loop.trips.items():
+        if distribution == "constant":
+            dtype, n_elements = "any", stored.n_stores * 4
+        elif stored.n_stores in (1, 8) and any(op.kind == "DMUL" for op in loop.body):
+            dtype, n_elements = "float64", stored.n_stores * 2
+        else:
+            dtype, n_elements = DTYPES[stored], TRIP_ELEMENTS
+        codes = [op.code for op in trip]
+        work, unknown = gpu_pipes.work(codes, n_elements), gpu_pipes.unknown(codes)
+        yield Loop(backend, architecture, distribution, dtype, work, unknown, loop.narrowest_store, loop.smells)
+
+
+def rows() -> list[dict[str, str]]:
+    """Returns the table: a row for each backend, distribution and dtype."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for architecture in ARCHITECTURES:
+        for loop in [*cuda_loops(architecture), *triton_loops(architecture)]:
+            backend = "not in fastinit" if loop.distribution in NOT_IN_FASTINIT else loop.backend
+            key = (backend, loop.distribution, loop.dtype)
+            names = zip(
+                ("backend", "distribution", "dtype"), (backend, loop.distribution.replace("_", " "), loop.dtype)
+            )
+            row = found.setdefault(key, {**dict(names), **dict.fromkeys(ARCHITECTURES, "")})
+            row[architecture] = str(loop.instructions)
+            if architecture == "sm_90":
+                pipe = gpu_pipes.binding_pipe(loop.work)
+                row["busiest pipe, sm_90"] = f"{pipe}, {loop.work[pipe]:.1f}"
+                for gpu in (gpu_pipes.H100, gpu_pipes.H200):
+                    share = gpu_pipes.share_of_memory(loop.work, ELEMENT_BYTES[loop.dtype], gpu)
+                    row[f"of an {gpu.name}'s memory"] = f"{min(1, share):.0%}"
+            row["narrowest store"] = f"{loop.narrowest_store} bytes"
+            row["besides arithmetic"] = " ".join(loop.smells) or "nothing"
+    backends, dtypes = ["cuda", "triton", "not in fastinit"], list(ELEMENT_BYTES)
+    order = [*DISTRIBUTIONS, "truncated_bounded", *NOT_IN_FASTINIT]
+
+    def rank(key: tuple[str, ...]) -> tuple[int, ...]:
+        return backends.index(key[0]), order.index(key[1]), dtypes.index(key[2])
+
+    return [found[key] for key in sorted(found, key=rank)]
+
+
+def compilers() -> str:
+    """Returns what compiled the loops: the same on every machine."""
+    import triton
+
+    text = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
+    release = re.search(r"V([\d.]+)", text)
+    return f"counted, nothing ran; nvcc {release[1] if release else '?'}, triton {triton.__version__}"
+
+
+def main() -> None:
+    """Counts all loops and writes the table."""
+    if shutil.which("nvcc") is None or why_not_disassembled():
+        print("Nothing is counted: it needs nvcc and the package triton.")
+        return
+    table, machine = rows(), compilers()
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*table[0], "machine"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "machine": machine} for row in table)
+
+
+if __name__ == "__main__":
+    main()

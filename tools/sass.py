@@ -1,0 +1,268 @@
+"""Reads the machine code of a GPU kernel: what a trip of the loops that store costs, without a GPU.
+
+    python tools/sass.py fill.cubin --element-bytes 2 [--kernel NAME]
+
+prints for each such loop, and for each way through it that stores something else, the instructions for an element, by
+the pipe that executes them (gpu_pipes.py), the share of an H100's memory that they allow, and what does not belong into
+such a loop. A cubin comes from `nvcc -cubin`, or from Triton as `compile(...).asm["cubin"]`. The disassembler,
+nvdisasm, is that of the triton package.
+
+Where a branch leads around instructions, the shorter way counts: loops have branches for rare values, and for formats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import importlib.util
+import itertools
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import gpu_pipes
+
+# Barriers, shared memory, spills and calls: none of them belongs into the loop of a fill.
+_SMELLS = {"BAR", "LDS", "STS", "LDL", "STL", "CALL"}
+_STORE_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+_GUARD = re.compile(r"(!?)(U?P\d)\b")
+# P1 becomes UP0: PT is true, and the table 0x80 is that of "and".
+_COPY = re.compile(r"\s*(U?P\d), U?PT, U?PT, U?PT, (U?P\d), 0x80, 0x")
+_LINE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+
+
+@dataclass(frozen=True)
+class Op:
+    """A line of the disassembly."""
+
+    predicate: str
+    """E.g. "@!P1": the predicate without which it does nothing, or nothing."""
+    code: str
+    """E.g. "IMAD.WIDE.U32"."""
+    operands: str
+    target: int | None
+    """Where it may jump to."""
+
+    @property
+    def kind(self) -> str:
+        """The code without what follows its first dot."""
+        return self.code.partition(".")[0]
+
+    @property
+    def is_store(self) -> bool:
+        """Whether it stores to global memory."""
+        return self.code.startswith(("STG", "ST.E"))
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes that a thread stores by it."""
+        return next((_STORE_BYTES[part] for part in self.code.split(".") if part in _STORE_BYTES), 4)
+
+    @property
+    def guard(self) -> tuple[str, bool] | None:
+        """The predicate that decides whether it stores or jumps, and the value with which it does."""
+        found = _GUARD.search(self.predicate) or (
+            _GUARD.match(self.operands.strip()) if self.target is not None else None
+        )
+        return (found[2], not found[1]) if found else None
+
+    @property
+    def copied(self) -> tuple[str, str] | None:
+        """Of a copy of a predicate the destination and the source."""
+        found = _COPY.match(self.operands) if self.kind == "PLOP3" and not self.predicate else None
+        return (found[1], found[2]) if found else None
+
+    def may_write(self, predicate: str) -> bool:
+        """Whether it may write a predicate: those are among its first three operands."""
+        return any(re.search(rf"\b{predicate}\b", operand) for operand in self.operands.split(",")[:3])
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a trip of a loop stores."""
+
+    n_stores: int
+    conversion: str
+    """The two-byte format to which it converts, "BF16" or "F16", or nothing."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop that stores, and the shortest trip for each of the things that it can store."""
+
+    body: list[Op]
+    trips: dict[Stored, list[Op]]
+
+    @property
+    def smells(self) -> tuple[str, ...]:
+        """Of barriers, shared memory, spills and calls those that occur in it."""
+        return tuple(sorted({op.kind for op in self.body} & _SMELLS))
+
+    @property
+    def narrowest_store(self) -> int:
+        """Bytes of its narrowest store."""
+        return min(op.store_bytes for op in self.body if op.is_store)
+
+
+def why_not_disassembled() -> str | None:
+    """Returns why nothing can be disassembled here."""
+    return None if importlib.util.find_spec("triton") else "the package triton, which has nvdisasm, is not installed"
+
+
+def disassembled(cubin: Path) -> dict[str, list[Op]]:
+    """Returns the instructions of the kernels of a cubin, by their names."""
+    spec = importlib.util.find_spec("triton")
+    assert spec is not None and spec.origin is not None, why_not_disassembled()
+    command = [str(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"), "-c", str(cubin)]
+    return parsed(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def parsed(text: str) -> dict[str, list[Op]]:
+    """Returns the instructions of kernels from what nvdisasm wrote."""
+    lines: dict[str, list[tuple[str, str, str]]] = {}
+    labels: dict[str, int] = {}
+    current: list[tuple[str, str, str]] = []
+    for line in text.splitlines():
+        if found := re.match(r"^\.text\.([^:\s]+):", line):
+            current = lines.setdefault(found[1], [])
+        elif found := re.match(r"^(\.L_[\w.]+):", line):
+            labels[found[1]] = len(current)
+        elif found := _LINE.match(line):
+            current.append((found[1] or "", found[2], found[3]))
+
+    def op(predicate: str, code: str, operands: str) -> Op:
+        label = re.search(r"(\.L_[\w.]+)", operands) if code.startswith("BRA") else None
+        return Op(predicate, code, operands, labels[label[1]] if label else None)
+
+    return {name: [op(*line) for line in each] for name, each in lines.items()}
+
+
+def storing_loop(ops: list[Op]) -> Loop | None:
+    """Returns the innermost loop of a kernel that stores; None if there is none."""
+    jumps_back = [(op.target, at) for at, op in enumerate(ops) if op.target is not None and op.target <= at]
+    spans = [span for span in jumps_back if any(op.is_store for op in ops[span[0] : span[1] + 1])]
+    if not spans:
+        return None
+    # Innermost; a jump back from rare code, which the compiler put behind the loop, spans more than the loop itself.
+    start, end = min(spans, key=lambda span: span[1] - span[0])
+    return Loop(ops[start : end + 1], _shortest_trips(ops, start, end))
+
+
+class _Path(NamedTuple):
+    """The instructions of a way through a loop, from the last to the first."""
+
+    op: Op
+    before: _Path | None
+
+    def ops(self) -> list[Op]:
+        """Returns them from the first to the last."""
+        found: list[Op] = []
+        path: _Path | None = self
+        while path is not None:
+            found.append(path.op)
+            path = path.before
+        return found[::-1]
+
+
+class _Predicates(NamedTuple):
+    """What a way through a loop says of predicates."""
+
+    values: frozenset[tuple[str, bool]] = frozenset()
+    copies: frozenset[tuple[str, str]] = frozenset()
+    """Predicates, and those of which they are copies."""
+
+    def original(self, name: str) -> str:
+        """Returns the predicate of which one is a copy, or itself."""
+        return dict(self.copies).get(name, name)
+
+    def after(self, op: Op) -> _Predicates:
+        """Returns what holds behind an instruction, which may write some."""
+        values = frozenset(pair for pair in self.values if not op.may_write(pair[0]))
+        copies = frozenset(pair for pair in self.copies if not any(map(op.may_write, pair)))
+        if op.copied is not None:
+            name, source = op.copied
+            copies |= {(name, self.original(source))}
+        return _Predicates(values, copies)
+
+
+class _State(NamedTuple):
+    """Where a way through a loop has come to."""
+
+    at: int
+    stored: Stored
+    known: _Predicates
+
+
+def _shortest_trips(ops: list[Op], start: int, end: int) -> dict[Stored, list[Op]]:
+    """Returns the fewest instructions from ``start`` to the jump at ``end``, for everything that they may store.
+
+    A predicate that a store or a jump asked about has the same value for those that ask again: some compilers guard
+    stores, and then jump around others by the same predicate.
+    """
+    found: dict[Stored, list[Op]] = {}
+    seen: set[_State] = set()
+    order = itertools.count()  # of equal ways the one that was found first
+    queue: list[tuple[int, int, _State, _Path | None]] = [(0, 0, _State(start, Stored(0, ""), _Predicates()), None)]
+    while queue:
+        cost, _, state, before = heapq.heappop(queue)
+        if not start <= state.at <= end or state in seen:
+            continue
+        seen.add(state)
+        path = _Path(ops[state.at], before)
+        if state.at == end:
+            found.setdefault(state.stored, path.ops())
+            continue
+        for following in _following(path.op, state):
+            heapq.heappush(queue, (cost + 1, next(order), following, path))
+    return found
+
+
+def _following(op: Op, state: _State) -> Iterator[_State]:
+    """Yields where a way may go on behind an instruction."""
+    at, stored, known = state
+    if not op.is_store and op.target is None:
+        conversion = ("BF16" if "BF16" in op.code else "F16") if op.kind == "F2FP" else stored.conversion
+        yield _State(at + 1, Stored(stored.n_stores, conversion), known.after(op))
+        return
+    name, value = op.guard or ("", True)
+    name, values = known.original(name), {"": True, **dict(known.values)}
+    for acts in {value == values[name]} if name in values else {True, False}:
+        knows = known._replace(values=known.values | {(name, value == acts)})
+        if op.is_store:
+            yield _State(at + 1, Stored(stored.n_stores + acts, stored.conversion), knows)
+        elif acts and op.target is not None:
+            yield _State(op.target, stored, knows)
+        if op.target is not None and (not acts or ".DIV" in op.code):
+            yield _State(at + 1, stored, knows)
+
+
+def main() -> None:
+    """Prints what the loops of a cubin cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cubin", type=Path)
+    parser.add_argument("--element-bytes", type=int, required=True, help="of what is stored: 2 for bfloat16")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    arguments = parser.parse_args()
+    if reason := why_not_disassembled():
+        raise SystemExit(reason)
+    for name, ops in disassembled(arguments.cubin).items():
+        if arguments.kernel not in name or (loop := storing_loop(ops)) is None:
+            continue
+        smells = ", ".join(loop.smells) or "nothing that does not belong there"
+        print(f"{name}: stores of {loop.narrowest_store} bytes or more; {smells}")
+        for trip in loop.trips.values():
+            n_bytes = sum(op.store_bytes for op in trip if op.is_store)
+            if not n_bytes:
+                continue
+            work = gpu_pipes.work([op.code for op in trip], n_bytes / arguments.element_bytes)
+            pipes = ", ".join(f"{pipe} {n:.2f}" for pipe, n in work.items() if n)
+            share = gpu_pipes.share_of_memory(work, arguments.element_bytes, gpu_pipes.H100)
+            bound = gpu_pipes.binding_pipe(work)
+            print(f"  {n_bytes} bytes a thread: {pipes}; bound by {bound}, {share:.0%} of an H100's memory")
+
+
+if __name__ == "__main__":
+    main()
