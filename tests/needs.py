@@ -4,14 +4,13 @@ A test says what it needs with ``@needs.mark(needs.CPP, needs.torch_from(2, 6))`
 ``needs.LINUX.check()`` and ``needs.module("lightning")``. What is missing skips the test, with a reason that begins with
 one of the list. What was asked for fails it instead: the backends that FASTINIT_REQUIRE names
 (``FASTINIT_REQUIRE=cpp,triton,cuda``; ``--device cuda`` alone asks for these three), and, where that variable is set at
-all, packages that ``pip install '.[test]'`` brings, and programs. skips.py sees to it that there are no other skips then.
+all, packages that ``pip install '.[test]'`` brings. skips.py sees to it that there are no other skips then.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,14 +37,13 @@ class Kind(Enum):
     SYSTEM = "another operating system"
     TORCH = "another torch"
     PACKAGE = "a package"
-    PROGRAM = "a program"
     CPP = "the backend cpp"
     TRITON = "the backend triton"
     CUDA = "the backend cuda"
 
     def must_be_met(self) -> bool:
         """Tells whether what is missing was asked for, so that a test that needs it must fail."""
-        if self in (Kind.PACKAGE, Kind.PROGRAM):
+        if self is Kind.PACKAGE:
             return is_strict()
         if self is Kind.CPP:
             return bool(required())
@@ -164,11 +162,6 @@ def module(name: str) -> ModuleType:
     """Imports a module of a package that may be missing, and returns it."""
     package(name).check()
     return importlib.import_module(name)
-
-
-def program(name: str) -> Need:
-    """Returns the need of a program on the path, e.g. a compiler."""
-    return Need(Kind.PROGRAM, lambda: None if shutil.which(name) else f"{name} is not on the path")
 
 
 def backend(name: str, reason: str | None) -> Need:
