@@ -2,8 +2,8 @@
 
 A loop's speed is the least of three: the memory's, and what the multiprocessors issue a second in all and in the
 busiest of their pipes (tools/gpu_pipes.py), divided by how many instructions of each an element costs. The counts are
-those of sm_90 in ``results/gpu_instructions.csv``, of the CUDA kernel. Launches, tails, and what the memory loses to many
-writers are not in the model: 85 to 95% of a prediction is what to expect.
+those of sm_90 in ``results/gpu_instructions.csv``, of the CUDA kernel. Launches, tails, and what the memory loses to
+many writers are not in the model: 85 to 95% of a prediction is what to expect.
 
 Measured are ``results/gpu_rates.csv`` and the time in kernels of ``results/bench_gpu.csv``, where a GPU day was adopted
 (adopt_gpu_day.py). Writes ``results/gpu_predictions.csv``. Run it with ``python benchmarks/gpu_predictions.py``.

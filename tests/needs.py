@@ -144,15 +144,21 @@ def package(name: str, *release: int) -> Need:
     """Returns the need of a package, or of a module of one, that can be imported; and of at least this release."""
 
     def why_not() -> str | None:
-        try:
-            importlib.import_module(name)
-        except (ImportError, RuntimeError) as error:  # some raise the latter beside a torch that they do not know
-            return f"{name} cannot be imported: {error}"
+        if reason := _why_not_imported(name):
+            return reason
         if release and _release(name) < release:
             return f"{name} {_dotted(release)} or later, and this is {version(name)}"
         return None
 
     return Need(Kind.PACKAGE, why_not)
+
+
+def built_for_torch(name: str) -> Need:
+    """Returns the need of a package that is built for one build of torch only: ``.[test]`` cannot bring it.
+
+    PyPI's torchvision is for PyPI's torch. Beside a CPU build neither it nor what imports it (timm, transformers) loads.
+    """
+    return Need(Kind.TORCH, lambda: _why_not_imported(name))
 
 
 def module(name: str) -> ModuleType:
@@ -172,6 +178,14 @@ def proof(name: str, reason: str | None) -> Need:
     On the CPU a backend that was asked for must be proved; where a GPU runs it, the compiler may be missing.
     """
     return backend(name, reason) if _device == "cpu" else Need(Kind.EMULATION, lambda: reason)
+
+
+def _why_not_imported(name: str) -> str | None:
+    try:
+        importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # the latter is torchvision's, beside another torch
+        return f"{name} cannot be imported: {error}"
+    return None
 
 
 def _release(name: str) -> tuple[int, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from functools import partial
 from types import SimpleNamespace
 
 import needs
@@ -272,80 +270,3 @@ def test_accelerates_empty_models_get_their_weights_from_a_recipe():
         for key, tensor in built.state_dict().items():
             assert same_bits(model.state_dict()[key], tensor), key
         assert same_bits(model.rotary_emb.inv_freq, built.rotary_emb.inv_freq)
-
-
-TORCHVISION = ["ResNet", "MobileNetV3", "DenseNet", "VisionTransformer", "SwinTransformer", "ConvNeXt", "GoogLeNet"]
-# Where torchvision keeps the operators of detection. Kept, as they are gone with it.
-OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-
-
-def vision_library(name):
-    """Imports torchvision or timm.
-
-    PyPI's torchvision is built for CUDA. Beside a torch for CPUs its operators do not load, and it asks for two of them
-    when it is imported; models for classification take none, so their names suffice.
-    """
-    for operator in ("nms", "qnms"):
-        try:
-            importlib.import_module(name)
-        except RuntimeError as error:
-            if f"operator torchvision::{operator} does not exist" not in str(error):
-                break
-            OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except ImportError:
-            break
-    return needs.module(name)
-
-
-def torchvision_model(name):
-    models = vision_library("torchvision").models
-    kinds = {
-        # Small ones: their init code is that of the large.
-        "ResNet": lambda: models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10),
-        "MobileNetV3": lambda: models.mobilenet_v3_small(width_mult=0.5),
-        "DenseNet": lambda: models.DenseNet(8, (2, 2, 2), 16, num_classes=10),
-        "VisionTransformer": lambda: models.VisionTransformer(32, 8, 2, 2, 32, 64),
-        "SwinTransformer": lambda: models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [7, 7]),
-        "ConvNeXt": lambda: models.ConvNeXt(
-            [models.convnext.CNBlockConfig(16, 32, 2), models.convnext.CNBlockConfig(32, None, 2)]
-        ),
-        "GoogLeNet": lambda: models.GoogLeNet(num_classes=10, init_weights=True),
-    }
-    return kinds[name]()
-
-
-TIMM = {
-    "resnet10t": dict(),
-    "vit_tiny_patch16_224": dict(depth=2),
-    "swin_tiny_patch4_window7_224": dict(embed_dim=24, depths=(2, 2), num_heads=(2, 4)),
-    "convnext_atto": dict(),
-    "beit_base_patch16_224": dict(embed_dim=64, depth=2, num_heads=2),
-}
-VISION = {
-    **{f"torchvision {name}": partial(torchvision_model, name) for name in TORCHVISION},
-    **{
-        f"timm {name}": lambda name=name, options=options: vision_library("timm").create_model(name, **options)
-        for name, options in TIMM.items()
-    },
-}
-
-
-@cpp
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", VISION)
-def test_models_of_torchvision_and_timm(name):
-    from test_build import differing_kind
-
-    make = VISION[name]
-    torch.manual_seed(0)
-    plain = make()
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    model = fastinit.build(make, backend="torch")
-    assert torch.equal(state, torch.get_rng_state())
-    assert all(same_bits(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
-    with fastinit.capture(backend="cpp", seed=0, strict=True) as recipe:
-        model = make()
-    assert recipe.report.launches == {"cpu": 1} and recipe.report.unkeyed == ()
-    for key, tensor in plain.state_dict().items():
-        assert differing_kind(tensor, model.state_dict()[key]) is None, key

@@ -138,11 +138,25 @@ def test_a_compiler_may_be_missing_where_a_gpu_runs_the_kernels_but_not_where_th
 
 
 def test_every_skip_of_the_suite_says_what_it_needs():
-    ways = re.compile(r"pytest\.skip\b|mark\.skip\w*|importorskip|mark\.xfail|pytest\.xfail|SkipTest|unittest\.skip")
-    for path in [*TESTS.glob("*.py"), TESTS.parent / "conftest.py"]:
-        if path.name not in ("needs.py", Path(__file__).name):
-            found = set(ways.findall(path.read_text()))
-            assert not found, f"{path.name} skips by {found}: use tests/needs.py"
+    ways = {
+        "skip",
+        "skipif",
+        "skipIf",
+        "skipUnless",
+        "importorskip",
+        "xfail",
+        "SkipTest",
+        "skipTest",
+        "expectedFailure",
+    }
+    found = []
+    files = {*TESTS.glob("*.py"), TESTS.parent / "conftest.py"} - {TESTS / "needs.py", Path(__file__)}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.attr] if isinstance(node, ast.Attribute) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            found += [f"{path.name}:{node.lineno}: {name}" for name in names if name in ways]
+    assert not found, f"tests/needs.py has what to write instead: {found}"
 
 
 GPU_TESTS = ["test_gpu_backends", "test_gpu_kernels", "test_gpu_instructions", "test_device_work", "conftest"]
@@ -157,7 +171,9 @@ def imported(path, seen):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             for name in {name.split(".")[0] for name in names} - seen:
                 seen.add(name)
-                for own in (folder / f"{name}.py" for folder in folders):
+                for own in (
+                    each for folder in folders for each in [folder / f"{name}.py", *(folder / name).glob("*.py")]
+                ):
                     imported(own, seen) if own.exists() else None
 
 
@@ -165,7 +181,7 @@ def test_the_tests_of_gpus_import_no_more_than_their_extra_names():
     seen = set()
     for path in [TESTS.parent / "conftest.py", *(TESTS / f"{name}.py" for name in GPU_TESTS)]:
         imported(path, seen)
-    own = {path.stem for folder in ("tests", "benchmarks", "tools") for path in (TESTS.parent / folder).glob("*.py")}
+    own = {path.stem for folder in ("tests", "benchmarks", "tools") for path in (TESTS.parent / folder).glob("*")}
     packages = seen - own - sys.stdlib_module_names - {"fastinit", "torch", "numpy"}
     (extra,) = re.findall(r"^test-gpu = \[\n(.*?)^\]", (TESTS.parent / "pyproject.toml").read_text(), re.M | re.S)
     named = set(re.findall(r'^ +"(\w+)', extra, re.M))
