@@ -173,6 +173,8 @@ def skip_without(*backends: str) -> None:
 
 def missing(backend: str) -> str | None:
     """Returns why a backend's kernels cannot be proved here."""
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        return f"tools/ptx needs numpy 2, and found {np.__version__}"
     if cpp_backend._native is None:
         return f"there is nothing to compare with: {cpp_backend.why_not(torch.device('cpu'))}"
     if backend == "cuda":

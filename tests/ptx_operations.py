@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import ptx
+import pytest
 
+# How numbers of different types are combined is other in numpy 1, which torch before 2.3 needs.
+pytest.importorskip("numpy", minversion="2.0")
 Values = list[int]
 """Bits, one integer a thread."""
 
@@ -121,7 +124,7 @@ def small(n: int, seed: int, below: int = 70) -> Values:
 
 
 def floats(n: int, seed: int) -> Values:
-    """Returns the bits of float32: any, those near one, and special ones."""
+    """Returns the bits of float32: any, those near one, those around the middle of two of a half format, special ones."""
     generator = random.Random(seed)
     special = [0, 0x80000000, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00001]
     special += [1, 0x80000001, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0x3F800001]
@@ -129,14 +132,12 @@ def floats(n: int, seed: int) -> Values:
     def near_one() -> int:
         return (0x3F000000 + generator.getrandbits(24) - (1 << 23)) | generator.getrandbits(1) << 31
 
-    return [
-        generator.choice(special)
-        if generator.random() < 0.2
-        else generator.getrandbits(32)
-        if generator.random() < 0.5
-        else near_one()
-        for _ in range(n)
-    ]
+    def near_middle() -> int:
+        cut = generator.choice([13, 16])  # bits that float16 and bfloat16 have not
+        return near_one() >> cut << cut | (1 << (cut - 1)) + generator.choice([-1, 0, 1])
+
+    kinds = [lambda: generator.choice(special), lambda: generator.getrandbits(32), near_one, near_middle]
+    return [generator.choice(kinds)() for _ in range(n)]
 
 
 def signed(value: int, width: int) -> int:

@@ -19,7 +19,7 @@ def loop_of(*lines):
 
 def lengths(*lines):
     """Returns the lengths of the shortest trips, by what they store."""
-    return {(stored.n_stores, stored.conversion): len(trip) for stored, trip in loop_of(*lines).trips.items()}
+    return {(stored.n_bytes, stored.conversion): len(trip) for stored, trip in loop_of(*lines).trips.items()}
 
 
 STORE = "STG.E.128 desc[UR4][R2.64], R8"
@@ -27,7 +27,7 @@ AGAIN = "BRA `(.L_x_0)"
 
 
 def test_the_instructions_of_a_trip_are_those_between_the_label_and_the_jump():
-    assert lengths("MOV R1, R2", ".L_x_0:", "FADD R1, R1, R2", STORE, "@P0 " + AGAIN, "EXIT") == {(1, ""): 3}
+    assert lengths("MOV R1, R2", ".L_x_0:", "FADD R1, R1, R2", STORE, "@P0 " + AGAIN, "EXIT") == {(16, ""): 3}
 
 
 def test_a_kernel_without_a_loop_that_stores_has_none():
@@ -37,22 +37,22 @@ def test_a_kernel_without_a_loop_that_stores_has_none():
 
 def test_the_innermost_loop_counts():
     lines = [".L_x_1:", "MOV R1, R2", ".L_x_0:", STORE, "@P0 " + AGAIN, "MOV R1, R2", "@P1 BRA `(.L_x_1)", "EXIT"]
-    assert lengths(*lines) == {(1, ""): 2}
+    assert lengths(*lines) == {(16, ""): 2}
 
 
 def test_of_two_ways_the_shorter_counts():
     rare = ["@!P1 BRA `(.L_x_2)", "FADD R1, R1, R2", "FADD R1, R1, R2", ".L_x_2:"]
-    assert lengths(".L_x_0:", *rare, STORE, "@P0 " + AGAIN) == {(1, ""): 3}
+    assert lengths(".L_x_0:", *rare, STORE, "@P0 " + AGAIN) == {(16, ""): 3}
 
 
 def test_ways_that_store_something_else_count_each():
     lines = [".L_x_0:", "@P1 BRA `(.L_x_2)", STORE, STORE, "BRA `(.L_x_3)", ".L_x_2:"]
     lines += ["F2FP.BF16.F32.PACK_AB R8, R1, R2", STORE, ".L_x_3:", "@P0 " + AGAIN]
-    assert lengths(*lines) == {(2, ""): 5, (1, "BF16"): 4}
+    assert lengths(*lines) == {(32, ""): 5, (16, "BF16"): 4}
 
 
 def test_a_guarded_store_may_happen_or_not():
-    assert lengths(".L_x_0:", "@P1 " + STORE, STORE, "@P0 " + AGAIN) == {(1, ""): 3, (2, ""): 3}
+    assert lengths(".L_x_0:", "@P1 " + STORE, STORE, "@P0 " + AGAIN) == {(16, ""): 3, (32, ""): 3}
 
 
 def test_a_store_and_a_jump_with_one_guard_go_together():
@@ -66,14 +66,14 @@ def test_a_store_and_a_jump_with_one_guard_go_together():
         ".L_x_3:",
         "@P0 " + AGAIN,
     ]
-    assert lengths(*lines) == {(1, ""): 3, (2, ""): 6}
+    assert lengths(*lines) == {(16, ""): 3, (32, ""): 6}
 
 
 def test_a_guard_that_is_written_between_them_is_another():
     lines = [".L_x_0:", "@!P1 " + STORE, "ISETP.GT.AND P1, PT, R1, R2, PT", "@!P1 BRA `(.L_x_3)", STORE, ".L_x_3:"]
-    assert lengths(*lines, "@P0 " + AGAIN) == {(0, ""): 4, (1, ""): 4, (2, ""): 5}
+    assert lengths(*lines, "@P0 " + AGAIN) == {(0, ""): 4, (16, ""): 4, (32, ""): 5}
     read = [".L_x_0:", "@!P1 " + STORE, "SEL R1, R2, R3, P1", "@!P1 BRA `(.L_x_3)", STORE, ".L_x_3:"]
-    assert set(lengths(*read, "@P0 " + AGAIN)) == {(1, "")}
+    assert set(lengths(*read, "@P0 " + AGAIN)) == {(16, "")}
 
 
 @pytest.mark.parametrize("table", ["0x80, 0x0", "0x80, 0x8"])
@@ -81,7 +81,7 @@ def test_copies_of_a_predicate_have_its_value(table):
     copy = f"PLOP3.LUT {{}}, PT, PT, PT, UP0, {table}"
     lines = [".L_x_0:", copy.format("P1"), copy.format("P2"), "@!P1 " + STORE, "@!P2 " + STORE]
     lines += ["BRA.U !UP0, `(.L_x_3)", STORE, ".L_x_3:", "@P0 " + AGAIN]
-    assert lengths(*lines) == {(1, ""): 7, (2, ""): 6}
+    assert lengths(*lines) == {(16, ""): 7, (32, ""): 6}
     assert len(lengths(*[line.replace("0x80", "0x40") for line in lines])) > 2
 
 

@@ -167,6 +167,7 @@ def test_half_a_pair_may_be_undefined_as_long_as_nothing_uses_it():
     "use, what",
     [
         ("mov.b64 {%r9, %r1}, %d1; add.u32 %r1, %r1, 1;", "read of register %r1 before any write"),
+        ("mov.u32 %r1, 9; mov.b64 {%r9, %r1}, %d1;", "read of register %r1 before any write"),
         ("add.rn.f32x2 %d2, %d1, %d1; mov.b64 {%r9, %r1}, %d2; add.u32 %r1, %r1, 1;", "read of register %r1"),
         ("shr.u64 %d2, %d1, 1; cvt.u32.u64 %r1, %d2;", "register %d1 is used whole, and half of it"),
         ("st.global.b64 [%a0], %d1;", "register %d1 is used whole"),
@@ -264,8 +265,8 @@ def test_a_name_in_braces_is_another_register():
 
 
 def test_comments_and_directives_are_no_instructions():
-    body = '.loc 1 2 3\nmov.u32 %r1, 1; // mov.u32 %r1, 2;\n/* mov.u32\n%r1, 3; */ .pragma "nounroll";\nadd.u32 %r1, %r7, 1;'
-    with pytest.raises(ptx.PtxError, match="PTX line 12: add.u32 %r1, %r7, 1: read of register"):
+    body = '.loc 1 2 3\nmov.u32 %r1, 1; // mov.u32 %r1, 2;\n/* mov.u32\n%r1, 3; */ .pragma "nounroll";\nadd.u32 %r1,\n%r1, 1; add.u32 %r1, %r7, 1;'
+    with pytest.raises(ptx.PtxError, match="PTX line 13: add.u32 %r1, %r7, 1: read of register"):
         run(body)
 
 

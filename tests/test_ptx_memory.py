@@ -53,6 +53,8 @@ def test_a_load_one_byte_beyond_the_end_is_an_error():
     with pytest.raises(ptx.PtxError, match="outside"):
         launched(kernel_of(WORDS + "ld.global.u8 %h1, [%a0+7];"), data, n_threads=1)
     with pytest.raises(ptx.PtxError, match="outside"):
+        launched(kernel_of(WORDS + "ld.global.u32 %r1, [%a0+4];"), data, n_threads=1)
+    with pytest.raises(ptx.PtxError, match="outside"):
         launched(kernel_of(WORDS + "ld.global.u8 %h1, [%a0+-1];"), data, n_threads=1)
 
 

@@ -25,8 +25,13 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gpu_instructions.csv"
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 DISTRIBUTIONS = ["constant", "uniform", "normal", "truncated_inside", "truncated_wide", "truncated_tail"]
-# By what a trip of 16 elements a thread stores, 16 bytes at a time, and by the conversion to two bytes.
-DTYPES = {Stored(4, ""): "float32", Stored(2, "BF16"): "bfloat16", Stored(2, "F16"): "float16", Stored(1, ""): "float8"}
+# By the bytes that a trip of 16 elements a thread stores, and by the conversion to two bytes.
+DTYPES = {
+    Stored(64, ""): "float32",
+    Stored(32, "BF16"): "bfloat16",
+    Stored(32, "F16"): "float16",
+    Stored(16, ""): "float8",
+}
 TRIP_ELEMENTS = 16
 # "any": constants are stored four bytes at a time.
 ELEMENT_BYTES = {"any": 4, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "float64": 8}
@@ -96,9 +101,9 @@ def counted(backend: str, architecture: str, distribution: str, ops: list[Op]) -
     assert loop is not None, f"{backend}: {distribution} has no loop that stores"
     for stored, trip in loop.trips.items():
         if distribution == "constant":
-            dtype, n_elements = "any", stored.n_stores * 4
-        elif stored.n_stores in (1, 8) and any(op.kind == "DMUL" for op in loop.body):
-            dtype, n_elements = "float64", stored.n_stores * 2
+            dtype, n_elements = "any", stored.n_bytes // ELEMENT_BYTES["any"]
+        elif stored.n_bytes in (16, 128) and any(op.kind == "DMUL" for op in loop.body):
+            dtype, n_elements = "float64", stored.n_bytes // ELEMENT_BYTES["float64"]
         else:
             dtype, n_elements = DTYPES[stored], TRIP_ELEMENTS
         codes = [op.code for op in trip]

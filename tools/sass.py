@@ -84,7 +84,8 @@ class Op:
 class Stored:
     """What a trip of a loop stores."""
 
-    n_stores: int
+    n_bytes: int
+    """Of a thread."""
     conversion: str
     """The two-byte format to which it converts, "BF16" or "F16", or nothing."""
 
@@ -178,6 +179,16 @@ class _Predicates(NamedTuple):
         """Returns the predicate of which one is a copy, or itself."""
         return dict(self.copies).get(name, name)
 
+    def outcomes(self, guard: tuple[str, bool] | None) -> Iterator[tuple[bool, _Predicates]]:
+        """Yields whether an instruction with a guard may act, and what is known then."""
+        if guard is None:
+            yield True, self
+            return
+        name, value = self.original(guard[0]), guard[1]
+        for found in (True, False):
+            if dict(self.values).get(name, found) == found:
+                yield found == value, self._replace(values=self.values | {(name, found)})
+
     def after(self, op: Op) -> _Predicates:
         """Returns what holds behind an instruction, which may write some."""
         values = frozenset(pair for pair in self.values if not op.may_write(pair[0]))
@@ -225,14 +236,12 @@ def _following(op: Op, state: _State) -> Iterator[_State]:
     at, stored, known = state
     if not op.is_store and op.target is None:
         conversion = ("BF16" if "BF16" in op.code else "F16") if op.kind == "F2FP" else stored.conversion
-        yield _State(at + 1, Stored(stored.n_stores, conversion), known.after(op))
+        yield _State(at + 1, Stored(stored.n_bytes, conversion), known.after(op))
         return
-    name, value = op.guard or ("", True)
-    name, values = known.original(name), {"": True, **dict(known.values)}
-    for acts in {value == values[name]} if name in values else {True, False}:
-        knows = known._replace(values=known.values | {(name, value == acts)})
+    for acts, knows in known.outcomes(op.guard):
         if op.is_store:
-            yield _State(at + 1, Stored(stored.n_stores + acts, stored.conversion), knows)
+            n_bytes = stored.n_bytes + op.store_bytes * acts
+            yield _State(at + 1, Stored(n_bytes, stored.conversion), knows)
         elif acts and op.target is not None:
             yield _State(op.target, stored, knows)
         if op.target is not None and (not acts or ".DIV" in op.code):
@@ -253,15 +262,14 @@ def main() -> None:
             continue
         smells = ", ".join(loop.smells) or "nothing that does not belong there"
         print(f"{name}: stores of {loop.narrowest_store} bytes or more; {smells}")
-        for trip in loop.trips.values():
-            n_bytes = sum(op.store_bytes for op in trip if op.is_store)
-            if not n_bytes:
+        for stored, trip in loop.trips.items():
+            if not stored.n_bytes:
                 continue
-            work = gpu_pipes.work([op.code for op in trip], n_bytes / arguments.element_bytes)
+            work = gpu_pipes.work([op.code for op in trip], stored.n_bytes / arguments.element_bytes)
             pipes = ", ".join(f"{pipe} {n:.2f}" for pipe, n in work.items() if n)
             share = gpu_pipes.share_of_memory(work, arguments.element_bytes, gpu_pipes.H100)
             bound = gpu_pipes.binding_pipe(work)
-            print(f"  {n_bytes} bytes a thread: {pipes}; bound by {bound}, {share:.0%} of an H100's memory")
+            print(f"  {stored.n_bytes} bytes a thread: {pipes}; bound by {bound}, {share:.0%} of an H100's memory")
 
 
 if __name__ == "__main__":

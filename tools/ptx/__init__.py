@@ -1,4 +1,4 @@
-"""Executes compiled GPU kernels on the CPU: NVIDIA's PTX, with numpy, without a GPU or a driver.
+"""Executes compiled GPU kernels on the CPU: NVIDIA's PTX, with numpy 2, without a GPU or a driver.
 
     memory = Memory(track=True)
     memory.add(out)                                     # arrays and tensors, at their own addresses
