@@ -167,7 +167,7 @@ def imported(path, seen):
     folders = [TESTS, TESTS.parent / "benchmarks", TESTS.parent / "tools"]
     tree = ast.parse(path.read_text())
     for node in ast.walk(ast.Module([each for each in tree.body if not isinstance(each, ast.FunctionDef)], [])):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and not getattr(node, "level", 0):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             for name in {name.split(".")[0] for name in names} - seen:
                 seen.add(name)
