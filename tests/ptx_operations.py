@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import needs
 import numpy as np
 import ptx
-import pytest
 
 # How numbers of different types are combined is other in numpy 1, which torch before 2.3 needs.
-pytest.importorskip("numpy", minversion="2.0")
+needs.package("numpy", 2, 0).check()
 Values = list[int]
 """Bits, one integer a thread."""
 
