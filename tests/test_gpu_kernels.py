@@ -327,8 +327,10 @@ def most_shared_bytes():
 @pytest.mark.parametrize("target", ["gfx942", "gfx90a"])
 def test_the_triton_kernel_compiles_for_amd(target):
     gpu_machines.skip_without("triton")
+    # The compiler for AMD of 3.6 fails: no translation of builtin.unrealized_conversion_cast.
+    needs.package("triton", 3, 8).check()
     compiled = triton_backend.compiled_for(target)
-    assert compiled.metadata.shared <= most_shared_bytes()
+    assert compiled.metadata.shared == 0
     assert "global_store_dwordx4" in compiled.asm["amdgcn"]
     assert ".vgpr_spill_count: 0" in compiled.asm["amdgcn"]
 
