@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from .registry import allowing_imports
 from .streams import check_seed, fold_in
 
 ENVIRONMENT_VARIABLE = "FASTINIT_BACKEND"
@@ -25,13 +26,17 @@ _current: ContextVar[_Defaults | None] = ContextVar("fastinit_defaults", default
 
 
 @contextmanager
-def use(*, backend: str | None = None, seed: int | None = None) -> Iterator[None]:
+def use(*, backend: str | None = None, seed: int | None = None, allow_imports: bool | None = None) -> Iterator[None]:
     """Sets the backend, the seed or both for all fastinit calls in a ``with`` block (or in a decorated function).
 
     What is None is taken from the ``use`` block around it. Under a seed, the first call in the block that gives
     neither ``seed`` nor ``prefix`` uses that seed itself and each later one a seed derived from it, so that two models
     made in one block differ and a second run repeats both. Every call counts, also one that fails or draws nothing;
     threads that are started in the block do not see it.
+
+    ``allow_imports=False`` is for configs from strangers: ``type`` may only name what is registered, and a checkpoint
+    may not have code run (``weights_only=False``, import paths in ``allow``). No block inside can allow it again. For
+    all threads of a process, set the environment variable FASTINIT_ALLOW_IMPORTS to 0.
 
     Raises:
         TypeError, ValueError: the seed is not an integer from 0 to 2^64 - 1.
@@ -50,7 +55,8 @@ def use(*, backend: str | None = None, seed: int | None = None) -> Iterator[None
     seed_and_calls = (outer.seed, outer.calls) if seed is None else (check_seed(seed), [0])
     token = _current.set(_Defaults(backend, *seed_and_calls))
     try:
-        yield
+        with allowing_imports(allow_imports):
+            yield
     finally:
         _current.reset(token)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .addresses import shown_address
 from .loading import (
     _load_checkpoint,
     _load_checkpoint_to_model,
@@ -61,5 +62,6 @@ __all__ = [
     "plan_copy",
     "print_log",
     "save_checkpoint",
+    "shown_address",
     "weights_to_cpu",
 ]
