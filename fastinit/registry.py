@@ -108,8 +108,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def resolve(self, kind: object) -> Callable[..., Any]:
         """Returns what a config's ``type`` stands for: a name, a scoped name, an import path, a class or a function.
 
-        Where imports are not allowed (``fastinit.use(allow_imports=False)``), a text stands for what is registered here,
-        and for nothing else: another library's registry imports what it is asked for, too.
+        Where imports are not allowed (``fastinit.use(allow_imports=False)``), a text stands for what is registered
+        here, and for nothing else: another library's registry imports what it is asked for, too.
 
         Raises:
             KeyError: nothing is registered or importable under the text.
@@ -146,8 +146,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 reason = f" As an import path it fails: {error}."
         near = difflib.get_close_matches(name.rpartition(".")[2], self._entries, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        shown = name if name.isprintable() else ascii(name)
         raise KeyError(
-            f"{name if name.isprintable() else ascii(name)} is not in the fastinit::{self.name} registry.{reason}{hint} Registered are: "
+            f"{shown} is not in the fastinit::{self.name} registry.{reason}{hint} Registered are: "
             f"{', '.join(sorted(self._entries))}"
         )
 
