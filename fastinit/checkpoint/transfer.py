@@ -262,7 +262,7 @@ def _network(told: str, watch: _Watch) -> Iterator[None]:
             raise RuntimeError(f"{told}: the server cannot be found ({text}). Is this machine offline?") from None
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise RuntimeError(f"{told}: the server's certificate is not to be trusted ({text})") from None
-        if isinstance(reason, ssl.SSLError) and reason.reason in _NO_TLS:
+        if isinstance(reason, ssl.SSLError) and getattr(reason, "reason", None) in _NO_TLS:
             raise RuntimeError(f"{told}: the server does not speak https as this machine does ({text})") from None
         if not (is_cut or isinstance(reason, OSError)):
             raise RuntimeError(f"{told}: the server's answer is not to be understood ({text})") from error
