@@ -42,7 +42,7 @@ def files_in(cache):
         (answer(LOGIN), r"leads to a web page or XML with the title 'Sign in \\\\x1b\[31m', and not to a checkpoint"),
         (answer(b"\xef\xbb\xbf \n<html>"), "a web page or XML"),
         (answer(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"), "a web page or XML"),
-        (answer('<!doctype html><title>é</title>'.encode("utf-16")), "leads to text"),
+        (answer("<!doctype html><title>é</title>".encode("utf-16")), "leads to text"),
         (answer(b'{"error": "rate limit"}'), r'JSON without a `weight_map` \(\'{"error": "rate limit"}\'\)'),
         (answer(b' \n{"error": '), "JSON without a `weight_map`"),
         (answer(b"[1, 2]"), r"leads to text \('\[1, 2\]'\)"),
@@ -54,7 +54,10 @@ def files_in(cache):
         (answer(b"", length=False), "an empty file"),
         (answer(b"", 204, length=False), "the server answers 204 No Content, and no file"),
         (answer(GOOD, 202), "the server answers 202 Accepted, and no file"),
-        (answer(gzip.compress(GOOD), Content_Encoding="gzip"), r"sends the file packed \(gzip\), though it was asked not"),
+        (
+            answer(gzip.compress(GOOD), Content_Encoding="gzip"),
+            r"sends the file packed \(gzip\), though it was asked not",
+        ),
         (answer(GOOD, Content_Encoding="br"), r"packed \(br\)"),
         (answer(gzip.compress(GOOD)), "compressed with gzip"),
         (answer(bytes(5000)), "a file that begins with"),
@@ -124,7 +127,9 @@ def test_a_damaged_file_of_the_cache_is_named_with_what_to_do(cache, damage):
         (path,) = files_in(cache)
         path.write_bytes({"cut": GOOD[:1000], "page": LOGIN, "middle": GOOD[:70] + b"x" + GOOD[71:]}[damage])
         for load in (loaded, CheckpointLoader.load_checkpoint):
-            with pytest.raises(RuntimeError, match=f"{path}: the file is damaged.* delete it, and the next call gets it"):
+            with pytest.raises(
+                RuntimeError, match=f"{path}: the file is damaged.* delete it, and the next call gets it"
+            ):
                 load(server.url + "/c.pth")
         path.unlink()
         assert loaded(server.url + "/c.pth") == [1.0]
@@ -222,7 +227,9 @@ def test_a_cache_that_cannot_be_made_or_written_is_named(tmp_path, monkeypatch, 
             downloads.cached_path(server.url + "/c.pth").mkdir(parents=True)
         else:
             monkeypatch.setattr(torch.hub, "_hub_dir", str(place / "hub"))
-        with pytest.raises(RuntimeError, match=f"the cache of downloads, {place}.*, cannot be made or written .* TORCH_HOME"):
+        with pytest.raises(
+            RuntimeError, match=f"the cache of downloads, {place}.*, cannot be made or written .* TORCH_HOME"
+        ):
             loaded(server.url + "/c.pth")
 
 

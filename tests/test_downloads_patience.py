@@ -84,7 +84,9 @@ def test_a_server_says_until_when_to_wait(slept):
 @pytest.mark.parametrize("asked", ["3600", "9" * 18, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_server_that_asks_for_too_much_patience_is_not_waited_for(slept, asked):
     with serving(answer(b"", 429, Retry_After=asked)) as server:
-        with pytest.raises(RuntimeError, match="failed 1 times, at last because: the server answers 429 .* and asks to wait"):
+        with pytest.raises(
+            RuntimeError, match="failed 1 times, at last because: the server answers 429 .* and asks to wait"
+        ):
             loaded(server.url + "/c.pth")
         assert len(server.requests) == 1 and not slept
 
@@ -107,7 +109,9 @@ def test_a_server_that_asks_for_too_much_patience_is_not_waited_for(slept, asked
     ],
     ids=str,
 )
-def test_of_what_breaks_on_the_way_only_that_is_tried_again_which_can_pass(monkeypatch, slept, error, n_attempts, message):
+def test_of_what_breaks_on_the_way_only_that_is_tried_again_which_can_pass(
+    monkeypatch, slept, error, n_attempts, message
+):
     n_asked = []
 
     def fail(self, kind, request, **options):
@@ -219,6 +223,19 @@ def test_a_slow_line_that_brings_enough_is_borne_with(hasty):
 
     with serving(steady) as server:
         assert loaded(server.url + "/c.pth") == [1.0] and len(server.requests) == 1
+
+
+def test_a_server_that_keeps_the_connection_open_is_not_waited_for():
+    is_over = threading.Event()
+
+    def open_end(handler):
+        answer(GOOD)(handler)
+        is_over.wait(20)
+
+    with serving(open_end) as server:
+        begin = time.monotonic()
+        assert loaded(server.url + "/c.pth") == [1.0] and time.monotonic() - begin < 15
+        is_over.set()
 
 
 def test_a_silent_server_is_given_up_by_the_timeout(monkeypatch):

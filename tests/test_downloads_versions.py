@@ -233,6 +233,20 @@ def test_what_is_complete_but_for_its_name_is_not_downloaded_again(cache, monkey
         assert loaded(server.url + "/c.pth") == [1.0] and len(server.requests) == 1
 
 
+@pytest.mark.parametrize("step", ["opened", "note"])
+def test_a_process_that_is_killed_when_it_begins_anew_leaves_no_bytes_under_another_version(monkeypatch, step):
+    from fastinit.checkpoint.partial import Partial
+
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    with serving(answer(OLD, cut=CUT, ETag='"v1"'), whole(NEW, ETag='"v2"')) as server:
+        with pytest.raises(RuntimeError):
+            loaded(server.url + "/c.pth")
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Partial, step, lambda *_, **__: exec("raise KeyboardInterrupt"))
+            loaded(server.url + "/c.pth")
+        assert loaded(server.url + "/c.pth") == [2.0]
+
+
 def test_what_is_there_of_another_address_is_not_continued(cache, monkeypatch):
     import hashlib
 
