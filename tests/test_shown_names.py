@@ -57,6 +57,16 @@ def test_a_terminal_that_takes_ascii_only_gets_what_it_can(tmp_path, monkeypatch
     assert raw.getvalue() == b"\\u043c\\u043e\\u0434\\u0435\\u043b\\u044c \\ud800\n"
 
 
+@pytest.mark.parametrize("logger", [None, "current", "other", logging.getLogger("third")], ids=str)
+def test_a_whole_message_keeps_its_lines_and_controls_nothing(capsys, caplog, logger):
+    with caplog.at_level(logging.INFO):
+        checkpoints.print_log("one\ntwo\x1b[2J\ud800", logger)
+    assert (
+        capsys.readouterr().out.rstrip("\n") + "".join(r.getMessage() for r in caplog.records)
+        == "one\ntwo\\x1b[2J\\ud800"
+    )
+
+
 def test_keys_of_a_file_are_raised_safely(tmp_path):
     with pytest.raises(RuntimeError, match="unexpected key") as raised:
         load_checkpoint(nn.Linear(2, 2), file_with(NASTY, tmp_path), strict=True, logger="silent")

@@ -20,10 +20,6 @@ from .request import Request
 from .saving import find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
 from .schemes import (
     CheckpointLoader,
-    get_deprecated_model_names,
-    get_external_models,
-    get_mmcls_models,
-    get_torchvision_models,
     load_from_ceph,
     load_from_fsspec,
     load_from_hf,
@@ -34,6 +30,7 @@ from .schemes import (
     load_from_pavi,
     load_from_torchvision,
 )
+from .zoos import get_deprecated_model_names, get_external_models, get_mmcls_models, get_torchvision_models
 
 __all__ = [
     "CheckpointLoader",

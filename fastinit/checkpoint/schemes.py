@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -21,8 +19,16 @@ from .downloads import NotDownloaded, cache_folder, cached, download
 from .messages import listed, log, shown
 from .readers import NAMES_IN_FOLDER, Fetch, Reading, Wants, chosen_name, read
 from .stored import read_everything
+from .zoos import (
+    address_of,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+    home,
+    table_of,
+)
 
-_NAMES = Path(__file__).parent / "names"
 # What readers say of a file that they cannot understand; not of one that asks for more than data.
 _DAMAGED = "is damaged"
 
@@ -242,79 +248,11 @@ CheckpointLoader.register_scheme(("http://", "https://"), load_from_http)
 # --- names of model zoos ---------------------------------------------------------------------------------------------
 
 
-def _table(name: str) -> dict[str, str]:
-    """Returns the addresses of a model zoo; ``<name>.json`` in mmengine's home adds to them and overrides them."""
-    table: dict[str, str] = json.loads((_NAMES / f"{name}.json").read_text())
-    own = _home() / f"{name}.json"
-    if own.is_file():
-        try:
-            added = json.loads(own.read_text())
-        except ValueError as error:
-            raise RuntimeError(f"{own}: the file should be JSON, names with addresses: {error}") from error
-        if not isinstance(added, dict) or not all(isinstance(value, str) for value in added.values()):
-            raise RuntimeError(f"{own}: the file should be a dict of names with addresses")
-        table |= added
-    return table
-
-
-def _home() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("MMENGINE_HOME", os.path.join(cache, "mmengine"))).expanduser()
-
-
-def get_external_models() -> dict[str, str]:
-    """Returns the names that ``open-mmlab://`` takes, with their addresses.
-
-    ``$MMENGINE_HOME/open_mmlab.json`` (else ``~/.cache/mmengine``) adds to them and overrides them.
-    """
-    return _table("open_mmlab")
-
-
-def get_mmcls_models() -> dict[str, str]:
-    """Returns the names that ``mmcls://`` takes, with their addresses; ``mmcls.json`` in mmengine's home overrides."""
-    return _table("mmcls")
-
-
-def get_deprecated_model_names() -> dict[str, str]:
-    """Returns old names of ``open-mmlab://``, with what they are called now."""
-    return _table("deprecated")
-
-
-def get_torchvision_models() -> dict[str, str]:
-    """Returns the names that ``torchvision://`` takes, with their addresses.
-
-    Those of torchvision 0.12 always; of a newer torchvision, where it is installed, also e.g. ``resnet50.default`` and
-    ``resnet50.imagenet1k_v2``. ``torchvision.json`` in mmengine's home overrides.
-    """
-    table = _table("torchvision")
-    try:
-        from torchvision import models
-
-        names = models.list_models(models)
-    except (ImportError, AttributeError):  # not installed, or older than 0.14
-        return table
-    for enum in map(models.get_model_weights, names):
-        stem = enum.__name__.removesuffix("_Weights").lower()
-        for weights in enum:
-            table[f"{stem}.{weights.name.lower()}"] = weights.url
-        if hasattr(enum, "DEFAULT"):
-            table[f"{stem}.default"] = enum.DEFAULT.url
-    return table
-
-
-def _address(table: Mapping[str, str], name: str, scheme: str) -> str:
-    if name not in table:
-        near = difflib.get_close_matches(name, table, 3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Known are: {', '.join(sorted(table))}"
-        raise KeyError(f"{scheme}://{shown(name)}: no checkpoint of that name.{hint}")
-    return table[name]
-
-
 def _at(address: str, offline: bool, below: str | None = None) -> Located:
     """Locates what a table names: an address, or a file in mmengine's home."""
     if address.startswith(("http://", "https://")):
         return Located(download(address, offline=offline), below=below, is_copy=True)
-    path = _home() / as_path(address)
+    path = home() / as_path(address)
     if not path.is_file():
         raise FileNotFoundError(f"{shown(path)} can not be found.")
     return Located(path, below=below)
@@ -330,11 +268,11 @@ def load_from_torchvision(filename: str, offline: bool) -> Located:
             logging.WARNING,
         )
     name = _after(("torchvision://", "modelzoo://"), filename)
-    table = _table("torchvision")
+    table = table_of("torchvision")
     if name not in table:
         name = name.replace("_Weights", "").lower()
         table = get_torchvision_models()
-    return _at(_address(table, name, "torchvision"), offline)
+    return _at(address_of(table, name, "torchvision"), offline)
 
 
 @_scheme("open-mmlab://", "openmmlab://")
@@ -346,13 +284,13 @@ def load_from_openmmlab(filename: str, offline: bool) -> Located:
     if current is not None:
         log(f"{scheme}://{name} is deprecated in favor of {scheme}://{current}", "current", logging.WARNING)
         name = current
-    return _at(_address(get_external_models(), name, scheme), offline)
+    return _at(address_of(get_external_models(), name, scheme), offline)
 
 
 @_scheme("mmcls://")
 def load_from_mmcls(filename: str, offline: bool) -> Located:
     """Locates a classifier of mmpretrain; of its keys those of the backbone count."""
-    return _at(_address(get_mmcls_models(), _after(("mmcls://",), filename), "mmcls"), offline, below="backbone.")
+    return _at(address_of(get_mmcls_models(), _after(("mmcls://",), filename), "mmcls"), offline, below="backbone.")
 
 
 # --- the Hub and remote file systems ---------------------------------------------------------------------------------
