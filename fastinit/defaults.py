@@ -1,4 +1,4 @@
-"""``use()``: what backend, seed and strictness a call has that names none."""
+"""``use()``: what backend, seed and strictness a call has that names none, and what configs may ask for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
+from .registry import allowing_imports
 from .streams import check_seed, fold_in
 
 ENVIRONMENT_VARIABLE = "FASTINIT_BACKEND"
@@ -34,13 +35,23 @@ _current: ContextVar[_Defaults | None] = ContextVar("fastinit_defaults", default
 
 
 @contextmanager
-def use(*, backend: str | None = None, seed: int | None = None, strict: Strict | None = None) -> Iterator[None]:
-    """Sets backend, seed and strictness for all fastinit calls in a ``with`` block (or in a decorated function).
+def use(
+    *,
+    backend: str | None = None,
+    seed: int | None = None,
+    strict: Strict | None = None,
+    allow_imports: bool | None = None,
+) -> Iterator[None]:
+    """Sets what the arguments say for all fastinit calls in a ``with`` block (or in a decorated function).
 
     What is None is taken from the ``use`` block around it. Under a seed, the first call in the block that gives
     neither ``seed`` nor ``prefix`` uses that seed itself and each later one a seed derived from it, so that two models
     made in one block differ and a second run repeats both. Every call counts, also one that fails or draws nothing;
     threads that are started in the block do not see it. ``strict`` is what ``initialize`` says of it.
+
+    ``allow_imports=False`` is for configs from strangers: ``type`` may only name what is registered, and a checkpoint
+    may not have code run (``weights_only=False``, import paths in ``allow``). No block inside can allow it again. For
+    all threads of a process, set the environment variable FASTINIT_ALLOW_IMPORTS to 0.
 
     Raises:
         TypeError, ValueError: the seed is not an integer from 0 to 2^64 - 1, or ``strict`` is none of its values.
@@ -60,7 +71,8 @@ def use(*, backend: str | None = None, seed: int | None = None, strict: Strict |
     strict = outer.strict if strict is None else check_strict(strict)
     token = _current.set(_Defaults(backend, seed, strict, calls))
     try:
-        yield
+        with allowing_imports(allow_imports):
+            yield
     finally:
         _current.reset(token)
 

@@ -27,7 +27,7 @@ from .matching import (
 )
 from .plans import Call, Constant, Distribution, Fill, Item, Normal, TruncatedNormal, Uniform
 from .provenance import Provenance, update_init_info
-from .registry import WEIGHT_INITIALIZERS
+from .registry import WEIGHT_INITIALIZERS, imports_allowed
 from .scaling import bias_init_with_prob, kaiming_std, uniform_bound, xavier_std
 from .sharding import fill_of
 
@@ -445,6 +445,8 @@ class PretrainedInit:
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
+        if not imports_allowed():
+            _check_runs_no_code(weights_only, allow)
         reading = checkpoints.Reading(map_location, access, weights_only, tuple(allow))
         self._request = checkpoints.Request(checkpoint, prefix, key, revise_keys, strict, assign, dtype, reading)
 
@@ -473,7 +475,7 @@ class PretrainedInit:
         run_initializer(self, module)
 
     def _get_init_info(self) -> str:
-        return f"{type(self).__name__}: load from {self.checkpoint}"
+        return f"{type(self).__name__}: load from {checkpoints.shown_address(self.checkpoint)}"
 
 
 # --- running one initializer -----------------------------------------------------------------------------------------
@@ -510,6 +512,16 @@ def run_initializer(initializer: BaseInit | PretrainedInit, module: nn.Module) -
         items = initializer.plan_items(module, opened, type(initializer).__name__)
         opened.check(items)
         run_items(items, module, opened, initializer._get_init_info())
+
+
+def _check_runs_no_code(weights_only: object, allow: Any) -> None:
+    """Raises ValueError if a checkpoint could have code run, or something imported."""
+    names = [allow] if isinstance(allow, str) else [each for each in allow if isinstance(each, str)]
+    if weights_only is not True or names:
+        what = (
+            f"allow={names!r} imports what it names" if names else f"weights_only={weights_only!r} runs a file's code"
+        )
+        raise ValueError(f"{what}, which is not allowed here (allow_imports=False)")
 
 
 def _label(function: object) -> str:

@@ -427,8 +427,14 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def names_line(what: str, names: Sequence[str]) -> str:
-    """Returns e.g. ``2 parameters that no rule reached: a, b``, of many names only the first."""
-    shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    """Returns e.g. ``2 parameters that no rule reached: a, b``, of many names only the first.
+
+    Names may come from a file: nothing in them controls a terminal, and none is longer than a line.
+    """
+    shown = ", ".join(
+        name if name.isprintable() and len(name) <= 200 else ascii(name[:200])[1:-1] for name in names[:MAX_NAMES]
+    )
+    shown += ", ..." if len(names) > MAX_NAMES else ""
     return f"{len(names):,} {what}: {shown}"
 
 

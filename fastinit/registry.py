@@ -4,12 +4,50 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+IMPORTS_VARIABLE = "FASTINIT_ALLOW_IMPORTS"
+_IMPORTS_TEXTS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 # Where mmengine's own initializers live: a config that names them by path means ours of the same name.
 _MMENGINE_PATHS = ("mmengine.model.", "mmengine.model.weight_init.")
 _SCOPES = ("mmengine", "fastinit")
+
+_imports: ContextVar[bool] = ContextVar("fastinit_imports", default=True)
+
+
+def imports_allowed() -> bool:
+    """Tells whether a config may name what is to be imported, or have a file's code run.
+
+    Not inside ``use(allow_imports=False)``, nor where the environment variable FASTINIT_ALLOW_IMPORTS is 0.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    text = os.environ.get(IMPORTS_VARIABLE, "").strip().lower()
+    if text not in _IMPORTS_TEXTS:
+        raise ValueError(f"{IMPORTS_VARIABLE} must be 0 or 1, but it is {text!r}")
+    return _imports.get() and _IMPORTS_TEXTS[text]
+
+
+@contextmanager
+def allowing_imports(allow: bool | None) -> Iterator[None]:
+    """Forbids imports in a block; None and True leave what holds around it: nothing inside can allow them again.
+
+    Raises:
+        TypeError: ``allow`` is neither None nor a bool.
+    """
+    if allow is not None and not isinstance(allow, bool):
+        raise TypeError(f"allow_imports must be True or False, but got {allow!r}")
+    token = _imports.set(_imports.get() and allow is not False)
+    try:
+        yield
+    finally:
+        _imports.reset(token)
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
@@ -70,6 +108,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def resolve(self, kind: object) -> Callable[..., Any]:
         """Returns what a config's ``type`` stands for: a name, a scoped name, an import path, a class or a function.
 
+        Where imports are not allowed (``fastinit.use(allow_imports=False)``), a text stands for what is registered
+        here, and for nothing else: another library's registry imports what it is asked for, too.
+
         Raises:
             KeyError: nothing is registered or importable under the text.
             TypeError: ``kind`` is neither text nor callable.
@@ -90,10 +131,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         ours = self._by_path(name)
         if ours is not None:
             return ours
-        if self.fallback is not None and (theirs := self.fallback(name)) is not None:
+        may_import = imports_allowed()
+        if may_import and self.fallback is not None and (theirs := self.fallback(name)) is not None:
             return theirs
-        reason = ""
-        if "." in name:
+        reason = "" if may_import else " Import paths and other registries are not allowed here (allow_imports=False)."
+        if may_import and "." in name:
             module, _, attribute = name.rpartition(".")
             try:
                 found = getattr(importlib.import_module(module), attribute)
@@ -104,8 +146,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 reason = f" As an import path it fails: {error}."
         near = difflib.get_close_matches(name.rpartition(".")[2], self._entries, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        shown = name if name.isprintable() else ascii(name)
         raise KeyError(
-            f"{name} is not in the fastinit::{self.name} registry.{reason}{hint} Registered are: "
+            f"{shown} is not in the fastinit::{self.name} registry.{reason}{hint} Registered are: "
             f"{', '.join(sorted(self._entries))}"
         )
 

@@ -201,7 +201,7 @@ def test_a_file_that_changed_on_the_server_meanwhile_is_not_patched_together(ser
     monkeypatch.setattr(downloads, "ATTEMPTS", 2)
     url, path = f"{server.url}/n/model.pth", "/n/model.pth"
     server.no_validator = False
-    server.files[path] = bytes(10**6)
+    server.files[path] = b"PK\x03\x04" + bytes(10**6)
     server.tricks[path] = ["break", 500]
     with pytest.raises(RuntimeError, match="500"):
         loaded(url)

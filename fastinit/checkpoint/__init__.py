@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from .addresses import shown_address
 from .loading import (
     _load_checkpoint,
     _load_checkpoint_to_model,
@@ -19,10 +20,6 @@ from .request import Request
 from .saving import find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
 from .schemes import (
     CheckpointLoader,
-    get_deprecated_model_names,
-    get_external_models,
-    get_mmcls_models,
-    get_torchvision_models,
     load_from_ceph,
     load_from_fsspec,
     load_from_hf,
@@ -33,6 +30,7 @@ from .schemes import (
     load_from_pavi,
     load_from_torchvision,
 )
+from .zoos import get_deprecated_model_names, get_external_models, get_mmcls_models, get_torchvision_models
 
 __all__ = [
     "CheckpointLoader",
@@ -61,5 +59,6 @@ __all__ = [
     "plan_copy",
     "print_log",
     "save_checkpoint",
+    "shown_address",
     "weights_to_cpu",
 ]

@@ -20,9 +20,10 @@ from ..plans import Copy, CopyEntry, LoadResult
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from ..sharding import is_sharded
+from .addresses import shown_address
 from .copying import Loading, loading
 from .downloads import NotDownloaded
-from .messages import log
+from .messages import listed, log
 from .readers import Reading
 from .request import STRIP_MODULE, Request, Revisions, state_dict_of, with_metadata
 from .schemes import CheckpointLoader
@@ -218,7 +219,7 @@ def _mismatches(missing: Sequence[str], unexpected: Sequence[str], errors: Seque
     """Returns the one message about all that does not fit, "" if all does."""
     problems = [*errors]
     if unexpected:
-        problems.append(f"unexpected key in source state_dict: {', '.join(unexpected)}\n")
+        problems.append(f"unexpected key in source state_dict: {listed(unexpected)}\n")
     if missing:
         problems.append(f"missing keys in source state_dict: {', '.join(missing)}\n")
     return "\n".join(["The model and loaded state dict do not match exactly\n", *problems]) if problems else ""
@@ -352,7 +353,7 @@ def plan_copy(
         AssertionError: a prefix that no key begins with.
         FileNotFoundError, RuntimeError: as ``load_checkpoint``.
     """
-    source = str(request.checkpoint)
+    source = shown_address(request.checkpoint)
     try:
         if id(request) not in trees:
             trees[id(request)] = request.tree(offline=offline)

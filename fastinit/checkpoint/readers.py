@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -225,8 +224,3 @@ def _sharded(
             raise RuntimeError(f"{path}: its shard {name!r} lacks {names_line('keys', absent)}")
         found.update((key, shard[key]) for key in keys)
     return OrderedDict((key, found[key]) for key in weight_map if key in found)
-
-
-def as_path(filename: str | os.PathLike[str]) -> Path:
-    """Returns a local path; ``file://`` in front and ``~`` are understood."""
-    return Path(os.fspath(filename).removeprefix("file://")).expanduser()

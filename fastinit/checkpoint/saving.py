@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import sys
 import tempfile
+import types
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
 
 from ..naming import is_model_wrapper
+from ..sharding import is_sharded
+from .addresses import as_path, shown_address
 from .messages import log
-from .readers import as_path
 from .schemes import fsspec_for
 
 
@@ -31,6 +35,7 @@ def save_checkpoint(
         backend_args: options of fsspec's file system.
 
     Raises:
+        RuntimeError: it holds a tensor that is distributed over ranks; nothing is written.
         ValueError: both arguments at once.
     """
     if file_client_args is not None:
@@ -43,18 +48,23 @@ def save_checkpoint(
             raise ValueError('"file_client_args" and "backend_args" cannot be set at the same time.')
     text = os.fspath(filename)
     if text.startswith(("pavi://", "petrel://")):
-        raise NotImplementedError(f"{text}: this storage is not supported. Save to a path or to s3://")
-    if "://" in text and not text.startswith("file://"):
+        raise NotImplementedError(f"{shown_address(text)}: this storage is not supported. Save to a path or to s3://")
+    if "://" in text and not text.lower().startswith("file://"):
         options = {key: value for key, value in (backend_args or {}).items() if key != "backend"}
-        with fsspec_for(text).open(text, "wb", **options) as file:
-            torch.save(checkpoint, file)
+        system, remote = fsspec_for(text).core.url_to_fs(text, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            # Not straight to it: what is closed after an error would be there, half.
+            local = os.path.join(folder, "checkpoint")
+            with open(local, "wb") as file:
+                _save(checkpoint, file)
+            system.put_file(local, remote)
         return
     path = as_path(filename)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(checkpoint, file)
+            _save(checkpoint, file)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp keeps others out
@@ -64,8 +74,49 @@ def save_checkpoint(
         raise
 
 
+class _Pickler(pickle.Pickler):
+    """Refuses tensors of which only a part is here, wherever in a checkpoint they are."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        check_whole(obj)
+        return NotImplemented
+
+
+def _save(checkpoint: Any, file: IO[bytes]) -> None:
+    """Saves with ``torch.save``, which writes tensors only after all has been pickled, so a refusal costs no time."""
+    module = types.ModuleType("pickle")  # what torch.save takes a pickler from
+    module.__dict__.update({**vars(pickle), "Pickler": _Pickler})
+    torch.save(checkpoint, file, pickle_module=module)
+
+
+def check_whole(value: object, name: str = "") -> None:
+    """Raises RuntimeError if a tensor is distributed over ranks: what is here of it is not the tensor.
+
+    Args:
+        value: anything.
+        name: how the message calls it.
+    """
+    sharded = sys.modules.get("torch.distributed._shard.sharded_tensor")  # FSDP1's; without it nothing is one
+    if is_sharded(value) or (sharded is not None and isinstance(value, sharded.ShardedTensor)):
+        called = f"{name!r} is" if name else f"the checkpoint holds a {type(value).__name__} of shape "
+        called += " a distributed tensor" if name else f"{tuple(getattr(value, 'shape', ()))},"
+        raise RuntimeError(
+            f"{called} of which each rank has its own part only: a file of one rank would hold that part, and every "
+            f"rank would write the same file. Gather first, on all ranks: "
+            f"torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
+            f"full_state_dict=True, cpu_offload=True)), and save what rank 0 gets. Or save a folder with "
+            f"torch.distributed.checkpoint.save(state_dict, checkpoint_id=folder), which fastinit loads, too"
+        )
+
+
 def weights_to_cpu(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
-    """Returns a state dict with its tensors on the CPU; what modules said of themselves (``_metadata``) is kept."""
+    """Returns a state dict with its tensors on the CPU; what modules said of themselves (``_metadata``) is kept.
+
+    Raises:
+        RuntimeError: a tensor is distributed over ranks: its mesh stays on its devices.
+    """
+    for key, value in state_dict.items():
+        check_whole(value, key)
     moved = OrderedDict((key, value.cpu()) for key, value in state_dict.items())
     moved._metadata = getattr(state_dict, "_metadata", OrderedDict())  # type: ignore[attr-defined]
     return moved
@@ -75,6 +126,9 @@ def get_state_dict(
     module: nn.Module, destination: Any = None, prefix: str = "", keep_vars: bool = False
 ) -> OrderedDict[str, Any]:
     """Returns a module's state dict with the names that it has without model wrappers (DDP and its like), at any depth.
+
+    Distributed tensors (those of ``fully_shard``) are in it as they are, as in ``module.state_dict()``: for
+    ``torch.distributed.checkpoint.save``, and not for ``save_checkpoint``.
 
     Args:
         module: any module.

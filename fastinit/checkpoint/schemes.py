@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
+import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .addresses import as_path, shown_address
 from .downloads import NotDownloaded, cache_folder, cached, download
-from .messages import log
-from .readers import NAMES_IN_FOLDER, Fetch, Reading, Wants, as_path, chosen_name, read
+from .messages import listed, log, shown
+from .readers import NAMES_IN_FOLDER, Fetch, Reading, Wants, chosen_name, read
 from .stored import read_everything
+from .zoos import (
+    address_of,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+    home,
+    table_of,
+)
 
-_NAMES = Path(__file__).parent / "names"
+# What readers say of a file that they cannot understand; not of one that asks for more than data.
+_DAMAGED = "is damaged"
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Located:
     """Brings the shards that an index names."""
     below: str | None = None
     """Only the keys that begin with this count, without it."""
+    is_copy: bool = False
+    """It was fetched from elsewhere, and can be fetched again."""
 
 
 Locate = Callable[[str, bool], Located]
@@ -139,7 +151,7 @@ def tree_of(
     if not isinstance(text, str):
         raise TypeError(f"a checkpoint's name must be text or a path, but got {filename!r}")
     loader = CheckpointLoader._get_checkpoint_loader(text)
-    log(f"Loads checkpoint by {loader.__name__[10:]} backend from path: {filename}", logger)
+    log(f"Loads checkpoint by {loader.__name__[10:]} backend from path: {shown_address(text)}", logger)
     locate: Locate | None = getattr(loader, "locate", None)
     if locate is None:
         if offline:
@@ -149,7 +161,15 @@ def tree_of(
 
 
 def _tree_at(located: Located, reading: Reading, wants: Wants | None = None) -> Any:
-    tree = read(located.path, reading, wants=wants, fetch=located.fetch)
+    try:
+        tree = read(located.path, reading, wants=wants, fetch=located.fetch)
+    except RuntimeError as error:
+        if not located.is_copy or _DAMAGED not in str(error):
+            raise
+        link = " with what it links to" if located.path.is_symlink() else ""  # as in the Hub's cache
+        raise RuntimeError(
+            f"{error}. It is a file of the cache: delete it{link}, and the next call gets it again"
+        ) from error.__cause__
     return tree if located.below is None else _below(tree, located.below)
 
 
@@ -191,12 +211,16 @@ def load_from_local(filename: str, offline: bool) -> Located:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", filename)
     known = ", ".join(sorted(prefix for prefix in CheckpointLoader._schemes if prefix.endswith("://")))
     hint = f" The scheme {scheme[1]}:// is not known; known are {known}" if scheme and scheme[1] != "file" else ""
-    raise FileNotFoundError(f"{filename} can not be found.{hint}")
+    raise FileNotFoundError(f"{shown_address(filename)} can not be found.{hint}")
 
 
 def _locate_http(filename: str, offline: bool) -> Located:
-    base = filename.partition("?")[0].rpartition("/")[0]
-    return Located(download(filename, offline=offline), lambda name: download(f"{base}/{name}", offline=offline))
+    base = re.split(r"[?#]", filename, maxsplit=1)[0].rpartition("/")[0]
+
+    def fetch(name: str) -> Path:
+        return download(f"{base}/{urllib.parse.quote(name)}", offline=offline)
+
+    return Located(download(filename, offline=offline), fetch, is_copy=True)
 
 
 def load_from_http(
@@ -214,7 +238,7 @@ def load_from_http(
         RuntimeError: it cannot be downloaded, or read.
     """
     path = download(filename, folder=None if model_dir is None else Path(model_dir), progress=progress)
-    return read_everything(read(path, Reading(map_location)))
+    return read_everything(_tree_at(Located(path, is_copy=True), Reading(map_location)))
 
 
 load_from_http.locate = _locate_http  # type: ignore[attr-defined]
@@ -224,81 +248,13 @@ CheckpointLoader.register_scheme(("http://", "https://"), load_from_http)
 # --- names of model zoos ---------------------------------------------------------------------------------------------
 
 
-def _table(name: str) -> dict[str, str]:
-    """Returns the addresses of a model zoo; ``<name>.json`` in mmengine's home adds to them and overrides them."""
-    table: dict[str, str] = json.loads((_NAMES / f"{name}.json").read_text())
-    own = _home() / f"{name}.json"
-    if own.is_file():
-        try:
-            added = json.loads(own.read_text())
-        except ValueError as error:
-            raise RuntimeError(f"{own}: the file should be JSON, names with addresses: {error}") from error
-        if not isinstance(added, dict) or not all(isinstance(value, str) for value in added.values()):
-            raise RuntimeError(f"{own}: the file should be a dict of names with addresses")
-        table |= added
-    return table
-
-
-def _home() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("MMENGINE_HOME", os.path.join(cache, "mmengine"))).expanduser()
-
-
-def get_external_models() -> dict[str, str]:
-    """Returns the names that ``open-mmlab://`` takes, with their addresses.
-
-    ``$MMENGINE_HOME/open_mmlab.json`` (else ``~/.cache/mmengine``) adds to them and overrides them.
-    """
-    return _table("open_mmlab")
-
-
-def get_mmcls_models() -> dict[str, str]:
-    """Returns the names that ``mmcls://`` takes, with their addresses; ``mmcls.json`` in mmengine's home overrides."""
-    return _table("mmcls")
-
-
-def get_deprecated_model_names() -> dict[str, str]:
-    """Returns old names of ``open-mmlab://``, with what they are called now."""
-    return _table("deprecated")
-
-
-def get_torchvision_models() -> dict[str, str]:
-    """Returns the names that ``torchvision://`` takes, with their addresses.
-
-    Those of torchvision 0.12 always; of a newer torchvision, where it is installed, also e.g. ``resnet50.default`` and
-    ``resnet50.imagenet1k_v2``. ``torchvision.json`` in mmengine's home overrides.
-    """
-    table = _table("torchvision")
-    try:
-        from torchvision import models
-
-        names = models.list_models(models)
-    except (ImportError, AttributeError):  # not installed, or older than 0.14
-        return table
-    for enum in map(models.get_model_weights, names):
-        stem = enum.__name__.removesuffix("_Weights").lower()
-        for weights in enum:
-            table[f"{stem}.{weights.name.lower()}"] = weights.url
-        if hasattr(enum, "DEFAULT"):
-            table[f"{stem}.default"] = enum.DEFAULT.url
-    return table
-
-
-def _address(table: Mapping[str, str], name: str, scheme: str) -> str:
-    if name not in table:
-        near = difflib.get_close_matches(name, table, 3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Known are: {', '.join(sorted(table))}"
-        raise KeyError(f"{scheme}://{name}: no checkpoint of that name.{hint}")
-    return table[name]
-
-
 def _at(address: str, offline: bool, below: str | None = None) -> Located:
     """Locates what a table names: an address, or a file in mmengine's home."""
     if address.startswith(("http://", "https://")):
-        return Located(download(address, offline=offline), below=below)
-    path = _home() / address
+        return Located(download(address, offline=offline), below=below, is_copy=True)
+    path = home() / as_path(address)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} can not be found.")
+        raise FileNotFoundError(f"{shown(path)} can not be found.")
     return Located(path, below=below)
 
 
@@ -312,11 +268,11 @@ def load_from_torchvision(filename: str, offline: bool) -> Located:
             logging.WARNING,
         )
     name = _after(("torchvision://", "modelzoo://"), filename)
-    table = _table("torchvision")
+    table = table_of("torchvision")
     if name not in table:
         name = name.replace("_Weights", "").lower()
         table = get_torchvision_models()
-    return _at(_address(table, name, "torchvision"), offline)
+    return _at(address_of(table, name, "torchvision"), offline)
 
 
 @_scheme("open-mmlab://", "openmmlab://")
@@ -328,13 +284,13 @@ def load_from_openmmlab(filename: str, offline: bool) -> Located:
     if current is not None:
         log(f"{scheme}://{name} is deprecated in favor of {scheme}://{current}", "current", logging.WARNING)
         name = current
-    return _at(_address(get_external_models(), name, scheme), offline)
+    return _at(address_of(get_external_models(), name, scheme), offline)
 
 
 @_scheme("mmcls://")
 def load_from_mmcls(filename: str, offline: bool) -> Located:
     """Locates a classifier of mmpretrain; of its keys those of the backbone count."""
-    return _at(_address(get_mmcls_models(), _after(("mmcls://",), filename), "mmcls"), offline, below="backbone.")
+    return _at(address_of(get_mmcls_models(), _after(("mmcls://",), filename), "mmcls"), offline, below="backbone.")
 
 
 # --- the Hub and remote file systems ---------------------------------------------------------------------------------
@@ -347,10 +303,12 @@ def load_from_hf(filename: str, offline: bool) -> Located:
         import huggingface_hub
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
-        raise ImportError(f"{filename} needs huggingface_hub: pip install 'torch-fastinit[hf]'") from error
+        raise ImportError(f"{shown(filename)} needs huggingface_hub: pip install 'torch-fastinit[hf]'") from error
     found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/(.+))?", filename)
     if found is None:
-        raise ValueError(f"{filename!r} must be hf://org/name, hf://org/name@revision or either with /path/of/a/file")
+        raise ValueError(
+            f"{shown_address(filename)!r} must be hf://org/name, hf://org/name@revision or either with /path/of/a/file"
+        )
     repository, revision, name = found[1], found[2] and found[2].replace("%2F", "/"), found[3]
 
     def fetch(wanted: str) -> Path:
@@ -366,7 +324,7 @@ def load_from_hf(filename: str, offline: bool) -> Located:
     if name is None and offline:
         for usual in NAMES_IN_FOLDER:
             try:
-                return Located(fetch(usual), fetch)
+                return Located(fetch(usual), fetch, is_copy=True)
             except NotDownloaded:
                 continue
         raise NotDownloaded(filename)
@@ -375,10 +333,11 @@ def load_from_hf(filename: str, offline: bool) -> Located:
         name = chosen_name(held)
         if name is None:
             raise FileNotFoundError(
-                f"{filename}: none of its files is named as checkpoints are. Name one: {', '.join(sorted(held)[:20])}"
+                f"{shown(filename)}: none of its files is named as checkpoints are. Name one: "
+                f"{listed(sorted(held), 20)}"
             )
     folder = name.rpartition("/")[0]
-    return Located(fetch(name), lambda shard: fetch(f"{folder}/{shard}" if folder else shard))
+    return Located(fetch(name), lambda shard: fetch(f"{folder}/{shard}" if folder else shard), is_copy=True)
 
 
 def fsspec_for(filename: str) -> Any:
@@ -386,7 +345,7 @@ def fsspec_for(filename: str) -> Any:
     try:
         import fsspec
     except ImportError as error:
-        raise ImportError(f"{filename} needs fsspec: pip install 'torch-fastinit[remote]'") from error
+        raise ImportError(f"{shown_address(filename)} needs fsspec: pip install 'torch-fastinit[remote]'") from error
     return fsspec
 
 
@@ -398,28 +357,41 @@ def load_from_fsspec(filename: str, offline: bool) -> Located:
     """Locates a file of a remote file system in the cache, and copies it there with fsspec if need be."""
     fsspec = fsspec_for(filename)
     if offline:
-        raise NotDownloaded(filename)  # what the cached file is called depends on what the server has now
+        raise NotDownloaded(
+            shown_address(filename)
+        )  # what the cached file is called depends on what the server has now
     protocol = filename.partition("://")[0]
     try:
         system, remote = fsspec.core.url_to_fs(filename)
     except (ImportError, ValueError) as error:
-        raise ImportError(f"{filename}: fsspec cannot reach {protocol}:// as it is installed: {error}") from error
+        raise ImportError(
+            f"{shown_address(filename)}: fsspec cannot reach {protocol}:// as it is installed: {shown(error)}"
+        ) from None
 
     def fetch(path: str) -> Path:
+        source = shown(f"{protocol}://{path}")
         try:
             version = system.ukey(path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"{protocol}://{path} can not be found.") from None
+            raise FileNotFoundError(f"{source} can not be found.") from None
         except NotImplementedError:
             version = repr(sorted(system.info(path).items(), key=str))
-        folder = hashlib.sha256(f"{protocol}://{path} {version}".encode()).hexdigest()[:16]
-        target = cache_folder() / folder / path.rpartition("/")[2]
-        return cached(
-            target, f"{protocol}://{path}", lambda partial: system.get_file(path, str(partial)), offline=False
-        )
+        folder = hashlib.sha256(f"{protocol}://{path} {version}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+        def copy_to(partial: Path) -> None:
+            try:
+                system.get_file(path, str(partial))
+                n_bytes, size = partial.stat().st_size, system.info(path).get("size")
+                if size is not None and n_bytes != size:
+                    raise RuntimeError(f"{source}: {n_bytes:,} of {size:,} bytes came. Nothing was kept; try again")
+            except BaseException:
+                partial.unlink(missing_ok=True)  # nobody could go on from it
+                raise
+
+        return cached(cache_folder() / folder / path.rpartition("/")[2], source, copy_to, offline=False)
 
     parent = remote.rpartition("/")[0]
-    return Located(fetch(remote), lambda name: fetch(f"{parent}/{name}"))
+    return Located(fetch(remote), lambda name: fetch(f"{parent}/{name}"), is_copy=True)
 
 
 # --- OpenMMLab's own clusters ----------------------------------------------------------------------------------------
@@ -428,14 +400,16 @@ def load_from_fsspec(filename: str, offline: bool) -> Located:
 @_scheme(r"(\S+:)?petrel://", r"(\S+:)s3://")
 def load_from_ceph(filename: str, offline: bool) -> Located:
     """Refuses addresses of petrel, which only runs inside one company."""
-    address = "s3://" + filename.partition("://")[2]
+    address = shown_address("s3://" + filename.partition("://")[2])
     raise NotImplementedError(
-        f"{filename}: petrel's storage is not supported. If the server speaks S3, use {address!r} (pip install s3fs; "
-        f"its address is FSSPEC_S3_ENDPOINT_URL), else download the file and give its path"
+        f"{shown_address(filename)}: petrel's storage is not supported. If the server speaks S3, use {address!r} "
+        f"(pip install s3fs; its address is FSSPEC_S3_ENDPOINT_URL), else download the file and give its path"
     )
 
 
 @_scheme("pavi://")
 def load_from_pavi(filename: str, offline: bool) -> Located:
     """Refuses addresses of pavi, which only runs inside one company."""
-    raise NotImplementedError(f"{filename}: pavi's model cloud is not supported. Download the file and give its path")
+    raise NotImplementedError(
+        f"{shown_address(filename)}: pavi's model cloud is not supported. Download the file and give its path"
+    )
