@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import fsspec
+import needs
 import pytest
 import torch
 from torch import nn
@@ -39,10 +40,7 @@ def in_a_process_group(code, tmp_path):
     return done.stdout.splitlines()
 
 
-try:
-    from torch.distributed.fsdp import fully_shard as _  # noqa: F401
-except ImportError:
-    pytest.skip("fully_shard is in torch since 2.6", allow_module_level=True)
+needs.torch_from(2, 6).check()  # fully_shard
 
 
 def test_distributed_tensors_are_refused_wherever_they_are(tmp_path):
