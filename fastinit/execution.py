@@ -172,12 +172,12 @@ class Session:
 
         Args:
             rule: its place in the config, which who calls puts in front of errors.
-            kind: the class of its initializer.
+            kind: the class of its initializer; "": it is none's.
             message: what it does not match.
         """
         if self.strict:
-            raise RuntimeError(f"{kind}: {message} (an error under strict)")
-        self.warn_once(f"{rule} ({kind})", message)
+            raise RuntimeError(f"{kind or rule}: {message} (an error under strict)")
+        self.warn_once(f"{rule} ({kind})" if kind else rule, message)
 
     def check_complete(self, items: Iterable[Item]) -> None:
         """Raises RuntimeError in a "complete" call if a parameter is written by none of the items, as far as is known.

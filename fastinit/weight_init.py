@@ -125,7 +125,7 @@ def initialize(
                 fills = fills_under(module, init_cfg, opened.names, prefix)
                 if not fills:
                     message = f"the recipe holds no parameter of {type(module).__name__}"
-                    opened.matches_nothing("init_cfg", "Recipe", message)
+                    opened.matches_nothing("init_cfg", "", message)
                 opened.check(fills)
                 opened.check_complete(fills)
                 opened.run(fills)

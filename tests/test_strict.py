@@ -183,7 +183,7 @@ def test_a_recipe_of_other_parameters_is_an_error():
     with fastinit.capture() as recipe:
         nn.Linear(2, 2)
     other = nn.Sequential(nn.Sequential(nn.PReLU()))
-    with nothing_written(other), pytest.raises(RuntimeError, match="Recipe: the recipe holds no parameter"):
+    with nothing_written(other), pytest.raises(RuntimeError, match="init_cfg: the recipe holds no parameter"):
         fastinit.initialize(other, recipe, strict=True)
 
 
