@@ -162,7 +162,5 @@ def _read_legacy(file: File, data: bytes, end: int, location_of: Location, allow
         if at > file.size:
             raise ValueError(f"it ends before the storage {shown(key)} does")
         if storage.n_bytes % max(n_elements, 1) or (n_elements == 0) != (storage.n_bytes == 0):
-            raise ValueError(
-                f"the storage {shown(key)} of {storage.n_bytes:,} bytes claims {n_elements:,} elements"
-            )
+            raise ValueError(f"the storage {shown(key)} of {storage.n_bytes:,} bytes claims {n_elements:,} elements")
     return _checked(tree, context)
