@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
-from .opcodes import RARE, PickleError, Truncated
-from .stubs import Foreign, Name, Refusal, Unfinished, like, shown
+from .opcodes import RARE, PickleError, TruncatedError
+from .stubs import Foreign, Name, Refusal, Unfinished, like, name_of, shown
 
 # Reads of numbers need no look at the end of the data: the zeros behind it are no opcode.
 PADDING = bytes(16)
-# An opcode and 8 bytes.
-_LONGEST_NUMBER = 9
+# Behind the opcodes that have one.
+_N_NUMBER_BYTES = {0x71: 1, 0x72: 4, 0x4B: 1, 0x68: 1, 0x58: 4, 0x4D: 2, 0x6A: 4, 0x4A: 4, 0x8C: 1, 0x47: 8}
 # Longer texts are paid for when they are keys: a dict compares them in full.
 _FREE_KEY_CHARACTERS = 255
 # Python's hash of numbers below is the number, so that none collides with another.
@@ -76,21 +76,21 @@ def load(
     *,
     refusal: Refusal,
     persistent: Callable[[Any], Any] | None = None,
-    kinds: Mapping[type, Kind] = {},  # noqa: B006 (never changed)
+    kinds: Mapping[type, Kind] = {},
     position: int = 0,
 ) -> tuple[Any, int]:
     """Returns what a pickle holds, and where it ends.
 
     Args:
         data: holds the pickle, from ``position`` on; there may be more behind it.
-        find: (module, name) -> what stands for the name: a ``Name``, which may be called, a ``Foreign``, whose calls and
-            state are stubs again, or any constant. Python 2's names come as Python 3's.
+        find: (module, name) -> what stands for the name: a ``Name``, which may be called, a ``Foreign``, whose calls
+            and states are stubs again, or any constant. Python 2's names come as Python 3's.
         refusal: of the file, for the stubs.
         persistent: makes values of persistent ids; None: there must be none.
         kinds: the types whose instances the pickle may change, each by its exact type.
 
     Raises:
-        Truncated: the data end before the pickle does.
+        TruncatedError: the data end before the pickle does.
         PickleError: it is damaged, or asks for what data never need.
     """
     machine = Machine(data + PADDING, len(data), find, refusal, persistent, kinds, position)
@@ -150,8 +150,9 @@ class Machine:
         except PickleError:
             raise
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            if self.position > self.end - _LONGEST_NUMBER:  # its number was read from the padding
-                raise Truncated("its pickle ends within a number") from error
+            # A number that was read from the padding leads anywhere.
+            if self.position + _N_NUMBER_BYTES.get(self.data[self.position], 0) >= self.end:
+                raise TruncatedError("its pickle ends within a number") from error
             raise self.error(_SAID.get(type(error), str(error))) from error
 
     def error(self, what: str) -> PickleError:
@@ -231,20 +232,20 @@ class Machine:
         """Returns what a function of the pickle makes of arguments; of foreign ones, a stub."""
         if type(function) is Name:
             call = function.new if is_new else function.call
+            name = name_of(function)
             if call is None:
-                raise self.error(f"{shown(function)} is called")
+                raise self.error(f"{name} is called")
             if type(arguments) is not tuple or (options is not None and type(options) is not dict):
-                raise self.error(f"{shown(function)} is called with {shown(arguments)}")
+                raise self.error(f"{name} is called with {shown(arguments)}")
             try:
                 made = call(self, *arguments, **(options or {}))
-            except PickleError:
-                raise
             except Exception as error:
                 # What is asked of a stub is not understood, which is no damage.
-                for each in arguments:
-                    if type(each) is Foreign:
-                        return like(function)
-                raise self.error(f"{shown(function)} is called with {shown(arguments)}: {error}") from error
+                if any(type(each) is Foreign for each in arguments):
+                    return like(function)
+                if isinstance(error, PickleError):
+                    raise
+                raise self.error(f"{name} is called with {shown(arguments)}: {error}") from error
             if type(made) is Unfinished:
                 object.__setattr__(made, "slot", self._next_slot())
             return made
@@ -351,7 +352,7 @@ class Machine:
                 start = at + 4
                 at = start + _U4(data, at)[0]
                 if at > end:
-                    raise Truncated("its pickle ends within a text")
+                    raise TruncatedError("its pickle ends within a text")
                 stack.append(str(data[start:at], "utf-8", "surrogatepass"))
             elif opcode == 0x28:  # MARK
                 self.marked.append(stack)
@@ -390,7 +391,7 @@ class Machine:
                 start = at + 1
                 at = start + data[at]
                 if at > end:
-                    raise Truncated("its pickle ends within a text")
+                    raise TruncatedError("its pickle ends within a text")
                 stack.append(str(data[start:at], "utf-8", "surrogatepass"))
             elif opcode == 0x87:  # TUPLE3
                 last, middle = stack.pop(), stack.pop()
@@ -429,7 +430,7 @@ class Machine:
                     raise self.error("it leaves more or less than one object")
                 return stack.pop()
             elif at > end:
-                raise Truncated("its pickle has no end")
+                raise TruncatedError("its pickle has no end")
             else:
                 self.after = at
                 at = RARE[opcode](self, at)
@@ -438,5 +439,5 @@ class Machine:
 
 _SAID: dict[type, str] = {
     IndexError: "there is nothing on its stack",
-    KeyError: "it refers to what it has not named, or has an unknown opcode",
+    KeyError: "it refers to what it has not named",
 }

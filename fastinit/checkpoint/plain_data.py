@@ -1,6 +1,7 @@
 """What pickles of checkpoints are made of besides tensors, and what makes it: containers, dates, paths, numpy's data.
 
-Every function checks what it is given before it looks into it, and what it copies is paid for (``Machine.charge``).
+Every function checks what it is given, by its exact type, before it looks into it, compares or counts it: a tensor of
+the file would be read for that. What is copied is paid for (``Machine.charge``).
 """
 
 from __future__ import annotations
@@ -53,10 +54,9 @@ def _items(machine: Machine, what: str, items: Any) -> Any:
 def ordered_dict(machine: Machine, pairs: Any = ()) -> OrderedDict[Any, Any]:
     """An OrderedDict: empty, or as Python 2 wrote it, of pairs."""
     made: OrderedDict[Any, Any] = OrderedDict()
-    if pairs:
-        for pair in _items(machine, "an OrderedDict", pairs):
-            _check(type(pair) in (list, tuple) and len(pair) == 2, "an OrderedDict", pairs)
-            made[machine.key(pair[0])] = pair[1]
+    for pair in _items(machine, "an OrderedDict", pairs):
+        _check(type(pair) in (list, tuple) and len(pair) == 2, "an OrderedDict", pairs)
+        made[machine.key(pair[0])] = pair[1]
     return made
 
 
@@ -122,7 +122,8 @@ def a_slice(machine: Machine, *numbers: Any) -> slice:
 
 def encoded(machine: Machine, text: Any, encoding: Any = "utf-8") -> bytes:
     """What bytes are in the pickles of protocol 2."""
-    _check(type(text) is str and encoding in ("latin1", "latin-1"), "bytes", (text, encoding))
+    _check(type(text) is str and type(encoding) is str, "bytes", (text, encoding))
+    _check(encoding in ("latin1", "latin-1"), "bytes", (text, encoding))
     machine.charge(len(text))
     return text.encode("latin1")  # type: ignore[no-any-return]
 
@@ -213,7 +214,7 @@ def a_timezone(machine: Machine, offset: Any, *name: Any) -> datetime.timezone:
 
 def checked_attributes(kind: type, state: Any) -> dict[str, Any]:
     """Returns the attributes of an object that are its state, none of which hides what its class has."""
-    if type(state) is tuple and len(state) == 2 and state[1] in (None, {}):
+    if type(state) is tuple and len(state) == 2 and (state[1] is None or (type(state[1]) is dict and not state[1])):
         state = state[0]
     if type(state) is not dict:
         raise PickleError(f"the state of a {kind.__name__} is {shown(state)} and no dict of attributes")
@@ -261,13 +262,14 @@ def numpy_dtype(machine: Machine, code: Any, *_: Any) -> Any:
 
 
 def _state_of_dtype(state: Any) -> Any:
-    _check(type(state) is tuple and 8 <= len(state) <= 9 and state[1] in _ORDERS, "a numpy dtype", state)
+    is_state = type(state) is tuple and 8 <= len(state) <= 9 and type(state[1]) is str
+    _check(is_state and state[1] in _ORDERS, "a numpy dtype", state)
     return state
 
 
 def _ordered(dtype: Any, state: Any) -> Any:
     _, order, *more = _state_of_dtype(state)
-    _check(more[:3] == [None, None, None], "a numpy dtype", state)
+    _check(all(each is None for each in more[:3]), "a numpy dtype", state)
     return dtype.newbyteorder(order)
 
 
@@ -275,7 +277,8 @@ def _time_dtype(code: str, state: Any) -> Any:
     _, order, *more = _state_of_dtype(state)
     metadata = more[-1] if len(state) == 9 else None
     unit = metadata[1] if type(metadata) is tuple and len(metadata) == 2 else None
-    _check(more[:3] == [None, None, None] and type(unit) is tuple and len(unit) >= 2, "a numpy dtype", state)
+    _check(all(each is None for each in more[:3]), "a numpy dtype", state)
+    _check(type(unit) is tuple and len(unit) >= 2 and type(unit[0]) in (bytes, str), "a numpy dtype", state)
     name = unit[0].decode("ascii") if type(unit[0]) is bytes else unit[0]
     if name == "generic":
         return numpy.dtype(f"{code}8").newbyteorder(order)
@@ -284,12 +287,12 @@ def _time_dtype(code: str, state: Any) -> Any:
 
 
 def _record_dtype(machine: Machine, state: Any) -> Any:
-    _, order, base, names, fields, n_bytes, *_ = _state_of_dtype(state)
+    _, _, base, names, fields, n_bytes, *_ = _state_of_dtype(state)
     if base is not None or names is None:  # raw bytes, and arrays in arrays
         return machine.foreign("numpy.dtype")
     _check(type(names) is tuple and type(fields) is dict and type(n_bytes) is int, "a numpy dtype", state)
     machine.charge(len(names))
-    found = [fields.get(name) for name in names if type(name) is str]
+    found: list[Any] = [fields.get(name) for name in names if type(name) is str]
     _check(
         len(found) == len(names) == len(fields) and all(type(each) is tuple and len(each) == 2 for each in found),
         "a numpy dtype",
@@ -338,7 +341,7 @@ def numpy_array(machine: Machine, kind: Any, *_: Any) -> Any:
 
 def numpy_from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order: Any) -> Any:
     """An array of numpy in the pickles of protocol 5."""
-    _check(order in ("C", "F"), "a numpy array", order)
+    _check(type(order) is str and order in ("C", "F"), "a numpy array", order)
     return _array(machine, data, dtype, shape, order)
 
 

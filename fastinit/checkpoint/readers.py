@@ -77,7 +77,7 @@ class Reading:
         """
         where = self.map_location
         if callable(where):
-            put = where(torch.UntypedStorage(0), saved)
+            put = where(torch.UntypedStorage(0), saved)  # type: ignore[no-untyped-call]
             where = None if put is None else put.device
         if isinstance(where, dict):
             where = next((to for from_, to in where.items() if str(from_) == saved), "cpu")

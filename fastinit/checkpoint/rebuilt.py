@@ -119,7 +119,7 @@ def _checked(storage: Any, requires_grad: Any, hooks: Any) -> None:
 
 def _bits(metadata: Any) -> tuple[bool, bool]:
     """Returns whether a tensor's values are the conjugates, and the negatives, of what the file holds."""
-    if metadata is None or metadata == {}:
+    if metadata is None:
         return False, False
     if type(metadata) is not dict or not set(metadata) <= {"conj", "neg"}:
         raise PickleError(f"a tensor is saved with what is unknown here: {shown(metadata)}")
@@ -165,7 +165,7 @@ def tensor_v2(
     requires_grad: Any,
     hooks: Any,
     metadata: Any = None,
-) -> Any:
+) -> StoredTensor:
     """``torch._utils._rebuild_tensor_v2``."""
     _checked(storage, requires_grad, hooks)
     if storage.dtype in QUANTIZED:
@@ -251,7 +251,7 @@ def _attributes(machine: Machine, state: Any) -> dict[str, Any] | None:
 
     Flat, because tensors in attributes of tensors would be freed by recursion, as deep as the file likes.
     """
-    if state is None or state == ():
+    if state is None:
         return None
     attributes = checked_attributes(torch.nn.Parameter, state)
     machine.charge(len(attributes))
@@ -327,7 +327,8 @@ def quantized_tensor(
             return _filled(empty, values, layout, offset, shape, strides)
 
         return DerivedTensor.of((integers,), make, shape, dtype)
-    if quantizer[0] not in (torch.per_channel_affine, torch.per_channel_affine_float_qparams) or len(quantizer) != 4:
+    schemes = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+    if type(quantizer[0]) is not torch.qscheme or quantizer[0] not in schemes or len(quantizer) != 4:
         raise PickleError(f"a quantized tensor has the quantizer {shown(quantizer)}")
     _, scales, zeros, axis = quantizer
     scales = _part("a quantizer", scales, (torch.float64, torch.float32))
@@ -361,7 +362,7 @@ def _filled(
 def sparse_tensor(machine: Machine, layout: Any, data: Any) -> Any:
     """``torch._utils._rebuild_sparse_tensor``: its indices are checked, whatever torch does by itself."""
     machine.charge(TENSOR_PRICE)
-    if type(data) is not tuple or (layout is not torch.sparse_coo and layout not in _COMPRESSED):
+    if type(data) is not tuple or type(layout) is not torch.layout or layout is torch.strided:
         raise PickleError(f"a sparse tensor is made of {shown(layout)} and {shown(data)}")
     n_tensors = 2 if layout is torch.sparse_coo else 3
     if len(data) != n_tensors + 1 and not (layout is torch.sparse_coo and len(data) == 4):
@@ -430,7 +431,5 @@ FUNCTIONS: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("torch._tensor", "_rebuild_from_type_v2"): from_type,
 }
 CONSTANTS: dict[tuple[str, str], Any] = {
-    ("torch", name): value
-    for name, value in vars(torch).items()
-    if isinstance(value, (torch.dtype, torch.qscheme, torch.memory_format))
+    ("torch", name): value for name, value in vars(torch).items() if isinstance(value, (torch.dtype, torch.qscheme))
 }

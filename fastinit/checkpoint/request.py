@@ -15,6 +15,7 @@ import torch
 from .readers import Reading
 from .schemes import tree_of
 from .stored import StoredTensor
+from .stubs import Foreign, refuse
 
 Revisions = Sequence[tuple[str, str]]
 # What DataParallel and DDP put in front of every name.
@@ -106,11 +107,13 @@ def state_dict_of(
     """Returns the weights of a checkpoint by their revised keys.
 
     Raises:
-        RuntimeError: there are none.
+        RuntimeError: there are none, or they are of a class that is not data.
     """
     if not isinstance(checkpoint, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}")
     found = _nested(checkpoint, filename, key)
+    if isinstance(found, Foreign):
+        refuse(found)
     if not isinstance(found, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}")
     if not all(isinstance(name, str) for name in found):

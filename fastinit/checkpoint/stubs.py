@@ -50,7 +50,7 @@ def _one(value: object, n_items: int) -> str:
         inner = ", ".join(_one(each, 0) for each in items)
         return f"[{inner}]" if kind is list else f"({inner}{',' if len(items) == 1 else ''})"
     if isinstance(value, Foreign):
-        return object.__repr__(value) if kind is not Foreign and kind.__repr__ is not Foreign.__repr__ else repr(value)
+        return Foreign.__repr__(value)
     return f"a {kind.__name__}"
 
 
@@ -151,6 +151,8 @@ class Name(Foreign):
     """
 
     __slots__ = ("call", "new")
+    call: Callable[..., Any] | None
+    new: Callable[..., Any] | None
 
     def __init__(
         self,
@@ -168,6 +170,9 @@ class Unfinished(Foreign):
     """A value whose state has not come yet; once it has, ``finish(machine, state)`` is there in its place."""
 
     __slots__ = ("finish", "slot")
+    finish: Callable[..., Any]
+    slot: int | None
+    """Where it is in the memo."""
 
     def __init__(self, name: str, refusal: Refusal, finish: Callable[..., Any]) -> None:
         super().__init__(name, refusal)

@@ -13,15 +13,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from .files import File
-from .stored import Storage
-from .opcodes import Truncated
+from .opcodes import TruncatedError
 from .pickles import PADDING
+from .stored import Storage
 from .stubs import Foreign, Refusal, refuse, shown
 from .unpickling import Context, Location
 
 ZIP_HEAD = b"PK\x03\x04"
-# The number 0x1950A86A20F9469CFC6C, pickled: what torch put first, to know its files by. Protocol 4 has frames.
-LEGACY_HEAD = re.compile(rb"\x80.(?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+# The number 0x1950A86A20F9469CFC6C, pickled: what torch put first, to know its files by. Protocol 4 has frames, and
+# protocols 0 and 1 have text.
+LEGACY_HEAD = re.compile(
+    rb"(?:\x80.(?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19|L119547037146038801333356L\n)\.", re.DOTALL
+)
 _LEGACY_PROTOCOL = 1001
 _LITTLE = b"little"
 # Nearly all pickles in front of the tensors are shorter (20,000 tensors: 2.3 MB); for others, more of the file is read.
@@ -124,7 +127,7 @@ def read_legacy(file: File, location_of: Location, allow: Iterable[Any] = ()) ->
         try:
             n_bytes = min(n_bytes, file.size)
             return _read_legacy(file, _padded(file, 0, n_bytes), n_bytes, location_of, allow)
-        except Truncated:
+        except TruncatedError:
             if n_bytes >= file.size:
                 raise
         n_bytes *= _LEGACY_GROWTH

@@ -56,6 +56,8 @@ def _reconstructed(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
         raise PickleError(f"an object is made of {shown(kind)} and {shown(base)}")
     if type(kind) is Name and name_of(base) == "builtins.object" and state is None:
         return machine.made_by(kind, (), is_new=True)
+    if type(kind) is Name and name_of(base) == "builtins.str" and type(state) is str:
+        return machine.made_by(kind, (state,), is_new=True)
     return like(kind)
 
 
@@ -77,11 +79,12 @@ def _set_state(machine: Machine, instance: Any, state: Any) -> None:
     slots = None
     if type(state) is tuple and len(state) == 2:
         state, slots = state
-    if state:
+    if state is not None:
         if type(state) is not dict or not all(type(name) is str for name in state):
             raise PickleError(f"the state of a {kind.__name__} is {shown(state)} and no dict of attributes")
-        vars(instance).update(state)
-    if slots:
+        if state:  # one of slots only has no dict
+            vars(instance).update(state)
+    if slots is not None:
         declared = copyreg._slotnames(kind)  # type: ignore[attr-defined]
         if type(slots) is not dict or not all(type(name) is str and name in declared for name in slots):
             raise PickleError(f"a {kind.__name__} has no slots {shown(slots)}")
@@ -163,12 +166,25 @@ class Context:
     def _allowed(self, full: str, each: Any) -> Any:
         if not callable(each):
             return each
-        new = (lambda machine, *args, **kwargs: each.__new__(each, *args, **kwargs)) if isinstance(each, type) else None
-        return Name(full, self.refusal, lambda machine, *args, **kwargs: each(*args, **kwargs), new)
 
-    def storage(self, pid: Any) -> TypedStorage:
-        """Returns the storage that a persistent id names: ("storage", type, key, location, n_elements[, view])."""
-        if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
+        def call(machine: Machine, *args: Any, **kwargs: Any) -> Any:
+            return each(*args, **kwargs)
+
+        def new(machine: Machine, *args: Any, **kwargs: Any) -> Any:
+            return each.__new__(each, *args, **kwargs)
+
+        return Name(full, self.refusal, call, new if isinstance(each, type) else call)
+
+    def storage(self, pid: Any) -> Foreign:
+        """Returns the storage that a persistent id names: ("storage", type, key, location, n_elements[, view]).
+
+        Old files have the source of modules, too: ("module", class, file, source).
+        """
+        if type(pid) is not tuple or not 4 <= len(pid) <= 6 or type(pid[0]) is not str:
+            raise PickleError(f"unknown kind of persistent object {shown(pid)}")
+        if pid[0] == "module" and len(pid) == 4 and type(pid[1]) is Foreign:
+            return pid[1]
+        if pid[0] != "storage" or len(pid) == 4:
             raise PickleError(f"unknown kind of persistent object {shown(pid)}")
         _, kind, key, location, n_elements, *rest = pid
         module, _, name = name_of(kind).rpartition(".") if type(kind) is Name else ("", "", "")
@@ -188,7 +204,7 @@ class Context:
             if type(view) is not tuple or len(view) != 3 or not all(type(each) is int for each in view[1:]):
                 raise PickleError(f"a view of a storage is {shown(view)}")
             _, first, n_viewed = view
-            if not (0 <= first and 0 <= n_viewed <= n_elements - first):
+            if not (first >= 0 and 0 <= n_viewed <= n_elements - first):
                 raise PickleError(f"a view of {n_viewed:,} elements at {first:,} in {n_elements:,}")
             n_elements = n_viewed
         return TypedStorage(self.refusal, storage, dtype, n_elements, self._locations[location], first)
