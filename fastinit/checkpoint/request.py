@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +120,13 @@ def state_dict_of(
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
     revised = OrderedDict((_revised(name, revisions), value) for name, value in found.items())
     return with_metadata(revised, getattr(found, "_metadata", None), 0, None)
+
+
+def check_taken(state_dict: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises RuntimeError if one of the values that a model takes is no data."""
+    for key in keys:
+        if isinstance(state_dict.get(key), Foreign):
+            refuse(state_dict[key])
 
 
 def _nested(checkpoint: Mapping[Any, Any], filename: object, key: str | None) -> Any:

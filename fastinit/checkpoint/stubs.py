@@ -65,10 +65,6 @@ def printable(text: str, longest: int) -> str:
     return cut if cut.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
 
 
-class RefusedError(RuntimeError):
-    """A file's content was used that is more than data."""
-
-
 class Refusal:
     """What one file asks for besides data, and the error about it."""
 
@@ -77,12 +73,12 @@ class Refusal:
         self.names: dict[str, None] = {}
         """In the order in which they were asked for."""
 
-    def error(self, *used: str) -> RefusedError:
+    def error(self, *used: str) -> RuntimeError:
         """Returns the error for the use of names, which tells the file's others too."""
         every = dict.fromkeys((*(each for each in used if each not in self.names), *self.names))
         names = [printable(each, _MAX_NAME) for each in every]
         told = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" * (len(names) > _MAX_NAMES))
-        return RefusedError(
+        return RuntimeError(
             f"{self.path}: the file holds more than tensors and plain containers: it asks for {told}, and loading that "
             f"could run code that came with the file. If you trust it, pass weights_only=False; or allow-list the "
             f"types, e.g. allow=[{names[0]!r}]"

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .stubs import shown
+from ..stubs import shown
 
 if TYPE_CHECKING:
-    from .pickles import Machine
+    from .machine import Machine
 
 # The longest number that Python reads from text; time grows with the square of it.
 _MAX_DIGITS = 4300

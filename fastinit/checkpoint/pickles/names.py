@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from . import plain_data, rebuilt
+from ..stored import PlainObject, Storage
+from ..stubs import Foreign, Name, Refusal, like, name_of, shown
+from . import arrays, containers, special_tensors, tensors
+from .containers import checked_attributes
+from .machine import Kind, Machine
 from .opcodes import PickleError
-from .pickles import Kind, Machine
-from .plain_data import checked_attributes
-from .rebuilt import STORAGES, TypedStorage
-from .stored import PlainObject, Storage
-from .stubs import Foreign, Name, Refusal, like, name_of, shown
+from .tensors import STORAGES, TypedStorage
 
 Location = Callable[[str], torch.device]
 
@@ -62,12 +62,14 @@ def _reconstructed(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
 
 
 FUNCTIONS: dict[tuple[str, str], Any] = {
-    **plain_data.FUNCTIONS,
-    **rebuilt.FUNCTIONS,
+    **containers.FUNCTIONS,
+    **arrays.FUNCTIONS,
+    **tensors.FUNCTIONS,
+    **special_tensors.FUNCTIONS,
     _HISTORY_BUFFER: _history_buffer,
     ("copyreg", "_reconstructor"): _reconstructed,
 }
-CONSTANTS = {**plain_data.CONSTANTS, **rebuilt.CONSTANTS}
+CONSTANTS = {**containers.CONSTANTS, **tensors.CONSTANTS}
 
 
 def _set_state(machine: Machine, instance: Any, state: Any) -> None:
@@ -131,7 +133,7 @@ class Context:
             if name is not None:
                 self._allow[name] = one
         self._classes = {name: each for name, each in self._allow.items() if isinstance(each, type)}
-        self._kinds = {**plain_data.KINDS, HistoryBuffer: Kind(build=_set_history)}
+        self._kinds = {**containers.KINDS, HistoryBuffer: Kind(build=_set_history)}
         theirs = getattr(sys.modules.get(_HISTORY_BUFFER[0]), _HISTORY_BUFFER[1], None)
         if theirs is not None:
             self._kinds[theirs] = Kind(build=_set_history)
