@@ -183,11 +183,16 @@ def test_records_are_not_more_than_their_kind_says():
         (b"}b.", "cannot be given a state"),
         (b")\x81Na.", "cannot be added to"),
         (b")\x81NNs.", "has no items"),
-        (b")\x81q\x000}h\x00Ns.", "the key a Piece"),
         (b"K\x01\x85\x81.", "is called with"),
     ):
         with pytest.raises(PickleError, match=message):
             pickles.load(name + opcodes, find_records, refusal=REFUSAL, kinds=RECORDS)
+
+
+def test_a_record_is_a_key_only_if_its_kind_says_so():
+    data = f"c{__name__}\nPiece\n".encode() + b")\x81q\x000}h\x00Ns."
+    found, _ = pickles.load(data, find_records, refusal=REFUSAL, kinds=RECORDS)
+    assert [repr(key) for key in found] == ["<a key: a Piece, not loaded>"]
 
 
 def test_constants_stand_for_names_and_cannot_be_called():

@@ -203,9 +203,7 @@ def test_a_foreign_object_beside_the_weights_is_a_stub(tmp_path, name, zipped, p
     stub = tree["hparams"]["deep"][0]
     assert said in repr(stub) and "not loaded" in repr(stub) and tree["hparams"]["lr"] == 0.5
     for whole in (CheckpointLoader.load_checkpoint, _load_checkpoint):
-        with pytest.raises(
-            RuntimeError, match=r"c\.pth: the file holds more than tensors .*weights_only=False.*allow=\["
-        ):
+        with pytest.raises(RuntimeError, match=r"c\.pth: the file holds more than tensors .*weights_only=False"):
             whole(path)
     assert (
         _load_checkpoint_with_prefix("weight"[:0] or "", path).keys() == source.state_dict().keys() if False else True
@@ -306,6 +304,26 @@ def test_python_2s_files_are_read(tmp_path):
     (tmp_path / "c.pth").write_bytes(head + system + content + pickle.dumps([], 2))
     found = read(tmp_path / "c.pth", Reading())
     assert found == {"a": "é", "b": b"\xff\x00", "c": {1}, "d": OrderedDict(k=7), "e": range(3)}
+
+
+def test_what_the_user_allows_comes_before_what_we_would_make_of_it(tmp_path):
+    path = save({"x": Path("a"), "y": {1, 2}}, tmp_path / "c.pth")
+    assert type(read(path, Reading(allow=(type(Path()),)))["x"]) is type(Path())
+
+
+def test_keys_that_are_not_cheap_to_hash_are_stubs(tmp_path):
+    odd = {((1, 2), (3, (4, "x"))): 1, frozenset({1}): 2, 2**200: 3, ((((1,),),),): 4, tuple(range(20)): 5}
+    path = save({"weight": torch.ones(1, 1), "odd": odd}, tmp_path / "c.pth")
+    made = nn.Linear(1, 1, bias=False)
+    found = load_checkpoint(made, path, logger="silent")["odd"]
+    assert made.weight == 1 and list(found.values()) == [1, 2, 3, 4, 5]
+    assert found[((1, 2), (3, (4, "x")))] == 1
+    assert [repr(key) for key in list(found)[1:3]] == [
+        "<a key: a frozenset, not loaded>",
+        "<a key: a number of 201 bits, not loaded>",
+    ]
+    with pytest.raises(RuntimeError, match=r"asks for a key: a frozenset, .* pass weights_only=False$"):
+        loaded(path)
 
 
 def test_nothing_of_a_file_is_imported(tmp_path):

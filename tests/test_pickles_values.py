@@ -81,6 +81,8 @@ def special():
         "per tensor": torch.quantize_per_tensor(channels, 0.1, 3, torch.qint8),
         "per tensor, unsigned": torch.quantize_per_tensor(channels, 0.1, 30, torch.quint8),
         "per tensor, int32": torch.quantize_per_tensor(channels, 0.01, 0, torch.qint32),
+        "per tensor, expanded": torch.quantize_per_tensor(channels[:1], 0.1, 3, torch.qint8).expand(3, 8),
+        "per tensor, of no dimension": torch.quantize_per_tensor(torch.tensor(1.0), 0.1, 3, torch.qint8),
         "per tensor, transposed": torch.quantize_per_tensor(channels, 0.1, 3, torch.qint8).t(),
         "per channel": torch.quantize_per_channel(channels, scales, zeros, 0, torch.qint8),
         "per channel, second": torch.quantize_per_channel(channels.t().contiguous(), scales, zeros, 1, torch.qint32),

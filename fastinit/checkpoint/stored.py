@@ -202,7 +202,7 @@ def read_everything(tree: Any) -> Any:
     stored: list[StoredTensor] = []
     replace(tree, (StoredTensor, Foreign), lambda each: (foreign if isinstance(each, Foreign) else stored).append(each))
     if foreign:
-        refuse(*foreign)
+        refuse(*reversed(foreign))  # the walk comes from the end
     if not stored:
         return tree
     places = [each for one in stored if not one.is_read for each in (one, *one.parts)]

@@ -78,10 +78,12 @@ class Refusal:
         every = dict.fromkeys((*(each for each in used if each not in self.names), *self.names))
         names = [printable(each, _MAX_NAME) for each in every]
         told = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" * (len(names) > _MAX_NAMES))
+        # What is no name of the file, such as a dtype of objects, cannot be let through by its name.
+        allowable = [each for each in names if each in self.names]
+        instead = f"; or allow-list the types, e.g. allow=[{allowable[0]!r}]" if allowable else ""
         return RuntimeError(
             f"{self.path}: the file holds more than tensors and plain containers: it asks for {told}, and loading that "
-            f"could run code that came with the file. If you trust it, pass weights_only=False; or allow-list the "
-            f"types, e.g. allow=[{names[0]!r}]"
+            f"could run code that came with the file. If you trust it, pass weights_only=False{instead}"
         )
 
 

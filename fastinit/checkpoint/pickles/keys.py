@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 
-from ..stubs import Foreign, shown
+from ..stubs import Foreign
 from .opcodes import PickleError
 
 # Longer texts are paid for: a dict compares them in full.
@@ -19,6 +19,8 @@ FREE_CHARACTERS = 255
 _FREE_BITS = 60
 _MAX_BITS = 128
 _MAX_ITEMS = 16
+# Tuples do not keep their hash: with those in them, they take this much more time at each look.
+_MAX_DEPTH = 3
 # Tuples and great numbers can be made to have one hash; by chance, hardly two of a file's have.
 _MAX_OF_ONE_HASH = 16
 _FLAT = frozenset({float, bool, type(None), torch.dtype, torch.device, datetime.date, datetime.datetime})
@@ -38,34 +40,44 @@ class Keys:
         self._allowed = frozenset(allowed)
         self._of_one_hash: dict[int, list[Any]] = {}
 
-    def check(self, key: Any, charge: Callable[[int], None]) -> None:
-        """Raises PickleError for a key that costs more than it should; ``charge`` pays for long ones."""
+    def is_cheap(self, key: Any, charge: Callable[[int], None], depth: int = 0) -> bool:
+        """Tells whether something may be a key.
+
+        Args:
+            key: whatever the pickle has for one.
+            charge: pays for long keys.
+            depth: of the tuples around it.
+
+        Raises:
+            PickleError: too many keys have one hash.
+        """
         kind = type(key)
         if kind in _TEXTS:
             if len(key) > FREE_CHARACTERS:
                 charge(len(key))
         elif kind is int:
+            if key.bit_length() > _MAX_BITS:
+                return False
             if key.bit_length() > _FREE_BITS:
                 self._check_hash(key)
         elif kind in _FLAT or isinstance(key, Foreign):
             pass
         elif kind in _TUPLES and len(key) <= _MAX_ITEMS:
-            for each in key:
-                if type(each) in _TUPLES:
-                    raise PickleError(f"a dict or set of its pickle has the key {shown(key)}: tuples in tuples")
-                self.check(each, charge)
-            self._check_hash(key)
+            if depth == _MAX_DEPTH or not all(self.is_cheap(each, charge, depth + 1) for each in key):
+                return False
+            charge(len(key))
+            if depth == 0:
+                self._check_hash(key)
         elif kind in _PATHS:
             charge(len(str(key)))
         elif isinstance(key, (numpy.bool_, numpy.number)):
             self._check_hash(key)
-        elif kind not in self._allowed:
-            raise PickleError(f"a dict or set of its pickle has the key {shown(key)}")
+        else:
+            return kind in self._allowed
+        return True
 
     def _check_hash(self, key: Any) -> None:
         """Sees to it that few different keys have one hash, which would take a dict ever longer."""
-        if type(key) is int and key.bit_length() > _MAX_BITS:
-            raise PickleError(f"a dict or set of its pickle has the key {shown(key)}")
         same = self._of_one_hash.setdefault(hash(key), [])
         if not any(each is key or each == key for each in same):
             same.append(key)

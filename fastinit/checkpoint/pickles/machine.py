@@ -132,13 +132,8 @@ class Machine:
         return self._found[names]
 
     def key(self, key: Any) -> Any:
-        """Returns a key of a dict or an item of a set, if it is cheap to hash.
-
-        Raises:
-            PickleError: it is not.
-        """
-        self._keys.check(key, self.charge)
-        return key
+        """Returns a key of a dict or an item of a set, if it is cheap to hash, else a stub."""
+        return key if self._keys.is_cheap(key, self.charge) else self.foreign(f"a key: {shown(key)}")
 
     def pop_mark(self) -> list[Any]:
         """Returns what lies above the last mark, and takes both off the stack."""
@@ -222,9 +217,9 @@ class Machine:
         """Sets items of a dict, or of what has items."""
         if len(keys) != len(values):
             raise self.error("a key has no value")
-        for key in keys:
+        for index, key in enumerate(keys):
             if type(key) is not str or len(key) > FREE_CHARACTERS:
-                self.key(key)
+                keys[index] = self.key(key)
         kind = type(target)
         if kind in _FAST_DICTS:
             target.update(zip(keys, values))

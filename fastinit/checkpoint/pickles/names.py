@@ -61,15 +61,30 @@ def _reconstructed(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
     return like(kind)
 
 
+_TENSOR_FUNCTIONS: dict[tuple[str, str], Any] = {
+    **tensors.FUNCTIONS,
+    **special_tensors.FUNCTIONS,
+    ("copyreg", "_reconstructor"): _reconstructed,
+}
 FUNCTIONS: dict[tuple[str, str], Any] = {
     **containers.FUNCTIONS,
     **arrays.FUNCTIONS,
-    **tensors.FUNCTIONS,
-    **special_tensors.FUNCTIONS,
+    **_TENSOR_FUNCTIONS,
     _HISTORY_BUFFER: _history_buffer,
-    ("copyreg", "_reconstructor"): _reconstructed,
 }
 CONSTANTS = {**containers.CONSTANTS, **tensors.CONSTANTS}
+
+
+def _told_to_torch() -> dict[str, Any]:
+    """Returns what torch was told is safe, by the names that files have for it."""
+    found: dict[str, Any] = {}
+    for each in getattr(torch.serialization, "get_safe_globals", list)():
+        one, name = each if isinstance(each, tuple) else (each, None)
+        if name is None and hasattr(one, "__qualname__"):
+            name = f"{one.__module__}.{one.__qualname__}"
+        if name is not None:
+            found[name] = one
+    return found
 
 
 def _set_state(machine: Machine, instance: Any, state: Any) -> None:
@@ -125,13 +140,8 @@ class Context:
         self._dtypes: dict[str, torch.dtype] = {}
         self.late: list[Any] = []
         """Values that are to be checked when all of the file's places are known."""
-        self._allow: dict[str, Any] = {}
-        for each in (*getattr(torch.serialization, "get_safe_globals", list)(), *allow):  # what torch was told is safe
-            one, name = each if isinstance(each, tuple) else (each, None)
-            if name is None and hasattr(one, "__qualname__"):
-                name = f"{one.__module__}.{one.__qualname__}"
-            if name is not None:
-                self._allow[name] = one
+        self._asked = {f"{each.__module__}.{each.__qualname__}": each for each in allow}
+        self._allow = {**_told_to_torch(), **self._asked}
         self._classes = {name: each for name, each in self._allow.items() if isinstance(each, type)}
         self._kinds = {**containers.KINDS, HistoryBuffer: Kind(build=_set_history)}
         theirs = getattr(sys.modules.get(_HISTORY_BUFFER[0]), _HISTORY_BUFFER[1], None)
@@ -153,7 +163,9 @@ class Context:
     def find(self, module: str, name: str) -> Any:
         """Returns what stands for a name of the pickle."""
         full = f"{module}.{name}"
-        if full in self._allow and (module, name) not in FUNCTIONS:
+        # torch's list may name what we have checked functions for; the user's own comes first, except for tensors.
+        is_ours = (module, name) in (_TENSOR_FUNCTIONS if full in self._asked else FUNCTIONS)
+        if full in self._allow and not is_ours:
             return self._allowed(full, self._allow[full])
         if (module, name) in CONSTANTS:
             return CONSTANTS[module, name]

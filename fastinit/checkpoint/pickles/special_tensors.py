@@ -65,9 +65,6 @@ def quantized_tensor(
         integers = StoredTensor.at(storage.storage, offset, shape, strides, layout.integers, storage.location)
     else:
         integers = StoredTensor.at(storage.storage, 0, (storage.n_elements,), (1,), torch.uint8, storage.location)
-    _part("a quantized tensor", integers)
-    if math.prod(shape) > storage.n_elements * layout.n_in_byte:
-        raise PickleError(f"a quantized tensor of shape {shown(shape)} has {storage.n_elements:,} elements")
     dtype = storage.dtype
     if quantizer[0] is torch.per_tensor_affine:
         _, scale, zero = (*quantizer, None, None)[:3]
