@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+import needs
 
 # Beyond what the process has: what a test may take before it is stopped, more than any test may show.
 MEMORY_LIMIT = 2 << 30
 CPU_LIMIT_S = 30
 
-needs_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+needs_linux = needs.mark(needs.LINUX)
 
 
 class Cost(NamedTuple):

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -286,7 +287,7 @@ def test_allowed_classes_come_back_within_what_is_not(tmp_path):
     assert repr(found["s"]) == f"<{__name__}.Settings, not loaded>"
 
 
-@pytest.mark.skipif(not hasattr(torch.serialization, "safe_globals"), reason="torch has no list of safe types yet")
+@needs.mark(needs.torch_from(2, 5))  # it has a list of safe types since
 def test_torchs_list_of_safe_types_may_give_names(tmp_path):
     path = save({"x": Settings()}, tmp_path / "c.pth")
     with torch.serialization.safe_globals([(SimpleNamespace, f"{__name__}.Settings")]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import needs
 import pytest
 import torch
 from torch import nn
@@ -170,12 +171,20 @@ def test_a_quantized_module_is_loaded(tmp_path):
     assert torch.equal(target.weight().dequantize(), source.weight().dequantize())
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float4_e2m1fn_x2", "float8_e4m3fn", "float8_e8m0fnu", "uint16", "uint64", "complex32"]
-)
+# The torch that had each first.
+DTYPES_SINCE = {
+    "float4_e2m1fn_x2": (2, 8),
+    "float8_e4m3fn": (2, 1),
+    "float8_e8m0fnu": (2, 7),
+    "uint16": (2, 3),
+    "uint64": (2, 3),
+    "complex32": (2, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES_SINCE)
 def test_dtypes_without_a_storage_class_are_read(tmp_path, dtype):
-    if not hasattr(torch, dtype):
-        pytest.skip(f"this torch has no {dtype}")
+    needs.torch_from(*DTYPES_SINCE[dtype]).check()
     dtype = getattr(torch, dtype)
     value = torch.arange(8 * dtype.itemsize, dtype=torch.uint8).view(dtype).view(2, 4)
     path = save({"x": value, "y": value[1:, 1:]}, tmp_path / "c.pth")
