@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import needs
+import pytest
 
 # Beyond what the process has: what a test may take before it is stopped, more than any test may show.
 MEMORY_LIMIT = 2 << 30
