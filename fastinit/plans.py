@@ -232,6 +232,8 @@ class LoadResult:
     """Keys of the checkpoint that nothing in the module is called by."""
     mismatched: tuple[str, ...]
     """Names whose shape differs: they kept their values."""
+    stripped: tuple[str, ...] = ()
+    """What wrappers (DDP, torch.compile) put into names, where it was left out of account: what, and in how many."""
 
 
 @dataclass(frozen=True, eq=False)
