@@ -116,9 +116,9 @@ def _names(
         if len(keys) > 1:
             continue  # two keys of the file: no guess either
         (key,) = keys
-        name = free[bare] if bare in free else _below_owner(key, bare, owners)
-        if name is not None and name != key and name not in state_dict:
-            found[key] = name
+        new = free[bare] if bare in free else _below_owner(key, bare, owners)
+        if new is not None and new != key and new not in state_dict:
+            found[key] = new
     return found
 
 
