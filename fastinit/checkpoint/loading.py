@@ -133,7 +133,7 @@ def _load(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
-    before = {slot.key: (slot.tensor, _mark(slot.tensor)) for slot in tree.slots}
+    before = {slot.key: (slot.tensor, version_of(slot.tensor)) for slot in tree.slots}
     # The modules' own code may add and remove keys: it gets a copy that it may change.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current:
@@ -156,7 +156,7 @@ def _load(
     copied = tuple(
         slot.key
         for slot in now
-        if slot.key not in before or before[slot.key][0] is not slot.tensor or before[slot.key][1] != _mark(slot.tensor)
+        if slot.key not in before or before[slot.key][0] is not slot.tensor or before[slot.key][1] != version_of(slot.tensor)
     )
     missing = _without_tied(missing, now, copied)
     if text := found.text(missing):
@@ -166,11 +166,6 @@ def _load(
             log(text, logger, logging.WARNING)
     mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
     return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped)
-
-
-def _mark(tensor: torch.Tensor) -> int:
-    # A lazy parameter has no version before it has a shape.
-    return -1 if is_lazy(tensor) else version_of(tensor)
 
 
 def _own_code_line(tree: Tree) -> str:
@@ -308,6 +303,7 @@ def plan_copy(
                 names.name_of(slot.tensor, module, without_wrappers(slot.key)),
                 slot.tensor,
                 match.key_of.get(slot.asked, slot.asked),
+                _shape_of(match.state_dict[slot.asked]) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
             )
             for slot in once.values()
         )
@@ -341,9 +337,13 @@ def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:
 def _fits(value: Any, tensor: torch.Tensor) -> bool:
     if not isinstance(value, torch.Tensor) or is_lazy(tensor):
         return isinstance(value, torch.Tensor)
-    shape = value.geometry.shape if type(value) is StoredTensor else value.shape
+    shape = _shape_of(value)
     # Scalars had one dimension before torch 0.4; torch still takes them.
-    return shape == tensor.shape or (tensor.dim() == 0 and tuple(shape) == (1,))
+    return shape == tensor.shape or (tensor.dim() == 0 and shape == (1,))
+
+
+def _shape_of(value: torch.Tensor) -> tuple[int, ...]:
+    return value.geometry.shape if type(value) is StoredTensor else tuple(value.shape)
 
 
 def _log_stripped(result: LoadResult, logger: logging.Logger | str | None) -> None:

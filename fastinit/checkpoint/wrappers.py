@@ -17,6 +17,7 @@ import torch
 
 from ..naming import WRAPPED
 from .modules import Tree
+from .stored import StoredTensor
 from .versions import checked_metadata, with_metadata
 
 # DDP, DataParallel and averaged models; a model may have a child of that name itself, so exact names go first.
@@ -63,7 +64,9 @@ def matched(state_dict: Mapping[str, Any], tree: Tree, source: object) -> Matche
     renamed = OrderedDict((names.get(k, k), value) for k, value in state_dict.items() if k not in counters)
     if names:
         metadata = _versions(metadata, tree)
-    optional = frozenset(_counters_of(tree) - state_dict.keys()) if from_model else frozenset[str]()
+    optional = frozenset(_counters_of(tree) - state_dict.keys())
+    if optional:
+        stripped.append(f"{_COUNTER!r}, which averaged models have and the checkpoint has not")
     with_metadata(renamed, metadata)
     return Matched(renamed, metadata, {name: key for key, name in names.items()}, tuple(stripped), optional)
 
@@ -113,13 +116,19 @@ def _names(
     owners = {plain(path): path for path in tree.own_code}
     found: dict[str, str] = {}
     for bare, keys in claims.items():
-        if len(keys) > 1:
-            continue  # two keys of the file: no guess either
-        (key,) = keys
+        key = keys[0]
+        if any(not _is_same(state_dict[key], state_dict[other]) for other in keys[1:]):
+            continue  # two tensors of the file: no guess either
         new = free[bare] if bare in free else _below_owner(key, bare, owners)
         if new is not None and new != key and new not in state_dict:
-            found[key] = new
+            found.update(dict.fromkeys(keys, new))
     return found
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
+        return one.place == other.place
+    return one is other
 
 
 def _below_owner(key: str, bare: str, owners: Mapping[str, str]) -> str | None:
