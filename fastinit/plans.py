@@ -375,7 +375,9 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
                 values = {"kind": "copy", "checkpoint": item.source, "key": entry.key}
                 text = f"copy of {entry.key} in {item.source}"
                 replaced = last[id(entry.tensor)] > len(rows)
-                rows.append(_tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced))
+                rows.append(
+                    _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced)
+                )
         else:
             values = {"kind": "call", "call": item.label}
             rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))

@@ -296,11 +296,18 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() or not may_overlap(tensor.shape, tensor.stride())
 
 
+def _span_in_memory(tensor: torch.Tensor) -> tuple[int, int]:
+    if tensor.is_contiguous():
+        start = tensor.data_ptr()
+        return start, start + tensor.nbytes
+    return byte_span(tensor)
+
+
 def _independent(
     copies: list[tuple[torch.Tensor, StoredTensor]],
 ) -> Iterator[list[tuple[torch.Tensor, StoredTensor]]]:
     """Yields copies in batches whose order within does not matter: first all that share memory with no other."""
-    spans = sorted((*byte_span(destination), index) for index, (destination, _) in enumerate(copies))
+    spans = sorted((*_span_in_memory(destination), index) for index, (destination, _) in enumerate(copies))
     together: list[list[tuple[int, int, int]]] = []
     end = 0
     for span in spans:

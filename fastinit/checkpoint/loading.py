@@ -7,6 +7,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..plans import Copy, CopyEntry, LoadResult, names_line
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from ..sharding import is_sharded
-from .current import loading
+from .current import loading, uncollected
 from .downloads import NotDownloaded
 from .messages import log
 from .modules import Descent, Slot, Tree
@@ -136,7 +137,7 @@ def _load(
     before = {slot.key: (slot.tensor, version_of(slot.tensor)) for slot in tree.slots}
     # The modules' own code may add and remove keys: it gets a copy that it may change.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
-    with loading() as current:
+    with loading() as current, nullcontext() if tree.own_code else uncollected():
         if assign:
             _adopt(state, {slot.asked for slot in taken})
         descent = Descent(match.metadata, current, assign, strict)
@@ -156,7 +157,9 @@ def _load(
     copied = tuple(
         slot.key
         for slot in now
-        if slot.key not in before or before[slot.key][0] is not slot.tensor or before[slot.key][1] != version_of(slot.tensor)
+        if slot.key not in before
+        or before[slot.key][0] is not slot.tensor
+        or before[slot.key][1] != version_of(slot.tensor)
     )
     missing = _without_tied(missing, now, copied)
     if text := found.text(missing):

@@ -7,12 +7,14 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
+from .current import uncollected
 from .readers import Reading
 from .schemes import tree_of
 from .stored import StoredTensor
@@ -76,7 +78,9 @@ class Request:
 
     def tree(self, *, offline: bool = False, logger: logging.Logger | str | None = "current") -> Any:
         """Returns what the checkpoint holds, with tensors still in the file where that can be."""
-        return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
+        is_here = os.path.exists(self.checkpoint)  # no download, which may take long
+        with uncollected() if is_here else nullcontext():
+            return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
 
     def state_dict(self, tree: Any) -> OrderedDict[str, Any]:
         """Returns the tensors for the model by the model's names.
