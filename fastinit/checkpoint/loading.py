@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..naming import Names, without_wrappers
-from ..plans import Copy, CopyEntry, LoadResult, names_line
+from ..plans import Copy, CopyEntry, LoadResult
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from ..sharding import is_sharded
@@ -134,7 +134,7 @@ def _load(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
-    before = {slot.key: (slot.tensor, version_of(slot.tensor)) for slot in tree.slots}
+    before = {slot.key: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
     # The modules' own code may add and remove keys: it gets a copy that it may change.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current, nullcontext() if tree.own_code else uncollected():
@@ -154,28 +154,16 @@ def _load(
             _settle(module, tree.slots)
     # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
     now = Tree.of(module).slots if assign or tree.own_code else tree.slots
-    copied = tuple(
-        slot.key
-        for slot in now
-        if slot.key not in before
-        or before[slot.key][0] is not slot.tensor
-        or before[slot.key][1] != version_of(slot.tensor)
-    )
+    changed = (slot for slot in now if before.get(slot.key) != (id(slot.tensor), version_of(slot.tensor)))
+    copied = tuple(slot.key for slot in changed)
     missing = _without_tied(missing, now, copied)
     if text := found.text(missing):
         if strict:
-            raise RuntimeError(text + _own_code_line(tree))
+            raise RuntimeError(text + descent.own_code_line())
         if is_rank_zero():
             log(text, logger, logging.WARNING)
     mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
     return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped)
-
-
-def _own_code_line(tree: Tree) -> str:
-    """Returns what a strict load says where it could not find out before anything was written."""
-    own = [f"{type(each).__name__} {path!r}" for path, each in tree.own_code.items()]
-    line = names_line("modules have loading code or hooks of their own", own)
-    return f"\nThe model may be partly loaded: {line}"
 
 
 def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:
