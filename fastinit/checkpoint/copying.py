@@ -162,10 +162,18 @@ def _not_read() -> Iterator[None]:
         raise _NotRead(error) from error
 
 
+def partly_loaded(error: Exception) -> Exception:
+    """Returns a failure that says besides that something has been written already."""
+    line = "The model may be partly loaded"
+    if line in str(error) or not isinstance(error, (OSError, RuntimeError)):
+        return error
+    return (OSError if isinstance(error, OSError) else RuntimeError)(f"{error}. {line}")
+
+
 def _told(error: Exception, has_begun: bool) -> Exception:
     """Returns a failure to read as the user gets it; the load that goes on is told."""
-    if has_begun and isinstance(error, (OSError, RuntimeError)):
-        error = (OSError if isinstance(error, OSError) else RuntimeError)(f"{error}. The model may be partly loaded")
+    if has_begun:
+        error = partly_loaded(error)
     opened = current()
     if opened is not None:
         opened.failure = error

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ..naming import WRAPPED, wrapper_classes
-from .copying import Copies, Failed
+from ..plans import names_line
+from .copying import Copies, Failed, partly_loaded
 from .current import Loading
 from .stored import StoredTensor
 
@@ -138,6 +139,9 @@ class Descent:
         self._unwrap = unwrapper()
         self._copies = Copies()
         self._assigned: list[tuple[nn.Module, str, torch.Tensor]] = []
+        self._ran: list[str] = []
+        """The modules whose own code ran."""
+        self._has_written = False
         self._swaps = torch.__future__.get_swap_module_params_on_conversion()
 
     def run(self, module: nn.Module, state: OrderedDict[str, Any]) -> None:
@@ -151,14 +155,29 @@ class Descent:
             RuntimeError: ``strict``, and something that was noted or looked at does not fit.
             OSError, RuntimeError: as ``Copies.make``.
         """
-        if self._strict and self.found.errors:
-            raise RuntimeError(self.found.text([]))
-        self.found.errors.extend(map(_refusal, self._copies.make(all_or_nothing=self._strict)))
-        if self._strict and self.found.errors:
-            raise RuntimeError(self.found.text([]))
+        self._stop_if_strict()
+        if self._copies:
+            try:
+                refused = self._copies.make(all_or_nothing=self._strict)
+            except (OSError, RuntimeError) as error:
+                raise (partly_loaded(error) if self._has_written else error) from error.__cause__
+            self._has_written = True
+            self.found.errors.extend(map(_refusal, refused))
+            self._stop_if_strict()
         assigned, self._assigned = self._assigned, []
         for module, name, tensor in assigned:
             setattr(module, name, tensor)
+
+    def _stop_if_strict(self) -> None:
+        if self._strict and self.found.errors:
+            raise RuntimeError(self.found.text([]) + self.own_code_line())
+
+    def own_code_line(self) -> str:
+        """Returns what an error says of modules whose own code ran before it, "" if none did."""
+        if not self._ran:
+            return ""
+        line = names_line("modules ran loading code or hooks of their own", self._ran)
+        return f"\nThe model may be partly loaded: {line}"
 
     def _visit(self, here: nn.Module, state: dict[str, Any], prefix: str) -> None:
         here = self._unwrap(here)
@@ -191,11 +210,13 @@ class Descent:
     def _by_own_code(self, here: nn.Module, state: dict[str, Any], prefix: str, local: Mapping[str, Any]) -> None:
         given = {**local, "assign_to_params_buffers": True} if self._assign else dict(local)
         found = self.found
+        self._ran.append(f"{type(here).__name__} {prefix[:-1]!r}")
         here._load_from_state_dict(  # type: ignore[no-untyped-call]
             state, prefix, given, True, found.missing, found.unexpected, found.errors
         )
-        if self._current.failure is not None:
-            raise self._current.failure
+        if (failure := self._current.failure) is not None:
+            raise (partly_loaded(failure) if self._has_written else failure) from failure.__cause__
+        self._has_written = True
 
     def _by_torchs_code(
         self, here: nn.Module, state: dict[str, Any], prefix: str, local: Mapping[str, Any]
