@@ -281,10 +281,11 @@ class _Batch:
 
 
 def _memory_of(tensor: torch.Tensor) -> int | None:
-    """Returns where a tensor's storage begins, None where that cannot be told."""
-    if type(tensor) not in _PLAIN_TYPES or tensor.layout != torch.strided:
+    """Returns where a tensor's storage begins, None where that cannot be told (sparse, wrappers of other tensors)."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):
         return None
-    return tensor.untyped_storage().data_ptr()
 
 
 def is_memory(tensor: torch.Tensor) -> bool:
