@@ -93,14 +93,18 @@ def test_large_and_small_tensors_are_cut_into_jobs_that_hold_every_byte_once(tmp
     assert sum(job.n_bytes for job in seen) == 3 * sum(value.nbytes for value in state.values())
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 40])
+@pytest.mark.parametrize("at_once", [1, 7, 40, 150])
 def test_reads_that_come_back_short_go_on_where_they_stopped(tmp_path, monkeypatch, at_once):
     made = stack(4)
     state = values_for(made)
     torch.save(state, tmp_path / "c.pth")
 
     def short(fd, buffers, offset):
-        return preadv(fd, [next(each for each in buffers if len(each))[:at_once]], offset)
+        left, some = at_once, []
+        for each in buffers:
+            some.append(each[:left])
+            left -= len(some[-1])
+        return preadv(fd, [each for each in some if len(each)], offset)
 
     preadv = os.preadv
     monkeypatch.setattr(files.os, "preadv", short)
@@ -275,6 +279,16 @@ def test_no_thread_writes_any_more_when_an_error_is_out(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"the disk is gone\. The model may be partly loaded"):
         ours.load_checkpoint(nn.Linear(100, 40, bias=False), tmp_path / "c.pth", logger="silent")
     assert working[0] == 0 and n_started[0] < 16
+
+
+@pytest.mark.parametrize(("apart", "share"), [(20_000, 0.1), (200, 1.1)])
+def test_of_rows_that_lie_far_apart_only_their_bytes_are_read(tmp_path, jobs, apart, share):
+    torch.save({"w": torch.arange(50.0 * apart).view(50, apart)}, tmp_path / "c.pth")
+    whole = read(tmp_path / "c.pth", Reading())["w"]
+    part = torch.zeros(50, 100)
+    part.copy_(whole.part((0, 50), (50, 100)))
+    assert torch.equal(part, torch.arange(50.0 * apart).view(50, apart)[:, 50:150])
+    assert sum(job.n_bytes for job in jobs[0]) < share * 50 * apart * 4
 
 
 def test_only_what_is_out_of_a_files_order_or_type_goes_through_memory_beside(tmp_path, jobs):

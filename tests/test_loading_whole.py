@@ -196,6 +196,22 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_that_says_what_may_be_w
         ours.load_checkpoint(made, path, access="read", strict=strict, logger="silent")
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("access", ["map", "read", "auto"])
+def test_what_own_loading_code_cannot_read_is_an_error_and_no_mismatch(tmp_path, strict, access):
+    path = tmp_path / "c.pth"
+    torch.save(state_of(nn.Sequential(Own(2, 2), nn.Linear(2, 2), Own(2, 2))), path)
+
+    class Cuts(Own):
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+            os.truncate(path, 1000)
+
+    made = nn.Sequential(Cuts(2, 2), Own(2, 2))
+    with pytest.raises(OSError, match=r"was changed while it was being loaded .*The model may be partly loaded"):
+        ours.load_checkpoint(made, path, access=access, strict=strict, logger="silent")
+
+
 def test_a_tensor_that_reaches_out_of_its_bytes_is_refused_with_its_name(tmp_path):
     (tmp_path / "f").write_bytes(bytes(1000))
     storage = Storage(File(tmp_path / "f"), 10, 100)

@@ -31,6 +31,9 @@ _MAX_PARTS = 4096
 # Between two tensors of an archive lie headers and padding: reading over them is cheaper than another system call
 # (about 0.5 us, in which memory moves some kilobytes).
 _MAX_GAP_BYTES = 4096
+# Of rows that lie apart (a rank's part of a matrix), so much is read between two; that is what a system call and a
+# piece of its own cost in time.
+_MAX_APART_BYTES = 64 << 10
 # Every tensor in memory beside begins at a multiple of this, as torch's own allocator has it.
 _ALIGNMENT = 64
 # How many places one preadv may fill; 16 is what POSIX promises.
@@ -214,12 +217,13 @@ def places(
     span = 1 + sum((size - 1) * step for size, step in zip(shape, strides))
     dims = [dim for dim, size in enumerate(shape) if size > 1]
     longest = max(dims, key=lambda dim: strides[dim], default=-1)
-    if span <= n_elements_at_once or longest < 0 or strides[longest] == 0:
+    size, step = (shape[longest], strides[longest]) if longest >= 0 else (1, 0)
+    below = span - (size - 1) * step  # what one index of it spans
+    is_apart = (step - below) * item_bytes > _MAX_APART_BYTES
+    if step == 0 or (span <= n_elements_at_once and not is_apart):
         yield view, shape, first
         return
-    size, step = shape[longest], strides[longest]
-    below = span - (size - 1) * step  # what one index of it spans
-    n = max(1, 1 + (n_elements_at_once - below) // step)
+    n = 1 if is_apart else max(1, 1 + (n_elements_at_once - below) // step)
     for start in range(0, size, n):
         length = min(n, size - start)
         part = (*shape[:longest], length, *shape[longest + 1 :])

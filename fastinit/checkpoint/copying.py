@@ -64,7 +64,7 @@ class Copies:
                 if (reason := why_not(destination)) is not None:
                     raise RuntimeError(reason)
         else:
-            dtype = source.geometry.dtype if isinstance(source, StoredTensor) else source.dtype
+            dtype = source.geometry.dtype if type(source) is StoredTensor else source.dtype
             into = destination.dtype
             if dtype != into and is_memory(destination) and (problem := _why_not_turned(dtype, into)):
                 raise RuntimeError(problem)
@@ -134,7 +134,12 @@ def _check(copies: Iterable[_Copy]) -> None:
     checked: set[int] = set()
     for copy in copies:
         source = copy.source
-        if not isinstance(source, StoredTensor) or source.tensor is not None:
+        if not isinstance(source, StoredTensor):
+            continue
+        if type(source) is not StoredTensor:  # made of what is in the file: that shows whether it can be
+            in_memory(source)
+            continue
+        if source.tensor is not None:
             continue
         storage = source.storage_in_file
         if storage.is_in_one_file:

@@ -92,7 +92,7 @@ class Request:
         state_dict = self._state_dict(tree)
         if isinstance(self.dtype, torch.dtype):
             for key, value in state_dict.items():
-                if isinstance(value, StoredTensor) and value.tensor is None:
+                if type(value) is StoredTensor and value.tensor is None:
                     if value.geometry.dtype.is_floating_point and value.geometry.dtype != self.dtype:
                         state_dict[key] = value.turned_into(self.dtype)
                 elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self.dtype:

@@ -106,12 +106,13 @@ class StoredTensor(torch.Tensor):
     @property
     def is_in_file(self) -> bool:
         """Whether its values are bytes of one file that nobody has read yet."""
-        return self.tensor is None and self.storage_in_file.is_in_one_file
+        return type(self) is StoredTensor and self.tensor is None and self.storage_in_file.is_in_one_file
 
     @property
     def place(self) -> tuple[object, ...]:
         """What tells it from tensors with other values."""
-        return id(self.storage_in_file), self.offset_in_storage, self.dtype_in_file, self.geometry
+        geometry = getattr(self, "geometry", None)  # subclasses have a storage each
+        return id(self.storage_in_file), self.offset_in_storage, self.dtype_in_file, geometry
 
     @property
     def can_be_mapped(self) -> bool:
