@@ -245,3 +245,18 @@ def test_lazy_parameters_that_the_file_lacks_stay_lazy(tmp_path):
     assert (made[0].weight == 1).all() and nn.parameter.is_lazy(made[1].weight)
     assert report.checkpoints[0].result.copied == ("0.weight",)
     assert set(report.checkpoints[0].result.missing) == {"0.bias", "1.weight", "1.bias"}
+
+
+def test_a_lazy_parameter_outside_of_lazy_modules_is_adopted_and_not_copied_into(tmp_path):
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.UninitializedParameter()
+
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "c.pth")
+    made = Holds()
+    with pytest.raises(RuntimeError, match=r'parameter named "weight".*it has no shape yet'):
+        ours.load_checkpoint(made, tmp_path / "c.pth", strict=True, logger="silent")
+    assert nn.parameter.is_lazy(made.weight)
+    ours.load_checkpoint(made, tmp_path / "c.pth", strict=True, assign=True, logger="silent")
+    assert made.weight.shape == (2, 3) and (made.weight == 1).all() and type(made.weight) is nn.Parameter

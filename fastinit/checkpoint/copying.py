@@ -57,6 +57,8 @@ class Copies:
         Raises:
             RuntimeError: it cannot be made, as far as that shows before.
         """
+        if nn.parameter.is_lazy(destination):
+            raise RuntimeError("it has no shape yet, and nothing that would take one from what is loaded")
         if is_sharded(destination):
             if isinstance(source, StoredTensor) and source.is_in_file:
                 if destination.shape != source.geometry.shape:

@@ -275,7 +275,7 @@ class Descent:
             else:
                 self._copies.add(tensor, value, key)
         except Exception as error:
-            errors.append(_refusal(Failed(key, tensor, value, error), "copying"))
+            errors.append(_refusal(Failed(key, tensor, value, error)))
         else:
             self.noted.add(key)
 
@@ -313,9 +313,9 @@ def _as_held(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value.requires_grad_(tensor.requires_grad)  # type: ignore[return-value]
 
 
-def _refusal(failed: Failed, action: str = "copying") -> str:
+def _refusal(failed: Failed) -> str:
+    size = "unknown" if nn.parameter.is_lazy(failed.destination) else failed.destination.size()
     return (
-        f'While {action} the parameter named "{failed.key}", whose dimensions in the model are '
-        f"{failed.destination.size()} and whose dimensions in the checkpoint are {failed.source.size()}, an exception "
-        f"occurred : {failed.error.args}."
+        f'While copying the parameter named "{failed.key}", whose dimensions in the model are {size} and '
+        f"whose dimensions in the checkpoint are {failed.source.size()}, an exception occurred : {failed.error.args}."
     )
