@@ -19,7 +19,7 @@ from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
-from fastinit.checkpoint import batches, copying
+from fastinit.checkpoint import batches, placing
 from fastinit.checkpoint.readers import Reading, read
 
 ACCESS = ["map", "read"]
@@ -143,9 +143,9 @@ def test_a_tied_weight_is_copied_once(tmp_path, monkeypatch):
     source = source_of(net)
     save(source, tmp_path / "c.pth", "zip")
     copied = []
-    original = copying._run
+    original = placing.run_copies
     monkeypatch.setattr(
-        copying, "_run", lambda copies: original(each for each in copies if copied.append(each[0]) or 1)
+        placing, "run_copies", lambda copies: original(each for each in copies if copied.append(each[0]) or 1)
     )
     made = net()
     fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))

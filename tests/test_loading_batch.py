@@ -49,7 +49,7 @@ def jobs(monkeypatch):
     seen, n_batches = [], []
     read_job, run = batches._read, batches.run
     monkeypatch.setattr(batches, "_read", lambda job: (seen.append(job), read_job(job))[1])
-    for module in ("copying", "stored"):
+    for module in ("placing", "stored"):
         target = f"fastinit.checkpoint.{module}.run"
         monkeypatch.setattr(target, lambda pieces: (n_batches.append(1), run(pieces))[1])
     return seen, n_batches

@@ -140,6 +140,10 @@ def test_a_tensor_that_refuses_a_copy_is_a_mismatch_and_strict_writes_no_other(t
     )
     made = make()
     before = copy.deepcopy(made[0].weight)
+    if strict:  # the same with a state dict in memory
+        with pytest.raises(RuntimeError, match="no copies into this"):
+            ours.load_state_dict(made, torch.load(tmp_path / "c.pth"), strict=True)
+        assert torch.equal(made[0].weight, before)
     message = 'While copying the parameter named "1.odd".*no copies into this'
     if strict:
         with pytest.raises(RuntimeError, match=message):

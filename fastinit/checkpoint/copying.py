@@ -11,13 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..plans import byte_span, may_overlap
-from ..sharding import boxes_of, is_sharded, why_not
-from .batches import Stretch, Turned, places, run
+from ..sharding import is_sharded, why_not
 from .current import current, reading
+from .placing import Batch, is_memory, run_copies
 from .stored import StoredTensor, in_memory
-
-_PLAIN_TYPES = (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))
 
 
 class Failed(NamedTuple):
@@ -66,9 +63,14 @@ class Copies:
                 if (reason := why_not(destination)) is not None:
                     raise RuntimeError(reason)
         else:
-            dtype = source.geometry.dtype if type(source) is StoredTensor else source.dtype
+            dtype = source.geometry.dtype if type(source) is StoredTensor else getattr(source, "dtype", None)
             into = destination.dtype
-            if dtype != into and is_memory(destination) and (problem := _why_not_turned(dtype, into)):
+            if (
+                dtype is not None
+                and dtype != into
+                and is_memory(destination)
+                and (problem := _why_not_turned(dtype, into))
+            ):
                 raise RuntimeError(problem)
         self._noted.append(_Copy(destination, source, key))
 
@@ -77,7 +79,7 @@ class Copies:
 
         Returns:
             Copies that torch refused: into tensors of other classes that can show only then. With ``all_or_nothing``
-            there is one at most, and what can be known not to fail has not been written.
+            there is one at most, and plain memory has not been written.
 
         Raises:
             OSError, RuntimeError: something cannot be read. If the message says so, a part has been written.
@@ -88,14 +90,14 @@ class Copies:
         with torch.no_grad():
             with torch._C.DisableTorchFunction(), reading():
                 _check(noted)
-            batch = _Batch()
+            batch = Batch()
             try:
                 for copy in noted:
-                    if batch.takes(copy):
+                    if batch.takes(copy.destination, copy.source):
                         continue
-                    if batch.meets(copy):
+                    if batch.meets(copy.destination, copy.source):
                         has_begun = True
-                        batch.run()
+                        _run(batch)
                     try:
                         _copy_by_torch(copy)
                     except Exception as error:
@@ -106,7 +108,7 @@ class Copies:
                             return failed
                     has_begun = True
                 has_begun = has_begun or bool(batch)
-                batch.run()
+                _run(batch)
             except _NotRead as failure:
                 raise _told(failure.args[0], has_begun) from failure.args[0]
         return failed
@@ -159,6 +161,11 @@ def _span(tensor: torch.Tensor) -> int:
     if tensor.is_contiguous():
         return tensor.numel()
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
+
+
+def _run(batch: Batch) -> None:
+    with _not_read():
+        batch.run()
 
 
 @contextmanager
@@ -226,179 +233,5 @@ def _fresh(source: StoredTensor) -> torch.Tensor:
     """Returns the values of a tensor in memory that ends with it."""
     with torch._C.DisableTorchFunction():
         values = torch.empty(source.shape, dtype=source.dtype, device="cpu")
-        _run([(values, source)])
+        run_copies([(values, source)])
     return values
-
-
-# --- the batch -------------------------------------------------------------------------------------------------------
-
-
-class _Batch:
-    """Copies out of files into plain memory, none of which has been made."""
-
-    def __init__(self) -> None:
-        self._copies: list[tuple[torch.Tensor, StoredTensor]] = []
-        self._sharded: list[torch.Tensor] = []
-        self._memory: set[int | None] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._copies)
-
-    def takes(self, copy: _Copy) -> bool:
-        """Takes a copy, if it is one for a batch."""
-        destination, source, _ = copy
-        if not isinstance(source, StoredTensor):
-            return False
-        with torch._C.DisableTorchFunction():
-            if not source.is_in_file:
-                return False
-            if is_sharded(destination):
-                for box in boxes_of(destination):
-                    self._copies.append((box.tensor, source.part(box.offset, tuple(box.tensor.shape))))
-                    self._memory.add(_memory_of(box.tensor))
-                self._sharded.append(destination)
-                return True
-            if destination.shape != source.shape or not _is_plain(destination):
-                return False
-            self._copies.append((destination, source))
-            self._memory.add(_memory_of(destination))
-        return True
-
-    def meets(self, copy: _Copy) -> bool:
-        """Tells whether another copy may read or write what this batch writes."""
-        if not self._copies:
-            return False
-        with torch._C.DisableTorchFunction():
-            touched = {_memory_of(copy.destination)}
-            if not isinstance(copy.source, StoredTensor):
-                touched.add(_memory_of(copy.source))
-        return None in touched or not touched.isdisjoint(self._memory)
-
-    def run(self) -> None:
-        """Makes the copies."""
-        copies, sharded = self._copies, self._sharded
-        self._copies, self._sharded, self._memory = [], [], set()
-        with torch._C.DisableTorchFunction(), _not_read():
-            try:
-                for independent in _independent(copies):
-                    _run(independent)
-            finally:
-                for tensor in sharded:
-                    torch.autograd.graph.increment_version(tensor)
-
-
-def _memory_of(tensor: torch.Tensor) -> int | None:
-    """Returns where a tensor's storage begins, None where that cannot be told (sparse, wrappers of other tensors)."""
-    try:
-        return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):
-        return None
-
-
-def is_memory(tensor: torch.Tensor) -> bool:
-    """Tells whether a tensor is nothing but memory here: no subclass, not sparse, quantized or on another device."""
-    return (
-        type(tensor) in _PLAIN_TYPES
-        and tensor.layout == torch.strided
-        and tensor.device.type in ("cpu", "cuda")
-        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
-    )
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Tells whether a tensor is memory, and every copy of its shape into it succeeds."""
-    if not is_memory(tensor) or (tensor.is_inference() and not torch.is_inference_mode_enabled()):
-        return False
-    return tensor.is_contiguous() or not may_overlap(tensor.shape, tensor.stride())
-
-
-def _span_in_memory(tensor: torch.Tensor) -> tuple[int, int]:
-    if tensor.is_contiguous():
-        start = tensor.data_ptr()
-        return start, start + tensor.nbytes
-    return byte_span(tensor)
-
-
-def _independent(
-    copies: list[tuple[torch.Tensor, StoredTensor]],
-) -> Iterator[list[tuple[torch.Tensor, StoredTensor]]]:
-    """Yields copies in batches whose order within does not matter: first all that share memory with no other."""
-    spans = sorted((*_span_in_memory(destination), index) for index, (destination, _) in enumerate(copies))
-    together: list[list[tuple[int, int, int]]] = []
-    end = 0
-    for span in spans:
-        if together and span[0] < end:
-            together[-1].append(span)
-        else:
-            together.append([span])
-        end = max(end, span[1])
-    in_turn: list[int] = []
-    alone: list[int] = []
-    for group in together:
-        start, stop, last = group[-1]
-        is_one_place = all(span[:2] == (start, stop) for span in group)
-        if is_one_place and all(copies[index][0].nbytes == stop - start for _, _, index in group):
-            alone.append(last)  # each writes all of it: a tied weight under all of its names
-        else:
-            in_turn.extend(index for _, _, index in group)
-    yield [copies[index] for index in alone]
-    for index in sorted(in_turn):
-        yield [copies[index]]
-
-
-def _run(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
-    """Makes copies whose order does not matter."""
-    pieces: list[Stretch | Turned] = []
-    straight: list[torch.Tensor] = []
-    for destination, source in copies:
-        n_elements, item_bytes = destination.numel(), source.dtype_in_file.itemsize
-        if not n_elements:
-            continue
-        storage = source.storage_in_file
-        file, first = storage.file, storage.offset + source.offset_in_storage * item_bytes
-        in_same_order = _in_same_order(destination, source)
-        if (
-            in_same_order
-            and destination.device.type == "cpu"
-            and destination.dtype == source.dtype == source.dtype_in_file
-        ):
-            pieces.append(Stretch(file, first, n_elements * item_bytes, destination.data_ptr()))
-            straight.append(destination)
-            continue
-        # Not `.data`: a write to this is counted in the version of the destination.
-        view, shape, steps = destination.detach(), tuple(source.shape), source.stride()
-        if in_same_order:
-            view, shape, steps = view.as_strided((n_elements,), (1,)), (n_elements,), (1,)
-        for part, size, at in places(item_bytes, view, shape, steps, 0):
-            n_bytes = (1 + sum((n - 1) * step for n, step in zip(size, steps))) * item_bytes
-            pieces.append(
-                Turned(file, first + at * item_bytes, n_bytes, part, size, steps, source.dtype_in_file, source.dtype)
-            )
-    opened = current()
-    if opened is not None:
-        opened.files.update((id(piece.file), piece.file) for piece in pieces)
-    try:
-        run(pieces)
-    finally:
-        for destination in straight:
-            torch.autograd.graph.increment_version(destination)
-
-
-def _in_same_order(destination: torch.Tensor, source: torch.Tensor) -> bool:
-    """Tells whether the elements of both, of one shape, lie together and in the same order."""
-    if destination.is_contiguous() and source.is_contiguous():
-        return True
-    # Steps along dimensions of one element lead nowhere.
-    steps = [
-        (ours, theirs, size)
-        for size, ours, theirs in zip(destination.shape, destination.stride(), source.stride())
-        if size > 1
-    ]
-    if any(ours != theirs for ours, theirs, _ in steps):
-        return False
-    expected = 1  # dense: sorted by step, each step is the product of the sizes before
-    for step, _, size in sorted(steps):
-        if step != expected:
-            return False
-        expected *= size
-    return True

@@ -130,8 +130,6 @@ class Descent:
 
     def __init__(self, metadata: Mapping[str, Any], current: Loading, assign: bool, strict: bool) -> None:
         self.found = Mismatches()
-        self.noted: set[str] = set()
-        """Keys of what torch's code takes."""
         self._metadata = metadata
         self._current = current
         self._assign = assign
@@ -162,6 +160,8 @@ class Descent:
             except (OSError, RuntimeError) as error:
                 raise (partly_loaded(error) if self._has_written else error) from error.__cause__
             self._has_written = True
+            if self._current.failure is not None:  # within a copy that another library makes
+                raise self._current.failure
             self.found.errors.extend(map(_refusal, refused))
             self._stop_if_strict()
         assigned, self._assigned = self._assigned, []
@@ -276,8 +276,6 @@ class Descent:
                 self._copies.add(tensor, value, key)
         except Exception as error:
             errors.append(_refusal(Failed(key, tensor, value, error)))
-        else:
-            self.noted.add(key)
 
 
 def _split(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
