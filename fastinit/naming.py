@@ -11,17 +11,18 @@ from torch import nn
 
 # Children under these names stand for the wrapped module itself: torch.compile, FSDP1, activation checkpointing,
 # Lightning Fabric (which has it twice, as given and as its strategy made it).
-_WRAPPED = frozenset(
+WRAPPED = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_original_module"}
 )
 
 
 def is_model_wrapper(module: object) -> bool:
     """Tells whether ``module`` only wraps the model in its ``.module`` (DataParallel, DDP, mmengine's wrappers)."""
-    return isinstance(module, _wrapper_classes())
+    return isinstance(module, wrapper_classes())
 
 
-def _wrapper_classes() -> tuple[type, ...]:
+def wrapper_classes() -> tuple[type, ...]:
+    """Returns the classes whose ``.module`` is the model, as far as they have been imported."""
     classes: list[type] = [nn.DataParallel, nn.parallel.DistributedDataParallel]
     # A module can only be an instance of what has been imported; we import nothing for it.
     if fsdp := sys.modules.get("torch.distributed.fsdp"):
@@ -36,7 +37,7 @@ def _wrapper_classes() -> tuple[type, ...]:
 
 def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """Returns (canonical path, module) for every place in the tree, parents first, a shared module for each place."""
-    wrappers = _wrapper_classes()
+    wrappers = wrapper_classes()
     found: list[tuple[str, nn.Module]] = []
     above: set[nn.Module] = set()  # a module that refers back to one it is in is not followed
 
@@ -46,7 +47,7 @@ def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
         wraps = isinstance(module, wrappers)
         for name, child in module._modules.items():
             if child is not None and child not in above:
-                skip = name in _WRAPPED or (wraps and name == "module")
+                skip = name in WRAPPED or (wraps and name == "module")
                 visit(path if skip else join(path, name), child)
         above.discard(module)
 
@@ -56,12 +57,12 @@ def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def without_wrappers(name: str) -> str:
     """Returns the key of a state dict without what torch.compile and its like put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
 
 
 def original(module: nn.Module) -> nn.Module:
     """Returns the module that torch.compile and its like stand for, else ``module`` itself."""
-    inside = next((module._modules[name] for name in _WRAPPED if name in module._modules), None)
+    inside = next((module._modules[name] for name in WRAPPED if name in module._modules), None)
     return module if inside is None else original(inside)
 
 

@@ -218,6 +218,8 @@ class CopyEntry:
     tensor: torch.Tensor = field(repr=False)
     key: str
     """Its name in the checkpoint, after prefix and revisions."""
+    shape: tuple[int, ...]
+    """The checkpoint's: a lazy parameter has none before it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,8 @@ class LoadResult:
     """Keys of the checkpoint that nothing in the module is called by."""
     mismatched: tuple[str, ...]
     """Names whose shape differs: they kept their values."""
+    stripped: tuple[str, ...] = ()
+    """What wrappers (DDP, torch.compile) put into names, where it was left out of account: what, and in how many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,8 +375,9 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
                 values = {"kind": "copy", "checkpoint": item.source, "key": entry.key}
                 text = f"copy of {entry.key} in {item.source}"
                 replaced = last[id(entry.tensor)] > len(rows)
-                shape = tuple(entry.tensor.shape)
-                rows.append(_tensor_row(item, entry.name, shape, entry.tensor, "copy", values, text, "", replaced))
+                rows.append(
+                    _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced)
+                )
         else:
             values = {"kind": "call", "call": item.label}
             rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))

@@ -175,7 +175,9 @@ def tensors_in(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """Returns how often a tensor was written in place."""
+    """Returns how often a tensor was written in place; -1 for a lazy parameter, until it has a shape."""
+    if nn.parameter.is_lazy(tensor):
+        return -1
     # Inference tensors count no versions; they are no parameters that anyone trains.
     return 0 if tensor.is_inference() else tensor._version
 

@@ -65,6 +65,8 @@ class Report:
             lines.append(names_line("draws by order and not by name", self.unkeyed))
         for checkpoint in self.checkpoints:
             lines.append(f"{len(checkpoint.result.copied):,} tensors copied from {checkpoint.source}")
+            if checkpoint.result.stripped:
+                lines.append("  " + names_line("differences that wrappers made in names", checkpoint.result.stripped))
             for what in ("missing", "unexpected", "mismatched"):
                 if names := getattr(checkpoint.result, what):
                     lines.append("  " + names_line(what, names))

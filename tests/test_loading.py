@@ -19,7 +19,7 @@ from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
-from fastinit.checkpoint import copying, files
+from fastinit.checkpoint import batches, placing
 from fastinit.checkpoint.readers import Reading, read
 
 safetensors = needs.module("safetensors.torch")
@@ -65,8 +65,8 @@ def save(source, path, kind):
 
 @pytest.fixture(params=[8 << 20, 48], ids=["one piece", "many pieces"])
 def pieces(request, monkeypatch):
-    for module, name in ((copying, "PIECE_BYTES"), (copying, "MAPPED_PIECE_BYTES"), (files, "PIECE_BYTES")):
-        monkeypatch.setattr(module, name, request.param)
+    for name in ("PIECE_BYTES", "MAPPED_PIECE_BYTES"):
+        monkeypatch.setattr(batches, name, request.param)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
@@ -144,8 +144,10 @@ def test_a_tied_weight_is_copied_once(tmp_path, monkeypatch):
     source = source_of(net)
     save(source, tmp_path / "c.pth", "zip")
     copied = []
-    original = copying._copy_pieces
-    monkeypatch.setattr(copying, "_copy_pieces", lambda to, source: copied.append(to) or original(to, source))
+    original = placing.run_copies
+    monkeypatch.setattr(
+        placing, "run_copies", lambda copies: original(each for each in copies if copied.append(each[0]) or 1)
+    )
     made = net()
     fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
     assert sum(each is made["head"].weight for each in copied) == 1
@@ -570,7 +572,7 @@ def test_a_load_takes_hardly_any_memory_and_a_prefix_reads_its_part(tmp_path, ac
             safetensors.save_file(state, tmp_path / name)
     size = (tmp_path / "big").stat().st_size
     peak, n_read = costs(tmp_path, LOADS, tmp_path / "big", tmp_path / "tiny", access, prefix)
-    piece = copying.MAPPED_PIECE_BYTES if access == "map" else 2 * files.PIECE_BYTES  # what is on the way at one time
+    piece = batches.MAPPED_PIECE_BYTES if access == "map" else 2 * batches.PIECE_BYTES  # what is on the way at one time
     assert peak < 0.05 * size + piece
     if access == "read":
         assert n_read < (0.051 if prefix else 1.001) * size + 100_000

@@ -700,7 +700,7 @@ def test_network_file_systems_are_read_and_others_mapped(tmp_path, monkeypatch):
         path = tmp_path / folder / "c.pth"
         torch.save({"a": torch.ones(1)}, path)
         assert files.is_on_network(path) is on_network
-        assert files.File(path).access == ("read" if on_network else "map")
+        assert files.File(path).access == ("read" if on_network else "auto")
     assert files.File(tmp_path / "fuse" / "c.pth", "map").access == "map"
 
 

@@ -1,201 +1,237 @@
-"""From a file into tensors: in pieces, in parallel, without a second copy of what is loaded."""
+"""From files into tensors: copies are noted, checked together, and made in one batch, with no second one in memory."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..provenance import version_of
-from ..sharding import boxes_of, is_sharded, why_not
-from .files import PIECE_BYTES, File, memory_of, pool, read_all
+from ..sharding import is_sharded, why_not
+from .current import current, reading
+from .placing import Batch, is_memory, run_copies
 from .stored import StoredTensor, in_memory
 
-# Out of a mapping, every piece costs a start of torch's threads and an unmapping: loading 2.4 GB took 0.35 s in pieces
-# of 8 MiB, 0.32 in 32 or more, and 0.29 where nothing was unmapped. Pages that are not let go count as memory.
-MAPPED_PIECE_BYTES = 32 << 20
+
+class Failed(NamedTuple):
+    """A copy that torch refused when it was made."""
+
+    key: str
+    destination: torch.Tensor
+    source: torch.Tensor
+    error: Exception
 
 
-class Loading:
-    """What must be known across the copies of one load."""
+class _NotRead(Exception):  # noqa: N818 (it never leaves this module)
+    """Something could not be read, as its argument says; other errors of a copy are mismatches."""
+
+
+class _Copy(NamedTuple):
+    destination: torch.Tensor
+    source: torch.Tensor
+    key: str
+
+
+class Copies:
+    """Copies that are noted and not made yet.
+
+    They are as good as made one after the other: of two into the same memory, the later one counts.
+    """
 
     def __init__(self) -> None:
-        self.failure: Exception | None = None
-        """Why a file could not be read. Modules take an error of ``copy_`` for a mismatch and go on."""
-        self.files: dict[int, File] = {}
-        self.is_rehearsal = False
-        """Nothing is copied: only what does not fit is to be found."""
-        self._copied: dict[int, tuple[torch.Tensor, tuple[object, ...]]] = {}
+        self._noted: list[_Copy] = []
 
-    def is_copied(self, destination: torch.Tensor, source: StoredTensor) -> bool:
-        """Tells whether the same bytes went there before, and nobody wrote since: tied weights have many names."""
-        found = self._copied.get(id(destination))
-        return found is not None and found[1] == _mark(destination, source)
+    def __len__(self) -> int:
+        return len(self._noted)
 
-    def note(self, destination: torch.Tensor, source: StoredTensor) -> None:
-        """Notes a copy."""
-        if source.storage_in_file.is_in_one_file:
-            self.files[id(source.storage_in_file.file)] = source.storage_in_file.file
-        self._copied[id(destination)] = destination, _mark(destination, source)
+    def add(self, destination: torch.Tensor, source: torch.Tensor, key: str = "") -> None:
+        """Notes a copy; ``key`` is what it is called in messages.
 
+        Raises:
+            RuntimeError: it cannot be made, as far as that shows before.
+        """
+        if nn.parameter.is_lazy(destination):
+            raise RuntimeError("it has no shape yet, and nothing that would take one from what is loaded")
+        if is_sharded(destination):
+            if isinstance(source, StoredTensor) and source.is_in_file:
+                if destination.shape != source.geometry.shape:
+                    raise RuntimeError(f"shapes {tuple(destination.shape)} and {source.geometry.shape}")
+                if (reason := why_not(destination)) is not None:
+                    raise RuntimeError(reason)
+        else:
+            dtype = source.geometry.dtype if type(source) is StoredTensor else getattr(source, "dtype", None)
+            into = destination.dtype
+            if (
+                dtype is not None
+                and dtype != into
+                and is_memory(destination)
+                and (problem := _why_not_turned(dtype, into))
+            ):
+                raise RuntimeError(problem)
+        self._noted.append(_Copy(destination, source, key))
 
-def _mark(destination: torch.Tensor, source: StoredTensor) -> tuple[object, ...]:
-    place = id(source.storage_in_file), source.offset_in_storage, source.stride(), source.dtype
-    return *place, version_of(destination)
+    def make(self, *, all_or_nothing: bool = False) -> list[Failed]:
+        """Makes what was noted; files and places are checked before anything is written.
 
+        Returns:
+            Copies that torch refused: into tensors of other classes that can show only then. With ``all_or_nothing``
+            there is one at most, and plain memory has not been written.
 
-_current: ContextVar[Loading | None] = ContextVar("fastinit_loading", default=None)
-
-
-@contextmanager
-def loading() -> Iterator[Loading]:
-    """Opens a load for the block; mappings that it made end with it."""
-    opened = Loading()
-    token = _current.set(opened)
-    try:
-        yield opened
-    finally:
-        _current.reset(token)
-        for file in opened.files.values():
-            file.unmap()
-        vars(opened).clear()  # a traceback, or a function that refers to itself, may keep it for long
+        Raises:
+            OSError, RuntimeError: something cannot be read. If the message says so, a part has been written.
+        """
+        noted, self._noted = self._noted, []
+        failed: list[Failed] = []
+        has_begun = False
+        with torch.no_grad():
+            with torch._C.DisableTorchFunction(), reading():
+                _check(noted)
+            batch = Batch()
+            try:
+                for copy in noted:
+                    if batch.takes(copy.destination, copy.source):
+                        continue
+                    if batch.meets(copy.destination, copy.source):
+                        has_begun = True
+                        _run(batch)
+                    try:
+                        _copy_by_torch(copy)
+                    except Exception as error:
+                        if isinstance(error, _NotRead):
+                            raise
+                        failed.append(Failed(copy.key, copy.destination, copy.source, error))
+                        if all_or_nothing:
+                            return failed
+                    has_begun = True
+                has_begun = has_begun or bool(batch)
+                _run(batch)
+            except _NotRead as failure:
+                raise _told(failure.args[0], has_begun) from failure.args[0]
+        return failed
 
 
 def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
     """Overwrites a tensor with one from a file, as ``destination.copy_(source)`` would; returns ``destination``.
 
-    Where both lie in memory in the same order, the bytes go from the file (mapped or read, as the file says) to their
-    place, in pieces; a GPU gets them through pinned memory. Any other copy is torch's.
-
     Raises:
         OSError: the file cannot be read, or was changed meanwhile.
+        RuntimeError: the shapes or dtypes do not go together.
     """
-    in_one_file = source.storage_in_file.is_in_one_file
-    if is_sharded(destination) and in_one_file:
-        return _copy_into_parts(destination, source)
-    current = _current.get()
-    if current is not None and (current.is_rehearsal or current.is_copied(destination, source)):
+    opened, place = current(), source.place
+    if opened is not None and opened.is_copied(destination, place):
         return destination
+    copies = Copies()
+    copies.add(destination, source)
+    for failed in copies.make():
+        raise failed.error
+    if opened is not None:
+        opened.note(destination, place)
+    return destination
+
+
+def _check(copies: Iterable[_Copy]) -> None:
+    """Raises OSError or RuntimeError unless all that is to be read is where it was."""
+    checked: set[int] = set()
+    for copy in copies:
+        source = copy.source
+        if not isinstance(source, StoredTensor):
+            continue
+        if type(source) is not StoredTensor:  # made of what is in the file: that shows whether it can be
+            in_memory(source)
+            continue
+        if source.tensor is not None:
+            continue
+        storage = source.storage_in_file
+        if storage.is_in_one_file:
+            n_elements = storage.n_bytes // source.dtype_in_file.itemsize
+            if not 0 <= source.offset_in_storage <= n_elements - _span(source):
+                raise RuntimeError(f"{storage.file.path}: {copy.key!r} does not lie within its bytes of the file")
+        watched = storage.file if storage.is_in_one_file else storage
+        if id(watched) not in checked:
+            checked.add(id(watched))
+            storage.check()
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Returns over how many elements of memory a tensor reaches."""
+    if tensor.is_contiguous():
+        return tensor.numel()
+    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
+
+
+def _run(batch: Batch) -> None:
+    with _not_read():
+        batch.run()
+
+
+@contextmanager
+def _not_read() -> Iterator[None]:
     try:
-        with torch.no_grad():
-            if not in_one_file and source.tensor is None and source.dtype == source.dtype_in_file:
-                if destination.shape != source.shape:
-                    raise RuntimeError(f"shapes {tuple(destination.shape)} and {tuple(source.shape)}")
-                source.storage_in_file.load_into(destination)  # type: ignore[attr-defined]
-                torch.autograd.graph.increment_version(destination)
-            elif source.tensor is not None or not in_one_file or not _in_same_order(destination, source):
-                _copy_whole(destination, source)
-            elif destination.numel():
-                source.storage_in_file.file.check()
-                _copy_pieces(destination, source)
-    except OSError as error:
-        if current is not None:
-            current.failure = error
-        raise
-    if current is not None:
-        current.note(destination, source)
-    return destination
+        yield
+    except Exception as error:
+        raise _NotRead(error) from error
 
 
-def _copy_into_parts(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
-    """Reads what is here of a distributed tensor, and nothing else where it lies together in a mapped file."""
-    if destination.shape != source.shape or (reason := why_not(destination)) is not None:
-        shapes = f"shapes {tuple(destination.shape)} and {tuple(source.shape)}"
-        raise RuntimeError(reason if destination.shape == source.shape else shapes)
-    for box in boxes_of(destination):
-        copy_into(box.tensor, source.part(box.offset, tuple(box.tensor.shape)))
-    torch.autograd.graph.increment_version(destination)
-    return destination
+def partly_loaded(error: Exception) -> Exception:
+    """Returns a failure that says besides that something has been written already."""
+    line = "The model may be partly loaded"
+    if line in str(error) or not isinstance(error, (OSError, RuntimeError)):
+        return error
+    return (OSError if isinstance(error, OSError) else RuntimeError)(f"{error}. {line}")
 
 
-def _in_same_order(destination: torch.Tensor, source: StoredTensor) -> bool:
-    plain = type(destination) in (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))
-    if not plain or destination.layout != torch.strided or destination.device.type not in ("cpu", "cuda"):
-        return False
-    if destination.shape != source.shape or destination.is_quantized or destination.is_conj() or destination.is_neg():
-        return False
-    # Steps along dimensions of one element lead nowhere.
-    steps = [
-        (ours, theirs)
-        for size, ours, theirs in zip(destination.shape, destination.stride(), source.stride())
-        if size > 1
-    ]
-    if any(ours != theirs for ours, theirs in steps):
-        return False
-    expected = 1  # dense: sorted by step, each step is the product of the sizes before
-    for step, size in sorted((step, size) for size, step in zip(destination.shape, destination.stride()) if size > 1):
-        if step != expected:
-            return False
-        expected *= size
-    return True
+def _told(error: Exception, has_begun: bool) -> Exception:
+    """Returns a failure to read as the user gets it; the load that goes on is told."""
+    if has_begun:
+        error = partly_loaded(error)
+    opened = current()
+    if opened is not None:
+        opened.failure = error
+    return error
 
 
-def _copy_whole(destination: torch.Tensor, source: StoredTensor) -> None:
-    """Leaves the copy to torch; from a mapping where there is one, so that nothing is read twice."""
-    storage = source.storage_in_file
-    if (
-        source.tensor is None
-        and storage.is_in_one_file
-        and storage.file.access == "map"
-        and source.can_be_mapped
-        and source.numel()
-    ):
-        storage.file.check()
-        values = source.over(storage.file.mapped().untyped_storage(), storage.offset)
-        destination.copy_(values.to(source.dtype))
-        storage.file.forget(storage.offset, storage.offset + storage.n_bytes)
+@lru_cache(maxsize=1024)
+def _why_not_turned(dtype: torch.dtype, into: torch.dtype) -> str | None:
+    """Returns why torch does not copy values of one dtype into another, None if it does."""
+    if dtype == into:
+        return None
+    try:
+        with warnings.catch_warnings():  # that complex numbers lose their imaginary part
+            warnings.simplefilter("ignore")
+            torch.empty(1, dtype=into, device="cpu").copy_(torch.zeros(1, dtype=torch.uint8, device="cpu").to(dtype))
+    except Exception as error:
+        return f"values of {dtype} are not turned into {into}: {error}"
+    return None
+
+
+# --- copies that are torch's -----------------------------------------------------------------------------------------
+
+
+def _copy_by_torch(copy: _Copy) -> None:
+    """Makes one copy on its own: of tensors in memory, out of folders, into tensors that are more than memory."""
+    destination, source, _ = copy
+    if not isinstance(source, StoredTensor):
+        destination.copy_(source)
         return
-    destination.copy_(in_memory(source))
-
-
-def _copy_pieces(destination: torch.Tensor, source: StoredTensor) -> None:
-    file, n_elements, item_bytes = source.storage_in_file.file, destination.numel(), source.dtype_in_file.itemsize
-    first = source.storage_in_file.offset + source.offset_in_storage * item_bytes
-    # Not `.data`: a write to this is counted in the version of the destination.
-    flat = destination.detach().as_strided((n_elements,), (1,))
-    if file.access == "map" and flat.device.type == "cpu" and source.can_be_mapped:
-        mapped = file.mapped()[first : first + n_elements * item_bytes].view(source.dtype_in_file)
-        for start, end in _pieces(n_elements, MAPPED_PIECE_BYTES // item_bytes):
-            file.check()
-            flat[start:end].copy_(mapped[start:end].to(source.dtype))
-            file.forget(first + start * item_bytes, first + end * item_bytes)
-    elif flat.device.type == "cpu" and flat.dtype == source.dtype == source.dtype_in_file:
-        read_all([(file, first, memory_of(flat.data_ptr(), n_elements * item_bytes))])
+    if source.tensor is None and not source.storage_in_file.is_in_one_file and source.dtype == source.dtype_in_file:
+        if destination.shape != source.shape:
+            raise RuntimeError(f"shapes {tuple(destination.shape)} and {tuple(source.shape)}")
+        with _not_read():
+            source.storage_in_file.load_into(destination)
         torch.autograd.graph.increment_version(destination)
-    else:
-        pinned = flat.device.type == "cuda"
-
-        def read_piece(piece: tuple[int, int]) -> torch.Tensor:
-            values = torch.empty(piece[1] - piece[0], dtype=source.dtype_in_file, pin_memory=pinned)
-            file.read_into(memory_of(values.data_ptr(), values.nbytes), first + piece[0] * item_bytes)
-            return values
-
-        pieces = _pieces(n_elements, PIECE_BYTES // item_bytes)
-        # torch's allocator of pinned memory gives a piece out again when the GPU has taken it.
-        for (start, end), values in zip(pieces, _ahead(read_piece, pieces)):
-            flat[start:end].copy_(values.to(source.dtype), non_blocking=pinned)
-
-
-def _pieces(n_elements: int, step: int) -> list[tuple[int, int]]:
-    return [(start, min(start + step, n_elements)) for start in range(0, n_elements, step)]
-
-
-def _ahead(
-    function: Callable[[tuple[int, int]], torch.Tensor], pieces: list[tuple[int, int]]
-) -> Iterator[torch.Tensor]:
-    """Yields the results in order; threads work on the next ones meanwhile, never more than two for each of them."""
-    if len(pieces) == 1:
-        yield function(pieces[0])
         return
-    waiting: deque[Future[torch.Tensor]] = deque()
-    for piece in pieces:
-        if len(waiting) >= 2 * torch.get_num_threads():
-            yield waiting.popleft().result()
-        waiting.append(pool().submit(function, piece))
-    while waiting:
-        yield waiting.popleft().result()
+    with _not_read():
+        values = _fresh(source) if source.is_in_file else in_memory(source)
+    destination.copy_(values)
+
+
+def _fresh(source: StoredTensor) -> torch.Tensor:
+    """Returns the values of a tensor in memory that ends with it."""
+    with torch._C.DisableTorchFunction():
+        values = torch.empty(source.shape, dtype=source.dtype, device="cpu")
+        run_copies([(values, source)])
+    return values

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import OrderedDict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,16 @@ class FolderStorage(Storage):
         self.memory = None
         self.lock = threading.Lock()
 
+    def check(self) -> None:
+        """Raises RuntimeError unless all chunks of it lie within their files: asked before anything is written."""
+        try:
+            for path, end in self.folder.ends[self.key]:
+                size = path.stat().st_size
+                if size < end:
+                    raise ValueError(f"{path} has {size:,} bytes, where it needs {end:,}")
+        except Exception as error:
+            raise RuntimeError(f"{self.folder.path}: {self.key!r} can not be read: {error}") from error
+
     def read_memory(self) -> None:
         """Reads all of it."""
         tensor = torch.empty_like(self.meta, device="cpu")
@@ -86,6 +97,14 @@ class _Folder:
         self.path = path
         with (path / LIST).open("rb") as file:
             self.contents = _DataOnly(file).load()
+
+    @cached_property
+    def ends(self) -> dict[str, list[tuple[Path, int]]]:
+        """The files that each tensor lies in, with the end of its bytes there."""
+        found: dict[str, list[tuple[Path, int]]] = {}
+        for index, place in self.contents.storage_data.items():
+            found.setdefault(index.fqn, []).append((self.path / place.relative_path, place.offset + place.length))
+        return found
 
     def reader(self) -> Any:
         """Returns torch's reader, which would unpickle the list itself."""

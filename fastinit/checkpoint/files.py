@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -11,9 +10,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +25,6 @@ _NETWORK_FILE_SYSTEMS = frozenset(
         *("ocfs2", "orangefs", "panfs", "smb3", "smbfs", "wekafs"),
     }
 )
-# With one thread, pread reaches 2.5 GB/s in pieces of 256 KiB, 4.4 in 4 MiB and 5 in 16 MiB; with two threads 9 to 9.6
-# from 4 MiB on, as fast as this machine's memory (measured with a warm cache).
-PIECE_BYTES = 8 << 20
 # linux/mman.h: the kernel need not set memory aside for pages that nobody writes.
 _MAP_NORESERVE = 0x4000
 
@@ -41,7 +35,8 @@ class File:
     Args:
         path: of an existing regular file.
         access: "map" (tensors are copied out of a memory mapping), "read" (by ``pread``, straight into their
-            destination), or "auto": "read" on network file systems, else "map".
+            destination, and nothing is mapped), or "auto": what is copied is read, and what a model adopts is mapped,
+            but on network file systems.
 
     Raises:
         OSError: the file cannot be opened.
@@ -56,8 +51,9 @@ class File:
         self.size: int = status.st_size
         self._changed = status.st_mtime_ns
         self.access = checked_access(access)
-        if access == "auto":
-            self.access = "read" if is_on_network(path) else "map"
+        """"auto" only where adopted tensors are mapped."""
+        if access == "auto" and is_on_network(path):
+            self.access = "read"
         self._mapping: mmap.mmap | None = None
         self._mapped: torch.Tensor | None = None
         self._lock = threading.Lock()
@@ -89,14 +85,19 @@ class File:
 
         return json.loads(self.bytes_at(offset, n_bytes).decode("utf-8"), object_pairs_hook=without_duplicates)
 
-    def read_into(self, destination: memoryview, offset: int) -> None:
-        """Reads bytes into ``destination`` until it is full; may be called from many threads at once."""
-        while len(destination):
-            n_read = os.preadv(self.fd, [destination], offset)
+    def read_into(self, destinations: Sequence[memoryview], offset: int) -> None:
+        """Fills ``destinations`` one after the other with the bytes from ``offset`` on; from many threads at once."""
+        n_read = os.preadv(self.fd, destinations, offset)
+        while n_read < sum(map(len, destinations)):  # rare: a signal, the end of the file, more than 2 GiB
+            offset, left = offset + n_read, []
+            for each in destinations:
+                left.append(each[n_read:])
+                n_read = max(0, n_read - len(each))
+            destinations = [each for each in left if len(each)]
+            n_read = os.preadv(self.fd, destinations, offset)
             if n_read == 0:
                 self.check()
                 raise OSError(f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read")
-            destination, offset = destination[n_read:], offset + n_read
 
     def mapped(self) -> torch.Tensor:
         """Returns the file as bytes in memory (read-only), mapped once; it is read where it is looked at."""
@@ -140,11 +141,6 @@ def bytes_of_buffer(buffer: mmap.mmap) -> torch.Tensor:
         return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
-def memory_of(address: int, n_bytes: int) -> memoryview:
-    """Returns memory at an address, to be written; the caller keeps it alive."""
-    return memoryview((ctypes.c_char * n_bytes).from_address(address)).cast("B")
-
-
 def is_on_network(path: Path) -> bool:
     """Tells whether a file lies on a network file system, as far as Linux says; False where it does not."""
     try:
@@ -163,32 +159,3 @@ def is_on_network(path: Path) -> bool:
         if (where == point or where.startswith(point + "/")) and len(point) >= longest:
             kind, longest = after.split(" ", 1)[0], len(point)
     return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
-
-
-def read_all(reads: Iterable[tuple[File, int, memoryview]]) -> None:
-    """Fills memory from files, each with the bytes from an offset on; in parallel, a piece at a time.
-
-    Raises:
-        OSError: a file ends early.
-    """
-    pieces = [
-        (file, offset + start, memory[start : start + PIECE_BYTES])
-        for file, offset, memory in reads
-        for start in range(0, len(memory), PIECE_BYTES)
-    ]
-    if len(pieces) == 1:  # a thread would cost more than it gains
-        file, offset, memory = pieces[0]
-        file.read_into(memory, offset)
-        return
-    for _ in pool().map(lambda piece: piece[0].read_into(piece[2], piece[1]), pieces):
-        pass
-
-
-def pool() -> ThreadPoolExecutor:
-    """Returns the threads that read, as many as torch uses."""
-    return _pool_of(os.getpid(), torch.get_num_threads())
-
-
-@lru_cache(maxsize=1)  # threads do not survive a fork
-def _pool_of(process: int, n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="fastinit-read")

@@ -5,29 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _IncompatibleKeys
+from torch.nn.parameter import is_lazy
 
-from ..naming import Names, is_model_wrapper, without_wrappers
+from ..naming import Names, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from ..sharding import is_sharded
 from .addresses import shown_address
-from .copying import Loading, loading
+from .current import loading, uncollected
 from .downloads import NotDownloaded
-from .messages import listed, log
+from .messages import log
+from .modules import Descent, Slot, Tree
 from .readers import Reading
-from .request import STRIP_MODULE, Request, Revisions, check_taken, state_dict_of, with_metadata
+from .request import STRIP_MODULE, Request, Revisions, check_taken, state_dict_of
 from .schemes import CheckpointLoader
-from .stored import Storage, StoredTensor, in_memory, read_everything
+from .stored import StoredTensor, in_memory, read_everything
+from .versions import with_metadata
+from .wrappers import matched
 
 # --- loading ---------------------------------------------------------------------------------------------------------
 
@@ -94,7 +96,8 @@ def load_checkpoint(
     reading = Reading(map_location, access, weights_only, tuple(allow))
     request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
     tree = request.tree(logger=logger)
-    _load(model, request.state_dict(tree), strict, logger, assign)
+    result = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
+    _log_stripped(result, logger)
     return tree
 
 
@@ -121,145 +124,60 @@ def _load(
     strict: bool,
     logger: logging.Logger | str | None,
     assign: bool = False,
+    source: object = "the state dict",
 ) -> LoadResult:
-    held = list(_slots(module))
-    check_taken(state_dict, (slot.key for slot in held))
-    _check_assign(assign, (slot for slot in held if slot.key in state_dict))
-    if not assign and (metas := [slot.key for slot in held if slot.tensor.is_meta and slot.key in state_dict]):
+    tree = Tree.of(module)
+    match = matched(state_dict, tree, source)
+    taken = [slot for slot in tree.slots if slot.asked in match.state_dict]
+    check_taken(match.state_dict, (slot.asked for slot in taken))
+    _check_assign(assign, taken)
+    if not assign and (metas := [slot.key for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
         raise RuntimeError(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
-    if strict and not _runs_own_code(module):
-        probes = OrderedDict((key, _probe(value)) for key, value in state_dict.items())
-        with loading() as rehearsal:
-            rehearsal.is_rehearsal = True
-            missing, unexpected, errors = _descend(module, probes, getattr(state_dict, "_metadata", None), rehearsal)
-            missing = _without_tied(missing, held, state_dict)
-            if text := _mismatches(missing, unexpected, errors):
-                raise RuntimeError(text)
-    before = {slot.key: (slot.tensor, version_of(slot.tensor)) for slot in held}
-    state = OrderedDict(state_dict)
-    if assign:
-        _adopt(state, {slot.key for slot in held})
-    with loading() as current:
-        metadata = getattr(state_dict, "_metadata", None)
-        missing, unexpected, errors = _descend(module, state, metadata, current, assign)
+    before = {slot.key: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
+    # The modules' own code may add and remove keys: it gets a copy that it may change.
+    state = with_metadata(OrderedDict(match.state_dict), match.metadata)
+    with loading() as current, nullcontext() if tree.own_code else uncollected():
         if assign:
-            _settle(module, held)
-    # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
-    now = list(_slots(module))
-    done = [
-        slot
-        for slot in now
-        if slot.key not in before
-        or before[slot.key][0] is not slot.tensor
-        or before[slot.key][1] != version_of(slot.tensor)
-    ]
-    copied = tuple(slot.key for slot in done)
-    missing = _without_tied(missing, now, copied)
-    if text := _mismatches(missing, unexpected, errors):
-        if strict:
+            _adopt(state, {slot.asked for slot in taken})
+        descent = Descent(match.metadata, current, assign, strict)
+        descent.run(module, state)
+        found = descent.found
+        # A counter that older checkpoints lack; no value is lost with it.
+        missing = [key for key in found.missing if "num_batches_tracked" not in key and key not in match.optional]
+        # Without code of others all that does not fit is known by now, and nothing is written.
+        text = found.text(_without_tied(missing, tree.slots, match.state_dict))
+        if strict and text and not tree.own_code:
             raise RuntimeError(text)
+        descent.commit()
+        if assign:
+            _settle(module, tree.slots)
+    # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
+    now = Tree.of(module).slots if assign or tree.own_code else tree.slots
+    changed = (slot for slot in now if before.get(slot.key) != (id(slot.tensor), version_of(slot.tensor)))
+    copied = tuple(slot.key for slot in changed)
+    missing = _without_tied(missing, now, copied)
+    if text := found.text(missing):
+        if strict:
+            raise RuntimeError(text + descent.own_code_line())
         if is_rank_zero():
             log(text, logger, logging.WARNING)
-    mismatched = tuple(found[1] for error in errors if (found := re.match(r"size mismatch for (\S+):", error)))
-    return LoadResult(copied, tuple(missing), tuple(unexpected), mismatched)
+    mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
+    return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped)
 
 
-def _descend(
-    module: nn.Module,
-    state_dict: OrderedDict[str, Any],
-    metadata: Any,
-    current: Loading,
-    assign: bool = False,
-) -> tuple[list[str], list[str], list[str]]:
-    """Lets every module load its part; returns missing keys, unexpected keys, and what else did not fit."""
-    missing: list[str] = []
-    unexpected: list[str] = []
-    errors: list[str] = []
-    metadata = metadata or {}
-
-    def descend(here: nn.Module, state: dict[str, Any], prefix: str) -> None:
-        here = _unwrapped(here)
-        local = metadata.get(prefix[:-1], {})
-        if assign:
-            local = {**local, "assign_to_params_buffers": True}
-        here._load_from_state_dict(  # type: ignore[no-untyped-call]
-            state, prefix, local, True, missing, unexpected, errors
-        )
-        if current.failure is not None:
-            raise current.failure
-        for name, child in here._modules.items():
-            if child is not None:
-                inner = f"{prefix}{name}."
-                descend(child, {key: value for key, value in state.items() if key.startswith(inner)}, inner)
-        keys = _IncompatibleKeys(missing, unexpected)
-        for hook in here._load_state_dict_post_hooks.values():
-            result = hook(here, keys)
-            assert result is None, (
-                "a load_state_dict post hook must change the lists of keys in place and return None, but "
-                f"{hook} returned {result!r}"
-            )
-
-    # The modules' own code may add and remove keys: it gets a copy that it may change.
-    descend(module, with_metadata(OrderedDict(state_dict), metadata, 0, None), "")
-    # A counter that older checkpoints lack; no value is lost with it.
-    return [key for key in missing if "num_batches_tracked" not in key], unexpected, errors
-
-
-def _without_tied(missing: Sequence[str], slots: Sequence[_Slot], written: Iterable[str]) -> list[str]:
+def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:
     """Returns the missing keys but those of tied tensors that get their values by another of their names."""
-    names = set(written)
-    tensors = {id(slot.tensor) for slot in slots if slot.key in names}
+    if not missing:
+        return []
+    tensors = {id(slot.tensor) for slot in slots if slot.key in written}
     tied = {slot.key for slot in slots if id(slot.tensor) in tensors}
     return [key for key in missing if key not in tied]
 
 
-def _mismatches(missing: Sequence[str], unexpected: Sequence[str], errors: Sequence[str]) -> str:
-    """Returns the one message about all that does not fit, "" if all does."""
-    problems = [*errors]
-    if unexpected:
-        problems.append(f"unexpected key in source state_dict: {listed(unexpected)}\n")
-    if missing:
-        problems.append(f"missing keys in source state_dict: {', '.join(missing)}\n")
-    return "\n".join(["The model and loaded state dict do not match exactly\n", *problems]) if problems else ""
-
-
-# torch's own loading code: what it does is known.
-_KNOWN_CODE = {nn.Module._load_from_state_dict, nn.BatchNorm1d._load_from_state_dict}
-
-
-def _runs_own_code(module: nn.Module) -> bool:
-    return any(
-        type(each)._load_from_state_dict not in _KNOWN_CODE
-        or each._load_state_dict_pre_hooks
-        or each._load_state_dict_post_hooks
-        for each in map(_unwrapped, module.modules())
-    )
-
-
-def _probe(value: Any) -> Any:
-    """Returns a tensor's shape without its values."""
-    if not isinstance(value, torch.Tensor) or isinstance(value, StoredTensor):
-        return value
-    nowhere: Any = None
-    probe = StoredTensor.at(Storage(nowhere, 0, 0), 0, value.shape, [0] * value.dim(), value.dtype, value.device)
-    probe.tensor = value
-    return probe
-
-
 # --- adopting the file's tensors -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Where a module holds a parameter or a persistent buffer."""
-
-    key: str
-    entries: dict[str, Any]
-    name: str
-    tensor: torch.Tensor
 
 
 def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
@@ -272,7 +190,7 @@ def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
             continue
         storage = value.storage_in_file
         stays = value.tensor is None and value.dtype == value.dtype_in_file and value.location.type == "cpu"
-        if not (stays and value.can_be_mapped and storage.file.access == "map" and value.numel()):
+        if not (stays and value.can_be_mapped and storage.file.access != "read" and value.numel()):
             state[key] = in_memory(value).detach()
             continue
         storage.file.check()
@@ -284,7 +202,7 @@ def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
         state[key] = value.over(storages[id(storage)])
 
 
-def _settle(module: nn.Module, before: Sequence[_Slot]) -> None:
+def _settle(module: nn.Module, before: Sequence[Slot]) -> None:
     """Gives adopted parameters the ``requires_grad`` of those they replace, and ties them where those were tied."""
     adopted: dict[int, torch.Tensor] = {}
     for slot in before:
@@ -366,37 +284,42 @@ def plan_copy(
 
         return Copy(module, (), source, rule, info, request.assign, False, not_yet, "not downloaded yet")
 
-    def entries(slots: Iterable[_Slot]) -> tuple[CopyEntry, ...]:
-        once: dict[int, _Slot] = {}
+    tree = Tree.of(module)
+    match = matched(state_dict, tree, source)
+
+    def entries(slots: Iterable[Slot]) -> tuple[CopyEntry, ...]:
+        once: dict[int, Slot] = {}
         for slot in slots:  # a tied tensor by its first key
             once.setdefault(id(slot.tensor), slot)
         return tuple(
-            CopyEntry(names.name_of(slot.tensor, module, without_wrappers(slot.key)), slot.tensor, slot.key)
+            CopyEntry(
+                names.name_of(slot.tensor, module, without_wrappers(slot.key)),
+                slot.tensor,
+                match.key_of.get(slot.asked, slot.asked),
+                _shape_of(match.state_dict[slot.asked]) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
+            )
             for slot in once.values()
         )
 
-    check_taken(state_dict, (slot.key for slot in _slots(module)))
-    _check_assign(request.assign, (slot for slot in _slots(module) if slot.key in state_dict))
-
-    def fits(slot: _Slot) -> bool:
-        value = state_dict.get(slot.key)
-        return isinstance(value, torch.Tensor) and (nn.parameter.is_lazy(slot.tensor) or _fits(value, slot.tensor))
+    check_taken(match.state_dict, (slot.asked for slot in tree.slots))
+    _check_assign(request.assign, (slot for slot in tree.slots if slot.asked in match.state_dict))
 
     def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
         where = f"{request.prefix} in model" if request.prefix is not None else "model"
         own_logger.info("load %s from: %s", where, source)
         trees.pop(id(request), None)
-        result = _load(module, state_dict, request.strict, "current", request.assign)
+        result = _load(module, state_dict, request.strict, "current", request.assign, source)
+        _log_stripped(result, "current")
         if request.assign:
             names.renew()
         copied = set(result.copied)
-        return result, entries(slot for slot in _slots(module) if slot.key in copied)
+        return result, entries(slot for slot in Tree.of(module).slots if slot.key in copied)
 
-    planned = entries(slot for slot in _slots(module) if fits(slot))
-    return Copy(module, planned, source, rule, info, request.assign, _runs_own_code(module), load)
+    planned = entries(slot for slot in tree.slots if _fits(match.state_dict.get(slot.asked), slot.tensor))
+    return Copy(module, planned, source, rule, info, request.assign, bool(tree.own_code), load)
 
 
-def _check_assign(assign: bool, slots: Iterable[_Slot]) -> None:
+def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:
     for slot in slots:
         if assign and is_sharded(slot.tensor):
             raise RuntimeError(
@@ -405,31 +328,18 @@ def _check_assign(assign: bool, slots: Iterable[_Slot]) -> None:
             )
 
 
-def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:
+def _fits(value: Any, tensor: torch.Tensor) -> bool:
+    if not isinstance(value, torch.Tensor) or is_lazy(tensor):
+        return isinstance(value, torch.Tensor)
+    shape = _shape_of(value)
     # Scalars had one dimension before torch 0.4; torch still takes them.
-    return value.shape == tensor.shape or (tensor.dim() == 0 and value.shape == (1,))
+    return shape == tensor.shape or (tensor.dim() == 0 and shape == (1,))
 
 
-def _slots(module: nn.Module, prefix: str = "") -> Iterator[_Slot]:
-    """Yields the parameters and persistent buffers of a module, by the keys of its state dict."""
-    module = _unwrapped(module)
-    held: Iterable[tuple[dict[str, Any], str, torch.Tensor | None]] = (
-        *((module._parameters, name, tensor) for name, tensor in module._parameters.items()),
-        *(
-            (module._buffers, name, buffer)
-            for name, buffer in module._buffers.items()
-            if name not in module._non_persistent_buffers_set
-        ),
-    )
-    for entries, name, tensor in held:
-        if tensor is not None:
-            yield _Slot(prefix + name, entries, name, tensor)
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _slots(child, f"{prefix}{name}.")
+def _shape_of(value: torch.Tensor) -> tuple[int, ...]:
+    return value.geometry.shape if type(value) is StoredTensor else tuple(value.shape)
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    mmengine = sys.modules.get("mmengine.model")
-    test_time = mmengine is not None and isinstance(module, mmengine.BaseTTAModel)
-    return module.module if is_model_wrapper(module) or test_time else module  # type: ignore[return-value]
+def _log_stripped(result: LoadResult, logger: logging.Logger | str | None) -> None:
+    if result.stripped and is_rank_zero():
+        log(f"names were matched without what wrappers add: {', '.join(result.stripped)}", logger)

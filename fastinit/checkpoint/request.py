@@ -6,16 +6,21 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
+from .current import uncollected
 from .readers import Reading
 from .schemes import tree_of
 from .stored import StoredTensor
 from .stubs import Foreign, refuse
+from .versions import checked_metadata, with_metadata
+from .wrappers import below
 
 Revisions = Sequence[tuple[str, str]]
 # What DataParallel and DDP put in front of every name.
@@ -68,37 +73,53 @@ class Request:
 
     def _wants(self, key: str) -> bool:
         prefix = self._dotted_prefix
-        return prefix is None or any(_revised(key, each).startswith(prefix) for each in self._candidates())
+        if prefix is None or any(_revised(key, each).startswith(prefix) for each in map(_compiled, self._candidates())):
+            return True
+        return self.revise_keys is None and below(key, prefix) is not None
 
     def tree(self, *, offline: bool = False, logger: logging.Logger | str | None = "current") -> Any:
         """Returns what the checkpoint holds, with tensors still in the file where that can be."""
-        return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
+        is_here = os.path.exists(self.checkpoint)  # no download, which may take long
+        with uncollected() if is_here else nullcontext():
+            return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
 
     def state_dict(self, tree: Any) -> OrderedDict[str, Any]:
         """Returns the tensors for the model by the model's names.
 
         Raises:
             AssertionError: no key begins with the prefix.
-            RuntimeError: there is no state dict.
+            RuntimeError: there is no state dict, or the versions beside it are damaged.
         """
+        state_dict = self._state_dict(tree)
+        if isinstance(self.dtype, torch.dtype):
+            for key, value in state_dict.items():
+                if type(value) is StoredTensor and value.tensor is None:
+                    if value.geometry.dtype.is_floating_point and value.geometry.dtype != self.dtype:
+                        state_dict[key] = value.turned_into(self.dtype)
+                elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self.dtype:
+                    state_dict[key] = value.to(self.dtype)
+        return state_dict
+
+    def _state_dict(self, tree: Any) -> OrderedDict[str, Any]:
         prefix = self._dotted_prefix
         for revisions in self._candidates():
             state_dict = state_dict_of(tree, self.checkpoint, revisions, self.key)
             if prefix is None:
-                break
-            below = OrderedDict((k[len(prefix) :], value) for k, value in state_dict.items() if k.startswith(prefix))
-            if below:
-                metadata = getattr(state_dict, "_metadata", None)
-                state_dict = with_metadata(below, metadata, len(prefix), prefix[:-1])
-                break
-        else:
-            raise AssertionError(f"{prefix} is not in the pretrained model")
-        if isinstance(self.dtype, torch.dtype):
-            for key, value in state_dict.items():
-                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self.dtype:
-                    lazy = isinstance(value, StoredTensor) and value.tensor is None
-                    state_dict[key] = value.turned_into(self.dtype) if lazy else value.to(self.dtype)  # type: ignore[attr-defined]
-        return state_dict
+                return state_dict
+            if found := _cut(state_dict, lambda name: name[len(prefix) :] if f"{name}.".startswith(prefix) else None):
+                return found
+        if self.revise_keys is None and prefix is not None:
+            # Wrappers may have put their parts in front of the prefix, and into it.
+            state_dict = state_dict_of(tree, self.checkpoint, (), self.key)
+            if found := _cut(state_dict, partial(below, prefix=prefix)):
+                return found
+        raise AssertionError(f"{prefix} is not in the pretrained model")
+
+
+def _cut(state_dict: OrderedDict[str, Any], rest: Callable[[str], str | None]) -> OrderedDict[str, Any]:
+    """Returns what of a state dict is below a prefix, by the rest of its names."""
+    found = OrderedDict((new, value) for name, value in state_dict.items() if (new := rest(name)))
+    return with_metadata(found, getattr(state_dict, "_metadata", {}), rest)
 
 
 def state_dict_of(
@@ -107,7 +128,7 @@ def state_dict_of(
     """Returns the weights of a checkpoint by their revised keys.
 
     Raises:
-        RuntimeError: there are none, or they are of a class that is not data.
+        RuntimeError: there are none, they are of a class that is not data, or the versions beside them are damaged.
     """
     if not isinstance(checkpoint, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}")
@@ -118,8 +139,9 @@ def state_dict_of(
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}")
     if not all(isinstance(name, str) for name in found):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
-    revised = OrderedDict((_revised(name, revisions), value) for name, value in found.items())
-    return with_metadata(revised, getattr(found, "_metadata", None), 0, None)
+    compiled = _compiled(revisions)
+    revised = OrderedDict((_revised(name, compiled), value) for name, value in found.items())
+    return with_metadata(revised, checked_metadata(getattr(found, "_metadata", None), filename))
 
 
 def check_taken(state_dict: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -150,18 +172,11 @@ def _nested(checkpoint: Mapping[Any, Any], filename: object, key: str | None) ->
     return found
 
 
-def _revised(key: str, revisions: Revisions) -> str:
+def _compiled(revisions: Revisions) -> list[tuple[re.Pattern[str], str]]:
+    return [(re.compile(pattern), replacement) for pattern, replacement in revisions]
+
+
+def _revised(key: str, revisions: Sequence[tuple[re.Pattern[str], str]]) -> str:
     for pattern, replacement in revisions:
-        key = re.sub(pattern, replacement, key)
+        key = pattern.sub(replacement, key)
     return key
-
-
-def with_metadata(
-    state_dict: OrderedDict[str, Any], metadata: Any, cut: int, path: str | None
-) -> OrderedDict[str, Any]:
-    """Attaches the versions of the modules that torch saves beside a state dict, those below ``path`` without it."""
-    if metadata and path is not None:
-        metadata = {key[cut:]: value for key, value in metadata.items() if key == path or key.startswith(path + ".")}
-    if metadata:
-        state_dict._metadata = metadata  # type: ignore[attr-defined]
-    return state_dict

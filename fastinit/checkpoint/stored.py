@@ -8,13 +8,15 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..memory import allocate_like
-from .files import File, memory_of, read_all
+from .batches import Stretch, run
+from .current import reading
+from .files import File
 from .stubs import Foreign, refuse
 
 
@@ -33,6 +35,23 @@ class Storage:
         """The bytes, once they have been read."""
         # A tensor's attributes may be of the same storage.
         self.lock: AbstractContextManager[Any] = threading.RLock()
+
+    def check(self) -> None:
+        """Raises OSError if its bytes are not where they were: asked before anything is written."""
+        self.file.check()
+
+    def load_into(self, destination: torch.Tensor) -> None:
+        """Reads into a tensor of the same shape and dtype: for storages that read by themselves."""
+        raise NotImplementedError
+
+
+class Geometry(NamedTuple):
+    """What is known of a tensor without its values."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+    dtype: torch.dtype
 
 
 class StoredTensor(torch.Tensor):
@@ -54,6 +73,8 @@ class StoredTensor(torch.Tensor):
     """What was read."""
     attributes: dict[str, Any] | None
     """Python attributes that were saved with it; they are set on what is read."""
+    geometry: Geometry
+    """What ``shape``, ``stride()`` and ``dtype`` say, without the detour through ``__torch_function__``."""
 
     @staticmethod
     def at(
@@ -66,8 +87,10 @@ class StoredTensor(torch.Tensor):
         requires_grad: bool = False,
     ) -> StoredTensor:
         """Returns the tensor of a place: ``offset`` in elements from the storage's beginning."""
-        geometry = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
-        made: StoredTensor = torch.Tensor._make_subclass(StoredTensor, geometry, requires_grad)  # type: ignore[assignment]
+        geometry = Geometry(tuple(shape), tuple(strides), dtype)
+        meta = _meta(geometry)
+        made: StoredTensor = torch.Tensor._make_subclass(StoredTensor, meta, requires_grad)  # type: ignore[assignment]
+        made.geometry = geometry
         made.storage_in_file, made.offset_in_storage, made.location = storage, offset, location
         made.dtype_in_file, made.is_parameter, made.tensor, made.attributes = dtype, False, None, None
         return made
@@ -111,6 +134,17 @@ class StoredTensor(torch.Tensor):
         return self.tensor is not None
 
     @property
+    def is_in_file(self) -> bool:
+        """Whether its values are bytes of one file that nobody has read yet."""
+        return type(self) is StoredTensor and self.tensor is None and self.storage_in_file.is_in_one_file
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What tells it from tensors with other values."""
+        geometry = getattr(self, "geometry", None)  # subclasses have a storage each
+        return id(self.storage_in_file), self.offset_in_storage, self.dtype_in_file, geometry
+
+    @property
     def can_be_mapped(self) -> bool:
         """Whether it lies in one file, its elements at multiples of their size: a mapping begins at a page."""
         return self.storage_in_file.is_in_one_file and self.storage_in_file.offset % self.dtype_in_file.itemsize == 0
@@ -118,7 +152,7 @@ class StoredTensor(torch.Tensor):
     def over(self, memory: torch.UntypedStorage, first_byte: int = 0) -> torch.Tensor:
         """Returns a tensor over memory that holds the bytes of its storage, from ``first_byte`` on."""
         at = first_byte // self.dtype_in_file.itemsize + self.offset_in_storage
-        empty = torch.empty(0, dtype=self.dtype_in_file)
+        empty = torch.empty(0, dtype=self.dtype_in_file, device="cpu")
         return empty.set_(memory, at, self.size(), self.stride())  # type: ignore[call-overload, no-any-return]
 
     @classmethod
@@ -142,12 +176,29 @@ class StoredTensor(torch.Tensor):
         return func(*_in_memory(args), **_in_memory(kwargs))
 
 
+# The layers of a model are alike, and this is most of what a tensor costs.
+_METAS: dict[Geometry, torch.Tensor] = {}
+# More shapes than any model has; a file could name as many as it likes.
+_MAX_METAS = 4096
+
+
+def _meta(geometry: Geometry) -> torch.Tensor:
+    found = _METAS.get(geometry)
+    if found is None:
+        found = torch.empty_strided(geometry.shape, geometry.strides, dtype=geometry.dtype, device="meta")
+        # Modes that are active (fake tensors, inference) would show in whatever is made of it later.
+        if len(_METAS) < _MAX_METAS and type(found) is torch.Tensor and not found.is_inference():
+            _METAS[geometry] = found
+    return found
+
+
 def in_memory(stored: StoredTensor) -> torch.Tensor:
     """Returns the tensor itself; it is read from the file the first time."""
     with stored.storage_in_file.lock:
         if stored.tensor is None:
             if stored.storage_in_file.memory is None:
-                read([stored.storage_in_file])
+                with reading():
+                    read([stored.storage_in_file])
             stored.tensor = _tensor_of(stored)
         return stored.tensor
 
@@ -182,11 +233,10 @@ def read(storages: Sequence[Storage]) -> None:
     metas = [torch.empty(each.n_bytes, dtype=torch.uint8, device="meta") for each in storages]
     tensors = allocate_like(metas, torch.device("cpu"))
     for storage in storages:
-        storage.file.check()
-    read_all(
-        (each.file, each.offset, memory_of(tensor.data_ptr(), each.n_bytes))
-        for each, tensor in zip(storages, tensors)
-        if each.n_bytes
+        storage.check()
+    run(
+        Stretch(storage.file, storage.offset, storage.n_bytes, tensor.data_ptr())
+        for storage, tensor in zip(storages, tensors)
     )
     for storage, tensor in zip(storages, tensors):
         storage.memory = tensor.untyped_storage()
@@ -205,7 +255,7 @@ def read_everything(tree: Any) -> Any:
         refuse(*reversed(foreign))  # the walk comes from the end
     if not stored:
         return tree
-    places = [each for one in stored if not one.is_read for each in (one, *one.parts)]
+    places = [each for one in stored if not one.is_read for each in one.parts or (one,)]
     storages = {id(each.storage_in_file): each.storage_in_file for each in places}
     read([each for each in storages.values() if each.memory is None])
     return replace(tree, StoredTensor, in_memory)

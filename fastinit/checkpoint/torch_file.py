@@ -83,7 +83,7 @@ def _checked(tree: Any, context: Context) -> Any:
 
 def _padded(file: File, start: int, n_bytes: int) -> bytes:
     memory = bytearray(n_bytes + len(PADDING))
-    file.read_into(memoryview(memory)[:n_bytes], start)
+    file.read_into([memoryview(memory)[:n_bytes]], start)
     return bytes(memory)
 
 
