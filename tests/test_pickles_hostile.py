@@ -616,3 +616,19 @@ def test_a_file_that_is_cut_within_its_pickle_is_refused(tmp_path):
         (tmp_path / "c.pth").write_bytes(content[:cut])
         with pytest.raises(RuntimeError, match="damaged or no checkpoint"):
             read(tmp_path / "c.pth", Reading())
+
+
+class AllowedOpen:
+    """It has a __dict__, so that setting any attribute would succeed."""
+
+    def method(self):
+        return "its own"
+
+
+def test_slots_of_an_allowed_class_are_those_it_declares(tmp_path):
+    made = g(AllowedOpen.__module__, "AllowedOpen") + b")\x81"
+    write(tmp_path / "c.pth", pickled(made + b"N}" + text("method") + b"K\x01s\x86b"), "zip")
+    with pytest.raises(RuntimeError, match="a AllowedOpen has no slots a dict"):
+        read(tmp_path / "c.pth", Reading(allow=(AllowedOpen,)))
+    write(tmp_path / "c.pth", pickled(made + b"}" + text("lr") + b"K\x01sb"), "zip")
+    assert read(tmp_path / "c.pth", Reading(allow=(AllowedOpen,))).lr == 1

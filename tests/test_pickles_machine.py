@@ -281,3 +281,12 @@ def test_metadata_of_many_state_dicts_are_checked_once():
     state = b"}X\x09\x00\x00\x00_metadatah\x01sq\x020("
     found, _ = load(metadata + state + b"ccollections\nOrderedDict\nq\x03)Rh\x02b" + b"h\x03)Rh\x02b" * 5_000 + b"t.")
     assert len(found) == 5_001 and found[0]._metadata is found[-1]._metadata
+
+
+@pytest.mark.parametrize(
+    "data", [b"L" + b"9" * 5_000 + b"L\n.", b"c" + b"a" * 1_001 + b"\nb\n.", b"]p" + b"1" * 5_000 + b"\n."]
+)
+def test_a_line_is_no_longer_than_a_number_or_a_name(data):
+    """Whatever limit this Python itself has for the digits of a number."""
+    with pytest.raises(PickleError, match=r"it has a line of [0-9,]+ bytes where a name or a number is expected"):
+        load(data)
