@@ -14,8 +14,9 @@ import torch
 from ..plans import names_line
 from . import distributed_folder, safetensors_file, torch_file
 from .files import File, checked_access
-from .torch_file import ZIP_HEAD, Refused
-from .unpickling import Location, Unsupported, imported
+from .stubs import RefusedError, one_line
+from .torch_file import ZIP_HEAD
+from .unpickling import imported
 
 Fetch = Callable[[str], Path]
 """Returns the path of a file that lies beside an index."""
@@ -70,8 +71,14 @@ class Reading:
             raise TypeError(f"map_location must be a device, a dict, a function or None, but got {where!r}")
 
     def location_of(self, saved: str) -> torch.device:
-        """Returns where a tensor goes that was saved from a device; None and what no dict names: to the CPU."""
+        """Returns where a tensor goes that was saved from a device; None and what no dict names: to the CPU.
+
+        A function is asked with an empty storage: where it puts that, the tensors go.
+        """
         where = self.map_location
+        if callable(where):
+            put = where(torch.UntypedStorage(0), saved)
+            where = None if put is None else put.device
         if isinstance(where, dict):
             where = next((to for from_, to in where.items() if str(from_) == saved), "cpu")
         return torch.device("cpu" if where is None else where)
@@ -104,7 +111,9 @@ def read(
         except OSError:
             raise
         except Exception as error:  # as below
-            raise RuntimeError(f"{path / distributed_folder.LIST}: the file is damaged or no list: {error}") from error
+            raise RuntimeError(
+                f"{path / distributed_folder.LIST}: the file is damaged or no list: {one_line(error)}"
+            ) from error
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
@@ -112,47 +121,29 @@ def read(
     file = File(path, reading.access)
     head = file.bytes_at(0, _HEAD_BYTES)
     try:
+        if not reading.weights_only and not safetensors_file.looks_like(head) and not head.lstrip().startswith(b"{"):
+            where = "cpu" if reading.map_location is None else reading.map_location
+            return torch.load(str(path), map_location=where, weights_only=False)
         if head.startswith(ZIP_HEAD):
-            return _unpickled(torch_file.read_zip, file, reading)
+            return torch_file.read_zip(file, reading.location_of, reading.allow)
         if torch_file.LEGACY_HEAD.match(head):
-            return _unpickled(torch_file.read_legacy, file, reading)
+            return torch_file.read_legacy(file, reading.location_of, reading.allow)
         if safetensors_file.looks_like(head):
             return safetensors_file.read(file, reading.location_of("cpu"))
         if head.lstrip().startswith(b"{"):
             if is_shard:
                 raise ValueError("an index cannot be a shard of an index")
             weight_map = _weight_map(file)
-        elif not reading.weights_only:
-            return _by_torch(file, reading)
         else:
             raise ValueError(_what_else(head))
-    except Refused as refused:
-        raise RuntimeError(
-            f"{path}: the file holds more than tensors and plain containers: it asks for {refused}, and loading that "
-            f"could run code that came with the file. If you trust it, pass weights_only=False; or allow-list the "
-            f"types, e.g. allow=[{str(refused).split(', ')[0]!r}]"
-        ) from None
+    except RefusedError:
+        raise
     except OSError:  # the file cannot be read; what it holds is not to blame
         raise
     except Exception as error:
-        # unpickling foreign bytes fails in many ways: IndexError, struct.error, UnicodeDecodeError, ...
-        what = str(error) or type(error).__name__
-        raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {what}") from error
+        # foreign bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
+        raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
     return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
-
-
-def _unpickled(reader: Callable[[File, Location, Iterable[Any]], Any], file: File, reading: Reading) -> Any:
-    if reading.weights_only and not callable(reading.map_location):
-        try:
-            return reader(file, reading.location_of, reading.allow)
-        except Unsupported:
-            pass
-    return _by_torch(file, reading)
-
-
-def _by_torch(file: File, reading: Reading) -> Any:
-    where = "cpu" if reading.map_location is None else reading.map_location
-    return torch.load(str(file.path), map_location=where, weights_only=reading.weights_only)
 
 
 def _what_else(head: bytes) -> str:

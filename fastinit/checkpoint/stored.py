@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import threading
+import types
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import nn
 
 from ..memory import allocate_like
 from .files import File, memory_of, read_all
+from .stubs import Foreign, refuse
 
 
 class Storage:
@@ -26,7 +30,7 @@ class Storage:
         self.n_bytes = n_bytes
         self.memory: torch.UntypedStorage | None = None
         """The bytes, once they have been read."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a tensor's attributes may be of the same storage
 
 
 class StoredTensor(torch.Tensor):
@@ -46,6 +50,8 @@ class StoredTensor(torch.Tensor):
     is_parameter: bool
     tensor: torch.Tensor | None
     """What was read."""
+    attributes: dict[str, Any] | None
+    """Python attributes that were saved with it; they are set on what is read."""
 
     @staticmethod
     def at(
@@ -61,8 +67,20 @@ class StoredTensor(torch.Tensor):
         geometry = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
         made: StoredTensor = torch.Tensor._make_subclass(StoredTensor, geometry, requires_grad)  # type: ignore[assignment]
         made.storage_in_file, made.offset_in_storage, made.location = storage, offset, location
-        made.dtype_in_file, made.is_parameter, made.tensor = dtype, False, None
+        made.dtype_in_file, made.is_parameter, made.tensor, made.attributes = dtype, False, None, None
         return made
+
+    def again(self, requires_grad: bool) -> StoredTensor:
+        """Returns the same tensor anew, with or without gradients."""
+        return StoredTensor.at(
+            self.storage_in_file,
+            self.offset_in_storage,
+            self.size(),
+            self.stride(),
+            self.dtype,
+            self.location,
+            requires_grad,
+        )
 
     def turned_into(self, dtype: torch.dtype) -> StoredTensor:
         """Returns the same place with another dtype to present."""
@@ -79,6 +97,16 @@ class StoredTensor(torch.Tensor):
         made = StoredTensor.at(self.storage_in_file, first, shape, steps, self.dtype, self.location)
         made.dtype_in_file = self.dtype_in_file
         return made
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """Tensors of the file that it is made of besides its own storage."""
+        return ()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is in memory."""
+        return self.tensor is not None
 
     @property
     def can_be_mapped(self) -> bool:
@@ -126,10 +154,21 @@ def _tensor_of(stored: StoredTensor) -> torch.Tensor:
     memory = stored.storage_in_file.memory
     assert memory is not None
     with torch.no_grad():
-        tensor = stored.over(memory).to(stored.location, stored.dtype)
+        return finished(stored, stored.over(memory).to(stored.location, stored.dtype))
+
+
+def finished(stored: StoredTensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor as what it was saved as: a parameter, one with gradients, one with attributes."""
     if stored.is_parameter:
-        return nn.Parameter(tensor, stored.requires_grad)
-    return tensor.requires_grad_(stored.requires_grad)
+        tensor = nn.Parameter(tensor, stored.requires_grad)
+    elif stored.requires_grad:
+        tensor.requires_grad_()
+    if stored.attributes:
+        vars(tensor).update(
+            (name, in_memory(value) if isinstance(value, StoredTensor) else value)
+            for name, value in stored.attributes.items()
+        )
+    return tensor
 
 
 def read(storages: Sequence[Storage]) -> None:
@@ -152,18 +191,29 @@ def read(storages: Sequence[Storage]) -> None:
 
 
 def read_everything(tree: Any) -> Any:
-    """Returns a checkpoint with all its tensors in memory; dicts and lists are changed in place."""
+    """Returns a checkpoint with all its tensors in memory; dicts and lists are changed in place.
+
+    Raises:
+        RuntimeError: something in it is not data.
+    """
+    foreign: list[Foreign] = []
     stored: list[StoredTensor] = []
-    replace(tree, StoredTensor, lambda each: stored.append(each) or each)  # type: ignore[func-returns-value]
-    storages = {id(each.storage_in_file): each.storage_in_file for each in stored if each.tensor is None}
+    replace(tree, (StoredTensor, Foreign), lambda each: (foreign if isinstance(each, Foreign) else stored).append(each))
+    if foreign:
+        refuse(*foreign)
+    if not stored:
+        return tree
+    places = [each for one in stored if not one.is_read for each in (one, *one.parts)]
+    storages = {id(each.storage_in_file): each.storage_in_file for each in places}
     read([each for each in storages.values() if each.memory is None])
     return replace(tree, StoredTensor, in_memory)
 
 
-def replace(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+def replace(tree: Any, kind: type | tuple[type, ...], function: Callable[[Any], Any]) -> Any:
     """Returns a tree of containers with ``function`` applied to every leaf of a type; deep trees cost no stack.
 
-    Dicts, lists and attributes of plain objects are changed in place, tuples are made anew where they have to be.
+    Dicts, lists, deques and attributes of plain objects are changed in place, tuples are made anew where they have to
+    be. What ``function`` gives None for stays.
     """
     done: dict[int, Any] = {}
     kept: list[Any] = []  # so that no id is used twice
@@ -174,7 +224,8 @@ def replace(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
         if id(node) in done and not children_done:
             continue
         if isinstance(node, kind):
-            done[id(node)] = function(node)
+            new = function(node)
+            done[id(node)] = node if new is None else new
             kept.append(node)
             continue
         held = _children(node)
@@ -184,7 +235,7 @@ def replace(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
             done[id(node)] = node  # a container that holds itself finds itself here
             kept.append(node)
             stack.append((node, True))
-            stack.extend((child, False) for child in held)
+            stack.extend((each, False) for each in held if isinstance(each, _CONTAINERS) or isinstance(each, kind))
             continue
         if isinstance(node, tuple):
             items = [done.get(id(child), child) for child in node]
@@ -192,26 +243,33 @@ def replace(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
                 made: Any = type(node)
                 done[id(node)] = made(*items) if hasattr(made, "_fields") else made(items)
             continue
-        place: Any = node if isinstance(node, (dict, list)) else vars(node)
-        for key, child in list(enumerate(place) if isinstance(place, list) else place.items()):
+        place: Any = node if isinstance(node, (dict, list, deque)) else vars(node)
+        for key, child in list(place.items() if isinstance(place, dict) else enumerate(place)):
             new = done.get(id(child), child)
             if new is not child:
                 place[key] = new
     return done.get(id(tree), tree)
 
 
-def _children(node: Any) -> list[Any] | None:
+def _children(node: Any) -> Iterable[Any] | None:
     if isinstance(node, dict):
-        return list(node.values())
-    if isinstance(node, (list, tuple)) and not isinstance(node, torch.Size):
-        return list(node)
-    if isinstance(node, PlainObject):
-        return list(vars(node).values())
+        # Stubs may be keys, too.
+        keys = [key for key in node if isinstance(key, (Foreign, tuple))]
+        return [*node.values(), *keys] if keys else node.values()
+    if isinstance(node, torch.Size):
+        return None
+    if isinstance(node, (list, tuple, deque, set, frozenset)):
+        return node
+    if isinstance(node, _CONTAINERS):
+        return vars(node).values()
     return None
 
 
 class PlainObject:
     """An object of a checkpoint that is nothing but its attributes."""
+
+
+_CONTAINERS = (dict, list, tuple, deque, set, frozenset, PlainObject, argparse.Namespace, types.SimpleNamespace)
 
 
 def _in_memory(arguments: Any) -> Any:

@@ -1,274 +1,106 @@
-"""Pickles of checkpoints, unpickled without running anything that comes with them.
+"""Pickles of checkpoints, read without running anything that comes with them.
 
-Every name that a pickle asks for is looked up in one table here, of tokens and functions that build plain data; what is
-not in it is refused, and all that was asked for is told. Tensors become ``StoredTensor``: their bytes stay in the file.
+Every name that a pickle asks for is looked up in tables of functions that build plain data; what is not in them becomes
+a stub (``stubs.Foreign``). Tensors become ``StoredTensor``: their bytes stay in the file.
 """
 
 from __future__ import annotations
 
-import argparse
+import copyreg
 import importlib
-import pickle
-import re
 import sys
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
-import numpy
 import torch
 
-from .stored import PlainObject, Storage, StoredTensor, replace
+from . import plain_data, rebuilt
+from .opcodes import PickleError
+from .pickles import Kind, Machine
+from .plain_data import checked_attributes
+from .rebuilt import STORAGES, TypedStorage
+from .stored import PlainObject, Storage
+from .stubs import Foreign, Name, Refusal, like, name_of, shown
 
 Location = Callable[[str], torch.device]
 
-
-class Unsupported(Exception):  # noqa: N818 (not an error: the slower way is taken)
-    """The pickle holds tensors of a kind that is left to torch's own loader (sparse, quantized, subclasses)."""
-
-
-class StorageType(NamedTuple):
-    """What stands for torch's classes of typed storages."""
-
-    dtype: torch.dtype
-
-
-class _Function:
-    """A function that a pickle may call, and do nothing else with."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)  # type: ignore[attr-defined]
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise pickle.UnpicklingError("the pickle tries to change a function")
-
-
-# A pickle may set the state of what it names. Classes below have a __setstate__ for their instances, which the class
-# itself does not pass; functions refuse.
-
-
-class _Refused:
-    """Stands for whatever a refused name would have made, so that the rest of the pickle can be looked through."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Refused:
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def _ignore(self, *args: Any) -> None:
-        pass
-
-    __setstate__ = append = extend = add = update = __setitem__ = _ignore
-
-    def __call__(self, *args: Any) -> _Refused:
-        return self
-
-
-class _NumpyDtype:
-    """A numpy dtype of plain numbers or texts."""
-
-    def __init__(self, code: Any = "", *_: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?(\?|[bBhHiIlLqQefdgFDG]|[biufcSU]\d+)", code):
-            raise pickle.UnpicklingError(f"a numpy dtype {code!r} is not plain data")
-        self.dtype = numpy.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1]
-        if state[2:5] != (None, None, None) or order not in ("<", ">", "=", "|"):
-            raise pickle.UnpicklingError("a structured numpy dtype is not plain data")
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-class _NumpyArray:
-    """A numpy array, until the pickle has said what is in it."""
-
-    array: numpy.ndarray[Any, Any] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, is_fortran, data = state
-        if not isinstance(dtype, _NumpyDtype) or not isinstance(data, (bytes, bytearray)):
-            raise pickle.UnpicklingError("a numpy array of objects is not plain data")
-        array = numpy.frombuffer(bytearray(data), dtype.dtype)
-        self.array = array.reshape(shape, order="F" if is_fortran else "C")
+_HISTORY_BUFFER = ("mmengine.logging.history_buffer", "HistoryBuffer")
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+_DTYPES = {name: getattr(torch, dtype) for name, dtype in STORAGES.items() if hasattr(torch, dtype)}
+_MAX_ELEMENTS = 2**62
 
 
 class HistoryBuffer(PlainObject):
     """What mmengine's HistoryBuffer is here where mmengine has not been imported: its attributes."""
 
-    def __setstate__(self, state: Any) -> None:
-        attributes = _checked_attributes(state)
-        attributes.pop("statistics_methods", None)  # its class's own functions
-        vars(self).update(attributes)
+
+def _history_buffer(machine: Machine) -> Any:
+    theirs = getattr(sys.modules.get(_HISTORY_BUFFER[0]), _HISTORY_BUFFER[1], None)
+    return HistoryBuffer() if theirs is None else object.__new__(theirs)
 
 
-class Namespace(argparse.Namespace, PlainObject):
-    """Command-line arguments, which training scripts save beside the weights."""
-
-    def __setstate__(self, state: Any) -> None:
-        vars(self).update(_checked_attributes(state))
-
-
-def _checked_attributes(state: Any) -> dict[str, Any]:
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise pickle.UnpicklingError("the state of an object is no dict of attributes")
-    return state
+def _set_history(machine: Machine, instance: Any, state: Any) -> None:
+    state = dict(state) if type(state) is dict else state
+    if type(state) is dict:
+        state.pop("statistics_methods", None)  # its class's own functions
+    attributes = checked_attributes(type(instance), state)
+    if type(instance) is HistoryBuffer:
+        vars(instance).update(attributes)
+    else:
+        instance.__setstate__(attributes)
 
 
-def _numpy_scalar(dtype: Any, data: Any) -> Any:
-    if not isinstance(dtype, _NumpyDtype) or not isinstance(data, (bytes, str)):
-        raise pickle.UnpicklingError("a numpy scalar of objects is not plain data")
-    return numpy.frombuffer(data if isinstance(data, bytes) else data.encode("latin1"), dtype.dtype, count=1)[0]
-
-
-def _numpy_from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    made = _NumpyArray()
-    made.__setstate__((1, shape, dtype, order == "F", bytes(data)))
-    return made
-
-
-def _encoded(text: str, encoding: str = "utf-8") -> bytes:
-    """What bytes are in the pickles of protocol 2."""
-    return text.encode(encoding) if encoding in ("latin1", "latin-1") else b""
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any = False, *_: Any) -> StoredTensor:
-    if not isinstance(storage, _TypedStorage):
-        raise pickle.UnpicklingError("a tensor is not made of a storage")
-    shape, strides = tuple(shape), tuple(strides)
-    numbers = (offset, *shape, *strides)
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(shape) != len(strides):
-        raise pickle.UnpicklingError(f"a tensor has the shape {shape}, strides {strides} and offset {offset}")
-    end = offset + 1 + sum((size - 1) * step for size, step in zip(shape, strides)) if 0 not in shape else 0
-    if end > storage.n_elements:
-        raise pickle.UnpicklingError(
-            f"a tensor of shape {tuple(shape)} reaches to element {end:,} of a storage of {storage.n_elements:,}"
-        )
-    return StoredTensor.at(
-        storage.storage, offset, shape, strides, storage.dtype, storage.location, bool(requires_grad)
-    )
-
-
-def _tensor_of_bytes(
-    storage: Any, offset: Any, shape: Any, strides: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> StoredTensor:
-    """Tensors of dtypes that have no storage class, such as float8."""
-    if not isinstance(storage, _TypedStorage) or not isinstance(dtype, torch.dtype):
-        raise pickle.UnpicklingError("a tensor is not made of a storage and a dtype")
-    n_elements = storage.n_elements * storage.dtype.itemsize // dtype.itemsize
-    return _tensor(storage._replace(dtype=dtype, n_elements=n_elements), offset, shape, strides, requires_grad)
-
-
-def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> StoredTensor:
-    if not isinstance(data, StoredTensor):
-        raise pickle.UnpicklingError("a parameter is not made of a tensor")
-    source = data.storage_in_file
-    made = StoredTensor.at(
-        source, data.offset_in_storage, data.shape, data.stride(), data.dtype, data.location, bool(requires_grad)
-    )
-    made.is_parameter = True
-    return made
-
-
-def _from_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
-    if kind not in (_TENSOR, _PARAMETER) or not isinstance(function, _Function):
-        raise Unsupported
-    return function(*args)
-
-
-def _left_to_torch(*args: Any) -> Any:
-    raise Unsupported
-
-
-class _TypedStorage(NamedTuple):
-    storage: Storage
-    dtype: torch.dtype
-    n_elements: int
-    location: torch.device
-
-
-_TENSOR, _PARAMETER, _ARRAY, _METHOD = object(), object(), object(), object()
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8",
-}
-_HISTORY_BUFFER = ("mmengine.logging.history_buffer", "HistoryBuffer")
-
-
-def _table() -> dict[tuple[str, str], Any]:
-    table: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("collections", "Counter"): _Function(Counter),
-        ("_codecs", "encode"): _Function(_encoded),
-        ("argparse", "Namespace"): Namespace,
-        ("copyreg", "_reconstructor"): _Function(_reconstructed),
-        ("copy_reg", "_reconstructor"): _Function(_reconstructed),
-        ("builtins", "object"): object,
-        ("__builtin__", "object"): object,
-        _HISTORY_BUFFER: HistoryBuffer,
-        ("torch", "Size"): torch.Size,
-        ("torch", "device"): torch.device,
-        ("torch", "Tensor"): _TENSOR,
-        ("torch.nn.parameter", "Parameter"): _PARAMETER,
-        ("torch._utils", "_rebuild_tensor"): _Function(_tensor),
-        ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
-        ("torch._utils", "_rebuild_tensor_v3"): _Function(_tensor_of_bytes),
-        ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
-        ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
-        ("torch._tensor", "_rebuild_from_type_v2"): _Function(_from_type),
-    }
-    for kind in (set, frozenset, complex):
-        table["builtins", kind.__name__] = table["__builtin__", kind.__name__] = _Function(kind)
-    for name, value in vars(torch).items():
-        if isinstance(value, torch.dtype):
-            table["torch", name] = value
-    table["torch.serialization", "_get_layout"] = _Function(_left_to_torch)
-    for name, dtype in _STORAGES.items():
-        for module in ("torch", "torch.cuda", "torch.storage"):
-            table[module, name] = StorageType(getattr(torch, dtype))
-    for name in dir(torch._utils):  # sparse, quantized, nested, meta, tensors of other devices
-        if name.startswith("_rebuild") and ("torch._utils", name) not in table:
-            table["torch._utils", name] = _Function(_left_to_torch)
-    for core in ("numpy.core", "numpy._core"):
-        table[f"{core}.multiarray", "scalar"] = _Function(_numpy_scalar)
-        table[f"{core}.multiarray", "_reconstruct"] = _Function(lambda *_: _NumpyArray())
-        table[f"{core}.numeric", "_frombuffer"] = _Function(_numpy_from_buffer)
-    table["numpy", "dtype"] = _NumpyDtype
-    table["numpy", "ndarray"] = _ARRAY
-    return table
-
-
-def _reconstructed(kind: Any, base: Any, state: Any) -> Any:
+def _reconstructed(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
     """What objects of plain classes are made by in the pickles of protocols 0 and 1."""
-    if kind not in (HistoryBuffer, Namespace) or base is not object:
-        raise pickle.UnpicklingError(f"{kind!r} cannot be made")
-    return kind()
+    if not isinstance(kind, Foreign) or not isinstance(base, Foreign):
+        raise PickleError(f"an object is made of {shown(kind)} and {shown(base)}")
+    if type(kind) is Name and name_of(base) == "builtins.object" and state is None:
+        return machine.made_by(kind, (), is_new=True)
+    return like(kind)
 
 
-_ALLOWED = _table()
+FUNCTIONS: dict[tuple[str, str], Any] = {
+    **plain_data.FUNCTIONS,
+    **rebuilt.FUNCTIONS,
+    _HISTORY_BUFFER: _history_buffer,
+    ("copyreg", "_reconstructor"): _reconstructed,
+}
+CONSTANTS = {**plain_data.CONSTANTS, **rebuilt.CONSTANTS}
 
 
-class Unpickler(pickle.Unpickler):
-    """Reads one pickle of a checkpoint.
+def _set_state(machine: Machine, instance: Any, state: Any) -> None:
+    """Gives an instance of a class that the user allows its state, as pickle would."""
+    kind = type(instance)
+    if hasattr(kind, "__setstate__"):
+        instance.__setstate__(state)
+        return
+    slots = None
+    if type(state) is tuple and len(state) == 2:
+        state, slots = state
+    if state:
+        if type(state) is not dict or not all(type(name) is str for name in state):
+            raise PickleError(f"the state of a {kind.__name__} is {shown(state)} and no dict of attributes")
+        vars(instance).update(state)
+    if slots:
+        declared = copyreg._slotnames(kind)  # type: ignore[attr-defined]
+        if type(slots) is not dict or not all(type(name) is str and name in declared for name in slots):
+            raise PickleError(f"a {kind.__name__} has no slots {shown(slots)}")
+        for name, value in slots.items():
+            setattr(instance, name, value)
+
+
+def _kind_of_allowed(kind: type) -> Kind:
+    append = kind.append if issubclass(kind, list) else kind.add if issubclass(kind, set) else None
+    set_item = kind.__setitem__ if issubclass(kind, dict) else None
+    # Tuples are hashed by recursion in C, as deep as they are nested.
+    return Kind(build=_set_state, append=append, set_item=set_item, is_key=not issubclass(kind, (tuple, frozenset)))
+
+
+class Context:
+    """What the pickles of one file have in common.
 
     Args:
-        file: positioned at the pickle; afterwards, behind it.
+        refusal: of the file.
         storage_of: (key, n_bytes) of a storage -> where it lies in the file.
         location_of: the device that a tensor was saved from -> where it goes.
         allow: classes and functions that pickles may use besides.
@@ -276,69 +108,90 @@ class Unpickler(pickle.Unpickler):
 
     def __init__(
         self,
-        file: BinaryIO,
+        refusal: Refusal,
         storage_of: Callable[[str, int], Storage],
         location_of: Location,
         allow: Iterable[Any] = (),
     ) -> None:
-        super().__init__(file, encoding="utf-8")
+        self.refusal = refusal
         self._storage_of = storage_of
         self._location_of = location_of
-        safe: list[Any] = getattr(torch.serialization, "get_safe_globals", list)()  # what torch was told is safe
-        known = [*(each for each in safe if hasattr(each, "__qualname__")), *allow]
-        self._allow = {(each.__module__, each.__qualname__): each for each in known}
-        self.wanted: list[str] = []
-        """Names that were refused."""
+        self._locations: dict[str, torch.device] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self.late: list[Any] = []
+        """Values that are to be checked when all of the file's places are known."""
+        self._allow: dict[str, Any] = {}
+        for each in (*getattr(torch.serialization, "get_safe_globals", list)(), *allow):  # what torch was told is safe
+            one, name = each if isinstance(each, tuple) else (each, None)
+            if name is None and hasattr(one, "__qualname__"):
+                name = f"{one.__module__}.{one.__qualname__}"
+            if name is not None:
+                self._allow[name] = one
+        self._classes = {name: each for name, each in self._allow.items() if isinstance(each, type)}
+        self._kinds = {**plain_data.KINDS, HistoryBuffer: Kind(build=_set_history)}
+        theirs = getattr(sys.modules.get(_HISTORY_BUFFER[0]), _HISTORY_BUFFER[1], None)
+        if theirs is not None:
+            self._kinds[theirs] = Kind(build=_set_history)
+        for kind in self._classes.values():
+            self._kinds.setdefault(kind, _kind_of_allowed(kind))
 
-    def find_class(self, module: str, name: str) -> Any:
+    def load(self, data: bytes, end: int, position: int = 0) -> tuple[Any, int]:
+        """Returns what the pickle at a position holds, and where it ends; ``data`` are padded, as for ``Machine``.
+
+        Raises:
+            PickleError: it is damaged.
+        """
+        machine = Machine(data, end, self.find, self.refusal, self.storage, self._kinds, position)
+        machine.classes, machine.late = self._classes, self.late
+        return machine.run(), machine.position
+
+    def find(self, module: str, name: str) -> Any:
         """Returns what stands for a name of the pickle."""
-        found = self._allow.get((module, name), _ALLOWED.get((module, name)))
-        if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
-            return _Function(self._attribute)
-        if found is None and (module, name.partition(".")[0]) == _HISTORY_BUFFER:
-            return _METHOD
-        if found is None:
-            self.wanted.append(f"{module}.{name}")
-            return _Refused
-        return found
+        full = f"{module}.{name}"
+        if full in self._allow and (module, name) not in FUNCTIONS:
+            return self._allowed(full, self._allow[full])
+        if (module, name) in CONSTANTS:
+            return CONSTANTS[module, name]
+        if (module, name) in FUNCTIONS:
+            return Name(full, self.refusal, FUNCTIONS[module, name])
+        if module in _STORAGE_MODULES and name in _DTYPES:
+            return Name(full, self.refusal)
+        if (module, name.partition(".")[0]) != _HISTORY_BUFFER:
+            self.refusal.names[full] = None
+        return Foreign(full, self.refusal)
 
-    def _attribute(self, owner: Any, name: Any) -> Any:
-        """What functions of classes are pickled as: mmengine's HistoryBuffer lists its own."""
-        if owner is HistoryBuffer:
-            return _METHOD
-        self.wanted.append("builtins.getattr")
-        return _Refused
+    def _allowed(self, full: str, each: Any) -> Any:
+        if not callable(each):
+            return each
+        new = (lambda machine, *args, **kwargs: each.__new__(each, *args, **kwargs)) if isinstance(each, type) else None
+        return Name(full, self.refusal, lambda machine, *args, **kwargs: each(*args, **kwargs), new)
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Returns the storage that a tensor is made of."""
-        kind, storage_type, key, location, n_elements, *rest = pid
-        if kind != "storage" or not isinstance(storage_type, StorageType) or not isinstance(key, str):
-            raise pickle.UnpicklingError(f"unknown kind of persistent object {pid!r}")
-        dtype = storage_type.dtype
-        if type(n_elements) is not int or not 0 <= n_elements < 2**62 or not isinstance(location, str):
-            raise pickle.UnpicklingError(f"a storage of {n_elements!r} elements on {location!r}")
+    def storage(self, pid: Any) -> TypedStorage:
+        """Returns the storage that a persistent id names: ("storage", type, key, location, n_elements[, view])."""
+        if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
+            raise PickleError(f"unknown kind of persistent object {shown(pid)}")
+        _, kind, key, location, n_elements, *rest = pid
+        module, _, name = name_of(kind).rpartition(".") if type(kind) is Name else ("", "", "")
+        dtype = _DTYPES.get(name) if module in _STORAGE_MODULES else None
+        if dtype is None or type(key) is not str:
+            raise PickleError(f"unknown kind of persistent object {shown(pid)}")
+        if type(n_elements) is not int or not 0 <= n_elements < _MAX_ELEMENTS or type(location) is not str:
+            raise PickleError(f"a storage of {shown(n_elements)} elements on {shown(location)}")
+        if self._dtypes.setdefault(key, dtype) is not dtype:
+            raise PickleError(f"the storage {shown(key)} is of {self._dtypes[key]} and of {dtype}")
         storage = self._storage_of(key, n_elements * dtype.itemsize)
-        view = rest[0] if rest else None
-        if view is not None:  # part of a larger one, in files from before torch 0.4
-            _, offset, n_viewed = view
-            if not (type(offset) is type(n_viewed) is int and offset >= 0 and 0 <= n_viewed <= n_elements - offset):
-                raise pickle.UnpicklingError(f"a view of {n_viewed!r} elements at {offset!r} in {n_elements:,}")
-            raise Unsupported
-        return _TypedStorage(storage, dtype, n_elements, self._location_of(location))
-
-
-def settled(tree: Any) -> Any:
-    """Returns what was unpickled with the last stand-ins replaced: numpy arrays, and mmengine's own HistoryBuffer."""
-    tree = replace(tree, _NumpyArray, lambda each: each.array)
-    tree = replace(tree, _NumpyDtype, lambda each: each.dtype)
-    theirs = getattr(sys.modules.get(_HISTORY_BUFFER[0]), _HISTORY_BUFFER[1], None)
-    return tree if theirs is None else replace(tree, HistoryBuffer, lambda each: _as(theirs, each))
-
-
-def _as(kind: type, each: HistoryBuffer) -> Any:
-    made: Any = object.__new__(kind)
-    made.__setstate__(dict(vars(each)))
-    return made
+        if location not in self._locations:
+            self._locations[location] = self._location_of(location)
+        first = 0
+        if rest and rest[0] is not None:  # part of a larger one, in files from before torch 0.4
+            view = rest[0]
+            if type(view) is not tuple or len(view) != 3 or not all(type(each) is int for each in view[1:]):
+                raise PickleError(f"a view of a storage is {shown(view)}")
+            _, first, n_viewed = view
+            if not (0 <= first and 0 <= n_viewed <= n_elements - first):
+                raise PickleError(f"a view of {n_viewed:,} elements at {first:,} in {n_elements:,}")
+            n_elements = n_viewed
+        return TypedStorage(self.refusal, storage, dtype, n_elements, self._locations[location], first)
 
 
 def imported(allow: Iterable[Any]) -> tuple[Any, ...]:
