@@ -83,10 +83,10 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
         return destination
     try:
         with torch.no_grad():
-            if not in_one_file and source.tensor is None and source.dtype == source.dtype_in_file:
+            if not in_one_file and source.tensor is None:
                 if destination.shape != source.shape:
                     raise RuntimeError(f"shapes {tuple(destination.shape)} and {tuple(source.shape)}")
-                source.storage_in_file.load_into(destination)  # type: ignore[attr-defined]
+                _load_from_folder(destination, source, current)
                 torch.autograd.graph.increment_version(destination)
             elif source.tensor is not None or not in_one_file or not _in_same_order(destination, source):
                 _copy_whole(destination, source)
@@ -100,6 +100,15 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
     if current is not None:
         current.note(destination, source)
     return destination
+
+
+def _load_from_folder(destination: torch.Tensor, source: StoredTensor, current: Loading | None) -> None:
+    try:
+        source.storage_in_file.load_into(destination, source.dtype)  # type: ignore[attr-defined]
+    except Exception as error:  # of whatever kind: it is no mismatch
+        if current is not None:
+            current.failure = error
+        raise
 
 
 def _copy_into_parts(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from ..plans import Copy, CopyEntry, LoadResult
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from ..sharding import is_sharded
+from . import distributed_folder
 from .copying import Loading, loading
 from .downloads import NotDownloaded
 from .messages import log
@@ -136,6 +137,8 @@ def _load(
             missing = _without_tied(missing, held, state_dict)
             if text := _mismatches(missing, unexpected, errors):
                 raise RuntimeError(text)
+    if not assign:  # which reads all before it writes
+        distributed_folder.check((state_dict[slot.key], slot.tensor) for slot in held if slot.key in state_dict)
     before = {slot.key: (slot.tensor, version_of(slot.tensor)) for slot in held}
     state = OrderedDict(state_dict)
     if assign:
