@@ -279,7 +279,7 @@ def hostile_files(folder):
     for name, (data, message) in files.items():
         (folder / name).write_bytes(data)
         yield folder / name, message
-    torch.save({"state_dict": filled().state_dict(), "x": Evil()}, folder / "evil.pth")
+    torch.save({"state_dict": {**filled().state_dict(), "0.weight": Evil()}}, folder / "evil.pth")
     yield folder / "evil.pth", "could run code that came with the file.*weights_only=False"
     torch.save([1, 2], folder / "no dict.pth")
     yield folder / "no dict.pth", "No state_dict found in checkpoint file"

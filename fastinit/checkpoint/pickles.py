@@ -42,8 +42,9 @@ _MAX_KEY_ITEMS = 16
 _MAX_KEYS_OF_ONE_HASH = 16
 # For the shortest pickles: they may do more than they have bytes.
 _LEAST_BUDGET = 4096
-# In bytes of the pickle. torch.save takes about 100 for a tensor and 35 at the very least; a stored tensor takes 1 KB.
-TENSOR_PRICE = 24
+# Of a budget of two for each byte. torch.save takes about 100 bytes for a tensor and 35 at the very least, a stored
+# tensor 1 KB of memory.
+TENSOR_PRICE = 64
 
 Find = Callable[[str, str], Any]
 _U2 = struct.Struct("<H").unpack_from

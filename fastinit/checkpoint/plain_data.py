@@ -315,9 +315,9 @@ def _bytes_of_data(what: str, data: Any) -> Any:
 
 def numpy_scalar(machine: Machine, dtype: Any, data: Any) -> Any:
     """A scalar of numpy."""
+    data = _bytes_of_data("scalar", data)
     if isinstance(dtype, Foreign):
         return like(dtype)
-    data = _bytes_of_data("scalar", data)
     _check(isinstance(dtype, numpy.dtype) and len(data) == dtype.itemsize, "a numpy scalar", dtype)
     if not data:
         return dtype.type()
@@ -343,9 +343,11 @@ def numpy_from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order
 
 
 def _array(machine: Machine, data: Any, dtype: Any, shape: Any, order: str) -> Any:
-    if isinstance(dtype, Foreign):
+    if type(dtype) is Foreign:  # whose data are objects, a list of them
         return like(dtype)
     data = _bytes_of_data("array", data)
+    if isinstance(dtype, Foreign):
+        return like(dtype)
     _check(type(shape) is tuple and len(shape) <= _MAX_DIMENSIONS, "a numpy array", shape)
     _check(all(type(size) is int and 0 <= size < 2**63 for size in shape), "a numpy array", shape)
     _check(isinstance(dtype, numpy.dtype), "a numpy array", dtype)

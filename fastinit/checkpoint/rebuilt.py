@@ -102,9 +102,7 @@ def _geometry(storage: Any, offset: Any, shape: Any, strides: Any, n_elements: i
         is_empty |= size == 0
         end += (size - 1) * step
     if not is_right:
-        raise PickleError(
-            f"a tensor has the shape {shown(shape)}, strides {shown(strides)} and offset {shown(offset)}"
-        )
+        raise PickleError(f"a tensor has the shape {shown(shape)}, strides {shown(strides)} and offset {shown(offset)}")
     if not is_empty and end >= n_elements:
         raise PickleError(
             f"a tensor of shape {shown(shape)} reaches to element {end + 1:,} of a storage of {n_elements:,}"
@@ -292,7 +290,14 @@ def _part(what: str, value: Any, dtypes: tuple[torch.dtype, ...] = ()) -> Stored
 
 
 def quantized_tensor(
-    machine: Machine, storage: Any, offset: Any, shape: Any, strides: Any, quantizer: Any, requires_grad: Any, hooks: Any
+    machine: Machine,
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    quantizer: Any,
+    requires_grad: Any,
+    hooks: Any,
 ) -> Any:
     """``torch._utils._rebuild_qtensor``."""
     _checked(storage, requires_grad, hooks)

@@ -13,6 +13,7 @@ import torch
 
 from .files import File
 from .stored import Storage, StoredTensor
+from .stubs import shown
 
 # The format's own limit.
 _MAX_TABLE_BYTES = 100_000_000
@@ -37,7 +38,12 @@ _DTYPES = {
     "F8_E5M2": "float8_e5m2",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
 }
+# Of which one element of torch's dtype is two of the file's.
+_PAIRS = {"F4"}
+# torch's operators take no more.
+_MAX_DIMENSIONS = 64
 
 
 def looks_like(head: bytes) -> bool:
@@ -67,9 +73,13 @@ def read(file: File, location: torch.device) -> OrderedDict[str, StoredTensor]:
     for start, end, shape, dtype, name in places:
         if start != at:
             what = "overlaps the tensor before it" if start < at else "leaves a gap before it"
-            raise ValueError(f"the tensor {name!r} {what}: it begins at byte {start:,} of the data, expected is {at:,}")
+            raise ValueError(
+                f"the tensor {shown(name)} {what}: it begins at byte {start:,} of the data, expected is {at:,}"
+            )
         at = end
-        strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+        strides = [1] * len(shape)
+        for dim in range(len(shape) - 1, 0, -1):
+            strides[dim - 1] = strides[dim] * shape[dim]
         tensors[name] = StoredTensor.at(Storage(file, begin + start, end - start), 0, shape, strides, dtype, location)
     if begin + at != file.size:
         raise ValueError(f"its table describes {at:,} bytes of data, but the file holds {file.size - begin:,}")
@@ -78,15 +88,20 @@ def read(file: File, location: torch.device) -> OrderedDict[str, StoredTensor]:
 
 def _place(name: str, entry: Any) -> tuple[int, int, list[int], torch.dtype]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"the tensor {name!r} must have dtype, shape and data_offsets, but has {entry!r}")
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    dtype = getattr(torch, _DTYPES.get(str(entry["dtype"]), ""), None)
+        raise ValueError(f"the tensor {shown(name)} must have dtype, shape and data_offsets, but has {shown(entry)}")
+    shape, offsets, code = entry["shape"], entry["data_offsets"], entry["dtype"]
+    dtype = getattr(torch, _DTYPES.get(code, ""), None) if isinstance(code, str) else None
     if dtype is None:
-        raise ValueError(f"the tensor {name!r} has the dtype {entry['dtype']!r}, which this torch does not have")
+        raise ValueError(f"the tensor {shown(name)} has the dtype {shown(code)}, which this torch does not have")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
-            raise ValueError(f"the tensor {name!r} has the {what} {numbers!r}")
+        is_short = isinstance(numbers, list) and len(numbers) <= _MAX_DIMENSIONS
+        if not is_short or not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
+            raise ValueError(f"the tensor {shown(name)} has the {what} {shown(numbers)}")
+    if code in _PAIRS:
+        if not shape or shape[-1] % 2:
+            raise ValueError(f"the tensor {shown(name)} of {code} has the shape {shown(shape)}: its last is not even")
+        shape = [*shape[:-1], shape[-1] // 2]
     n_bytes = math.prod(shape) * dtype.itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != n_bytes:
-        raise ValueError(f"the tensor {name!r} of {n_bytes:,} bytes has the data_offsets {offsets!r}")
+        raise ValueError(f"the tensor {shown(name)} of {shown(n_bytes)} bytes has the data_offsets {shown(offsets)}")
     return offsets[0], offsets[1], shape, dtype

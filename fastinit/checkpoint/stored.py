@@ -243,6 +243,8 @@ def replace(tree: Any, kind: type | tuple[type, ...], function: Callable[[Any], 
                 made: Any = type(node)
                 done[id(node)] = made(*items) if hasattr(made, "_fields") else made(items)
             continue
+        if isinstance(node, (set, frozenset)):  # of keys, none of which is a tensor
+            continue
         place: Any = node if isinstance(node, (dict, list, deque)) else vars(node)
         for key, child in list(place.items() if isinstance(place, dict) else enumerate(place)):
             new = done.get(id(child), child)

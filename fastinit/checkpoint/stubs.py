@@ -17,6 +17,8 @@ _MAX_SHOWN_CHARACTERS = 100
 _MAX_SHOWN_ITEMS = 8
 # Numbers of more digits than this are damage, and Python refuses to print those of more than 4,300.
 _MAX_SHOWN_BITS = 128
+# Names of modules and classes are shorter.
+_MAX_NAME = 200
 # Enough names to see what kind of file it is.
 _MAX_NAMES = 20
 # The errors of torch and json that quote what they were given.
@@ -54,9 +56,13 @@ def _one(value: object, n_items: int) -> str:
 
 def one_line(error: BaseException) -> str:
     """Returns what an error says, as one printable line that is not too long; its name if it says nothing."""
-    text = str(error)
-    cut = text[:_MAX_LINE] + ("..." if len(text) > _MAX_LINE else "")
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut) or type(error).__name__
+    return printable(str(error), _MAX_LINE) or type(error).__name__
+
+
+def printable(text: str, longest: int) -> str:
+    """Returns the beginning of a text with what moves cursors, or hides and turns text, escaped."""
+    cut = text[:longest] + ("..." if len(text) > longest else "")
+    return cut if cut.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
 
 
 class RefusedError(RuntimeError):
@@ -73,7 +79,8 @@ class Refusal:
 
     def error(self, *used: str) -> RefusedError:
         """Returns the error for the use of names, which tells the file's others too."""
-        names = [*dict.fromkeys((*(each for each in used if each not in self.names), *self.names))]
+        every = dict.fromkeys((*(each for each in used if each not in self.names), *self.names))
+        names = [printable(each, _MAX_NAME) for each in every]
         told = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" * (len(names) > _MAX_NAMES))
         return RefusedError(
             f"{self.path}: the file holds more than tensors and plain containers: it asks for {told}, and loading that "
@@ -97,7 +104,7 @@ class Foreign:
         object.__setattr__(self, "_refusal", refusal)
 
     def __repr__(self) -> str:
-        return f"<{name_of(self)}, not loaded>"
+        return f"<{printable(name_of(self), _MAX_NAME)}, not loaded>"
 
     # A dict's keys may be foreign: they are told apart as objects.
     __hash__ = object.__hash__

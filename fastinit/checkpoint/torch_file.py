@@ -90,11 +90,13 @@ def _padded(file: File, start: int, n_bytes: int) -> bytes:
 def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
     """Returns the place (offset, length) of each entry's bytes, all of them checked."""
     records: dict[str, tuple[int, int]] = {}
-    end, before = 0, ""
+    end = 0
     for entry in sorted(entries, key=lambda entry: (entry.header_offset, entry.file_size)):
         name = entry.orig_filename
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise ValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
+        if entry.header_offset < end:
+            raise ValueError(f"its entry {shown(name)} overlaps the one before it")
         # Names are ASCII or, with a flag, UTF-8; zipfile takes those without the flag for cp437.
         encoded = name.encode("utf-8" if entry.flag_bits & _UTF8_FLAG else "cp437")
         header = file.bytes_at(entry.header_offset, _LOCAL_HEADER.size + len(encoded))
@@ -106,9 +108,7 @@ def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int,
             raise ValueError(f"its entry {shown(name)} does not lie within the file")
         if n_name != len(encoded) or header[_LOCAL_HEADER.size :] != encoded:
             raise ValueError(f"its entry {shown(name)} has another name in front of its bytes")
-        if entry.header_offset < end:
-            raise ValueError(f"its entry {shown(name)} overlaps the one before it, {shown(before)}")
-        end, before = start + entry.file_size, name
+        end = start + entry.file_size
         records[entry.filename] = (start, entry.file_size)
     return records
 
@@ -162,7 +162,5 @@ def _read_legacy(file: File, data: bytes, end: int, location_of: Location, allow
         if at > file.size:
             raise ValueError(f"it ends before the storage {shown(key)} does")
         if storage.n_bytes % max(n_elements, 1) or (n_elements == 0) != (storage.n_bytes == 0):
-            raise ValueError(
-                f"the storage {shown(key)} of {storage.n_bytes:,} bytes claims {n_elements:,} elements"
-            )
+            raise ValueError(f"the storage {shown(key)} of {storage.n_bytes:,} bytes claims {n_elements:,} elements")
     return _checked(tree, context)
