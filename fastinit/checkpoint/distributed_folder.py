@@ -76,27 +76,36 @@ class FolderStorage(Storage):
         self.load_into(tensor)
         self.memory = tensor.untyped_storage()
 
-    def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        """Reads into a tensor of the same shape, of which a part may be here, what belongs there.
+    def pieces(
+        self, destination: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[torch.Tensor, StoredTensor]]:
+        """Yields what goes where of it, as copies out of single files: (part of the destination, its values).
+
+        They come file by file, in the order in which they lie there, and are all checked before the first one.
 
         Args:
-            destination: the tensor.
+            destination: a tensor of the same shape, of which a part may be here.
             dtype: what the values are turned into before it takes them; None: what they are.
 
         Raises:
-            OSError, RuntimeError: as ``check``; what can be found out before has been, and nothing is written then.
+            OSError, RuntimeError: as ``check``; or a distributed tensor is placed so that nothing can be read into it.
         """
         if (reason := why_not(destination)) is not None:
             raise RuntimeError(reason)
         met = sorted(self._meeting(destination), key=lambda each: _place(each[0]))
         for chunk, _, _ in met:
             self._stored(chunk)
+        for chunk, view, (first, shape) in met:
+            part = self._stored(chunk).part(first, shape)
+            yield view, part if dtype is None or dtype == part.dtype else part.turned_into(dtype)
+
+    def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Reads into a tensor; arguments and errors are those of ``pieces``. What fails there writes nothing."""
         with torch.no_grad():
-            for _, of_one_file in groupby(met, key=lambda each: each[0].file):
+            for _, of_one_file in groupby(self.pieces(destination, dtype), key=lambda each: id(_file_of(each[1]))):
                 with loading():  # files are closed in between: there may be thousands
-                    for chunk, view, (first, shape) in of_one_file:
-                        part = self._stored(chunk).part(first, shape)
-                        view.copy_(part if dtype is None or dtype == part.dtype else part.turned_into(dtype))
+                    for view, part in of_one_file:
+                        view.copy_(part)
 
     def _meeting(self, destination: torch.Tensor) -> Iterator[tuple[Chunk, torch.Tensor, Any]]:
         """Yields the chunks that meet what is here of a destination: (chunk, where it goes, box within the chunk)."""
@@ -238,6 +247,10 @@ def _list_of(folder: Path) -> bytes:
 
 def _place(chunk: Chunk) -> tuple[str, int]:
     return chunk.file, chunk.offset
+
+
+def _file_of(stored: StoredTensor) -> File:
+    return stored.storage_in_file.file
 
 
 def _by_file(chunks: Iterable[Chunk]) -> list[Chunk]:
