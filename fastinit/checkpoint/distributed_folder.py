@@ -30,6 +30,7 @@ from .stubs import one_line, shown
 
 LIST = ".metadata"
 """The file that lists what the others hold."""
+_DATA_ENDING = ".distcp"
 # A million chunks take 0.2 GB.
 _MAX_LIST_BYTES = 2 << 30
 # Pickles begin so, since protocol 2, which torch's writer has always used.
@@ -193,14 +194,17 @@ class Folder:
                 f"{self.path}: {shown(name)} can not be found, which {LIST} names for {names_line('keys', keys)}: "
                 f"the folder is incomplete; copy it again"
             ) from None
+        except OSError as error:  # a loop of links, a name that is too long, no permission
+            raise OSError(error.errno, f"{self.path}: {shown(name)} can not be opened: {error.strerror}") from None
         except ValueError as error:
+            listed = names_line("keys", keys)
             raise RuntimeError(
-                f"{self.path}: {names_line('keys', keys)} can not be read: {LIST} says they are in {shown(name)}, {error}"
+                f"{self.path}: {listed} can not be read: {LIST} says they are in {shown(name)}, {error}"
             ) from None
         if end > status.st_size:
             raise RuntimeError(
-                f"{self.path}: {shown(key)} can not be read: it ends at byte {end:,} of {shown(name)}, which has {status.st_size:,}: the file was cut "
-                f"off or is another; copy the folder again"
+                f"{self.path}: {shown(key)} can not be read: it ends at byte {end:,} of {shown(name)}, which has "
+                f"{status.st_size:,}: the file was cut off or is another; copy the folder again"
             )
         return path, status.st_size, status.st_mtime_ns
 
@@ -271,10 +275,26 @@ def read(path: Path, location: torch.device, access: str = "auto") -> OrderedDic
     folder = Folder(path, access)
     found: OrderedDict[str, Any] = OrderedDict()
     for key, entry in folder.entries.items():
-        storage = FolderStorage(folder, key, entry)
-        strides = storage.meta.stride()
-        found[key] = StoredTensor.at(storage, 0, entry.shape, strides, entry.dtype, location)
+        try:
+            storage = FolderStorage(folder, key, entry)
+            strides = storage.meta.stride()
+            found[key] = StoredTensor.at(storage, 0, entry.shape, strides, entry.dtype, location)
+        except Exception as error:  # quantized dtypes, sizes that overflow
+            raise RuntimeError(
+                f"{path}: {shown(key)} can not be read: torch makes no tensor of {entry.dtype} of {entry.shape}: "
+                f"{one_line(error)}"
+            ) from error
     return found
+
+
+def why_no_list(names: Iterable[str]) -> str | None:
+    """Returns what happened to a folder with files of these names and no list, None if it never was to have one."""
+    names = list(names)
+    if any(name.startswith("__") and name.endswith(LIST) for name in names):
+        return f"each rank saved a list of its own (use_collectives=False), and there is no {LIST} of all of them"
+    if any(name.endswith(_DATA_ENDING) for name in names):
+        return f"there is no {LIST}: it was not saved to the end, or not copied whole (a dot hides the file)"
+    return None
 
 
 def check(values: Iterable[tuple[Any, torch.Tensor]]) -> None:

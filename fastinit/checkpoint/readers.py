@@ -157,7 +157,10 @@ def _what_else(head: bytes) -> str:
 
 
 def _in_folder(folder: Path) -> Path:
-    found = chosen_name([entry.name for entry in folder.iterdir()])
+    names = [entry.name for entry in folder.iterdir()]
+    found = chosen_name(names)
+    if found is None and (reason := distributed_folder.why_no_list(names)) is not None:
+        raise FileNotFoundError(f"{folder} can not be loaded: {reason}")
     if found is None:
         raise FileNotFoundError(
             f"{folder} can not be loaded: the folder holds none of {', '.join(NAMES_IN_FOLDER)}, and not exactly one "
