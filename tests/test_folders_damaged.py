@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import struct
 import zipfile
@@ -16,7 +17,8 @@ from folders import changed, data_file, model, place_of, refused
 from limited import needs_linux
 from torch import nn
 
-from fastinit.checkpoint import load_checkpoint
+import fastinit
+from fastinit.checkpoint import Request, load_checkpoint
 
 pytestmark = [folders.needs_dcp, needs_linux]
 
@@ -165,6 +167,27 @@ def test_the_message_says_which_chunk_and_what_to_do(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("it is compressed", "its entry 'archive/data.pkl' is compressed, which torch.save never does"),
+        (
+            "its dtype is as long",
+            "it holds torch.int32 of (2, 64), where the folder's list says torch.float32 of (2, 64)",
+        ),
+        ("it is of another byte order", "it was saved on a big-endian machine"),
+        ("its pickle is long", "its pickle of 1,000,002 bytes is not that of one tensor"),
+        ("its values are missing", "its archive has no 'data/0' of 512 bytes"),
+        ("its entries are many", "entries, and not one tensor"),
+        ("there is code", "<os.system, not loaded>"),
+    ],
+)
+def test_what_is_wrong_with_a_chunk_is_told(folder, what, message):
+    DAMAGED[what](folder)
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        load_checkpoint(model(), folder, logger="silent")
+
+
 def test_a_file_that_is_gone_is_named(folder):
     data_file(folder).unlink()
     for kwargs in (dict(), dict(strict=True)):
@@ -185,7 +208,23 @@ def test_a_file_that_changes_meanwhile_is_an_error(folder):
     assert not (made.weight == 7).any()
 
 
-def test_a_list_without_files_is_named(tmp_path):
+def test_a_file_that_changes_before_it_is_opened_is_an_error(folder):
+    tree = Request(folder).tree()
+    data = data_file(folder).read_bytes()
+    os.unlink(data_file(folder))
+    data_file(folder).write_bytes(bytes(reversed(data)))
+    os.utime(data_file(folder), (1, 1))
+    with pytest.raises(OSError, match="the file was changed while it was being loaded"):
+        tree["0.weight"].sum()
+
+
+def test_a_file_that_was_cut_off_is_found_when_the_folder_is_opened(folder):
+    os.truncate(data_file(folder), data_file(folder).stat().st_size - 1)
+    with pytest.raises(RuntimeError, match=r"it ends at byte .* of '__0_0.distcp', which has .*: the file was cut off"):
+        fastinit.plan(model(), dict(type="Pretrained", checkpoint=folder))
+
+
+def test_a_folder_without_a_list_says_why(tmp_path):
     folders.save(tmp_path, nn.Linear(2, 2).state_dict())
     (tmp_path / ".metadata").unlink()
     with pytest.raises(FileNotFoundError, match="there is no .metadata: it was not saved to the end"):
