@@ -17,7 +17,7 @@ import torch
 from limited import needs_linux, run_limited
 from torch import nn
 
-from fastinit.checkpoint import CheckpointLoader, load_checkpoint
+from fastinit.checkpoint import CheckpointLoader, derived, load_checkpoint, stored
 from fastinit.checkpoint.readers import Reading, read
 
 pytestmark = needs_linux
@@ -80,14 +80,14 @@ NUMPY_F8 = (
     + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 )
 EMPTY_ARRAY = g("numpy.core.multiarray", "_reconstruct") + g("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
-SHARED = b"]q\x00" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(40))
+SHARED = b"]q\x00" + b"".join(b"0](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(40))
 LONG_LIST = b"](" + b"N" * 100_000 + b"eq\x01"
 # Deep enough to overflow the stack of whoever recurses.
 NEST = b")" + b"\x85" * 300_000
 
 
 def quantized(params: bytes, storage: str = "QInt8Storage", shape: bytes = b"K\x04\x85") -> bytes:
-    stored = b"(" + text("storage") + g("torch", storage) + text("0") + text("cpu") + b"K\x04tQ"
+    stored = b"(" + text("storage") + g("torch", storage) + text("1") + text("cpu") + b"K\x04tQ"
     return (
         g("torch._utils", "_rebuild_qtensor")
         + b"("
@@ -325,9 +325,10 @@ HOSTILE = {
         quantized(g("torch", "per_tensor_affine") + F + b"K\x00\x87", shape=number(2**40) + b"\x85")
     ),
     "quantized, axis out of bounds": pickled(
-        quantized(b"(" + g("torch", "per_channel_affine") + GOOD_TENSOR + GOOD_TENSOR + b"K\x05t").replace(
-            text("0"), text("0")
-        )
+        quantized(b"(" + g("torch", "per_channel_affine") + GOOD_TENSOR + GOOD_TENSOR + b"K\x05t")
+    ),
+    "quantized, scales that are too few": pickled(
+        quantized(b"(" + g("torch", "per_channel_affine") + GOOD_TENSOR * 2 + b"K\x00t", shape=b"K\x03\x85")
     ),
     "sparse, indices out of bounds": pickled(
         sparse(
@@ -349,6 +350,30 @@ HOSTILE = {
     ),
     "sparse, of a layout that is none": pickled(
         g("torch.serialization", "_get_layout") + text("torch.nothing") + b"\x85R"
+    ),
+    # --- comparisons and truth, which a tensor of the file would answer with its values ---
+    "bits that are a tensor": pickled(a_tensor(b"K\x04\x85", b"K\x01\x85", more=endless())),
+    "state with a tensor for slots": pickled(g("argparse", "Namespace") + b")\x81N" + endless() + b"\x86b"),
+    "byte order that is a tensor": pickled(
+        g("numpy", "dtype")
+        + text("f8")
+        + b"\x89\x88\x87R(K\x03"
+        + endless()
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    ),
+    "base that is a tensor": pickled(
+        g("numpy", "dtype")
+        + text("f8")
+        + b"\x89\x88\x87R(K\x03"
+        + text("<")
+        + endless()
+        + b"NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    ),
+    "layout that is a tensor": pickled(g("torch._utils", "_rebuild_sparse_tensor") + endless() + b")\x86R"),
+    "quantizer that is a tensor": pickled(quantized(b"(" + endless() + b"NNNt")),
+    "encoding that is a tensor": pickled(g("_codecs", "encode") + text("x") + endless() + b"\x86R"),
+    "order that is a tensor": pickled(
+        g("numpy._core.numeric", "_frombuffer") + b"(C\x08" + bytes(8) + NUMPY_F8 + b"K\x01\x85" + endless() + b"tR"
     ),
     # --- structure ---
     "nothing on the stack": pickled(b"R"),
@@ -414,10 +439,26 @@ def test_a_hostile_pickle_is_refused_at_little_cost_and_changes_nothing(tmp_path
 
     cost = run_limited(attempt)
     kind, message, *_ = cost.result
-    assert kind == "RuntimeError" or kind == "RefusedError", cost.result
+    assert kind == "RuntimeError", cost.result
     assert message.startswith(f"{path}: the file ") and cost.result[2] < 3000 and message.isprintable(), cost.result
     assert cost.peak_bytes < MOST_BYTES and cost.cpu_s < MOST_CPU_S, cost
     assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if not name.startswith("sparse")])
+def test_no_tensor_is_read_for_what_a_pickle_does_with_it(tmp_path, monkeypatch, name):
+    """Neither compared, nor counted, nor printed; in old files, it is not known yet where a tensor is."""
+
+    def read_it(*_):
+        raise AssertionError(f"{name} reads a tensor")
+
+    for module in (stored, derived):
+        monkeypatch.setattr(module, "in_memory", read_it)
+    monkeypatch.setattr(stored, "read", read_it)
+    write(tmp_path / "c.pth", HOSTILE[name], "legacy")
+    with pytest.raises(RuntimeError) as caught:
+        CheckpointLoader.load_checkpoint(tmp_path / "c.pth", logger="silent")
+    assert "reads a tensor" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -481,7 +522,6 @@ def test_what_is_freed_by_recursion_is_a_stub_below_a_thousand(tmp_path, kind):
 
 
 def test_classes_that_torch_was_told_are_safe_are_not_changed(tmp_path):
-    import torch.distributed.tensor
     from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
     state = g(DTensorSpec.__module__, "DTensorSpec") + b"N}" + text("hostile") + b"K\x01s\x86b"

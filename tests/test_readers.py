@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limited import needs_linux, run_limited
 from torch import nn
 
 import fastinit
@@ -741,3 +742,60 @@ def test_file_descriptors_and_mappings_are_given_back(tmp_path):
     if before is not None:
         assert len(os.listdir("/proc/self/fd")) <= before + 1
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+# --- what large and odd tables cost ----------------------------------------------------------------------------------
+
+
+@needs_linux
+@pytest.mark.parametrize("shape", [[1] * 20_000, [2**62] * 20_000, [0] * 20_000], ids=["ones", "great", "zeros"])
+def test_a_shape_of_many_dimensions_is_refused_at_once(tmp_path, shape):
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(safe_bytes({"a": entry(shape=shape)}, b"1234"))
+    cost = run_limited(lambda: read(path, Reading()))
+    assert "has the shape a list of 20,000" in cost.result[1] and cost.cpu_s < 1
+
+
+@needs_linux
+def test_fifty_thousand_tensors_take_no_longer_than_the_library_needs(tmp_path):
+    table = {f"layer.{i}.weight": entry(shape=(0,), offsets=(0, 0)) for i in range(50_000)}
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(safe_bytes(table))
+    ours = run_limited(lambda: len(read(path, Reading())))
+    theirs = run_limited(lambda: len(safetensors.torch.load_file(path)))
+    # Three times, because both are measured once, on machines that do other things too.
+    assert ours.result == theirs.result == 50_000 and ours.cpu_s < 3 * theirs.cpu_s
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no float4")
+def test_pairs_of_float4_are_read_as_safetensors_reads_them(tmp_path):
+    value = torch.arange(8, dtype=torch.uint8).view(2, 4).view(torch.float4_e2m1fn_x2)
+    safetensors.torch.save_file({"a": value, "b": torch.ones(2)}, tmp_path / "c.safetensors")
+    found, expected = everything_of(tmp_path / "c.safetensors"), safetensors.torch.load_file(tmp_path / "c.safetensors")
+    assert found["a"].dtype == expected["a"].dtype and found["a"].shape == expected["a"].shape == (2, 4)
+    assert torch.equal(found["a"].view(torch.uint8), expected["a"].view(torch.uint8))
+
+
+def test_a_local_header_that_lies_is_seen(tmp_path):
+    content = good_zip(tmp_path)
+    at = content.index(b"good/data/0")  # the local header's; the directory's comes later
+    (tmp_path / "bad.pth").write_bytes(content[:at] + b"good/data/9" + content[at + 11 :])
+    with pytest.raises(RuntimeError, match="'good/data/0' has another name in front of its bytes"):
+        read(tmp_path / "bad.pth", Reading())
+    longer = bytearray(content)
+    struct.pack_into("<H", longer, at - 2, struct.unpack_from("<H", content, at - 2)[0] + 200)
+    (tmp_path / "bad.pth").write_bytes(longer)
+    with pytest.raises(RuntimeError, match="overlaps the one before it"):
+        read(tmp_path / "bad.pth", Reading())
+
+
+def test_an_archive_without_checksums_is_read(tmp_path):
+    """torch.serialization.set_crc32_options(False) leaves them out; torch loads such files."""
+    content = bytearray(good_zip(tmp_path))
+    for info in zipfile.ZipFile(tmp_path / "good.pth").infolist():
+        crc = struct.pack("<I", info.CRC)
+        while info.CRC and crc in content:
+            at = content.index(crc)
+            content[at : at + 4] = b"\xde\xad\xbe\xef"
+    (tmp_path / "c.pth").write_bytes(content)
+    assert everything_of(tmp_path / "c.pth")["a"].sum() == torch.load(tmp_path / "c.pth")["a"].sum() == 499500

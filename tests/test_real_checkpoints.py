@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import files as files_of
 
 import needs
@@ -45,6 +46,43 @@ def test_files_that_a_package_ships_hold_what_torch_finds_in_them(name):
     report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=path, strict=True))
     assert_same_tensors(made.state_dict(), expected)
     assert report.unreached == ()
+
+
+def weights_in_packages():
+    """Files of torch.save that the installed packages ship, whatever for."""
+    found = {}
+    for package in (
+        "torchmetrics",
+        "transformers",
+        "lightning",
+        "accelerate",
+        "mmengine",
+        "torch",
+        "torchvision",
+        "timm",
+    ):
+        try:
+            listed = files_of(package) or []
+        except PackageNotFoundError:
+            continue
+        for file in listed:
+            if file.suffix in (".pth", ".pt", ".ckpt", ".bin") and file.locate().is_file():
+                found[str(file)] = file.locate()
+    return found
+
+
+def test_whatever_torch_loads_of_the_files_that_packages_ship_is_the_same_here():
+    n_loaded = 0
+    for name, path in weights_in_packages().items():
+        try:
+            expected = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # no file of torch.save
+            continue
+        found = ours.CheckpointLoader.load_checkpoint(str(path), logger="silent")
+        assert list(found) == list(expected), name
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+        n_loaded += 1
+    assert n_loaded >= len(SHIPPED)
 
 
 def gpt():

@@ -1,4 +1,4 @@
-"""Tensors that are more than a place in a file: conjugated, negated, quantized or sparse ones, made when they are used."""
+"""Tensors that are more than a place in a file: conjugated, negated, quantized or sparse; made when they are used."""
 
 from __future__ import annotations
 
@@ -63,20 +63,25 @@ class DerivedTensor(StoredTensor):
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
+        """Tensors of the file that it is made of."""
         return self._parts
 
     @property
     def is_read(self) -> bool:
+        """Whether it has been made."""
         return self._made is not None
 
     def again(self, requires_grad: bool) -> DerivedTensor:
+        """Returns the same tensor anew, with or without gradients."""
         return DerivedTensor.of(self._parts, self._make, self.size(), self._dtype, requires_grad)
 
     def turned_into(self, dtype: torch.dtype) -> StoredTensor:
+        """Returns the same tensor with another dtype."""
         make = self._make
         return DerivedTensor.of(self._parts, lambda *values: make(*values).to(dtype), self.size(), dtype)
 
     def part(self, offset: Sequence[int], shape: Sequence[int]) -> StoredTensor:
+        """Returns a rectangle of it."""
         make = self._make
 
         def rectangle(*values: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from .copying import Loading, loading
 from .downloads import NotDownloaded
 from .messages import log
 from .readers import Reading
-from .request import STRIP_MODULE, Request, Revisions, state_dict_of, with_metadata
+from .request import STRIP_MODULE, Request, Revisions, check_taken, state_dict_of, with_metadata
 from .schemes import CheckpointLoader
 from .stored import Storage, StoredTensor, in_memory, read_everything
 
@@ -123,6 +123,7 @@ def _load(
     assign: bool = False,
 ) -> LoadResult:
     held = list(_slots(module))
+    check_taken(state_dict, (slot.key for slot in held))
     _check_assign(assign, (slot for slot in held if slot.key in state_dict))
     if not assign and (metas := [slot.key for slot in held if slot.tensor.is_meta and slot.key in state_dict]):
         raise RuntimeError(
@@ -376,6 +377,7 @@ def plan_copy(
             for slot in once.values()
         )
 
+    check_taken(state_dict, (slot.key for slot in _slots(module)))
     _check_assign(request.assign, (slot for slot in _slots(module) if slot.key in state_dict))
 
     def fits(slot: _Slot) -> bool:

@@ -15,9 +15,9 @@ from ..plans import names_line
 from . import distributed_folder, safetensors_file, torch_file
 from .beside import is_beside
 from .files import File, checked_access
-from .stubs import RefusedError, one_line
+from .pickles.names import imported
+from .stubs import Foreign, one_line, refuse
 from .torch_file import ZIP_HEAD
-from .unpickling import imported
 
 Fetch = Callable[[str], Path]
 """Returns the path of a file that lies beside an index."""
@@ -78,7 +78,7 @@ class Reading:
         """
         where = self.map_location
         if callable(where):
-            put = where(torch.UntypedStorage(0), saved)
+            put = where(torch.UntypedStorage(0), saved)  # type: ignore[no-untyped-call]
             where = None if put is None else put.device
         if isinstance(where, dict):
             where = next((to for from_, to in where.items() if str(from_) == saved), "cpu")
@@ -112,32 +112,36 @@ def read(
         path = _in_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} can not be found.")
+    tree: Any = None
+    weight_map: dict[str, str] | None = None
     file = File(path, reading.access)
     head = file.bytes_at(0, _HEAD_BYTES)
     try:
         if not reading.weights_only and not safetensors_file.looks_like(head) and not head.lstrip().startswith(b"{"):
             where = "cpu" if reading.map_location is None else reading.map_location
             return torch.load(str(path), map_location=where, weights_only=False)
-        if head.startswith(ZIP_HEAD):
-            return torch_file.read_zip(file, reading.location_of, reading.allow)
-        if torch_file.LEGACY_HEAD.match(head):
-            return torch_file.read_legacy(file, reading.location_of, reading.allow)
         if safetensors_file.looks_like(head):
             return safetensors_file.read(file, reading.location_of("cpu"))
-        if head.lstrip().startswith(b"{"):
+        if head.startswith(ZIP_HEAD):
+            tree = torch_file.read_zip(file, reading.location_of, reading.allow)
+        elif torch_file.LEGACY_HEAD.match(head):
+            tree = torch_file.read_legacy(file, reading.location_of, reading.allow)
+        elif head.lstrip().startswith(b"{"):
             if is_shard:
                 raise ValueError("an index cannot be a shard of an index")
             weight_map = _weight_map(file)
         else:
             raise ValueError(_what_else(head))
-    except RefusedError:
-        raise
     except OSError:  # the file cannot be read; what it holds is not to blame
         raise
     except Exception as error:
         # foreign bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
         raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
-    return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
+    if weight_map is not None:
+        return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
+    if isinstance(tree, Foreign):
+        refuse(tree)
+    return tree
 
 
 def _what_else(head: bytes) -> str:

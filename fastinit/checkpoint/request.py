@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from .readers import Reading
 from .schemes import tree_of
 from .stored import StoredTensor
+from .stubs import Foreign, refuse
 
 Revisions = Sequence[tuple[str, str]]
 # What DataParallel and DDP put in front of every name.
@@ -106,17 +107,26 @@ def state_dict_of(
     """Returns the weights of a checkpoint by their revised keys.
 
     Raises:
-        RuntimeError: there are none.
+        RuntimeError: there are none, or they are of a class that is not data.
     """
     if not isinstance(checkpoint, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}")
     found = _nested(checkpoint, filename, key)
+    if isinstance(found, Foreign):
+        refuse(found)
     if not isinstance(found, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}")
     if not all(isinstance(name, str) for name in found):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
     revised = OrderedDict((_revised(name, revisions), value) for name, value in found.items())
     return with_metadata(revised, getattr(found, "_metadata", None), 0, None)
+
+
+def check_taken(state_dict: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises RuntimeError if one of the values that a model takes is no data."""
+    for key in keys:
+        if isinstance(state_dict.get(key), Foreign):
+            refuse(state_dict[key])
 
 
 def _nested(checkpoint: Mapping[Any, Any], filename: object, key: str | None) -> Any:

@@ -7,6 +7,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class Storage:
         self.n_bytes = n_bytes
         self.memory: torch.UntypedStorage | None = None
         """The bytes, once they have been read."""
-        self.lock = threading.RLock()  # a tensor's attributes may be of the same storage
+        # A tensor's attributes may be of the same storage.
+        self.lock: AbstractContextManager[Any] = threading.RLock()
 
 
 class StoredTensor(torch.Tensor):
@@ -200,7 +202,7 @@ def read_everything(tree: Any) -> Any:
     stored: list[StoredTensor] = []
     replace(tree, (StoredTensor, Foreign), lambda each: (foreign if isinstance(each, Foreign) else stored).append(each))
     if foreign:
-        refuse(*foreign)
+        refuse(*reversed(foreign))  # the walk comes from the end
     if not stored:
         return tree
     places = [each for one in stored if not one.is_read for each in (one, *one.parts)]
@@ -235,7 +237,7 @@ def replace(tree: Any, kind: type | tuple[type, ...], function: Callable[[Any], 
             done[id(node)] = node  # a container that holds itself finds itself here
             kept.append(node)
             stack.append((node, True))
-            stack.extend((each, False) for each in held if isinstance(each, _CONTAINERS) or isinstance(each, kind))
+            stack.extend((each, False) for each in held if isinstance(each, (_CONTAINERS, kind)))
             continue
         if isinstance(node, tuple):
             items = [done.get(id(child), child) for child in node]

@@ -50,7 +50,7 @@ def _one(value: object, n_items: int) -> str:
         inner = ", ".join(_one(each, 0) for each in items)
         return f"[{inner}]" if kind is list else f"({inner}{',' if len(items) == 1 else ''})"
     if isinstance(value, Foreign):
-        return object.__repr__(value) if kind is not Foreign and kind.__repr__ is not Foreign.__repr__ else repr(value)
+        return Foreign.__repr__(value)
     return f"a {kind.__name__}"
 
 
@@ -65,10 +65,6 @@ def printable(text: str, longest: int) -> str:
     return cut if cut.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
 
 
-class RefusedError(RuntimeError):
-    """A file's content was used that is more than data."""
-
-
 class Refusal:
     """What one file asks for besides data, and the error about it."""
 
@@ -77,15 +73,17 @@ class Refusal:
         self.names: dict[str, None] = {}
         """In the order in which they were asked for."""
 
-    def error(self, *used: str) -> RefusedError:
+    def error(self, *used: str) -> RuntimeError:
         """Returns the error for the use of names, which tells the file's others too."""
         every = dict.fromkeys((*(each for each in used if each not in self.names), *self.names))
         names = [printable(each, _MAX_NAME) for each in every]
         told = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" * (len(names) > _MAX_NAMES))
-        return RefusedError(
+        # What is no name of the file, such as a dtype of objects, cannot be let through by its name.
+        allowable = [each for each in names if each in self.names]
+        instead = f"; or allow-list the types, e.g. allow=[{allowable[0]!r}]" if allowable else ""
+        return RuntimeError(
             f"{self.path}: the file holds more than tensors and plain containers: it asks for {told}, and loading that "
-            f"could run code that came with the file. If you trust it, pass weights_only=False; or allow-list the "
-            f"types, e.g. allow=[{names[0]!r}]"
+            f"could run code that came with the file. If you trust it, pass weights_only=False{instead}"
         )
 
 
@@ -151,6 +149,8 @@ class Name(Foreign):
     """
 
     __slots__ = ("call", "new")
+    call: Callable[..., Any] | None
+    new: Callable[..., Any] | None
 
     def __init__(
         self,
@@ -168,6 +168,9 @@ class Unfinished(Foreign):
     """A value whose state has not come yet; once it has, ``finish(machine, state)`` is there in its place."""
 
     __slots__ = ("finish", "slot")
+    finish: Callable[..., Any]
+    slot: int | None
+    """Where it is in the memo."""
 
     def __init__(self, name: str, refusal: Refusal, finish: Callable[..., Any]) -> None:
         super().__init__(name, refusal)

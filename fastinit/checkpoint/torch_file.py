@@ -13,15 +13,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from .files import File
+from .pickles import PADDING, TruncatedError
+from .pickles.names import Context, Location
 from .stored import Storage
-from .opcodes import Truncated
-from .pickles import PADDING
-from .stubs import Foreign, Refusal, refuse, shown
-from .unpickling import Context, Location
+from .stubs import Refusal, shown
 
 ZIP_HEAD = b"PK\x03\x04"
-# The number 0x1950A86A20F9469CFC6C, pickled: what torch put first, to know its files by. Protocol 4 has frames.
-LEGACY_HEAD = re.compile(rb"\x80.(?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+# The number 0x1950A86A20F9469CFC6C, pickled: what torch put first, to know its files by. Protocol 4 has frames, and
+# protocols 0 and 1 have text.
+LEGACY_HEAD = re.compile(
+    rb"(?:\x80.(?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19|L119547037146038801333356L\n)\.", re.DOTALL
+)
 _LEGACY_PROTOCOL = 1001
 _LITTLE = b"little"
 # Nearly all pickles in front of the tensors are shorter (20,000 tensors: 2.3 MB); for others, more of the file is read.
@@ -74,8 +76,6 @@ def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> An
 
 def _checked(tree: Any, context: Context) -> Any:
     """Returns what a file holds, after the checks that need the values: tensors with indices are made now."""
-    if isinstance(tree, Foreign):
-        refuse(tree)
     for each in context.late:
         each.make()
     return tree
@@ -124,7 +124,7 @@ def read_legacy(file: File, location_of: Location, allow: Iterable[Any] = ()) ->
         try:
             n_bytes = min(n_bytes, file.size)
             return _read_legacy(file, _padded(file, 0, n_bytes), n_bytes, location_of, allow)
-        except Truncated:
+        except TruncatedError:
             if n_bytes >= file.size:
                 raise
         n_bytes *= _LEGACY_GROWTH

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .stubs import shown
+from ..stubs import shown
 
 if TYPE_CHECKING:
-    from .pickles import Machine
+    from .machine import Machine
 
 # The longest number that Python reads from text; time grows with the square of it.
 _MAX_DIGITS = 4300
@@ -27,7 +27,7 @@ class PickleError(ValueError):
     """A pickle is damaged, or asks for what data never need."""
 
 
-class Truncated(PickleError):
+class TruncatedError(PickleError):
     """The data end before the pickle does."""
 
 
@@ -37,7 +37,7 @@ Opcode = Callable[["Machine", int], int]
 def _line(machine: Machine, at: int, longest: int) -> tuple[bytes, int]:
     end = machine.data.find(b"\n", at, machine.end)
     if end < 0:
-        raise Truncated("its pickle ends within a line")
+        raise TruncatedError("its pickle ends within a line")
     if end - at > longest:
         raise machine.error(f"it has a line of {end - at:,} bytes where a name or a number is expected")
     return machine.data[at:end], end + 1
@@ -45,7 +45,7 @@ def _line(machine: Machine, at: int, longest: int) -> tuple[bytes, int]:
 
 def _bytes(machine: Machine, start: int, n_bytes: int) -> bytes:
     if start + n_bytes > machine.end:
-        raise Truncated(f"its pickle ends within {n_bytes:,} bytes")
+        raise TruncatedError(f"its pickle ends within {n_bytes:,} bytes")
     return machine.data[start : start + n_bytes]
 
 
@@ -118,7 +118,7 @@ def _protocol(machine: Machine, at: int) -> int:
 
 def _frame(machine: Machine, at: int) -> int:
     if _U8(machine.data, at)[0] > machine.end - at - 8:
-        raise Truncated("its pickle ends within a frame")
+        raise TruncatedError("its pickle ends within a frame")
     return at + 8
 
 

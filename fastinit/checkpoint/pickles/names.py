@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from . import plain_data, rebuilt
+from ..stored import PlainObject, Storage
+from ..stubs import Foreign, Name, Refusal, like, name_of, shown
+from . import arrays, containers, special_tensors, tensors
+from .containers import checked_attributes
+from .machine import Kind, Machine
 from .opcodes import PickleError
-from .pickles import Kind, Machine
-from .plain_data import checked_attributes
-from .rebuilt import STORAGES, TypedStorage
-from .stored import PlainObject, Storage
-from .stubs import Foreign, Name, Refusal, like, name_of, shown
+from .tensors import STORAGES, TypedStorage
 
 Location = Callable[[str], torch.device]
 
@@ -56,16 +56,35 @@ def _reconstructed(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
         raise PickleError(f"an object is made of {shown(kind)} and {shown(base)}")
     if type(kind) is Name and name_of(base) == "builtins.object" and state is None:
         return machine.made_by(kind, (), is_new=True)
+    if type(kind) is Name and name_of(base) == "builtins.str" and type(state) is str:
+        return machine.made_by(kind, (state,), is_new=True)
     return like(kind)
 
 
-FUNCTIONS: dict[tuple[str, str], Any] = {
-    **plain_data.FUNCTIONS,
-    **rebuilt.FUNCTIONS,
-    _HISTORY_BUFFER: _history_buffer,
+_TENSOR_FUNCTIONS: dict[tuple[str, str], Any] = {
+    **tensors.FUNCTIONS,
+    **special_tensors.FUNCTIONS,
     ("copyreg", "_reconstructor"): _reconstructed,
 }
-CONSTANTS = {**plain_data.CONSTANTS, **rebuilt.CONSTANTS}
+FUNCTIONS: dict[tuple[str, str], Any] = {
+    **containers.FUNCTIONS,
+    **arrays.FUNCTIONS,
+    **_TENSOR_FUNCTIONS,
+    _HISTORY_BUFFER: _history_buffer,
+}
+CONSTANTS = {**containers.CONSTANTS, **tensors.CONSTANTS}
+
+
+def _told_to_torch() -> dict[str, Any]:
+    """Returns what torch was told is safe, by the names that files have for it."""
+    found: dict[str, Any] = {}
+    for each in getattr(torch.serialization, "get_safe_globals", list)():
+        one, name = each if isinstance(each, tuple) else (each, None)
+        if name is None and hasattr(one, "__qualname__"):
+            name = f"{one.__module__}.{one.__qualname__}"
+        if name is not None:
+            found[name] = one
+    return found
 
 
 def _set_state(machine: Machine, instance: Any, state: Any) -> None:
@@ -77,11 +96,12 @@ def _set_state(machine: Machine, instance: Any, state: Any) -> None:
     slots = None
     if type(state) is tuple and len(state) == 2:
         state, slots = state
-    if state:
+    if state is not None:
         if type(state) is not dict or not all(type(name) is str for name in state):
             raise PickleError(f"the state of a {kind.__name__} is {shown(state)} and no dict of attributes")
-        vars(instance).update(state)
-    if slots:
+        if state:  # one of slots only has no dict
+            vars(instance).update(state)
+    if slots is not None:
         declared = copyreg._slotnames(kind)  # type: ignore[attr-defined]
         if type(slots) is not dict or not all(type(name) is str and name in declared for name in slots):
             raise PickleError(f"a {kind.__name__} has no slots {shown(slots)}")
@@ -120,15 +140,10 @@ class Context:
         self._dtypes: dict[str, torch.dtype] = {}
         self.late: list[Any] = []
         """Values that are to be checked when all of the file's places are known."""
-        self._allow: dict[str, Any] = {}
-        for each in (*getattr(torch.serialization, "get_safe_globals", list)(), *allow):  # what torch was told is safe
-            one, name = each if isinstance(each, tuple) else (each, None)
-            if name is None and hasattr(one, "__qualname__"):
-                name = f"{one.__module__}.{one.__qualname__}"
-            if name is not None:
-                self._allow[name] = one
+        self._asked = {f"{each.__module__}.{each.__qualname__}": each for each in allow}
+        self._allow = {**_told_to_torch(), **self._asked}
         self._classes = {name: each for name, each in self._allow.items() if isinstance(each, type)}
-        self._kinds = {**plain_data.KINDS, HistoryBuffer: Kind(build=_set_history)}
+        self._kinds = {**containers.KINDS, HistoryBuffer: Kind(build=_set_history)}
         theirs = getattr(sys.modules.get(_HISTORY_BUFFER[0]), _HISTORY_BUFFER[1], None)
         if theirs is not None:
             self._kinds[theirs] = Kind(build=_set_history)
@@ -148,7 +163,9 @@ class Context:
     def find(self, module: str, name: str) -> Any:
         """Returns what stands for a name of the pickle."""
         full = f"{module}.{name}"
-        if full in self._allow and (module, name) not in FUNCTIONS:
+        # torch's list may name what we have checked functions for; the user's own comes first, except for tensors.
+        is_ours = (module, name) in (_TENSOR_FUNCTIONS if full in self._asked else FUNCTIONS)
+        if full in self._allow and not is_ours:
             return self._allowed(full, self._allow[full])
         if (module, name) in CONSTANTS:
             return CONSTANTS[module, name]
@@ -163,12 +180,25 @@ class Context:
     def _allowed(self, full: str, each: Any) -> Any:
         if not callable(each):
             return each
-        new = (lambda machine, *args, **kwargs: each.__new__(each, *args, **kwargs)) if isinstance(each, type) else None
-        return Name(full, self.refusal, lambda machine, *args, **kwargs: each(*args, **kwargs), new)
 
-    def storage(self, pid: Any) -> TypedStorage:
-        """Returns the storage that a persistent id names: ("storage", type, key, location, n_elements[, view])."""
-        if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
+        def call(machine: Machine, *args: Any, **kwargs: Any) -> Any:
+            return each(*args, **kwargs)
+
+        def new(machine: Machine, *args: Any, **kwargs: Any) -> Any:
+            return each.__new__(each, *args, **kwargs)
+
+        return Name(full, self.refusal, call, new if isinstance(each, type) else call)
+
+    def storage(self, pid: Any) -> Foreign:
+        """Returns the storage that a persistent id names: ("storage", type, key, location, n_elements[, view]).
+
+        Old files have the source of modules, too: ("module", class, file, source).
+        """
+        if type(pid) is not tuple or not 4 <= len(pid) <= 6 or type(pid[0]) is not str:
+            raise PickleError(f"unknown kind of persistent object {shown(pid)}")
+        if pid[0] == "module" and len(pid) == 4 and type(pid[1]) is Foreign:
+            return pid[1]
+        if pid[0] != "storage" or len(pid) == 4:
             raise PickleError(f"unknown kind of persistent object {shown(pid)}")
         _, kind, key, location, n_elements, *rest = pid
         module, _, name = name_of(kind).rpartition(".") if type(kind) is Name else ("", "", "")
@@ -188,7 +218,7 @@ class Context:
             if type(view) is not tuple or len(view) != 3 or not all(type(each) is int for each in view[1:]):
                 raise PickleError(f"a view of a storage is {shown(view)}")
             _, first, n_viewed = view
-            if not (0 <= first and 0 <= n_viewed <= n_elements - first):
+            if not (first >= 0 and 0 <= n_viewed <= n_elements - first):
                 raise PickleError(f"a view of {n_viewed:,} elements at {first:,} in {n_elements:,}")
             n_elements = n_viewed
         return TypedStorage(self.refusal, storage, dtype, n_elements, self._locations[location], first)

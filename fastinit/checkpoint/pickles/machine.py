@@ -1,45 +1,21 @@
-"""Pickles read by a machine of our own, which makes data and nothing else, in time and memory that the bytes bound.
-
-Python's own unpickler trusts what it reads: it sets memory aside for counts, calls what it finds, sets attributes of
-classes, and hashes what may be nested a million deep. Here every opcode is one of about sixty below, and
-
-- a name of the pickle is whatever ``find`` returns for it; only a ``Name`` may be called, by a function of ours;
-- ``BUILD`` changes instances of the types in ``kinds`` alone, never a class or a function;
-- the memo is a dict, lengths are compared with what is left, and work that repeats is paid for by bytes of the pickle;
-- keys are texts, numbers and short tuples of these, so that hashing takes no time and no stack;
-- nothing recurses, so depth costs memory only.
-
-The interface: ``load(data, find, ...)``, with ``stubs.Name``, ``stubs.Foreign`` and ``Kind``.
-"""
+"""The machine that runs the opcodes of a pickle: its stack, its memo, and what it may do to what it made."""
 
 from __future__ import annotations
 
-import datetime
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-import numpy
-import torch
-
-from .opcodes import RARE, PickleError, Truncated
-from .stubs import Foreign, Name, Refusal, Unfinished, like, shown
+from ..stubs import Foreign, Name, Refusal, Unfinished, like, name_of, shown
+from .keys import FREE_CHARACTERS, Keys
+from .opcodes import RARE, PickleError, TruncatedError
 
 # Reads of numbers need no look at the end of the data: the zeros behind it are no opcode.
 PADDING = bytes(16)
-# An opcode and 8 bytes.
-_LONGEST_NUMBER = 9
-# Longer texts are paid for when they are keys: a dict compares them in full.
-_FREE_KEY_CHARACTERS = 255
-# Python's hash of numbers below is the number, so that none collides with another.
-_FREE_KEY_BITS = 60
-_MAX_KEY_BITS = 128
-_MAX_KEY_ITEMS = 16
-# Tuples and great numbers can be made to have one hash; by chance, hardly two of a file's have.
-_MAX_KEYS_OF_ONE_HASH = 16
+# Behind the opcodes that have one.
+_N_NUMBER_BYTES = {0x71: 1, 0x72: 4, 0x4B: 1, 0x68: 1, 0x58: 4, 0x4D: 2, 0x6A: 4, 0x4A: 4, 0x8C: 1, 0x47: 8}
 # For the shortest pickles: they may do more than they have bytes.
 _LEAST_BUDGET = 4096
 # Of a budget of two for each byte. torch.save takes about 100 bytes for a tensor and 35 at the very least, a stored
@@ -51,8 +27,6 @@ _U2 = struct.Struct("<H").unpack_from
 _U4 = struct.Struct("<I").unpack_from
 _I4 = struct.Struct("<i").unpack_from
 _F8 = struct.Struct(">d").unpack_from
-_FLAT_KEYS = frozenset({float, bool, type(None), torch.dtype, torch.device, datetime.date, datetime.datetime})
-_PATHS = (PurePosixPath, PureWindowsPath)
 _FAST_DICTS = frozenset({dict, OrderedDict})
 _DICTS = frozenset({dict, OrderedDict, Counter, defaultdict})
 
@@ -68,33 +42,6 @@ class Kind(NamedTuple):
     """Sets an item: (instance, key, value); the key has been checked."""
     is_key: bool = False
     """Whether its hash is cheap and shallow, so that it may be a key."""
-
-
-def load(
-    data: bytes,
-    find: Find,
-    *,
-    refusal: Refusal,
-    persistent: Callable[[Any], Any] | None = None,
-    kinds: Mapping[type, Kind] = {},  # noqa: B006 (never changed)
-    position: int = 0,
-) -> tuple[Any, int]:
-    """Returns what a pickle holds, and where it ends.
-
-    Args:
-        data: holds the pickle, from ``position`` on; there may be more behind it.
-        find: (module, name) -> what stands for the name: a ``Name``, which may be called, a ``Foreign``, whose calls and
-            state are stubs again, or any constant. Python 2's names come as Python 3's.
-        refusal: of the file, for the stubs.
-        persistent: makes values of persistent ids; None: there must be none.
-        kinds: the types whose instances the pickle may change, each by its exact type.
-
-    Raises:
-        Truncated: the data end before the pickle does.
-        PickleError: it is damaged, or asks for what data never need.
-    """
-    machine = Machine(data + PADDING, len(data), find, refusal, persistent, kinds, position)
-    return machine.run(), machine.position
 
 
 class Machine:
@@ -137,7 +84,7 @@ class Machine:
         self._find = find
         self._persistent = persistent
         self._found: dict[tuple[str, str], Any] = {}
-        self._of_one_hash: dict[int, list[Any]] = {}
+        self._keys = Keys(kind for kind, each in kinds.items() if each.is_key)
         self._budget = 2 * (self.end - position) + _LEAST_BUDGET
 
     def run(self) -> Any:
@@ -150,8 +97,9 @@ class Machine:
         except PickleError:
             raise
         except (IndexError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            if self.position > self.end - _LONGEST_NUMBER:  # its number was read from the padding
-                raise Truncated("its pickle ends within a number") from error
+            # A number that was read from the padding leads anywhere.
+            if self.position + _N_NUMBER_BYTES.get(self.data[self.position], 0) >= self.end:
+                raise TruncatedError("its pickle ends within a number") from error
             raise self.error(_SAID.get(type(error), str(error))) from error
 
     def error(self, what: str) -> PickleError:
@@ -184,43 +132,8 @@ class Machine:
         return self._found[names]
 
     def key(self, key: Any) -> Any:
-        """Returns a key of a dict or an item of a set, if it is cheap to hash.
-
-        Raises:
-            PickleError: it is not.
-        """
-        kind = type(key)
-        if kind is str or kind is bytes or kind in (numpy.str_, numpy.bytes_):
-            if len(key) > _FREE_KEY_CHARACTERS:
-                self.charge(len(key))
-        elif kind is int:
-            if key.bit_length() > _FREE_KEY_BITS:
-                self._check_hash(key)
-        elif kind in _FLAT_KEYS or isinstance(key, Foreign):
-            pass
-        elif kind in (tuple, torch.Size) and len(key) <= _MAX_KEY_ITEMS:
-            for each in key:
-                if type(each) in (tuple, torch.Size):
-                    raise PickleError(f"a dict or set of its pickle has the key {shown(key)}: tuples in tuples")
-                self.key(each)
-            self._check_hash(key)
-        elif kind in _PATHS:
-            self.charge(len(str(key)))
-        elif isinstance(key, (numpy.bool_, numpy.number)):
-            self._check_hash(key)
-        elif not (kind in self.kinds and self.kinds[kind].is_key):
-            raise PickleError(f"a dict or set of its pickle has the key {shown(key)}")
-        return key
-
-    def _check_hash(self, key: Any) -> None:
-        """Sees to it that few different keys have one hash, which would take a dict ever longer."""
-        if type(key) is int and key.bit_length() > _MAX_KEY_BITS:
-            raise PickleError(f"a dict or set of its pickle has the key {shown(key)}")
-        same = self._of_one_hash.setdefault(hash(key), [])
-        if not any(each is key or each == key for each in same):
-            same.append(key)
-            if len(same) > _MAX_KEYS_OF_ONE_HASH:
-                raise PickleError("the keys of its pickle were chosen to collide")
+        """Returns a key of a dict or an item of a set, if it is cheap to hash, else a stub."""
+        return key if self._keys.is_cheap(key, self.charge) else self.foreign(f"a key: {shown(key)}")
 
     def pop_mark(self) -> list[Any]:
         """Returns what lies above the last mark, and takes both off the stack."""
@@ -231,20 +144,20 @@ class Machine:
         """Returns what a function of the pickle makes of arguments; of foreign ones, a stub."""
         if type(function) is Name:
             call = function.new if is_new else function.call
+            name = name_of(function)
             if call is None:
-                raise self.error(f"{shown(function)} is called")
+                raise self.error(f"{name} is called")
             if type(arguments) is not tuple or (options is not None and type(options) is not dict):
-                raise self.error(f"{shown(function)} is called with {shown(arguments)}")
+                raise self.error(f"{name} is called with {shown(arguments)}")
             try:
                 made = call(self, *arguments, **(options or {}))
-            except PickleError:
-                raise
             except Exception as error:
                 # What is asked of a stub is not understood, which is no damage.
-                for each in arguments:
-                    if type(each) is Foreign:
-                        return like(function)
-                raise self.error(f"{shown(function)} is called with {shown(arguments)}: {error}") from error
+                if any(type(each) is Foreign for each in arguments):
+                    return like(function)
+                if isinstance(error, PickleError):
+                    raise
+                raise self.error(f"{name} is called with {shown(arguments)}: {error}") from error
             if type(made) is Unfinished:
                 object.__setattr__(made, "slot", self._next_slot())
             return made
@@ -274,9 +187,9 @@ class Machine:
         """Returns an instance with its state."""
         kind = type(instance)
         if kind is Unfinished:
-            made = instance.finish(self, state)
-            if instance.slot is not None and self.memo.get(instance.slot) is instance:
-                self.memo[instance.slot] = made
+            made, slot = instance.finish(self, state), instance.slot
+            if slot is not None and self.memo.get(slot) is instance:
+                self.memo[slot] = made
             return made
         if kind is not Foreign:
             build = self.kinds[kind].build if kind in self.kinds else None
@@ -304,9 +217,9 @@ class Machine:
         """Sets items of a dict, or of what has items."""
         if len(keys) != len(values):
             raise self.error("a key has no value")
-        for key in keys:
-            if type(key) is not str or len(key) > _FREE_KEY_CHARACTERS:
-                self.key(key)
+        for index, key in enumerate(keys):
+            if type(key) is not str or len(key) > FREE_CHARACTERS:
+                keys[index] = self.key(key)
         kind = type(target)
         if kind in _FAST_DICTS:
             target.update(zip(keys, values))
@@ -351,7 +264,7 @@ class Machine:
                 start = at + 4
                 at = start + _U4(data, at)[0]
                 if at > end:
-                    raise Truncated("its pickle ends within a text")
+                    raise TruncatedError("its pickle ends within a text")
                 stack.append(str(data[start:at], "utf-8", "surrogatepass"))
             elif opcode == 0x28:  # MARK
                 self.marked.append(stack)
@@ -390,7 +303,7 @@ class Machine:
                 start = at + 1
                 at = start + data[at]
                 if at > end:
-                    raise Truncated("its pickle ends within a text")
+                    raise TruncatedError("its pickle ends within a text")
                 stack.append(str(data[start:at], "utf-8", "surrogatepass"))
             elif opcode == 0x87:  # TUPLE3
                 last, middle = stack.pop(), stack.pop()
@@ -429,7 +342,7 @@ class Machine:
                     raise self.error("it leaves more or less than one object")
                 return stack.pop()
             elif at > end:
-                raise Truncated("its pickle has no end")
+                raise TruncatedError("its pickle has no end")
             else:
                 self.after = at
                 at = RARE[opcode](self, at)
@@ -438,5 +351,5 @@ class Machine:
 
 _SAID: dict[type, str] = {
     IndexError: "there is nothing on its stack",
-    KeyError: "it refers to what it has not named, or has an unknown opcode",
+    KeyError: "it refers to what it has not named",
 }
