@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class FolderStorage(Storage):
         self.lock = threading.RLock()
         self._saved: dict[int, SavedTensor] = {}
         """By the ids of chunks that were found right: a file can choose offsets that collide in a dict."""
+
+    @property
+    def is_in_few_files(self) -> bool:
+        """Whether all files of the folder may be open at a time; else ``load_into`` opens one after the other."""
+        return len(self.folder.names) <= _MAX_OPEN_FILES
 
     def check(self, destination: torch.Tensor | None = None) -> None:
         """Finds out whether all can be read, now or for a destination; nothing is written.
@@ -184,6 +189,11 @@ class Folder:
                     keys.append(key)
                 end_of[chunk.file] = max(end_of.get(chunk.file, (0, "")), (chunk.offset + chunk.n_bytes, key))
         self._found = {name: self._checked(name, keys, *end_of[name]) for name, keys in keys_of.items()}
+
+    @property
+    def names(self) -> Collection[str]:
+        """Those of its files that hold tensors."""
+        return self._found.keys()
 
     def _checked(self, name: str, keys: list[str], end: int, key: str) -> tuple[Path, int, int]:
         """Returns what is known of a file: its path, length and time of change."""

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from . import pickles, plain_data
-from .opcodes import PickleError
-from .pickles import Kind, Machine
+from . import pickles
+from .pickles import Kind, Machine, PickleError, containers
 from .stubs import Foreign, Name, Refusal, name_of, shown
 from .tiling import why_not_tiled
 
@@ -116,14 +115,14 @@ _MEMORY_FORMATS = {"TORCH_CONTIGUOUS_FORMAT": 0, "TORCH_CHANNELS_LAST": 1, "TORC
 def _attribute(machine: Machine, owner: Any, name: Any) -> Any:
     """How Python 3.11.0 to 3.11.3 write the members of enums."""
     is_format = type(owner) is Name and name_of(owner).endswith("MEM_FORMAT_ENCODING") and type(name) is str
-    return _MEMORY_FORMATS.get(name) if is_format else plain_data.attribute(machine, owner, name)
+    return _MEMORY_FORMATS.get(name) if is_format else containers.attribute(machine, owner, name)
 
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _OLDER = "torch.distributed._shard.sharded_tensor.metadata"
 """Where torch before 2.3 had the properties of tensors."""
 _FUNCTIONS: dict[tuple[str, str], Any] = {
-    **plain_data.FUNCTIONS,
+    **containers.FUNCTIONS,
     ("builtins", "getattr"): _attribute,
     ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): _layout,
@@ -142,7 +141,7 @@ _RECORDS: dict[tuple[str, str], type[_Record]] = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _Place,
 }
 _KINDS: dict[type, Kind] = {
-    **plain_data.KINDS,
+    **containers.KINDS,
     **{kind: Kind(build=_set_state) for kind in _RECORDS.values()},
     # A key of the places. Two are never equal here, so that a file cannot make them collide.
     _Index: Kind(build=_set_state, is_key=True),

@@ -13,9 +13,9 @@ import torch
 
 from .files import File
 from .pickles import PADDING
+from .pickles.names import Context
 from .stored import Storage, StoredTensor
 from .stubs import Refusal, shown
-from .unpickling import Context
 
 # The ends of an archive in which a tensor's pickle and table lie; both are below 1 KiB, so that two reads find all.
 _WINDOW_BYTES = 2048
