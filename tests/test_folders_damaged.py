@@ -224,6 +224,25 @@ def test_a_file_that_was_cut_off_is_found_when_the_folder_is_opened(folder):
         fastinit.plan(model(), dict(type="Pretrained", checkpoint=folder))
 
 
+def test_damage_that_only_a_modules_own_code_comes_upon_is_an_error_too(folder):
+    class Renamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(2, 64))
+
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            state_dict[prefix + "w"] = state_dict.pop(prefix + "weight")
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    load_checkpoint(made := Renamed(), folder, prefix="2", logger="silent")
+    assert made.w.any()
+    overwrite(folder, "2.weight", bytes(4))
+    for strict in (False, True):
+        with pytest.raises(RuntimeError, match="'2.weight' can not be read"):
+            load_checkpoint(made := Renamed(), folder, prefix="2", strict=strict, logger="silent")
+        assert not made.w.any()
+
+
 def test_a_folder_without_a_list_says_why(tmp_path):
     folders.save(tmp_path, nn.Linear(2, 2).state_dict())
     (tmp_path / ".metadata").unlink()
