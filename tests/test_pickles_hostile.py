@@ -223,8 +223,28 @@ HOSTILE = {
     "great numbers as keys": pickled(
         b"}" + b"\x8b" + struct.pack("<I", 50_000) + b"\x7f" * 50_000 + b"q\x01(" + b"h\x01N" * 10_000 + b"u"
     ),
-    "long texts as keys": pickled(
-        b"}" + text("k" * 100_000) + b"q\x01" + text("k" * 100_000) + b"q\x02(" + b"h\x01Nh\x02N" * 10_000 + b"u"
+    "one state, again and again": pickled(
+        b"}("
+        + b"".join(text(f"a{i}") + b"N" for i in range(20_000))
+        + b"uq\x010("
+        + g("argparse", "Namespace")
+        + b"q\x02"
+        + b"h\x02)\x81h\x01b" * 20_000
+        + b"t"
+    ),
+    "one tuple in keys, again and again": pickled(
+        b"("
+        + b"K\x01" * 16
+        + b"tq\x01("
+        + b"h\x01" * 16
+        + b"tq\x02("
+        + b"h\x02" * 16
+        + b"tq\x030}("
+        + b"h\x03N" * 10_000
+        + b"u"
+    ),
+    "parts of a path, again and again": pickled(
+        b"(" + b"U\x00" * 20_000 + b"tq\x01(" + g("pathlib", "PosixPath") + b"q\x02" + b"h\x02h\x01R" * 10_000 + b"t"
     ),
     "numbers of one hash": pickled(b"}(" + b"".join(number((2**61 - 1) * i) + b"N" for i in range(20_000)) + b"u"),
     "tuples of one hash": pickled(

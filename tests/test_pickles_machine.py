@@ -268,3 +268,16 @@ def test_printable_text_moves_no_cursor():
 
 def test_a_float_is_eight_bytes_in_the_order_of_the_network():
     assert load(b"G" + struct.pack(">d", 0.1) + b".")[0] == 0.1
+
+
+def test_long_keys_are_compared_once_and_may_be_used_again():
+    long = b"X" + struct.pack("<I", 100_000) + b"k" * 100_000
+    found, _ = load(b"}" + long + b"q\x01" + b"0" + long + b"q\x020(" + b"h\x01K\x01h\x02K\x02" * 20_000 + b"u.")
+    assert list(found.values()) == [2] and len(next(iter(found))) == 100_000
+
+
+def test_metadata_of_many_state_dicts_are_checked_once():
+    metadata = b"}(" + b"".join(b"X\x05\x00\x00\x00%05d}" % i for i in range(5_000)) + b"uq\x010"
+    state = b"}X\x09\x00\x00\x00_metadatah\x01sq\x020("
+    found, _ = load(metadata + state + b"ccollections\nOrderedDict\nq\x03)Rh\x02b" + b"h\x03)Rh\x02b" * 5_000 + b"t.")
+    assert len(found) == 5_001 and found[0]._metadata is found[-1]._metadata

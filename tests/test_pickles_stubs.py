@@ -318,9 +318,11 @@ def test_keys_that_are_not_cheap_to_hash_are_stubs(tmp_path):
     found = load_checkpoint(made, path, logger="silent")["odd"]
     assert made.weight == 1 and list(found.values()) == [1, 2, 3, 4, 5]
     assert found[((1, 2), (3, (4, "x")))] == 1
-    assert [repr(key) for key in list(found)[1:3]] == [
+    assert [repr(key) for key in list(found)[1:]] == [
         "<a key: a frozenset, not loaded>",
         "<a key: a number of 201 bits, not loaded>",
+        "<a key: (a tuple of 1,), not loaded>",
+        "<a key: a tuple of 20, not loaded>",
     ]
     with pytest.raises(RuntimeError, match=r"asks for a key: a frozenset, .* pass weights_only=False$"):
         loaded(path)

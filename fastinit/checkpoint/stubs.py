@@ -76,7 +76,7 @@ class Refusal:
     def error(self, *used: str) -> RuntimeError:
         """Returns the error for the use of names, which tells the file's others too."""
         every = dict.fromkeys((*(each for each in used if each not in self.names), *self.names))
-        names = [printable(each, _MAX_NAME) for each in every]
+        names = [printable(each, _MAX_NAME) if index < _MAX_NAMES else each for index, each in enumerate(every)]
         told = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" * (len(names) > _MAX_NAMES))
         # What is no name of the file, such as a dtype of objects, cannot be let through by its name.
         allowable = [each for each in names if each in self.names]

@@ -137,7 +137,7 @@ def a_path(kind: type[PurePath]) -> Any:
 
     def make(machine: Machine, *parts: Any) -> PurePath:
         check(all(type(each) is str for each in parts), "a path", parts)
-        machine.charge(sum(map(len, parts)))
+        machine.charge(len(parts) + sum(map(len, parts)))
         return kind(*parts)
 
     return make
@@ -201,12 +201,13 @@ def a_timezone(machine: Machine, offset: Any, *name: Any) -> datetime.timezone:
 # --- attributes ------------------------------------------------------------------------------------------------------
 
 
-def checked_attributes(kind: type, state: Any) -> dict[str, Any]:
+def checked_attributes(machine: Machine, kind: type, state: Any) -> dict[str, Any]:
     """Returns the attributes of an object that are its state, none of which hides what its class has."""
     if type(state) is tuple and len(state) == 2 and (state[1] is None or (type(state[1]) is dict and not state[1])):
         state = state[0]
     if type(state) is not dict:
         raise PickleError(f"the state of a {kind.__name__} is {shown(state)} and no dict of attributes")
+    machine.charge(len(state))
     for name in state:
         if type(name) is not str or hasattr(kind, name):
             raise PickleError(f"a {kind.__name__} cannot be given the attribute {shown(name)}")
@@ -215,14 +216,15 @@ def checked_attributes(kind: type, state: Any) -> dict[str, Any]:
 
 def _set_attributes(machine: Machine, instance: Any, state: Any) -> None:
     if state is not None:
-        vars(instance).update(checked_attributes(type(instance), state))
+        vars(instance).update(checked_attributes(machine, type(instance), state))
 
 
 def _set_metadata(machine: Machine, instance: Any, state: Any) -> None:
-    attributes = checked_attributes(OrderedDict, state)
+    attributes = checked_attributes(machine, OrderedDict, state)
     vars(instance).update(attributes)
     if "_metadata" in attributes:
-        machine.at_end.append(lambda: _check_metadata(attributes["_metadata"]))
+        metadata = attributes["_metadata"]
+        machine.at_end[id(metadata)] = metadata, _check_metadata
 
 
 def _check_metadata(metadata: Any) -> None:

@@ -13,6 +13,8 @@ import torch
 from ..stubs import Foreign
 from .opcodes import PickleError
 
+NO_KEY = object()
+"""Stands for what takes long to hash, or cannot be hashed."""
 # Longer texts are paid for: a dict compares them in full.
 FREE_CHARACTERS = 255
 # Python's hash of numbers below is the number, so that none collides with another.
@@ -39,18 +41,28 @@ class Keys:
     def __init__(self, allowed: Iterable[type] = ()) -> None:
         self._allowed = frozenset(allowed)
         self._of_one_hash: dict[int, list[Any]] = {}
+        self._long: dict[Any, Any] = {}
+        self._long_by_id: dict[int, tuple[Any, Any]] = {}
 
-    def is_cheap(self, key: Any, charge: Callable[[int], None], depth: int = 0) -> bool:
-        """Tells whether something may be a key.
-
-        Args:
-            key: whatever the pickle has for one.
-            charge: pays for long keys.
-            depth: of the tuples around it.
+    def of(self, key: Any, charge: Callable[[int], None]) -> Any:
+        """Returns the key to take for one of the pickle, ``NO_KEY`` if it is none; ``charge`` pays for long ones.
 
         Raises:
             PickleError: too many keys have one hash.
         """
+        if type(key) in _TEXTS and len(key) > FREE_CHARACTERS:
+            return self._one_of_its_text(key, charge)
+        return key if self._is_cheap(key, charge, 0) else NO_KEY
+
+    def _one_of_its_text(self, key: Any, charge: Callable[[int], None]) -> Any:
+        """Returns the first key with the same text, so that a dict need not compare long texts again and again."""
+        found = self._long_by_id.get(id(key))
+        if found is None:
+            charge(len(key))
+            found = self._long_by_id[id(key)] = key, self._long.setdefault(key, key)
+        return found[1]
+
+    def _is_cheap(self, key: Any, charge: Callable[[int], None], depth: int) -> bool:
         kind = type(key)
         if kind in _TEXTS:
             if len(key) > FREE_CHARACTERS:
@@ -63,10 +75,11 @@ class Keys:
         elif kind in _FLAT or isinstance(key, Foreign):
             pass
         elif kind in _TUPLES and len(key) <= _MAX_ITEMS:
-            if depth == _MAX_DEPTH or not all(self.is_cheap(each, charge, depth + 1) for each in key):
+            if depth:
+                charge(len(key))
+            if depth == _MAX_DEPTH or not all(self._is_cheap(each, charge, depth + 1) for each in key):
                 return False
-            charge(len(key))
-            if depth == 0:
+            if not depth:
                 self._check_hash(key)
         elif kind in _PATHS:
             charge(len(str(key)))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ..stubs import Foreign, Name, Refusal, Unfinished, like, name_of, shown
-from .keys import FREE_CHARACTERS, Keys
+from .keys import FREE_CHARACTERS, NO_KEY, Keys
 from .opcodes import RARE, PickleError, TruncatedError
 
 # Reads of numbers need no look at the end of the data: the zeros behind it are no opcode.
@@ -73,8 +73,8 @@ class Machine:
         """The stacks below the marks."""
         self.memo: dict[int, Any] = {}
         self.refusal = refusal
-        self.at_end: list[Callable[[], None]] = []
-        """What is checked when nothing can change any more."""
+        self.at_end: dict[int, tuple[Any, Callable[[Any], None]]] = {}
+        """Objects that are checked when nothing can change them any more, and how; by their ids."""
         self.late: list[Any] = []
         """Values that the reader has to check when it knows where everything is in the file."""
         self.classes: Mapping[str, type] = {}
@@ -91,8 +91,8 @@ class Machine:
         """Reads one pickle, from ``position`` on."""
         try:
             made = self._run()
-            for check in self.at_end:
-                check()
+            for each, check in self.at_end.values():
+                check(each)
             return made
         except PickleError:
             raise
@@ -133,7 +133,8 @@ class Machine:
 
     def key(self, key: Any) -> Any:
         """Returns a key of a dict or an item of a set, if it is cheap to hash, else a stub."""
-        return key if self._keys.is_cheap(key, self.charge) else self.foreign(f"a key: {shown(key)}")
+        found = self._keys.of(key, self.charge)
+        return self.foreign(f"a key: {shown(key)}") if found is NO_KEY else found
 
     def pop_mark(self) -> list[Any]:
         """Returns what lies above the last mark, and takes both off the stack."""

@@ -40,10 +40,8 @@ def _history_buffer(machine: Machine) -> Any:
 
 
 def _set_history(machine: Machine, instance: Any, state: Any) -> None:
-    state = dict(state) if type(state) is dict else state
-    if type(state) is dict:
-        state.pop("statistics_methods", None)  # its class's own functions
-    attributes = checked_attributes(type(instance), state)
+    attributes = checked_attributes(machine, type(instance), state)
+    attributes = {name: value for name, value in attributes.items() if name != "statistics_methods"}  # its class's own
     if type(instance) is HistoryBuffer:
         vars(instance).update(attributes)
     else:
@@ -99,6 +97,7 @@ def _set_state(machine: Machine, instance: Any, state: Any) -> None:
     if state is not None:
         if type(state) is not dict or not all(type(name) is str for name in state):
             raise PickleError(f"the state of a {kind.__name__} is {shown(state)} and no dict of attributes")
+        machine.charge(len(state))
         if state:  # one of slots only has no dict
             vars(instance).update(state)
     if slots is not None:

@@ -237,8 +237,7 @@ def _attributes(machine: Machine, state: Any) -> dict[str, Any] | None:
     """
     if state is None:
         return None
-    attributes = checked_attributes(torch.nn.Parameter, state)
-    machine.charge(len(attributes))
+    attributes = checked_attributes(machine, torch.nn.Parameter, state)
     if len(attributes) > _MAX_ATTRIBUTES:
         raise PickleError(f"a tensor has {len(attributes):,} attributes")
 
