@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -19,21 +20,21 @@ from fastinit.backends import cpp_backend
 CHECKS = {}
 
 
-def check(*worlds):
+def check(*worlds, checks=CHECKS):
     """Registers a check for numbers of ranks."""
 
     def register(function):
-        CHECKS[function.__name__] = function, worlds
+        checks[function.__name__] = function, worlds
         return function
 
     return register
 
 
-def run(rank, world, file, results):
+def run(rank, world, file, results, module):
     """One rank: runs every check that is for the number of ranks, and puts what went wrong into a queue."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    for name, (function, worlds) in CHECKS.items():
+    for name, (function, worlds) in importlib.import_module(module).CHECKS.items():
         if world in worlds:
             problem = ""
             try:
@@ -48,17 +49,18 @@ def run(rank, world, file, results):
     distributed.destroy_process_group()
 
 
-def outcomes(world):
-    """Returns check -> "" or what went wrong, on a number of ranks."""
+def outcomes(world, module="ranks"):
+    """Returns check -> "" or what went wrong, on a number of ranks; the checks are those of a module."""
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "group")
-        ranks = [context.Process(target=run, args=(rank, world, file, results)) for rank in range(world)]
+        ranks = [context.Process(target=run, args=(rank, world, file, results, module)) for rank in range(world)]
         for each in ranks:
             each.start()
         found = {}
-        expected = [name for name, (_, worlds) in CHECKS.items() if world in worlds]
+        checks = importlib.import_module(module).CHECKS
+        expected = [name for name, (_, worlds) in checks.items() if world in worlds]
         for _ in expected:
             try:
                 name, problem = results.get(timeout=300)

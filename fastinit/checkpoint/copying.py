@@ -150,9 +150,12 @@ def _check(copies: Iterable[_Copy]) -> None:
             n_elements = storage.n_bytes // source.dtype_in_file.itemsize
             if not 0 <= source.offset_in_storage <= n_elements - _span(source):
                 raise RuntimeError(f"{storage.file.path}: {copy.key!r} does not lie within its bytes of the file")
-        watched = storage.file if storage.is_in_one_file else storage
-        if id(watched) not in checked:
-            checked.add(id(watched))
+            if id(storage.file) not in checked:
+                checked.add(id(storage.file))
+                storage.check()
+        elif copy.destination.shape == source.shape and why_not(copy.destination) is None:
+            storage.check(copy.destination)
+        elif copy.destination.numel() == source.numel():  # scalars had one dimension before torch 0.4
             storage.check()
 
 
@@ -217,11 +220,11 @@ def _copy_by_torch(copy: _Copy) -> None:
     if not isinstance(source, StoredTensor):
         destination.copy_(source)
         return
-    if source.tensor is None and not source.storage_in_file.is_in_one_file and source.dtype == source.dtype_in_file:
+    if source.tensor is None and not source.storage_in_file.is_in_one_file:
         if destination.shape != source.shape:
             raise RuntimeError(f"shapes {tuple(destination.shape)} and {tuple(source.shape)}")
         with _not_read():
-            source.storage_in_file.load_into(destination)
+            source.storage_in_file.load_into(destination, source.dtype)
         torch.autograd.graph.increment_version(destination)
         return
     with _not_read():

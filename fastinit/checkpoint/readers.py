@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..plans import names_line
 from . import distributed_folder, safetensors_file, torch_file
+from .beside import is_beside
 from .files import File, checked_access
 from .pickles.names import imported
 from .stubs import Foreign, one_line, refuse
@@ -105,14 +106,7 @@ def read(
         RuntimeError: it is damaged, is no checkpoint, or holds more than tensors and plain containers.
     """
     if (path / distributed_folder.LIST).is_file():
-        try:
-            return distributed_folder.read(path, reading.location_of("cpu"))
-        except OSError:
-            raise
-        except Exception as error:  # as below
-            raise RuntimeError(
-                f"{path / distributed_folder.LIST}: the file is damaged or no list: {one_line(error)}"
-            ) from error
+        return distributed_folder.read(path, reading.location_of("cpu"), reading.access)
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
@@ -166,7 +160,10 @@ def _what_else(head: bytes) -> str:
 
 
 def _in_folder(folder: Path) -> Path:
-    found = chosen_name([entry.name for entry in folder.iterdir()])
+    names = [entry.name for entry in folder.iterdir()]
+    found = chosen_name(names)
+    if found is None and (reason := distributed_folder.why_no_list(names)) is not None:
+        raise FileNotFoundError(f"{folder} can not be loaded: {reason}")
     if found is None:
         raise FileNotFoundError(
             f"{folder} can not be loaded: the folder holds none of {', '.join(NAMES_IN_FOLDER)}, and not exactly one "
@@ -193,9 +190,7 @@ def _weight_map(file: File) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError("it is JSON, but no index of a sharded checkpoint: it has no `weight_map`")
     for key, name in weight_map.items():
-        parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-        outside = not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or ":" in name
-        if outside or "\0" in name:
+        if not isinstance(name, str) or not is_beside(name):
             raise ValueError(f"the index says that {key!r} is in {name!r}, which is not a file beside it")
     return weight_map
 

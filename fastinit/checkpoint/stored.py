@@ -36,12 +36,16 @@ class Storage:
         # A tensor's attributes may be of the same storage.
         self.lock: AbstractContextManager[Any] = threading.RLock()
 
-    def check(self) -> None:
-        """Raises OSError if its bytes are not where they were: asked before anything is written."""
+    def check(self, destination: torch.Tensor | None = None) -> None:
+        """Raises OSError if its bytes are not where they were: asked before anything is written.
+
+        Args:
+            destination: where they are to go, for storages of which a part may be enough.
+        """
         self.file.check()
 
-    def load_into(self, destination: torch.Tensor) -> None:
-        """Reads into a tensor of the same shape and dtype: for storages that read by themselves."""
+    def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Reads into a tensor of the same shape, by way of a dtype: for storages that read by themselves."""
         raise NotImplementedError
 
 

@@ -1,0 +1,247 @@
+"""Lists of contents of folders of torch.distributed.checkpoint, and whether the chunks that they name tile a tensor."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pathlib
+import pickle
+import time
+
+import folders
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+from fastinit.checkpoint import folder_list
+from fastinit.checkpoint.tiling import MAX_CUT_DIMENSIONS, why_not_tiled
+
+pytestmark = folders.needs_dcp
+
+
+# --- tiling ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def tilings(draw):
+    """Draws a shape and boxes that tile it: a box is cut in two, again and again, along any dimension."""
+    shape = tuple(draw(st.lists(st.integers(0, 6), min_size=0, max_size=3)))
+    boxes = [((0,) * len(shape), shape)]
+    for _ in range(draw(st.integers(0, 8)) if shape else 0):
+        first, size = boxes.pop(draw(st.integers(0, len(boxes) - 1)))
+        dim = draw(st.integers(0, len(shape) - 1))
+        at = draw(st.integers(0, size[dim]))
+        for start, length in ((0, at), (at, size[dim] - at)):
+            one = tuple(a + start if d == dim else a for d, a in enumerate(first))
+            boxes.append((one, tuple(length if d == dim else n for d, n in enumerate(size))))
+    return shape, draw(st.permutations(boxes))
+
+
+def counts(shape, boxes):
+    """Returns how often each element lies in a box; None if a box leaves the shape."""
+    found = torch.zeros(shape, dtype=torch.int64)
+    for first, size in boxes:
+        if any(a + n > whole for a, n, whole in zip(first, size, shape)):
+            return None
+        found[tuple(slice(a, a + n) for a, n in zip(first, size))] += 1
+    return found
+
+
+@given(tilings())
+def test_boxes_that_tile_are_found_to(case):
+    assert why_not_tiled(*case) is None
+
+
+@given(tilings(), st.data())
+def test_boxes_that_do_not_tile_are_found_out(case, data):
+    shape, boxes = case
+    if not shape:
+        return
+    boxes = [list(map(list, box)) for box in boxes]
+    for _ in range(data.draw(st.integers(1, 3))):  # changed anywhere: it may tile again, as counting tells
+        box = data.draw(st.sampled_from(boxes))
+        side, dim = data.draw(st.integers(0, 1)), data.draw(st.integers(0, len(shape) - 1))
+        box[side][dim] = max(0, box[side][dim] + data.draw(st.integers(-2, 2)))
+    counted = counts(shape, boxes)
+    assert (why_not_tiled(shape, boxes) is None) == (counted is not None and bool((counted == 1).all()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "boxes", "message"),
+    [
+        ((4, 4), [], "its 0 chunks hold 0 elements"),
+        ((4, 4), [((0, 0), (1, 4))], "its 1 chunks hold 4 elements, and a tensor of 4x4 has 16"),
+        ((4, 4), [((0, 0), (4, 4))] * 2, "overlap: they hold 32"),
+        ((4, 4), [((0, 0), (2, 4)), ((1, 0), (2, 4))], "overlap, and leave gaps"),
+        ((4, 4), [((0, 0), (2, 2)), ((2, 2), (2, 2)), ((0, 2), (2, 2)), ((0, 2), (2, 2))], "overlap, and leave gaps"),
+        ((4, 4), [((1, 0), (4, 4))], "does not lie within 4x4"),
+        ((4,), [((0, 0), (4, 4))], "has 2 and 2 dimensions, and the tensor 1"),
+        ((4,), [((0,), ())], "has 1 and 0 dimensions"),
+        ((), [], "hold 0 elements"),
+        ((), [((), ())] * 2, "overlap"),
+        ((0, 4), [((0, 2), (0, 3))], "does not lie within"),
+        ((2**62, 2**62), [((0, 0), (1, 1))], "hold 1 elements"),
+    ],
+)
+def test_what_is_wrong_is_told(shape, boxes, message):
+    assert message in why_not_tiled(shape, boxes)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (3,)])
+def test_whole_tensors_and_empty_ones_are_tiled(shape):
+    whole = ((0,) * len(shape), shape)
+    assert why_not_tiled(shape, [whole]) is None
+    if 0 in shape:
+        assert why_not_tiled(shape, []) is None and why_not_tiled(shape, [whole, whole]) is None
+
+
+def test_cuts_along_more_dimensions_than_meshes_have_are_refused():
+    for n in (MAX_CUT_DIMENSIONS, MAX_CUT_DIMENSIONS + 1):
+        shape = (2,) * n
+        boxes = [(first, (1,) * n) for first in itertools.product((0, 1), repeat=n)]
+        assert (why_not_tiled(shape, boxes) is None) == (n == MAX_CUT_DIMENSIONS)
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def listed(tensors, places=None):
+    """Returns the pickle of a list: {key: (shape, [(first, shape)])} of float32."""
+    entries = {
+        key: metadata.TensorStorageMetadata(
+            metadata.TensorProperties(torch.float32), torch.Size(shape), [folders.chunk(*box) for box in boxes]
+        )
+        for key, (shape, boxes) in tensors.items()
+    }
+    if places is None:
+        places = {
+            metadata.MetadataIndex(key, first, i): _StorageInfo("a", 0, 4 * math.prod(size))
+            for key, (_, boxes) in tensors.items()
+            for i, (first, size) in enumerate(boxes)
+        }
+    return pickle.dumps(metadata.Metadata(entries, None, places, metadata.StorageMeta(pathlib.Path("x"))))
+
+
+WHOLE = {"w": ((4, 4), [((0, 0), (4, 4))])}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_lists_of_every_protocol_are_read(protocol):
+    data = pickle.dumps(pickle.loads(listed(WHOLE)), protocol)
+    (entry,) = folder_list.tensors_of(data, "x").values()
+    assert entry == (torch.float32, (4, 4), (((0, 0), (4, 4), "a", 0, 64),))
+
+
+def test_lists_of_older_torch_are_read():
+    data = pickle.dumps(pickle.loads(listed(WHOLE)), 2)
+    ours, theirs = b"torch.distributed.checkpoint.metadata", b"torch.distributed._shard.sharded_tensor.metadata"
+    for name in (b"TensorProperties", b"_MEM_FORMAT_ENCODING"):
+        assert ours + b"\n" + name in data
+        data = data.replace(ours + b"\n" + name, theirs + b"\n" + name.lstrip(b"_"))
+    assert folder_list.tensors_of(data, "x")["w"].shape == (4, 4)
+
+
+def test_members_of_enums_may_be_written_by_name():
+    # As Python 3.11.0 to 3.11.3 did it.
+    data = pickle.dumps(pickle.loads(listed(WHOLE)), 2)
+    name = b"ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\n"
+    at = data.index(name)
+    end = data.index(b"R", at + len(name))
+    member = name + b"X\x17\x00\x00\x00TORCH_CONTIGUOUS_FORMAT\x86"
+    assert folder_list.tensors_of(data[:at] + b"c__builtin__\ngetattr\n" + member + data[end:], "x")["w"].chunks
+
+
+def test_what_nobody_asks_for_may_be_anything():
+    contents = pickle.loads(listed(WHOLE))
+    contents.storage_meta.checkpoint_id = print  # a path of another library, a planner's own data
+    contents.planner_data = {"w": ("model", 0, "w"), "of": pathlib.PurePosixPath("x"), "by": time.time}
+    assert list(folder_list.tensors_of(pickle.dumps(contents), "x")) == ["w"]
+
+
+def of(change):
+    def make():
+        contents = pickle.loads(listed(WHOLE))
+        change(contents, contents.state_dict_metadata["w"], folders.place_of(contents, "w"))
+        return pickle.dumps(contents)
+
+    return make
+
+
+def put(name, value):
+    return of(lambda contents, entry, place: setattr(contents, name, value))
+
+
+def put_entry(name, value):
+    return of(lambda contents, entry, place: setattr(entry, name, value))
+
+
+def put_place(name, value):
+    return of(lambda contents, entry, place: setattr(place, name, value))
+
+
+def put_property(name, value):
+    return of(lambda contents, entry, place: setattr(entry.properties, name, value))
+
+
+ODD = [None, -1, 2**70, "x", 1.5, [1], {}, (), True, b"x", torch.Size([2]), print]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(put("state_dict_metadata", each) for each in (None, [], 3, {3: 3}, {"w": None}, {"w": print}, {"w": {}})),
+        *(put("storage_data", each) for each in (None, [], {}, {"w": 3}, {3: _StorageInfo("a", 0, 64)})),
+        *(put_entry("chunks", each) for each in [*ODD, [None], [print], (folders.chunk((0, 0), (4, 4)),)]),
+        *(put_entry("size", each) for each in [*ODD, torch.Size([5, 4]), torch.Size([4]), (True, 4, 4), (4.0, 4)]),
+        *(put_entry("properties", each) for each in ODD),
+        *(put_property("dtype", each) for each in [*ODD, torch.float64, torch.strided]),
+        *(put_property("layout", each) for each in [None, "x", torch.sparse_coo, print]),
+        *(put_property("requires_grad", each) for each in ["x", None]),
+        *(put_place("relative_path", each) for each in (None, 3, b"a", ("a",), print)),
+        *(put_place("offset", each) for each in (None, -1, "x", 1.5, True, print)),
+        *(put_place("length", each) for each in (None, -1, 63, "x", 64.0, print)),
+        *(put_place("transform_descriptors", each) for each in (["zstd"], "zstd", 3, print)),
+        of(lambda contents, entry, place: entry.chunks.append(folders.chunk((0, 0), (4, 4)))),
+        of(lambda contents, entry, place: entry.chunks.clear()),
+        of(lambda contents, entry, place: contents.storage_data.clear()),
+        lambda: pickle.dumps([1, 2]),
+        lambda: pickle.dumps(print),
+        lambda: b"",
+        lambda: listed(WHOLE)[:40],
+        lambda: listed({"w": ((1,) * 65, [((0,) * 65, (1,) * 65)])}),
+    ],
+)
+def test_lists_that_say_something_odd_are_refused(make):
+    data = make()
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        folder_list.tensors_of(data, "x")
+    assert 0 < len(str(caught.value)) < 500
+
+
+def test_places_are_not_taken_twice():
+    first = metadata.MetadataIndex("w", (0, 0), 0)
+    other = metadata.MetadataIndex("v", (0, 0), 0)
+    data = listed(WHOLE, {first: _StorageInfo("a", 0, 64), other: _StorageInfo("b", 0, 64)})
+    with pytest.raises(ValueError, match="'w': its chunk at \\(0, 0\\) has two places"):
+        folder_list.tensors_of(data.replace(b"\x01v", b"\x01w"), "x")
+    with pytest.raises(ValueError, match="'w': its chunk at \\(0, 0\\) has no place"):
+        folder_list.tensors_of(listed(WHOLE, {other: _StorageInfo("a", 0, 64)}), "x")
+
+
+@pytest.mark.parametrize("kind", ["tensors", "chunks"])
+def test_the_time_to_read_a_list_is_linear_in_its_length(kind):
+    def seconds(n):
+        if kind == "tensors":
+            data = listed({f"layers.{i}.weight": ((4, 4), [((0, 0), (4, 4))]) for i in range(n)})
+        else:
+            data = listed({"w": ((n, 4), [((i, 0), (1, 4)) for i in range(n)])})
+        start = time.process_time()
+        found = folder_list.tensors_of(data, "x")
+        assert sum(len(entry.chunks) for entry in found.values()) == n
+        return time.process_time() - start
+
+    small, large = min(seconds(4_000) for _ in range(2)), seconds(40_000)
+    assert large < 30 * small + 0.5, (small, large)  # 100 times, if it were the square
