@@ -20,7 +20,7 @@ from .defaults import Strict, check_strict, default_backend, default_seed, defau
 from .deferred import Deferred, Entry, Owner, Owners, Place, fill_of, fills_of
 from .errors import warn_user
 from .naming import Names, Prefix
-from .plans import Call, Constant, Copy, Fill, Item, LoadResult, Plan, describe, names_line, rows_of, tensors_of
+from .plans import Call, Constant, Copy, Fill, Item, Plan, describe, names_line, nothing_copied, rows_of, tensors_of
 from .provenance import Provenance, logger
 from .reports import CheckpointReport, Report
 from .streams import check_seed, streams_of
@@ -628,20 +628,6 @@ def _grouped(fills: Iterable[Fill], key: Callable[[Fill], Key]) -> dict[Key, lis
     for fill in fills:
         groups.setdefault(key(fill), []).append(fill)
     return groups
-
-
-def nothing_copied(source: str, result: LoadResult) -> str:
-    """Returns what a checkpoint and a module have in place of common names."""
-    told = [
-        names_line(what, names)
-        for what, names in (
-            ("keys of the checkpoint that nothing is called by", result.unexpected),
-            ("names that it lacks", result.missing),
-            ("names of another shape", result.mismatched),
-        )
-        if names
-    ]
-    return f"nothing is copied from {source}" + (f": {'; '.join(told)}" if told else "")
 
 
 def _in_one_place(fill: Fill) -> Sequence[Fill]:

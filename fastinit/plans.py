@@ -443,6 +443,20 @@ def names_line(what: str, names: Sequence[str]) -> str:
     return f"{len(names):,} {what}: {shown}"
 
 
+def nothing_copied(source: str, result: LoadResult) -> str:
+    """Returns what a checkpoint and a module have in place of common names."""
+    told = [
+        names_line(what, names)
+        for what, names in (
+            ("keys of the checkpoint that nothing is called by", result.unexpected),
+            ("names that it lacks", result.missing),
+            ("names of another shape", result.mismatched),
+        )
+        if names
+    ]
+    return f"nothing is copied from {source}" + (f": {'; '.join(told)}" if told else "")
+
+
 def row_json(row: Row) -> dict[str, Any]:
     """Returns a row as JSON-ready data. The keys and their order are part of the public format."""
     return {

@@ -222,3 +222,17 @@ def test_loading_code_that_takes_nothing_is_told_after_it_ran(tmp_path):
     torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "a.pth")
     with pytest.raises(RuntimeError, match=r"init_cfg: nothing is copied from .*a.pth.*\(an error under strict\)"):
         fastinit.initialize(Own(2, 2), pretrained(tmp_path / "a.pth"), strict=True)
+
+
+def test_load_checkpoint_goes_by_the_block_around_it(tmp_path):
+    torch.save({"head.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    made = model()
+    with fastinit.use(strict=True), nothing_written(made):
+        with pytest.raises(
+            RuntimeError, match=r"nothing is copied from .*other.pth: 1 keys of the checkpoint that nothing"
+        ):
+            fastinit.checkpoint.load_checkpoint(made, tmp_path / "other.pth", logger="silent")
+    fastinit.checkpoint.load_checkpoint(made, tmp_path / "other.pth", logger="silent")
+    torch.save({"0.weight": torch.zeros(4, 3)}, tmp_path / "part.pth")
+    with fastinit.use(strict=True):
+        fastinit.checkpoint.load_checkpoint(made, tmp_path / "part.pth", logger="silent")

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..defaults import default_strict
 from ..naming import Names, without_wrappers
-from ..plans import Copy, CopyEntry, LoadResult
+from ..plans import Copy, CopyEntry, LoadResult, nothing_copied
 from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from ..sharding import is_sharded
@@ -62,7 +63,8 @@ def load_checkpoint(
             checkpoint, or a folder.
         map_location: where tensors of the returned checkpoint go; None: the CPU.
         strict: raise where names or shapes differ, else one warning tells. If no module has loading code or hooks of
-            its own, that is before anything is written.
+            its own, that is before anything is written. Where ``fastinit.use(strict=...)`` or FASTINIT_STRICT makes
+            calls strict, it is an error here, too, that nothing at all is copied.
         logger: as for ``print_log``.
         revise_keys: (pattern, replacement) pairs that ``re.sub`` applies to every key, in order.
         prefix: load only the keys that begin with it (and a dot), without it.
@@ -97,6 +99,8 @@ def load_checkpoint(
     request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
     tree = request.tree(logger=logger)
     result = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
+    if default_strict() and not result.copied:
+        raise RuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
     _log_stripped(result, logger)
     return tree
 
