@@ -133,6 +133,19 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
     return destination
 
 
+def check(copies: Iterable[tuple[torch.Tensor, object, str]]) -> None:
+    """Finds out whether all that copies would read can be read; nothing is written.
+
+    Args:
+        copies: (destination, what a state dict has for it, its name) of each.
+
+    Raises:
+        OSError, RuntimeError: something is not where it was, or damaged.
+    """
+    with torch._C.DisableTorchFunction():
+        _check(_Copy(to, value, key) for to, value, key in copies if isinstance(value, StoredTensor))
+
+
 def _check(copies: Iterable[_Copy]) -> None:
     """Raises OSError or RuntimeError unless all that is to be read is where it was."""
     checked: set[int] = set()

@@ -21,6 +21,7 @@ from ..provenance import is_rank_zero, version_of
 from ..provenance import logger as own_logger
 from ..sharding import is_sharded
 from .addresses import shown_address
+from .copying import check
 from .current import loading, uncollected
 from .downloads import NotDownloaded
 from .messages import log
@@ -140,6 +141,9 @@ def _load(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
+    if tree.own_code:  # before which a part of the copies is made: what that would read must be there
+        held = (slot for slot in taken if not is_lazy(slot.tensor))
+        check((slot.tensor, match.state_dict[slot.asked], slot.key) for slot in held)
     before = {slot.key: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
     # The modules' own code may add and remove keys: it gets a copy that it may change.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
