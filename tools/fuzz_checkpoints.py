@@ -166,7 +166,7 @@ def _compared(target: nn.Module, path: Path, format: str, assign: bool, list_of_
         return Verdict("accepted")
     ours, others = target.state_dict(), expected.state_dict()
     if different := [key for key in others if not _same(ours[key], others[key])]:
-        pairs = [(ours[key].flatten()[:4], others[key].flatten()[:4]) for key in different[:1]]
+        pairs = [(_bytes(ours[key])[:8], _bytes(others[key])[:8]) for key in different[:1]]
         return Verdict("accepted", f"other values than by the format's own library: {different}: {pairs}"[:500], True)
     if format in ("zip", "legacy"):
         try:
@@ -211,8 +211,13 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if a.layout != torch.strided:
         return _same(a.to_dense(), b.to_dense())
-    first, second = (each.detach().contiguous().flatten().view(torch.uint8) for each in (a, b))
-    return torch.equal(first, second)
+    return _bytes(a) == _bytes(b)
+
+
+def _bytes(tensor: torch.Tensor) -> list[int]:
+    if tensor.numel() == 0:
+        return []
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).tolist()  # type: ignore[no-any-return]
 
 
 def _difference(ours: Any, theirs: Any, where: str) -> str | None:
@@ -303,16 +308,17 @@ def fuzz(
         for verdict in run_batch([(-1, format, each, plain) for each in honest[format]], list_of_folder, read):
             if verdict.outcome != "accepted" or verdict.problem:
                 raise SystemExit(f"an honest checkpoint ({format}) is not read: {verdict}")
-    start, number = time.monotonic(), 0
-    while number < n_mutants and time.monotonic() - start < seconds:
+    start = time.monotonic()
+    for first in range(0, n_mutants, BATCH):
+        if time.monotonic() - start >= seconds:
+            break
         jobs, told = [], []
-        for number in range(number, min(number + BATCH, n_mutants)):
+        for number in range(first, min(first + BATCH, n_mutants)):
             format = FORMATS[number % len(FORMATS)]
             content, done = mutant(honest, format, seed, number)
             options = {"strict": number % 3 == 0, "assign": number % 4 == 0, "access": ("map", "read")[number // 5 % 2]}
             jobs.append((number, format, content, options))
             told.append(done)
-        number += 1
         for job, done, verdict in zip(jobs, told, run_batch(jobs, list_of_folder, read)):
             count = counts[job[1]]
             count.update(

@@ -133,7 +133,7 @@ def _save_legacy(content: object, file: io.BytesIO, protocol: int) -> None:
                 return None
             key = storages.setdefault(value._cdata, (str(len(storages)), value))[0]
             kind = getattr(torch, value._pickle_storage_type())  # type: ignore[no-untyped-call]
-            return "storage", kind, key, "cpu", value._size(), None
+            return "storage", kind, key, "cpu", value._size(), None  # type: ignore[no-untyped-call]
 
     sizes = {"short": 2, "int": 4, "long": 4}
     for each in (
@@ -149,13 +149,13 @@ def _save_legacy(content: object, file: io.BytesIO, protocol: int) -> None:
 
 
 def _saved_folder(state: OrderedDict[str, Any], folder: Path) -> Honest:
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     logging.disable(logging.CRITICAL)  # torch warns that the process is alone
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            checkpoint.save(dict(state), checkpoint_id=folder, no_dist=True)
+            save(dict(state), checkpoint_id=folder, no_dist=True)
     finally:
         logging.disable(logging.NOTSET)
     contents = pickle.loads((folder / ".metadata").read_bytes())
