@@ -25,6 +25,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -243,13 +244,12 @@ _answers: list[int] = []
 """In a child: the pipe to the parent."""
 
 
-def run_batch(
-    jobs: list[tuple[int, str, Honest, dict[str, Any]]], list_of_folder: bytes, read: Read | None
-) -> list[Verdict]:
+def run_batch(jobs: list[tuple[int, str, Honest, dict[str, Any]]], read: Read | None = None) -> list[Verdict]:
     """Judges checkpoints in one child, or, where one ends the child, the rest of them in another."""
 
     def work(pipe: int) -> None:
         _answers.append(pipe)
+        torch.set_num_threads(1)  # those of a parent do not survive a fork
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # what is left open is soon missed
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
             for _, format, content, options in jobs[len(verdicts) :]:
@@ -261,6 +261,7 @@ def run_batch(
                 os.write(pipe, json.dumps(verdict).encode() + b"\n")
                 shutil.rmtree(Path(folder) / "c")
 
+    list_of_folder = settled()["folder"][0].files[".metadata"]
     verdicts: list[Verdict] = []
     while len(verdicts) < len(jobs):
         data, killed_by = in_limited_child(work, cpu_s=3600)
@@ -275,9 +276,10 @@ def run_batch(
     return verdicts
 
 
-def _warm_up(honest: Mapping[str, list[Honest]]) -> None:
-    """Has this process import all that loading needs, so that no mutant is charged with it."""
-    torch.set_num_threads(1)  # those of a parent do not survive a fork
+@lru_cache(maxsize=1)
+def settled() -> dict[str, list[Honest]]:
+    """Returns the honest checkpoints, and has this process import all that loading needs, so that no mutant does."""
+    honest = honest_checkpoints()
     for codec in ("cp437", "raw_unicode_escape", "unicode_escape", "utf-16", "utf-32"):  # of archives, text and JSON
         codecs.lookup(codec)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -286,6 +288,7 @@ def _warm_up(honest: Mapping[str, list[Honest]]) -> None:
             path = _written(content, Path(folder) / str(n))
             for access, assign in (("read", False), ("map", False), ("map", True)):
                 load_checkpoint(model(), path, assign=assign, access=access, logger="silent")
+    return honest
 
 
 def _written(content: Honest, folder: Path) -> Path:
@@ -299,15 +302,13 @@ def fuzz(
     seed: int, n_mutants: int, seconds: float, keep: Path | None, read: Read | None = None
 ) -> dict[str, Counter[str]]:
     """Judges mutants until there were enough or time is up, prints what failed, and returns the counts by format."""
-    honest = honest_checkpoints()
-    list_of_folder = honest["folder"][0].files[".metadata"]
+    honest = settled()
     counts = {format: Counter[str]() for format in FORMATS}
     plain = {"strict": False, "assign": False, "access": "auto"}
-    _warm_up(honest)
     for format in FORMATS:
-        for verdict in run_batch([(-1, format, each, plain) for each in honest[format]], list_of_folder, read):
+        for verdict in run_batch([(-1, format, each, plain) for each in honest[format]], read):
             if verdict.outcome != "accepted" or verdict.problem:
-                raise SystemExit(f"an honest checkpoint ({format}) is not read: {verdict}")
+                raise RuntimeError(f"an honest checkpoint ({format}) is not read: {verdict}")
     start = time.monotonic()
     for first in range(0, n_mutants, BATCH):
         if time.monotonic() - start >= seconds:
@@ -319,7 +320,7 @@ def fuzz(
             options = {"strict": number % 3 == 0, "assign": number % 4 == 0, "access": ("map", "read")[number // 5 % 2]}
             jobs.append((number, format, content, options))
             told.append(done)
-        for job, done, verdict in zip(jobs, told, run_batch(jobs, list_of_folder, read)):
+        for job, done, verdict in zip(jobs, told, run_batch(jobs, read)):
             count = counts[job[1]]
             count.update(
                 {"mutants": 1, verdict.outcome: 1, "compared": verdict.compared, "failures": bool(verdict.problem)}

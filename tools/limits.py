@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
@@ -36,6 +37,7 @@ def in_limited_child(work: Callable[[int], None], cpu_s: int = CPU_LIMIT_S) -> t
     if child == 0:
         try:
             os.close(reader)
+            faulthandler.disable()  # pytest's; the parent tells how the child ended
             resource.setrlimit(resource.RLIMIT_AS, (status_bytes("VmSize") + MEMORY_LIMIT,) * 2)
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
