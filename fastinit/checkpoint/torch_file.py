@@ -31,9 +31,9 @@ _LEGACY_BYTES = 16 << 20
 _LEGACY_GROWTH = 8
 # A zip entry in front of its bytes: 30 of fixed fields, of which the last two are the lengths of name and extra field.
 _UTF8_FLAG = 0x800
-# Of the attributes of MS-DOS. For such an entry torch.load gives back memory as it finds it.
-_FOLDER = 0x10
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+FOLDER = 0x10
+"""What MS-DOS marks folders with, among an entry's attributes: torch.load then gives back memory as it finds it."""
 
 
 def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> Any:
@@ -97,7 +97,7 @@ def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int,
         name = entry.orig_filename
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise ValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
-        if entry.external_attr & _FOLDER and entry.file_size:
+        if entry.external_attr & FOLDER and entry.file_size:
             raise ValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
         if entry.header_offset < end:
             raise ValueError(f"its entry {shown(name)} overlaps the one before it")

@@ -113,6 +113,11 @@ def saved(name: str, content: object) -> None:
 
 def places() -> None:
     folder = honest_checkpoints()["folder"][0].files
+    data = folder[DATA_FILE]
+    first = data.index(b"PK\1\2")  # of the first tensor's archive
+    entry = data.index(b"archive/data/0", first) - 46
+    written("values/chunk-marked-as-folder/.metadata", folder[".metadata"])
+    written(f"values/chunk-marked-as-folder/{DATA_FILE}", data[: entry + 38] + b"\x10" + data[entry + 39 :])
     for name, change in (
         ("values/part-of-a-tensor", "chunks"),
         ("places/parent-folder", "../part-of-a-tensor/" + DATA_FILE),
