@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import io
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -24,14 +22,15 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from limits import in_limited_child, status_bytes
-from mutants import DATA_FILE, FORMATS, Honest, honest_checkpoints, model, mutant
+from mutants import FORMATS, Honest, honest_checkpoints, model, mutant
+from other_readers import bytes_of, difference, read_by_others, same
 from torch import nn
 
 from fastinit.checkpoint import CheckpointLoader, load_checkpoint, request
@@ -131,7 +130,7 @@ def examine(
     if (wrong := _wrong_error(error)) is not None:
         return Verdict(outcome, wrong)
     after = target.state_dict()
-    if changed := [key for key in before if not _same(before[key], after[key])]:
+    if changed := [key for key in before if not same(before[key], after[key])]:
         # With strict, a file that is fine but not for this model is refused as well; it must not be written either.
         return Verdict(outcome, f"failed, and had changed {changed}: {error!s:.200}")
     return Verdict(outcome)
@@ -155,7 +154,7 @@ def _compared(target: nn.Module, path: Path, format: str, assign: bool, list_of_
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            theirs = _read_by_others(path, format, list_of_folder)
+            theirs = read_by_others(path, format, list_of_folder)
             found = request.state_dict_of(theirs, path, request.STRIP_MODULE)
             expected = model()
             try:
@@ -166,76 +165,19 @@ def _compared(target: nn.Module, path: Path, format: str, assign: bool, list_of_
     except BaseException:  # they refuse it, each in its way
         return Verdict("accepted")
     ours, others = target.state_dict(), expected.state_dict()
-    if different := [key for key in others if not _same(ours[key], others[key])]:
-        pairs = [(_bytes(ours[key])[:8], _bytes(others[key])[:8]) for key in different[:1]]
+    if assign:  # a bool may keep another byte than 0 and 1, or have been read as one of them: a copy makes them so
+        ours, others = ({key: value.clone() for key, value in each.items()} for each in (ours, others))
+    if different := [key for key in others if not same(ours[key], others[key])]:
+        pairs = [(bytes_of(ours[key])[:8], bytes_of(others[key])[:8]) for key in different[:1]]
         return Verdict("accepted", f"other values than by the format's own library: {different}: {pairs}"[:500], True)
     if format in ("zip", "legacy"):
         try:
             whole = CheckpointLoader.load_checkpoint(path, logger="silent")
         except DOCUMENTED:  # something beside the weights that is not data
             return Verdict("accepted", None, True)
-        if (where := _difference(whole, theirs, "")) is not None:
+        if (where := difference(whole, theirs, "")) is not None:
             return Verdict("accepted", f"another value than torch.load's at {where}"[:500], True)
     return Verdict("accepted", None, True)
-
-
-def _read_by_others(path: Path, format: str, list_of_folder: bytes) -> Any:
-    if format in ("zip", "legacy"):
-        return torch.load(path, weights_only=True)
-    if format == "safetensors":
-        return _safetensors(path)
-    if format == "index":
-        places = json.loads(path.read_bytes())["weight_map"]
-        read = {
-            n: _safetensors(path.parent / n) if n[-1] == "s" else torch.load(path.parent / n)
-            for n in {*places.values()}
-        }
-        return {key: read[name][key] for key, name in places.items()}
-    if (path / ".metadata").read_bytes() != list_of_folder:
-        raise ValueError("a damaged list is a pickle, which nobody else reads without running it")
-    data, found = (path / DATA_FILE).read_bytes(), {}
-    for index, place in pickle.loads(list_of_folder).storage_data.items():
-        part = io.BytesIO(data[place.offset : place.offset + place.length])
-        found[index.fqn] = torch.load(part, weights_only=True)
-    return found
-
-
-def _safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Tells whether two tensors have the same dtype, shape and bits."""
-    if a.dtype != b.dtype or a.shape != b.shape or a.layout != b.layout:
-        return False
-    if a.layout != torch.strided:
-        return _same(a.to_dense(), b.to_dense())
-    return _bytes(a) == _bytes(b)
-
-
-def _bytes(tensor: torch.Tensor) -> list[int]:
-    if tensor.numel() == 0:
-        return []
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).tolist()  # type: ignore[no-any-return]
-
-
-def _difference(ours: Any, theirs: Any, where: str) -> str | None:
-    """Returns where two checkpoints differ, or None."""
-    if type(ours) is not type(theirs):
-        return f"{where}: {type(ours).__name__} and {type(theirs).__name__}"
-    if isinstance(ours, torch.Tensor):
-        return None if _same(ours, theirs) and ours.requires_grad == theirs.requires_grad else where
-    if isinstance(ours, Mapping):
-        if list(map(repr, ours)) != list(map(repr, theirs)):
-            return f"{where}: keys {list(ours)!r:.100} and {list(theirs)!r:.100}"
-        pairs: Iterator[tuple[Any, Any, Any]] = ((k, a, b) for k, a, b in zip(ours, ours.values(), theirs.values()))
-    elif isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
-        pairs = ((i, a, b) for i, (a, b) in enumerate(zip(ours, theirs)))
-    else:
-        return None if repr(ours) == repr(theirs) else f"{where}: {ours!r:.100} and {theirs!r:.100}"
-    return next((found for k, a, b in pairs if (found := _difference(a, b, f"{where}[{k!r}]")) is not None), None)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
