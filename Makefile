@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format sanitize gpu-host-path gpu-day sdist-check aarch64 bench clean
+.PHONY: demo test check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
@@ -22,6 +22,17 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# Damaged checkpoints of all formats (SECURITY.md); what breaks a promise is kept in build/fuzz. Another seed finds others:
+# make fuzz SEED=7 FUZZ_SECONDS=600
+SEED ?= $(shell date +%s)
+FUZZ_SECONDS ?= 3600
+fuzz: $(VENV)/.dev
+	$(RUN) tools/fuzz_checkpoints.py --seed $(SEED) --seconds $(FUZZ_SECONDS) --keep build/fuzz
+
+# What CI has time for; always the same mutants, as far as it comes.
+fuzz-briefly: $(VENV)/.dev
+	$(RUN) tools/fuzz_checkpoints.py --seed 0 --seconds 40 --keep build/fuzz
 
 # The native core alone: for memory errors, undefined behaviour and data races, and for the same bits everywhere.
 sanitize: $(VENV)/.dev

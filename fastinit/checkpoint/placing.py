@@ -160,6 +160,7 @@ def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
             in_same_order
             and destination.device.type == "cpu"
             and destination.dtype == source.dtype == source.dtype_in_file
+            and destination.dtype != torch.bool  # a file may have other bytes than 0 and 1, out of which torch makes 1
         ):
             pieces.append(Stretch(file, first, n_elements * item_bytes, destination.data_ptr()))
             straight.append(destination)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ _CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _HEAD_BYTES = 512
 # Half a million keys; JSON of this size takes seconds to read.
 _MAX_INDEX_BYTES = 100_000_000
+# Control characters, those that turn or hide text, and halves of characters: no library names a shard so, and errors
+# name its path.
+_UNPRINTED = ("Cc", "Cf", "Cs")
 # Beginnings of files that are often taken for checkpoints.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
@@ -192,6 +196,8 @@ def _weight_map(file: File) -> dict[str, str]:
     for key, name in weight_map.items():
         if not isinstance(name, str) or not is_beside(name):
             raise ValueError(f"the index says that {key!r} is in {name!r}, which is not a file beside it")
+        if any(unicodedata.category(each) in _UNPRINTED for each in name):
+            raise ValueError(f"the index says that {key!r} is in {name!r}, a name that moves cursors or hides text")
     return weight_map
 
 

@@ -16,6 +16,7 @@ from .pickles import PADDING
 from .pickles.names import Context
 from .stored import Storage, StoredTensor
 from .stubs import Refusal, shown
+from .torch_file import FOLDER
 
 # The ends of an archive in which a tensor's pickle and table lie; both are below 1 KiB, so that two reads find all.
 _WINDOW_BYTES = 2048
@@ -26,7 +27,7 @@ _MAX_TABLE_BYTES = 64 << 10
 _LITTLE = b"little"
 # Of the zip format (APPNOTE 4.3): the heads of an entry's bytes, of its line in the table, and of what ends the table.
 _LOCAL = struct.Struct("<4s22xHH")
-_LINE = struct.Struct("<4s6xH8xIIHHH8xI")
+_LINE = struct.Struct("<4s6xH8xIIHHH4xII")
 _END = struct.Struct("<4s4xHHIIH")
 _LOCATOR = struct.Struct("<4s4xQ4x")
 _END_64 = struct.Struct("<4s20xQQQQ")
@@ -133,7 +134,7 @@ def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
         raise ValueError(f"its archive has {n_entries:,} entries, and not one tensor")
     lines, found, at = stretch.at(at, n_table), {}, 0
     while at + _LINE.size <= len(lines):
-        magic, method, packed, unpacked, n_name, n_extra, n_comment, head = _LINE.unpack_from(lines, at)
+        magic, method, packed, unpacked, n_name, n_extra, n_comment, kind, head = _LINE.unpack_from(lines, at)
         name = str(lines[at + _LINE.size : at + _LINE.size + n_name], "utf-8", "surrogateescape")
         extra = lines[at + _LINE.size + n_name :][:n_extra]
         if magic != b"PK\1\2":
@@ -142,6 +143,8 @@ def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
             unpacked, packed, head = _long(extra, (unpacked, packed, head))
         if method or packed != unpacked:
             raise ValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
+        if kind & FOLDER and unpacked:
+            raise ValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
         if name in found:
             raise ValueError(f"its archive has two entries {shown(name)}")
         found[name] = head, packed

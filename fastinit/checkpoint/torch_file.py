@@ -32,6 +32,8 @@ _LEGACY_GROWTH = 8
 # A zip entry in front of its bytes: 30 of fixed fields, of which the last two are the lengths of name and extra field.
 _UTF8_FLAG = 0x800
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+FOLDER = 0x10
+"""What MS-DOS marks folders with, among an entry's attributes: torch.load then gives back memory as it finds it."""
 
 
 def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> Any:
@@ -95,6 +97,8 @@ def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int,
         name = entry.orig_filename
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise ValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
+        if entry.external_attr & FOLDER and entry.file_size:
+            raise ValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
         if entry.header_offset < end:
             raise ValueError(f"its entry {shown(name)} overlaps the one before it")
         # Names are ASCII or, with a flag, UTF-8; zipfile takes those without the flag for cp437.

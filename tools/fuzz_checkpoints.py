@@ -1,0 +1,298 @@
+"""Reads damaged checkpoints by the hundred thousand, and tells which of fastinit's promises one of them breaks.
+
+Every mutant is loaded into a model in a child process with limits. What is a failure: the process dies, reads a file
+outside the mutant's folder, imports or runs something; an error that is not documented, or that is not short and
+printable; more memory or CPU time than is promised; a model that is changed although the load failed; values that are
+not those of ``torch.load(weights_only=True)`` or ``safetensors`` where they read the file too. Linux only.
+
+    python tools/fuzz_checkpoints.py --seed 1 --seconds 60 --keep found
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from limits import in_limited_child, status_bytes
+from mutants import FORMATS, Honest, honest_checkpoints, model, mutant
+from other_readers import bytes_of, difference, read_by_others, same
+from torch import nn
+
+from fastinit.checkpoint import CheckpointLoader, load_checkpoint, request
+
+# What docs/checkpoints.md promises for small files.
+MOST_BYTES = 100 << 20
+MOST_CPU_S = 1.0
+# Beyond all doubt: the kernel ends the child after this much CPU time, or after this long of waiting on a busy machine.
+_STOPPED_AFTER_CPU_S = 10.0
+_STOPPED_AFTER_S = 120.0
+# A child costs a fork and a warm-up of 0.1 s; what one mutant leaves behind must not be blamed on many others.
+BATCH = 500
+_LONGEST_MESSAGE = 5000
+# What load_checkpoint documents. Subclasses such as RecursionError are faults.
+DOCUMENTED = (RuntimeError, FileNotFoundError, OSError)
+# What no load of a file may do; Python tells of it before it happens.
+_FORBIDDEN = ("os.", "subprocess.", "socket.", "exec", "compile", "pickle.", "import", "shutil.", "ctypes.dlopen")
+_HARMLESS = ("os.listdir", "os.scandir")
+
+Read = Callable[..., Any]
+
+
+class Verdict(NamedTuple):
+    """What became of one mutant."""
+
+    outcome: str
+    """``accepted``, ``refused``, or ``died``."""
+    problem: str | None = None
+    compared: bool = False
+    """Another library read it too."""
+
+
+class Watch:
+    """Notes what this process does that loading a file must not do; there is one for the process, as hooks stay."""
+
+    def __init__(self) -> None:
+        self.folder: str | None = None
+        self.seen: list[str] = []
+        sys.addaudithook(self._event)
+
+    def _event(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.folder is None:
+            return
+        if event == "open":
+            path = os.fsdecode(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else self.folder
+            if not path.startswith((self.folder, "/proc/self/")):
+                self.seen.append(f"opened {path!r}")
+        elif event.startswith(_FORBIDDEN) and event not in _HARMLESS and args != (None,):  # dlopen(None): this program
+            self.seen.append(f"{event} {args!r:.100}")
+
+
+_watch: list[Watch] = []
+
+
+def examine(
+    path: Path,
+    format: str,
+    *,
+    strict: bool,
+    assign: bool,
+    access: str,
+    list_of_folder: bytes = b"",
+    read: Read | None = None,
+) -> Verdict:
+    """Loads a checkpoint into a model of ``mutants.model`` in this process, and judges what happens.
+
+    Args:
+        path: of the checkpoint, in a folder that holds its files and no others.
+        format: one of ``FORMATS``.
+        strict, assign, access: as for ``load_checkpoint``.
+        list_of_folder: the undamaged list of a folder, without which its values are not compared.
+        read: instead of ``load_checkpoint``.
+    """
+    if not _watch:
+        _watch.append(Watch())
+    watch = _watch[0]
+    target = model()
+    before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    memory, start = status_bytes("VmRSS"), time.process_time()
+    watch.seen, watch.folder = [], str(path if path.is_dir() else path.parent)
+    error: BaseException | None = None
+    try:
+        (read or load_checkpoint)(target, path, strict=strict, assign=assign, access=access, logger="silent")
+    except BaseException as caught:
+        error = caught
+    finally:
+        watch.folder = None
+    cpu_s, used = time.process_time() - start, status_bytes("VmHWM") - memory
+    outcome = "accepted" if error is None else "refused"
+    if watch.seen:
+        return Verdict(outcome, f"did what a file must not: {watch.seen[:3]}")
+    if used > MOST_BYTES or cpu_s > MOST_CPU_S:
+        return Verdict(outcome, f"took {used / 2**20:.0f} MiB and {cpu_s:.2f} s of CPU time")
+    if error is None:
+        return _compared(target, path, format, assign, list_of_folder)
+    if (wrong := _wrong_error(error)) is not None:
+        return Verdict(outcome, wrong)
+    after = target.state_dict()
+    if changed := [key for key in before if not same(before[key], after[key])]:
+        # With strict, a file that is fine but not for this model is refused as well; it must not be written either.
+        return Verdict(outcome, f"failed, and had changed {changed}: {error!s:.200}")
+    return Verdict(outcome)
+
+
+def _wrong_error(error: BaseException) -> str | None:
+    text = str(error)
+    is_documented = type(error) in DOCUMENTED or isinstance(error, OSError)
+    if not is_documented:
+        return f"raised {type(error).__name__}: {text[:200]}"
+    if len(text) > _LONGEST_MESSAGE or not text.replace("\n", "").replace("\t", "").isprintable():
+        return f"its message has {len(text)} characters, or some that are not printable: {text[:200]!r}"
+    return None
+
+
+# --- what others read ------------------------------------------------------------------------------------------------
+
+
+def _compared(target: nn.Module, path: Path, format: str, assign: bool, list_of_folder: bytes) -> Verdict:
+    os.write(_answers[0], b"theirs\n") if _answers else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = read_by_others(path, format, list_of_folder)
+            found = request.state_dict_of(theirs, path, request.STRIP_MODULE)
+            expected = model()
+            try:
+                expected.load_state_dict(found, assign=assign)
+            except RuntimeError:  # what does not fit, after what does was copied
+                if assign:
+                    return Verdict("accepted")
+    except BaseException:  # they refuse it, each in its way
+        return Verdict("accepted")
+    ours, others = target.state_dict(), expected.state_dict()
+    if assign:  # a bool may keep another byte than 0 and 1, or have been read as one of them: a copy makes them so
+        ours, others = ({key: value.clone() for key, value in each.items()} for each in (ours, others))
+    if different := [key for key in others if not same(ours[key], others[key])]:
+        pairs = [(bytes_of(ours[key])[:8], bytes_of(others[key])[:8]) for key in different[:1]]
+        return Verdict("accepted", f"other values than by the format's own library: {different}: {pairs}"[:500], True)
+    if format in ("zip", "legacy"):
+        try:
+            whole = CheckpointLoader.load_checkpoint(path, logger="silent")
+        except DOCUMENTED:  # something beside the weights that is not data
+            return Verdict("accepted", None, True)
+        if (where := difference(whole, theirs, "")) is not None:
+            return Verdict("accepted", f"another value than torch.load's at {where}"[:500], True)
+    return Verdict("accepted", None, True)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+_answers: list[int] = []
+"""In a child: the pipe to the parent."""
+
+
+def run_batch(jobs: list[tuple[int, str, Honest, dict[str, Any]]], read: Read | None = None) -> list[Verdict]:
+    """Judges checkpoints in one child, or, where one ends the child, the rest of them in another."""
+
+    def work(pipe: int) -> None:
+        _answers.append(pipe)
+        torch.set_num_threads(1)  # those of a parent do not survive a fork
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # what is left open is soon missed
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+            for _, format, content, options in jobs[len(verdicts) :]:
+                path = _written(content, Path(folder) / "c")
+                signal.setitimer(signal.ITIMER_PROF, _STOPPED_AFTER_CPU_S)
+                signal.setitimer(signal.ITIMER_REAL, _STOPPED_AFTER_S)
+                os.write(pipe, b"ours\n")
+                verdict = examine(path, format, **options, list_of_folder=list_of_folder, read=read)
+                os.write(pipe, json.dumps(verdict).encode() + b"\n")
+                shutil.rmtree(Path(folder) / "c")
+
+    list_of_folder = settled()["folder"][0].files[".metadata"]
+    verdicts: list[Verdict] = []
+    while len(verdicts) < len(jobs):
+        data, killed_by = in_limited_child(work, cpu_s=3600)
+        lines = data.decode().splitlines()
+        verdicts += [Verdict(*json.loads(line)) for line in lines if line.startswith("[")]
+        if len(verdicts) < len(jobs):
+            how = killed_by.name if killed_by else f"no word, after {lines[-1:]}"
+            if lines[-1:] == ["theirs"]:  # the other library's fault
+                verdicts.append(Verdict("accepted"))
+            else:
+                verdicts.append(Verdict("died", f"the process ended by {how}"))
+    return verdicts
+
+
+@lru_cache(maxsize=1)
+def settled() -> dict[str, list[Honest]]:
+    """Returns the honest checkpoints, and has this process import all that loading needs, so that no mutant does."""
+    honest = honest_checkpoints()
+    for codec in ("cp437", "raw_unicode_escape", "unicode_escape", "utf-16", "utf-32"):  # of archives, text and JSON
+        codecs.lookup(codec)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for n, content in enumerate(each for several in honest.values() for each in several):
+            path = _written(content, Path(folder) / str(n))
+            for access, assign in (("read", False), ("map", False), ("map", True)):
+                load_checkpoint(model(), path, assign=assign, access=access, logger="silent")
+    return honest
+
+
+def _written(content: Honest, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, data in content.files.items():
+        (folder / name).write_bytes(data)
+    return folder / content.opened
+
+
+def fuzz(
+    seed: int, n_mutants: int, seconds: float, keep: Path | None, read: Read | None = None
+) -> dict[str, Counter[str]]:
+    """Judges mutants until there were enough or time is up, prints what failed, and returns the counts by format."""
+    honest = settled()
+    counts = {format: Counter[str]() for format in FORMATS}
+    plain = {"strict": False, "assign": False, "access": "auto"}
+    for format in FORMATS:
+        for verdict in run_batch([(-1, format, each, plain) for each in honest[format]], read):
+            if verdict.outcome != "accepted" or verdict.problem:
+                raise RuntimeError(f"an honest checkpoint ({format}) is not read: {verdict}")
+    start = time.monotonic()
+    for first in range(0, n_mutants, BATCH):
+        if time.monotonic() - start >= seconds:
+            break
+        jobs, told = [], []
+        for number in range(first, min(first + BATCH, n_mutants)):
+            format = FORMATS[number % len(FORMATS)]
+            content, done = mutant(honest, format, seed, number)
+            options = {"strict": number % 3 == 0, "assign": number % 4 == 0, "access": ("map", "read")[number // 5 % 2]}
+            jobs.append((number, format, content, options))
+            told.append(done)
+        for job, done, verdict in zip(jobs, told, run_batch(jobs, read)):
+            count = counts[job[1]]
+            count.update(
+                {"mutants": 1, verdict.outcome: 1, "compared": verdict.compared, "failures": bool(verdict.problem)}
+            )
+            if verdict.problem:
+                print(f"{job[1]} {job[0]} ({done[:200]}; {job[3]}): {verdict.problem}", flush=True)
+                if keep is not None:
+                    shutil.rmtree(keep / f"{job[1]}-{seed}-{job[0]}", ignore_errors=True)
+                    _written(job[2], keep / f"{job[1]}-{seed}-{job[0]}")
+    return counts
+
+
+def main() -> None:
+    """Runs the fuzzer; the exit status is 1 if a mutant broke a promise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="mutants follow from it and their number")
+    parser.add_argument("--mutants", type=int, default=10**9, help="how many at most")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long at most, to the end of a batch")
+    parser.add_argument("--keep", type=Path, help="folder for the mutants that fail")
+    args = parser.parse_args()
+    counts = fuzz(args.seed, args.mutants, args.seconds, args.keep)
+    columns = ("mutants", "accepted", "refused", "died", "compared", "failures")
+    print(f"{'':12}" + "".join(f"{column:>10}" for column in columns))
+    total: Counter[str] = Counter()
+    for format, count in counts.items():
+        total.update(count)
+        print(f"{format:12}" + "".join(f"{count[column]:>10,}" for column in columns))
+    print(f"{'all':12}" + "".join(f"{total[column]:>10,}" for column in columns))
+    raise SystemExit(1 if total["failures"] else 0)
+
+
+if __name__ == "__main__":
+    main()
