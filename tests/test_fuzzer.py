@@ -9,15 +9,18 @@ import time
 from pathlib import Path
 
 import fuzz_checkpoints
+import needs
 import pytest
 import torch
+from folders import needs_dcp
 from fuzz_checkpoints import fuzz
 from limited import needs_linux
 from mutants import FORMATS, honest_checkpoints, mutant
 
 from fastinit.checkpoint import load_checkpoint
 
-pytestmark = needs_linux
+pytestmark = [needs_linux, needs_dcp]
+needs.module("safetensors.torch")
 
 # Enough that some mutants of each format are refused, and some are read.
 N_MUTANTS = 100
