@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fuzz_checkpoints
+import needs
 import pytest
 import torch
+from folders import needs_dcp
 from fuzz_checkpoints import fuzz
 from limited import needs_linux
 from mutants import FORMATS, honest_checkpoints, mutant
 
 from fastinit.checkpoint import load_checkpoint
 
-pytestmark = needs_linux
+pytestmark = [needs_linux, needs_dcp]
+needs.module("safetensors.torch")
 
-ROOT = Path(__file__).parent.parent
 # Enough that some mutants of each format are refused, and some are read.
 N_MUTANTS = 100
 
@@ -129,9 +131,13 @@ def test_mutants_follow_from_the_seed_and_their_number():
     assert made != [mutant(second, format, 4, number) for format, number in several]
 
 
-def test_a_failure_is_the_exit_status(tmp_path):
-    command = [sys.executable, str(ROOT / "tools/fuzz_checkpoints.py"), "--mutants", "10"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0 and done.stdout.splitlines()[-1].split()[:2] == ["all", "10"], done
+@pytest.mark.parametrize(("read", "status"), [(load_checkpoint, 0), (another_exception, 1)], ids=["none", "some"])
+def test_failures_are_the_exit_status_and_in_the_table(monkeypatch, capsys, read, status):
+    monkeypatch.setattr(fuzz_checkpoints, "load_checkpoint", read)
+    monkeypatch.setattr(sys, "argv", ["fuzz_checkpoints.py", "--seed", "1", "--mutants", "20"])
+    with pytest.raises(SystemExit) as ended:
+        fuzz_checkpoints.main()
+    assert ended.value.code == status
+    *_, last = capsys.readouterr().out.splitlines()
+    name, n_mutants, *_, n_failures = last.split()
+    assert (name, n_mutants) == ("all", "20") and (int(n_failures) > 0) == bool(status)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import needs
 import pytest
+from folders import needs_dcp
 from fuzz_checkpoints import run_batch
 from limited import needs_linux
 from mutants import Honest
 
-pytestmark = needs_linux
+pytestmark = [needs_linux, needs_dcp]
+needs.module("safetensors.torch")
 
 HERE = Path(__file__).parent / "hostile"
 # Rows of the README's tables: | `kind/name` | refused | why |

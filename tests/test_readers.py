@@ -762,15 +762,15 @@ def test_fifty_thousand_tensors_take_no_longer_than_the_library_needs(tmp_path):
     path = tmp_path / "c.safetensors"
     path.write_bytes(safe_bytes(table))
     ours = run_limited(lambda: len(read(path, Reading())))
-    theirs = run_limited(lambda: len(safetensors.torch.load_file(path)))
+    theirs = run_limited(lambda: len(safetensors.load_file(path)))
     assert ours.result == theirs.result == 50_000
 
 
 @needs.mark(needs.torch_from(2, 8))
 def test_pairs_of_float4_are_read_as_safetensors_reads_them(tmp_path):
     value = torch.arange(8, dtype=torch.uint8).view(2, 4).view(torch.float4_e2m1fn_x2)
-    safetensors.torch.save_file({"a": value, "b": torch.ones(2)}, tmp_path / "c.safetensors")
-    found, expected = everything_of(tmp_path / "c.safetensors"), safetensors.torch.load_file(tmp_path / "c.safetensors")
+    safetensors.save_file({"a": value, "b": torch.ones(2)}, tmp_path / "c.safetensors")
+    found, expected = everything_of(tmp_path / "c.safetensors"), safetensors.load_file(tmp_path / "c.safetensors")
     assert found["a"].dtype == expected["a"].dtype and found["a"].shape == expected["a"].shape == (2, 4)
     assert torch.equal(found["a"].view(torch.uint8), expected["a"].view(torch.uint8))
 

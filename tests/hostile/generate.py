@@ -95,6 +95,7 @@ def values() -> None:
     saved("values/versions.pth", state)
     sparse = torch.sparse_coo_tensor(torch.tensor([[10**6], [10**6]]), torch.ones(1), (4, 6), check_invariants=False)
     saved("values/sparse-indices.pth", {"wide": sparse})
+    saved("values/bytes-of-bools.pth", {"flag": torch.tensor([0, 1, 2, 3, 255], dtype=torch.uint8).view(torch.bool)})
     header = json.dumps({"flag": {"dtype": "BOOL", "shape": [5], "data_offsets": [0, 5]}}).encode()
     written("values/bytes-of-bools.safetensors", struct.pack("<Q", len(header)) + header + b"\0\1\2\3\xff")
 
