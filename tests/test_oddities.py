@@ -168,12 +168,15 @@ def test_10_schemes_are_tried_in_reverse_alphabetical_order(monkeypatch):
         assert CheckpointLoader._get_checkpoint_loader(name)() == expected
 
 
-def test_11_pickles_that_need_more_than_weights_are_refused_with_the_way_out(tmp_path):
+def test_11_pickles_of_more_than_data_give_their_weights_and_are_refused_as_a_whole_with_the_way_out(tmp_path):
     import numpy as np
 
-    torch.save({"state_dict": {}, "meta": np.random.RandomState(0)}, tmp_path / "c.pth")
+    path, model = str(tmp_path / "c.pth"), nn.Linear(2, 2)
+    torch.save({"state_dict": {"weight": torch.full((2, 2), 3.0)}, "meta": np.random.RandomState(0)}, path)
+    fastinit.initialize(model, dict(type="Pretrained", checkpoint=path))
+    assert (model.weight == 3).all()
     with pytest.raises(RuntimeError, match="weights_only=False"):
-        fastinit.initialize(nn.Linear(2, 2), dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth")))
+        fastinit.checkpoint.CheckpointLoader.load_checkpoint(path)
 
 
 def test_12_caffe2xavier_is_uniform_whatever_the_docs_say():
