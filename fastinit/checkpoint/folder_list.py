@@ -5,15 +5,14 @@ What the pickle names are classes of ours that have nothing but a state: none of
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from . import pickles
+from .current import uncollected
 from .pickles import Kind, Machine, PickleError, containers
 from .stubs import Foreign, Name, Refusal, name_of, shown
 from .tiling import why_not_tiled
@@ -172,21 +171,9 @@ def tensors_of(data: bytes, path: object) -> dict[str, Entry]:
         refusal.names[full] = None
         return Foreign(full, refusal)
 
-    with _no_collection():
+    with uncollected():
         contents, _ = pickles.load(data, find, refusal=refusal, kinds=_KINDS)
         return _checked(contents, refusal, len(data))
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Spares Python the search for cycles among millions of new objects, which takes half of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _checked(contents: Any, refusal: Refusal, n_bytes: int) -> dict[str, Entry]:
