@@ -24,8 +24,9 @@ from torch import nn
 
 import fastinit
 from fastinit import plans
-from fastinit.backends import cpp_backend, lowering
-from fastinit.memory import allocate_like
+from fastinit.backends import cpp_backend
+from fastinit.contract import records as lowering
+from fastinit.execution.memory import allocate_like
 
 # Far larger than the caches, and no more than a large embedding.
 N_ELEMENTS = 1 << 25

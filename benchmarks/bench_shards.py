@@ -30,8 +30,8 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports it at first use)
 
 import fastinit
-from fastinit import sharding
-from fastinit.backends import lowering
+from fastinit.contract import records as lowering
+from fastinit.shards import dtensor as sharding
 
 ROUNDS = 3
 # Its methods have no types.

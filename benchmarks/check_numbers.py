@@ -25,7 +25,8 @@ from scipy import special
 from tables import RESULTS, write
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, lowering
+from fastinit.backends import cpp_backend
+from fastinit.contract import records as lowering
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

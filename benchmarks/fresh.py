@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastinit.memory import allocate_like
+from fastinit.execution.memory import allocate_like
 
 
 def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float, float]:

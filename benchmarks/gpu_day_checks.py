@@ -16,7 +16,8 @@ from gpu_day_step import check, found, going_on
 from gpu_workloads import CHUNK, as_promised, bits
 
 from fastinit import plans
-from fastinit.backends import BACKENDS, lowering
+from fastinit.backends import BACKENDS, limits
+from fastinit.contract import records as lowering
 
 SEED = 20261126
 PATTERN = 0xAA  # of the memory around the tensors, and in their gaps: what a kernel must leave as it is
@@ -70,7 +71,7 @@ class Case:
 def compare(what: str, backend: str, cases: Sequence[Case]) -> None:
     """Fills all cases in one call, and on the CPU; every byte of the memory around them counts too."""
     references = [case.made_on(CPU) for case in cases]
-    kept = [i for i, (_, fill) in enumerate(references) if lowering.why_not_fill(fill) is None]
+    kept = [i for i, (_, fill) in enumerate(references) if limits.why_not_fill(fill) is None]
     results = [cases[i].made_on(DEVICE) for i in kept]
     launches: list[int] = []
     fills = [fill for _, fill in results]

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastinit import plans, streams
+from fastinit import plans
 from fastinit.backends import cpp_backend, cuda_backend, triton_backend
+from fastinit.contract import streams
 
 # Without a GPU the reference itself takes their place, so that all of the code runs.
 OURS: dict[str, dict[str, Any]] = {

@@ -1,5 +1,5 @@
 // What crosses from Python to a kernel: one fill of one box of one parameter, and for the GPU a list of pieces of work.
-// POD, the same layout in fastinit/backends/lowering.py and device_work.py (tests compare the sizes).
+// POD, the same layout in fastinit/contract/records.py and device_work.py (tests compare the sizes).
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@ Each table is the minimax polynomial of a function on an interval (least maximal
 iteration: weighted least squares whose weights grow where the error is large), its coefficients rounded to float32.
 Prints for each the maximal error of the best polynomial, that of the header's rounded coefficients in double precision,
 and the coefficients of the fit. Exits with 1 if the header's are more than 5% and 5e-8 worse. The tables for float64
-are interpolated at Chebyshev points with the decimal arithmetic of fastinit.tails, and must be equal.
+are interpolated at Chebyshev points with the decimal arithmetic of fastinit.contract.tails, and must be equal.
 
 Needs numpy, scipy and fastinit. Run with ``python csrc/fit_coefficients.py``.
 """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from . import plans
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
-from .construction import build, materialize
-from .defaults import use
+from .execution.defaults import use
+from .execution.reports import Report
+from .materializing import build, materialize
 from .planning import plan
 from .plans import Plan
-from .recording import capture
-from .reports import Report
+from .recording.blocks import capture
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,

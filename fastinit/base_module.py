@@ -15,15 +15,15 @@ from typing import Any
 
 from torch import nn
 
-from .defaults import Strict
-from .execution import Session, session
+from .config.rules import Rule, parse, plan_rules, run_rules
+from .execution.defaults import Strict
+from .execution.provenance import Provenance, check_no_new_parameters, log_provenance, logger, update_init_info
+from .execution.reports import Report
+from .execution.session import Session, session
 from .naming import is_model_wrapper, join, original
-from .operators import is_contract
 from .plans import Call, Item
-from .provenance import Provenance, check_no_new_parameters, log_provenance, logger, update_init_info
-from .recording import recording
-from .reports import Report
-from .rules import Rule, parse, plan_rules, run_rules
+from .recording.blocks import recording
+from .recording.operators import is_contract
 
 __all__ = ["BaseModule", "ModuleDict", "ModuleList", "Sequential", "is_model_wrapper", "update_init_info"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import distributed, nn
 
 from .backends import available_backends, device_type
-from .construction import materialize
+from .materializing import materialize
 from .planning import plan
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from .base_module import BaseModule, plan_tree
-from .defaults import Strict
+from .config.rules import parse, plan_rules
 from .errors import check_module
-from .execution import Session
+from .execution.defaults import Strict
+from .execution.session import Session
 from .naming import Prefix, unwrapped
 from .plans import Plan
-from .rules import parse, plan_rules
 
 
 def plan(

@@ -11,10 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .defaults import Strict
-from .errors import check_module
-from .execution import session
-from .initializers import (
+from .config.initializers import (
     CAFFE2_XAVIER,
     BaseInit,
     Caffe2XavierInit,
@@ -33,15 +30,18 @@ from .initializers import (
     truncated_normal,
     xavier,
 )
+from .config.rules import parse, run_rules
+from .config.schemes import bias_init_with_prob
+from .errors import check_module
+from .execution.defaults import Strict
+from .execution.provenance import update_init_info
+from .execution.reports import Report
+from .execution.session import session
 from .naming import Prefix
 from .plans import Constant, Distribution, Normal, Uniform
-from .provenance import update_init_info
-from .recipes import Recipe, fills_under
-from .recording import recording
+from .recording.blocks import recording
+from .recording.recipes import Recipe, fills_under
 from .registry import WEIGHT_INITIALIZERS
-from .reports import Report
-from .rules import parse, run_rules
-from .scaling import bias_init_with_prob
 
 __all__ = [
     "WEIGHT_INITIALIZERS",

@@ -13,7 +13,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fastinit.backends import cpp_backend, device_work, gpu_launch, lowering
+from fastinit.backends import cpp_backend, gpu_launch
+from fastinit.contract import gpu_work as device_work
+from fastinit.contract import records as lowering
 from fastinit.plans import Fill
 
 launches: list[int] = []

@@ -17,8 +17,9 @@ from ranks import gathered, mesh_of, must_equal, raises, same
 from torch import distributed, nn
 
 import fastinit
-from fastinit import sharding
-from fastinit.checkpoint import distributed_folder, load_checkpoint
+from fastinit.checkpoint import load_checkpoint
+from fastinit.checkpoint.formats import distributed_folder
+from fastinit.shards import dtensor as sharding
 
 CHECKS = {}
 check = partial(ranks.check, checks=CHECKS)

@@ -23,7 +23,9 @@ import torch
 from ptx import Memory, Module
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, cuda_backend, device_work, gpu_launch, lowering, triton_backend
+from fastinit.backends import cpp_backend, cuda_backend, gpu_launch, limits, triton_backend
+from fastinit.contract import gpu_work as device_work
+from fastinit.contract import records as lowering
 
 ROOT = Path(__file__).parent.parent
 # Pieces of work at most: so few that each is several trips of a loop, and so many that each is one. The second, which is
@@ -96,7 +98,7 @@ class Machine:
     def _check(self, cases: list[Case], seed: int, change: Any) -> list[torch.Tensor]:
         here, there = ([case.made_on(device) for case in cases] for device in ("cpu", self.device))
         for _, fill in here:
-            assert lowering.why_not_fill(fill) is None
+            assert limits.why_not_fill(fill) is None
         expected, records = (lowering.lowered([fill for _, fill in made], seed) for made in (here, there))
         if change is not None:
             for each in (expected, records):

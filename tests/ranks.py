@@ -14,8 +14,9 @@ from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fastinit
-from fastinit import plans, sharding
+from fastinit import plans
 from fastinit.backends import cpp_backend
+from fastinit.shards import dtensor as sharding
 
 CHECKS = {}
 

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastinit
-from fastinit import operators, plans, watching
+from fastinit import plans
 from fastinit.backends import cpp_backend
+from fastinit.recording import operators
+from fastinit.recording import watch as watching
 
 cpp = needs.mark(needs.CPP)
 

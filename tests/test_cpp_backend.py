@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastinit
-from fastinit import plans, streams, tails
-from fastinit.backends import cpp_backend, lowering
+from fastinit import plans
+from fastinit.backends import cpp_backend
+from fastinit.contract import records as lowering
+from fastinit.contract import streams, tails
 
 needs.CPP.check()
 
@@ -593,7 +595,7 @@ def test_twin_blocks_and_unnamed_tensors_get_different_values():
 
 
 def test_names_with_one_stream_are_an_error(monkeypatch):
-    monkeypatch.setattr("fastinit.execution.streams_of", lambda names: np.full(len(names), 7, np.uint64))
+    monkeypatch.setattr("fastinit.execution.session.streams_of", lambda names: np.full(len(names), 7, np.uint64))
     with pytest.raises(RuntimeError, match="have the same random stream"):
         run(model(), seed=0)
 

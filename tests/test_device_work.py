@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from test_gpu_kernels import ALL_DTYPES, BOXES, DTYPES, NORMAL, cases
 
 from fastinit import plans
-from fastinit.backends import device_work, lowering
-from fastinit.backends.device_work import ROWS, RUN, Trips
+from fastinit.contract import gpu_work as device_work
+from fastinit.contract import records as lowering
+from fastinit.contract.gpu_work import ROWS, RUN, Trips
 
 # Of both kernels, and so short that small boxes have several.
 TRIPS = [Trips(4096, 16384), Trips(2048, 8192), Trips(32, 128)]

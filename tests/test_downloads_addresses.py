@@ -15,8 +15,9 @@ from bad_servers import answer, checkpoint, loaded, serving, whole
 from torch import nn
 
 import fastinit
-from fastinit.checkpoint import CheckpointLoader, downloads, load_checkpoint, save_checkpoint, shown_address, transfer
-from fastinit.checkpoint.addresses import Address, as_path
+from fastinit.checkpoint import CheckpointLoader, load_checkpoint, save_checkpoint, shown_address
+from fastinit.checkpoint.sources import downloads, transfer
+from fastinit.checkpoint.sources.addresses import Address, as_path
 
 GOOD = checkpoint(1.0)
 SECRET = "s3cr3t%2Fword"

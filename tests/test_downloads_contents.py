@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 from bad_servers import answer, checkpoint, loaded, serving, whole
 
-from fastinit.checkpoint import CheckpointLoader, downloads
-from fastinit.checkpoint.contents import why_no_checkpoint, why_not_whole
+from fastinit.checkpoint import CheckpointLoader
+from fastinit.checkpoint.sources import downloads
+from fastinit.checkpoint.sources.contents import why_no_checkpoint, why_not_whole
 
 GOOD = checkpoint(1.0)
 LOGIN = b"<!DOCTYPE html>\n<html><head><title>Sign in \x1b[31m</title></head><body>" + b"x" * 2000
@@ -191,10 +192,10 @@ def test_a_disk_that_fills_up_is_told_and_not_tried_again(cache, monkeypatch, re
         return written[-1]
 
     with serving(whole(GOOD) if resumes else answer(GOOD)) as server:
-        monkeypatch.setattr("fastinit.checkpoint.partial.os.write", full)
+        monkeypatch.setattr("fastinit.checkpoint.sources.partial.os.write", full)
         with pytest.raises(RuntimeError, match=f"the disk of .* is full .No space left on device.*{kept}.* TORCH_HOME"):
             loaded(server.url + "/c.pth")
-        monkeypatch.setattr("fastinit.checkpoint.partial.os.write", write)
+        monkeypatch.setattr("fastinit.checkpoint.sources.partial.os.write", write)
         assert len(server.requests) == 1 and bool(files_in(cache)) == resumes
         assert loaded(server.url + "/c.pth") == [1.0]
         assert (server.requests[1].range is not None) == resumes

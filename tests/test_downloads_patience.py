@@ -16,7 +16,7 @@ import pytest
 import torch
 from bad_servers import answer, checkpoint, loaded, part, serving, whole
 
-from fastinit.checkpoint import downloads, transfer
+from fastinit.checkpoint.sources import downloads, transfer
 
 GOOD = checkpoint(1.0)
 
@@ -254,8 +254,8 @@ def test_an_interrupt_leaves_what_can_be_resumed(cache, monkeypatch):
         raise KeyboardInterrupt
 
     with serving(whole(GOOD)) as server:
-        monkeypatch.setattr("fastinit.checkpoint.partial.os.write", interrupted)
+        monkeypatch.setattr("fastinit.checkpoint.sources.partial.os.write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             loaded(server.url + "/c.pth")
-        monkeypatch.setattr("fastinit.checkpoint.partial.os.write", write)
+        monkeypatch.setattr("fastinit.checkpoint.sources.partial.os.write", write)
         assert loaded(server.url + "/c.pth") == [1.0] and server.requests[1].range

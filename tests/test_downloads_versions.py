@@ -9,7 +9,7 @@ import pytest
 import torch
 from bad_servers import answer, checkpoint, loaded, part, serving, whole
 
-from fastinit.checkpoint import downloads
+from fastinit.checkpoint.sources import downloads
 
 OLD, NEW = checkpoint(1.0), checkpoint(2.0)
 CUT = 100_000
@@ -111,7 +111,7 @@ def test_parts_shorter_than_asked_for_go_on_until_the_total_is_reached(n_bytes):
 
 
 def test_parts_by_the_byte_are_given_up(monkeypatch):
-    from fastinit.checkpoint import transfer
+    from fastinit.checkpoint.sources import transfer
 
     monkeypatch.setattr(transfer, "_MAX_PARTS", 20)
 
@@ -235,7 +235,7 @@ def test_what_is_complete_but_for_its_name_is_not_downloaded_again(cache, monkey
 
 @pytest.mark.parametrize("step", ["opened", "note"])
 def test_a_process_that_is_killed_when_it_begins_anew_leaves_no_bytes_under_another_version(monkeypatch, step):
-    from fastinit.checkpoint.partial import Partial
+    from fastinit.checkpoint.sources.partial import Partial
 
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     with serving(answer(OLD, cut=CUT, ETag='"v1"'), whole(NEW, ETag='"v2"')) as server:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from fastinit.checkpoint import folder_list
-from fastinit.checkpoint.tiling import MAX_CUT_DIMENSIONS, why_not_tiled
+from fastinit.checkpoint.formats import folder_list
+from fastinit.checkpoint.formats.tiling import MAX_CUT_DIMENSIONS, why_not_tiled
 
 pytestmark = folders.needs_dcp
 

@@ -195,7 +195,7 @@ def test_chunks_of_every_cut_come_together(tmp_path, boxes):
 
 
 def test_chunks_lie_in_more_files_than_may_be_open(tmp_path, monkeypatch):
-    from fastinit.checkpoint import distributed_folder
+    from fastinit.checkpoint.formats import distributed_folder
 
     monkeypatch.setattr(distributed_folder, "_MAX_OPEN_FILES", 2)
     from torch.distributed.checkpoint import FileSystemWriter

@@ -14,7 +14,9 @@ from torch import nn
 
 import fastinit
 from fastinit import backends, plans
-from fastinit.backends import cpp_backend, cuda_backend, device_work, gpu_launch, lowering, triton_backend
+from fastinit.backends import cpp_backend, cuda_backend, gpu_launch, limits, triton_backend
+from fastinit.contract import gpu_work as device_work
+from fastinit.contract import records as lowering
 
 CUDA = torch.device("cuda")
 NORMAL = dict(type="Normal", std=0.5, layer="Linear")
@@ -174,7 +176,7 @@ def test_auto_leaves_to_torch_what_a_contract_backend_cannot_do(cpp_is_automatic
 
 @pytest.mark.parametrize("torch_is_last", [True, False])
 def test_the_later_fill_of_a_tensor_wins_whichever_backends_do_them(cpp_is_automatic, monkeypatch, torch_is_last):
-    why_not_fill = lowering.why_not_fill
+    why_not_fill = limits.why_not_fill
 
     def no_uniform(fill):
         return "no uniforms today" if isinstance(fill.distribution, plans.Uniform) else why_not_fill(fill)

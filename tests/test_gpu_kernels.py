@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, device_work, lowering, triton_backend
+from fastinit.backends import cpp_backend, triton_backend
+from fastinit.contract import gpu_work as device_work
+from fastinit.contract import records as lowering
 
 INF = math.inf
 # Torch 2.1 fills no float8.

@@ -11,7 +11,8 @@ from torch import nn
 
 import fastinit
 from fastinit import backends, plans
-from fastinit.backends import cpp_backend, device_work, gpu_launch
+from fastinit.backends import cpp_backend, gpu_launch
+from fastinit.contract import gpu_work as device_work
 
 NORMAL = dict(type="Normal", std=0.5, layer="Linear")
 TRIPS = device_work.Trips(4096, 16384)

@@ -19,8 +19,8 @@ from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
-from fastinit.checkpoint import batches, placing
-from fastinit.checkpoint.readers import Reading, read
+from fastinit.checkpoint.formats.by_content import Reading, read
+from fastinit.checkpoint.storage import batches, placing
 
 safetensors = needs.module("safetensors.torch")
 

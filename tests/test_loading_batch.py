@@ -18,8 +18,8 @@ from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
-from fastinit.checkpoint import batches, files
-from fastinit.checkpoint.readers import Reading, read
+from fastinit.checkpoint.formats.by_content import Reading, read
+from fastinit.checkpoint.storage import batches, files
 
 ACCESS = ["auto", "map", "read"]
 

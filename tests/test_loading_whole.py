@@ -17,10 +17,10 @@ from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
-from fastinit.checkpoint import batches
-from fastinit.checkpoint.copying import Copies
-from fastinit.checkpoint.files import File
-from fastinit.checkpoint.stored import Storage, StoredTensor
+from fastinit.checkpoint.storage import batches
+from fastinit.checkpoint.storage.copying import Copies
+from fastinit.checkpoint.storage.files import File
+from fastinit.checkpoint.storage.stored import Storage, StoredTensor
 
 
 def net():

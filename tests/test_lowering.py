@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinit import plans, streams
-from fastinit.backends import lowering, versions
+from fastinit import plans
+from fastinit.backends import versions
+from fastinit.contract import records as lowering
+from fastinit.contract import streams
 
 NORMAL = plans.Normal(0, 1)
 SEED = 11

@@ -109,7 +109,7 @@ def test_what_builds_and_tests_leave_behind_is_not_packed(checkout):
         "tests/.hypothesis/examples/a",
         "tests/native/.pytest_cache/README.md",
         "csrc/fill_cpu.o",
-        "build/lib/fastinit/rules.py",
+        "build/lib/fastinit/config/rules.py",
         "dist/torch_fastinit-0.0.1.tar.gz",
         ".venv/bin/python",
         ".mypy_cache/a.json",
@@ -183,7 +183,7 @@ def test_the_wheel_holds_extensions_tables_and_types_and_no_tests(project, tools
     metadata = {name for name in names if ".dist-info/" in name}
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
     kept = {name for name in files_of(project) if name.startswith("fastinit/")}
-    assert {"fastinit/py.typed", "fastinit/checkpoint/names/mmcls.json"} <= kept
+    assert {"fastinit/py.typed", "fastinit/checkpoint/sources/names/mmcls.json"} <= kept
     assert names - metadata == kept | {f"fastinit/_native{SUFFIX}", f"fastinit/_cuda{SUFFIX}"}
 
 

@@ -17,8 +17,9 @@ import torch
 from limited import needs_linux, run_limited
 from torch import nn
 
-from fastinit.checkpoint import CheckpointLoader, derived, load_checkpoint, stored
-from fastinit.checkpoint.readers import Reading, read
+from fastinit.checkpoint import CheckpointLoader, load_checkpoint
+from fastinit.checkpoint.formats.by_content import Reading, read
+from fastinit.checkpoint.storage import derived, stored
 
 pytestmark = needs_linux
 

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastinit.checkpoint import pickles
-from fastinit.checkpoint.pickles import Kind, PickleError, TruncatedError
-from fastinit.checkpoint.pickles.names import Context
-from fastinit.checkpoint.stubs import Foreign, Name, Refusal, printable, shown
+from fastinit.checkpoint.formats import pickles
+from fastinit.checkpoint.formats.pickles import Kind, PickleError, TruncatedError
+from fastinit.checkpoint.formats.pickles.names import Context
+from fastinit.checkpoint.storage.stubs import Foreign, Name, Refusal, printable, shown
 
 REFUSAL = Refusal("c.pth")
 CONTEXT = Context(REFUSAL, lambda key, n_bytes: None, lambda location: torch.device("cpu"))
@@ -123,7 +123,7 @@ def test_only_data_that_name_nothing_ask_for_no_name():
 
 
 def test_every_opcode_of_pickle_is_known_or_refused_on_purpose():
-    from fastinit.checkpoint.pickles.opcodes import RARE, _unknown
+    from fastinit.checkpoint.formats.pickles.opcodes import RARE, _unknown
 
     flat = set("qrKhX(tRQMjJaesub.NG]})") | {chr(code) for code in (0x85, 0x86, 0x87, 0x88, 0x89, 0x94, 0x8C)}
     refused = {op.name for op in pickletools.opcodes if op.code not in flat and RARE[ord(op.code)] is _unknown}

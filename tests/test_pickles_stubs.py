@@ -21,8 +21,8 @@ from torch import nn
 
 import fastinit
 from fastinit.checkpoint import CheckpointLoader, load_checkpoint
+from fastinit.checkpoint.formats.by_content import Reading, read
 from fastinit.checkpoint.loading import _load_checkpoint, _load_checkpoint_with_prefix
-from fastinit.checkpoint.readers import Reading, read
 
 # Tensors are not saved in protocol 0.
 FORMS = pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from torch import nn
 
 import fastinit
 from fastinit.checkpoint import CheckpointLoader, load_checkpoint
-from fastinit.checkpoint.readers import Reading, read
-from fastinit.checkpoint.stored import StoredTensor
+from fastinit.checkpoint.formats.by_content import Reading, read
+from fastinit.checkpoint.storage.stored import StoredTensor
 
 FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 pytestmark = pytest.mark.filterwarnings(

@@ -23,9 +23,11 @@ from limited import needs_linux, run_limited
 from torch import nn
 
 import fastinit
-from fastinit.checkpoint import CheckpointLoader, files, readers
-from fastinit.checkpoint.readers import Reading, read
-from fastinit.checkpoint.stored import StoredTensor, read_everything
+from fastinit.checkpoint import CheckpointLoader
+from fastinit.checkpoint.formats import by_content as readers
+from fastinit.checkpoint.formats.by_content import Reading, read
+from fastinit.checkpoint.storage import files
+from fastinit.checkpoint.storage.stored import StoredTensor, read_everything
 
 safetensors = needs.module("safetensors.torch")
 
@@ -149,7 +151,7 @@ def test_a_history_buffer_of_mmengine_is_read_without_running_it(tmp_path):
     assert type(found) is HistoryBuffer and found.mean() == history.mean() and found.max() == 3
     # where mmengine has not been imported, its attributes are there
     code = (
-        "import sys, torch; from pathlib import Path; from fastinit.checkpoint.readers import Reading, read\n"
+        "import sys, torch; from pathlib import Path; from fastinit.checkpoint.formats.by_content import Reading, read\n"
         f"found = read(Path({str(tmp_path / 'c.pth')!r}), Reading())['message_hub']['loss']\n"
         "assert 'mmengine' not in sys.modules, 'imported'\n"
         "print(type(found).__name__, found._log_history.tolist(), found.max_length)"

@@ -14,7 +14,7 @@ from helpers import same_bits
 from torch import nn
 
 import fastinit
-from fastinit.backends import lowering
+from fastinit.contract import records as lowering
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reproducibility.md").read_text()
 
@@ -30,13 +30,13 @@ class Random:
 
     @staticmethod
     def fold_in(key, data):
-        return fastinit.streams.fold_in(key, data)
+        return fastinit.contract.streams.fold_in(key, data)
 
     @staticmethod
     def words(key, shape, dtype):
         assert dtype == torch.float32, "what torch draws in narrower dtypes are other numbers"
         n = math.prod(shape)
-        words = [word for block in range(-(-n // 4)) for word in fastinit.streams.block(key, block)]
+        words = [word for block in range(-(-n // 4)) for word in fastinit.contract.streams.block(key, block)]
         return np.array(words, np.uint64), n
 
     @classmethod
@@ -74,7 +74,7 @@ def ours(rule, shape, name, seed, dtype):
 
 def test_the_pages_key_is_ours():
     functions = snippet(Random)
-    assert functions["parameter_key"](7, "a.weight") == fastinit.streams.parameter_key(7, "a.weight")
+    assert functions["parameter_key"](7, "a.weight") == fastinit.contract.streams.parameter_key(7, "a.weight")
 
 
 def assert_the_pages_numbers_are_ours(page, shape, name, seed, dtype):

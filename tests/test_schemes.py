@@ -21,7 +21,8 @@ from torch import nn
 
 import fastinit
 from fastinit import checkpoint as ours
-from fastinit.checkpoint import CheckpointLoader, downloads, schemes
+from fastinit.checkpoint import CheckpointLoader
+from fastinit.checkpoint.sources import downloads, schemes
 
 safetensors = needs.module("safetensors.torch")
 

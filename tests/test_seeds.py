@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fastinit
-from fastinit.streams import fold_in
+from fastinit.contract.streams import fold_in
 
 CFG = dict(type="Normal", layer="Linear")
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastinit
-from fastinit import plans, sharding
-from fastinit.backends import cpp_backend, lowering
+from fastinit import plans
+from fastinit.backends import cpp_backend
+from fastinit.contract import records as lowering
+from fastinit.shards import dtensor as sharding
 
 pytestmark = needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard
 

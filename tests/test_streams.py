@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastinit import streams
+from fastinit.contract import streams
 
 CONTRACT = json.loads((Path(__file__).parent / "data" / "contract.json").read_text())
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from fastinit import tails
+from fastinit.contract import tails
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..contract import records as contract
 from ..plans import Fill
-from . import extensions, lowering
+from . import extensions, limits
 from .versions import count_writes
 
-NUMBERS = lowering.NUMBERS
+NUMBERS = contract.NUMBERS
 IS_CONTRACT = True
+why_not_fill = limits.why_not_fill
 
 _native, _WHY_NOT = extensions.imported("_native", "the native core", "native_missing.txt")
 
@@ -34,11 +36,6 @@ def why_not_now(device: torch.device) -> str | None:
     return None
 
 
-def why_not_fill(fill: Fill) -> str | None:
-    """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
-    return lowering.why_not_fill(fill)
-
-
 def engine() -> str:
     """Returns what does the work, e.g. ``avx512, 2 threads``."""
     return f"{_core().instruction_sets()[0]}, {torch.get_num_threads()} threads"
@@ -48,7 +45,7 @@ def run(fills: Sequence[Fill], seed: int | None) -> int:
     """Executes the fills, in one call of the native core where none writes another's memory (threads would race)."""
     assert seed is not None, "a contract backend is given a seed"
     n_launches = 0
-    for group, records in lowering.launches(fills, seed):
+    for group, records in contract.launches(fills, seed):
         _core().fill(records.view(np.uint8), torch.get_num_threads())
         count_writes(group)
         n_launches += 1

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
+from ..contract import records as lowering
+from ..contract.gpu_work import Trips, device_work
 from ..plans import Fill
-from . import lowering
-from .device_work import Trips, device_work
 from .versions import count_writes
 
 # Before it there is no conversion of two float32 to bfloat16 at once, which the kernels use.

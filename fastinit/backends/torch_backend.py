@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform
-from ..sharding import is_sharded
+from ..shards.dtensor import is_sharded
 
 NUMBERS = "torch"
 """Values are those of torch's generators: they depend on device, dtype, order and torch release."""

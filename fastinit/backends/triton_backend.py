@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
+from ..contract import records as contract
+from ..contract.gpu_work import Trips
 from ..plans import Fill
-from . import gpu_launch, lowering
-from .device_work import Trips
+from . import gpu_launch, limits
 
-NUMBERS = lowering.NUMBERS
+NUMBERS = contract.NUMBERS
 IS_CONTRACT = True
+why_not_fill = limits.why_not_fill
 
 # The oldest release with which the tests of the kernel passed; 3.3 does not compile it. Before 3.8 the kernel takes a
 # few kilobytes of shared memory.
@@ -45,11 +47,6 @@ def why_not(device: torch.device) -> str | None:
 def why_not_now(device: torch.device) -> str | None:
     """Returns why the backend must not run at this moment: the launch would become part of a CUDA graph."""
     return gpu_launch.why_not_now(device)
-
-
-def why_not_fill(fill: Fill) -> str | None:
-    """Returns why the backend cannot do a fill: its distribution, its dtype or its layout."""
-    return lowering.why_not_fill(fill)
 
 
 def engine() -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .addresses import shown_address
+from .formats.by_content import Reading
 from .loading import (
     _load_checkpoint,
     _load_checkpoint_to_model,
@@ -15,10 +15,10 @@ from .loading import (
     plan_copy,
 )
 from .messages import print_log
-from .readers import Reading
 from .request import Request
 from .saving import find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
-from .schemes import (
+from .sources.addresses import shown_address
+from .sources.schemes import (
     CheckpointLoader,
     load_from_ceph,
     load_from_fsspec,
@@ -30,7 +30,7 @@ from .schemes import (
     load_from_pavi,
     load_from_torchvision,
 )
-from .zoos import get_deprecated_model_names, get_external_models, get_mmcls_models, get_torchvision_models
+from .sources.zoos import get_deprecated_model_names, get_external_models, get_mmcls_models, get_torchvision_models
 
 __all__ = [
     "CheckpointLoader",

@@ -14,22 +14,22 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..defaults import default_strict
+from ..execution.defaults import default_strict
+from ..execution.provenance import is_rank_zero, version_of
+from ..execution.provenance import logger as own_logger
 from ..naming import Names, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult, nothing_copied
-from ..provenance import is_rank_zero, version_of
-from ..provenance import logger as own_logger
-from ..sharding import is_sharded
-from .addresses import shown_address
-from .copying import check
-from .current import loading, uncollected
-from .downloads import NotDownloaded
+from ..shards.dtensor import is_sharded
+from .formats.by_content import Reading
 from .messages import log
 from .modules import Descent, Slot, Tree
-from .readers import Reading
 from .request import STRIP_MODULE, Request, Revisions, check_taken, state_dict_of
-from .schemes import CheckpointLoader
-from .stored import StoredTensor, in_memory, read_everything
+from .sources.addresses import shown_address
+from .sources.downloads import NotDownloaded
+from .sources.schemes import CheckpointLoader
+from .storage.copying import check
+from .storage.current import loading, uncollected
+from .storage.stored import StoredTensor, in_memory, read_everything
 from .versions import with_metadata
 from .wrappers import matched
 

@@ -18,10 +18,10 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ..naming import WRAPPED, wrapper_classes
 from ..plans import names_line
-from .copying import Copies, Failed, partly_loaded
-from .current import Loading
 from .messages import listed
-from .stored import StoredTensor
+from .storage.copying import Copies, Failed, partly_loaded
+from .storage.current import Loading
+from .storage.stored import StoredTensor
 
 _EXTRA_STATE = "_extra_state"
 # torch's own loading code: what it does is known.

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from .current import uncollected
-from .readers import Reading
-from .schemes import tree_of
-from .stored import StoredTensor
-from .stubs import Foreign, refuse
+from .formats.by_content import Reading
+from .sources.schemes import tree_of
+from .storage.current import uncollected
+from .storage.stored import StoredTensor
+from .storage.stubs import Foreign, refuse
 from .versions import checked_metadata, with_metadata
 from .wrappers import below
 

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ..naming import is_model_wrapper
-from ..sharding import is_sharded
-from .addresses import as_path, shown_address
+from ..shards.dtensor import is_sharded
 from .messages import log
-from .schemes import fsspec_for
+from .sources.addresses import as_path, shown_address
+from .sources.schemes import fsspec_for
 
 
 def save_checkpoint(

@@ -17,7 +17,7 @@ import torch
 
 from ..naming import WRAPPED
 from .modules import Tree
-from .stored import StoredTensor
+from .storage.stored import StoredTensor
 from .versions import checked_metadata, with_metadata
 
 # DDP, DataParallel and averaged models; a model may have a child of that name itself, so exact names go first.

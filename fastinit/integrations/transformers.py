@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..construction import build
-from ..recipes import Recipe
-from ..recording import capture
+from ..materializing import build
+from ..recording.blocks import capture
+from ..recording.recipes import Recipe
 
 
 def from_config(

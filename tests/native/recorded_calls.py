@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from fastinit import plans
-from fastinit.backends import cpp_backend, lowering, torch_backend
+from fastinit.backends import cpp_backend, torch_backend
+from fastinit.contract import records as lowering
 
 NATIVE: Any = cpp_backend._native
 Array = np.ndarray[Any, Any]

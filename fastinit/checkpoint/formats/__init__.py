@@ -1,0 +1,1 @@
+"""What checkpoint files are: safetensors, ``torch.save``, torch.distributed.checkpoint."""

@@ -1,0 +1,222 @@
+"""From a checkpoint's files to a tree of containers with ``StoredTensor``; formats are known by their content."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...plans import names_line
+from ..storage.files import File, checked_access
+from ..storage.stubs import Foreign, one_line, refuse
+from . import distributed_folder, safetensors_file, torch_file
+from .beside import is_beside
+from .pickles.names import imported
+from .torch_file import ZIP_HEAD
+
+Fetch = Callable[[str], Path]
+"""Returns the path of a file that lies beside an index."""
+Wants = Callable[[str], bool]
+"""Tells whether a key is needed."""
+
+# What a model's folder may hold, the best first: that is what the Hub's libraries write.
+NAMES_IN_FOLDER = tuple(
+    f"{stem}{ending}"
+    for stem, endings in (
+        ("model", (".safetensors", ".safetensors.index.json")),
+        ("diffusion_pytorch_model", (".safetensors", ".safetensors.index.json")),
+        ("adapter_model", (".safetensors", ".bin")),
+        ("pytorch_model", (".bin", ".bin.index.json")),
+        ("diffusion_pytorch_model", (".bin",)),
+    )
+    for ending in endings
+)
+_CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_HEAD_BYTES = 512
+# Half a million keys; JSON of this size takes seconds to read.
+_MAX_INDEX_BYTES = 100_000_000
+# Control characters, those that turn or hide text, and halves of characters: no library names a shard so, and errors
+# name its path.
+_UNPRINTED = ("Cc", "Cf", "Cs")
+# Beginnings of files that are often taken for checkpoints.
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (b"<", "a web page or XML and no checkpoint: the download went wrong"),
+    (b"\x89HDF", "an HDF5 file: convert it to safetensors"),
+    (b"GGUF", "a GGUF file: convert it to safetensors"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read."""
+
+    map_location: Any = None
+    access: str = "auto"
+    weights_only: bool = True
+    allow: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        checked_access(self.access)
+        object.__setattr__(self, "allow", imported(self.allow))
+        if not isinstance(self.weights_only, bool):
+            raise TypeError(f"weights_only must be True or False, but got {self.weights_only!r}")
+        where = self.map_location
+        if isinstance(where, (str, torch.device, int)) and not isinstance(where, bool):
+            torch.device(where)  # raises for what is no device
+        elif not (where is None or callable(where) or isinstance(where, dict)):
+            raise TypeError(f"map_location must be a device, a dict, a function or None, but got {where!r}")
+
+    def location_of(self, saved: str) -> torch.device:
+        """Returns where a tensor goes that was saved from a device; None and what no dict names: to the CPU.
+
+        A function is asked with an empty storage: where it puts that, the tensors go.
+        """
+        where = self.map_location
+        if callable(where):
+            put = where(torch.UntypedStorage(0), saved)  # type: ignore[no-untyped-call]
+            where = None if put is None else put.device
+        if isinstance(where, dict):
+            where = next((to for from_, to in where.items() if str(from_) == saved), "cpu")
+        return torch.device("cpu" if where is None else where)
+
+
+def read(
+    path: Path,
+    reading: Reading,
+    *,
+    wants: Wants | None = None,
+    fetch: Fetch | None = None,
+    is_shard: bool = False,
+) -> Any:
+    """Returns what a checkpoint file, a sharded checkpoint's index, or a folder with either holds.
+
+    Args:
+        path: of the file or folder.
+        reading: how it is read.
+        wants: of a sharded checkpoint, only the files with keys that are wanted are opened.
+        fetch: where the shards of an index are, if not beside it.
+        is_shard: an index names the file, so it cannot be one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError: it is damaged, is no checkpoint, or holds more than tensors and plain containers.
+    """
+    if (path / distributed_folder.LIST).is_file():
+        return distributed_folder.read(path, reading.location_of("cpu"), reading.access)
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} can not be found.")
+    tree: Any = None
+    weight_map: dict[str, str] | None = None
+    file = File(path, reading.access)
+    head = file.bytes_at(0, _HEAD_BYTES)
+    try:
+        if not reading.weights_only and not safetensors_file.looks_like(head) and not head.lstrip().startswith(b"{"):
+            where = "cpu" if reading.map_location is None else reading.map_location
+            return torch.load(str(path), map_location=where, weights_only=False)
+        if safetensors_file.looks_like(head):
+            return safetensors_file.read(file, reading.location_of("cpu"))
+        if head.startswith(ZIP_HEAD):
+            tree = torch_file.read_zip(file, reading.location_of, reading.allow)
+        elif torch_file.LEGACY_HEAD.match(head):
+            tree = torch_file.read_legacy(file, reading.location_of, reading.allow)
+        elif head.lstrip().startswith(b"{"):
+            if is_shard:
+                raise ValueError("an index cannot be a shard of an index")
+            weight_map = _weight_map(file)
+        else:
+            raise ValueError(_what_else(head))
+    except OSError:  # the file cannot be read; what it holds is not to blame
+        raise
+    except Exception as error:
+        # foreign bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
+        raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
+    if weight_map is not None:
+        return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
+    if isinstance(tree, Foreign):
+        refuse(tree)
+    return tree
+
+
+def _what_else(head: bytes) -> str:
+    if not head:
+        return "the file is empty"
+    for beginning, what in _OTHERS:
+        if head.lstrip().startswith(beginning):
+            return f"it is {what}"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive, torch's format of 2016: load it with an old torch and save it anew"
+    if head[:1] == b"\x80":
+        return "it is a pickle, but not of torch.save; such a file could run code when it is loaded"
+    return f"it begins with {head[:8]!r}, which is neither safetensors nor torch.save's"
+
+
+# --- folders and indexes ---------------------------------------------------------------------------------------------
+
+
+def _in_folder(folder: Path) -> Path:
+    names = [entry.name for entry in folder.iterdir()]
+    found = chosen_name(names)
+    if found is None and (reason := distributed_folder.why_no_list(names)) is not None:
+        raise FileNotFoundError(f"{folder} can not be loaded: {reason}")
+    if found is None:
+        raise FileNotFoundError(
+            f"{folder} can not be loaded: the folder holds none of {', '.join(NAMES_IN_FOLDER)}, and not exactly one "
+            f"file that ends with {', '.join(_CHECKPOINT_ENDINGS)}. Give the path of the file"
+        )
+    return folder / found
+
+
+def chosen_name(names: Iterable[str]) -> str | None:
+    """Returns which of the files of a folder is the checkpoint: a usual name, or the only one that ends like one."""
+    names = list(names)
+    usual = next((name for name in NAMES_IN_FOLDER if name in names), None)
+    likely = [name for name in names if name.endswith(_CHECKPOINT_ENDINGS) or name.endswith(".index.json")]
+    indexes = [name for name in likely if name.endswith(".index.json")]
+    return usual or (indexes[0] if len(indexes) == 1 else likely[0] if len(likely) == 1 else None)
+
+
+def _weight_map(file: File) -> dict[str, str]:
+    """Returns which file holds each key, from an index."""
+    if file.size > _MAX_INDEX_BYTES:
+        raise ValueError(f"it begins like an index, but {file.size:,} bytes are no index")
+    index = file.json_at(0, file.size, "the index has one key twice: {!r}")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError("it is JSON, but no index of a sharded checkpoint: it has no `weight_map`")
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or not is_beside(name):
+            raise ValueError(f"the index says that {key!r} is in {name!r}, which is not a file beside it")
+        if any(unicodedata.category(each) in _UNPRINTED for each in name):
+            raise ValueError(f"the index says that {key!r} is in {name!r}, a name that moves cursors or hides text")
+    return weight_map
+
+
+def _sharded(
+    path: Path, weight_map: dict[str, str], reading: Reading, wants: Wants | None, fetch: Fetch
+) -> OrderedDict[str, Any]:
+    keys_of: dict[str, list[str]] = {}
+    for key, name in weight_map.items():
+        if wants is None or wants(key):
+            keys_of.setdefault(name, []).append(key)
+    found: dict[str, Any] = {}
+    for name, keys in keys_of.items():
+        shard_path = fetch(name)
+        if not shard_path.is_file():
+            raise FileNotFoundError(f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}")
+        shard = read(shard_path, reading, is_shard=True)
+        if not isinstance(shard, dict):
+            raise RuntimeError(f"{path}: its shard {name!r} holds no dict")
+        if absent := [key for key in keys if key not in shard]:
+            raise RuntimeError(f"{path}: its shard {name!r} lacks {names_line('keys', absent)}")
+        found.update((key, shard[key]) for key in keys)
+    return OrderedDict((key, found[key]) for key in weight_map if key in found)

@@ -1,0 +1,307 @@
+"""Folders of torch.distributed.checkpoint: tensors in chunks, each an archive of torch.save in a part of a file.
+
+Neither torch's reader nor Python's pickle is used. The list of contents and all that it says of places is checked when
+the folder is opened, and each chunk before anything is written; of a distributed tensor, what a rank needs is read.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...execution.memory import allocate_like
+from ...plans import names_line
+from ...shards.dtensor import boxes_of, is_sharded, why_not
+from ..storage.current import loading
+from ..storage.files import File
+from ..storage.stored import Storage, StoredTensor
+from ..storage.stubs import one_line, shown
+from . import folder_list, saved_tensor
+from .beside import status_beside
+from .folder_list import Chunk, Entry
+from .saved_tensor import SavedTensor
+
+LIST = ".metadata"
+"""The file that lists what the others hold."""
+_DATA_ENDING = ".distcp"
+# A million chunks take 0.2 GB.
+_MAX_LIST_BYTES = 2 << 30
+# Pickles begin so, since protocol 2, which torch's writer has always used.
+_PICKLE_HEAD = b"\x80"
+# Systems let a process open 1,024 files, of which others need some; a folder may have more.
+_MAX_OPEN_FILES = 128
+# All ranks look at all chunks of what they load, so that all of them find what is wrong: 25 us each. In folders of more
+# chunks, which thousands of ranks would look at over one network, each looks at those that it needs.
+_MAX_CHUNKS_FOR_EACH_RANK = 1 << 16
+
+
+class FolderStorage(Storage):
+    """One tensor of a folder."""
+
+    is_in_one_file = False
+
+    def __init__(self, folder: Folder, key: str, entry: Entry) -> None:
+        self.folder = folder
+        self.key = key
+        self.entry = entry
+        self.meta = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+        self.n_bytes = self.meta.nbytes
+        self.memory = None
+        self.lock = threading.RLock()
+        self._saved: dict[int, SavedTensor] = {}
+        """By the ids of chunks that were found right: a file can choose offsets that collide in a dict."""
+
+    @property
+    def is_in_few_files(self) -> bool:
+        """Whether all files of the folder may be open at a time; else ``load_into`` opens one after the other."""
+        return len(self.folder.names) <= _MAX_OPEN_FILES
+
+    def check(self, destination: torch.Tensor | None = None) -> None:
+        """Finds out whether all can be read, now or for a destination; nothing is written.
+
+        Raises:
+            OSError: a file cannot be read, or was changed.
+            RuntimeError: a chunk is damaged.
+        """
+        chunks: Iterable[Chunk] = self.entry.chunks
+        if destination is not None and self.folder.n_chunks > _MAX_CHUNKS_FOR_EACH_RANK:
+            chunks = [chunk for chunk, _, _ in self._meeting(destination)]
+        for chunk in _by_file(chunks):
+            self._stored(chunk)
+
+    def read_memory(self) -> None:
+        """Reads all of it."""
+        (tensor,) = allocate_like([self.meta], torch.device("cpu"))
+        self.load_into(tensor)
+        self.memory = tensor.untyped_storage()
+
+    def pieces(
+        self, destination: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[torch.Tensor, StoredTensor]]:
+        """Yields what goes where of it, as copies out of single files: (part of the destination, its values).
+
+        They come file by file, in the order in which they lie there, and are all checked before the first one.
+
+        Args:
+            destination: a tensor of the same shape, of which a part may be here.
+            dtype: what the values are turned into before it takes them; None: what they are.
+
+        Raises:
+            OSError, RuntimeError: as ``check``; or a distributed tensor is placed so that nothing can be read into it.
+        """
+        if (reason := why_not(destination)) is not None:
+            raise RuntimeError(reason)
+        met = sorted(self._meeting(destination), key=lambda each: _place(each[0]))
+        for chunk, _, _ in met:
+            self._stored(chunk)
+        for chunk, view, (first, shape) in met:
+            part = self._stored(chunk).part(first, shape)
+            yield view, part if dtype is None or dtype == part.dtype else part.turned_into(dtype)
+
+    def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        """Reads into a tensor; arguments and errors are those of ``pieces``. What fails there writes nothing."""
+        with torch.no_grad():
+            for _, of_one_file in groupby(self.pieces(destination, dtype), key=lambda each: id(_file_of(each[1]))):
+                with loading():  # files are closed in between: there may be thousands
+                    for view, part in of_one_file:
+                        view.copy_(part)
+
+    def _meeting(self, destination: torch.Tensor) -> Iterator[tuple[Chunk, torch.Tensor, Any]]:
+        """Yields the chunks that meet what is here of a destination: (chunk, where it goes, box within the chunk)."""
+        destination = destination.detach()
+        boxes: Sequence[tuple[torch.Tensor, Sequence[int]]] = (
+            [(box.tensor, box.offset) for box in boxes_of(destination)]
+            if is_sharded(destination)
+            else [(destination, (0,) * destination.dim())]
+        )
+        for tensor, begin in boxes:
+            for chunk in self.entry.chunks:
+                common = [
+                    (max(a, b), min(a + n, b + m)) for a, n, b, m in zip(begin, tensor.shape, chunk.first, chunk.shape)
+                ]
+                if any(start >= end for start, end in common):
+                    continue
+                view = tensor
+                for dim, (start, end) in enumerate(common):
+                    if end - start != tensor.shape[dim]:
+                        view = view.narrow(dim, start - begin[dim], end - start)
+                first = [start - at for (start, _), at in zip(common, chunk.first)]
+                yield chunk, view, (first, [end - start for start, end in common])
+
+    def _stored(self, chunk: Chunk) -> StoredTensor:
+        """Returns a chunk's tensor; it is looked for, and checked, the first time."""
+        try:
+            file = self.folder.file(chunk.file)
+            if id(chunk) not in self._saved:
+                found = saved_tensor.find(file, chunk.offset, chunk.n_bytes)
+                stored = found.of(file)
+                if tuple(stored.shape) != chunk.shape or stored.dtype != self.entry.dtype:
+                    raise ValueError(
+                        f"it holds {stored.dtype} of {tuple(stored.shape)}, where the folder's list says "
+                        f"{self.entry.dtype} of {chunk.shape}"
+                    )
+                self._saved[id(chunk)] = found
+                return stored
+            return self._saved[id(chunk)].of(file)
+        except OSError:
+            raise
+        except Exception as error:  # foreign bytes fail in many ways
+            raise RuntimeError(
+                f"{self.folder.path}: {shown(self.key)} can not be read: its chunk at {chunk.first}, in "
+                f"{shown(chunk.file)} at byte {chunk.offset:,}, is damaged: {one_line(error)}. Nothing can be loaded "
+                f"without it: copy the folder again, or save it anew"
+            ) from error
+
+
+class Folder:
+    """A folder whose list of contents was read and checked.
+
+    Args:
+        path: of the folder.
+        access: how its files are read.
+
+    Raises:
+        OSError: its list cannot be read, or a file that it names is not there.
+        RuntimeError: it is damaged or something else, or does not fit to the files.
+    """
+
+    def __init__(self, path: Path, access: str = "auto") -> None:
+        self.path = path
+        self.entries = _entries_of(path)
+        self.n_chunks = sum(len(entry.chunks) for entry in self.entries.values())
+        self._access = access
+        self._files: OrderedDict[str, File] = OrderedDict()
+        """Those that are open, the one used last in the end."""
+        self._lock = threading.Lock()
+        keys_of: dict[str, list[str]] = {}
+        end_of: dict[str, tuple[int, str]] = {}
+        for key, entry in self.entries.items():
+            for chunk in entry.chunks:
+                keys = keys_of.setdefault(chunk.file, [])
+                if not keys or keys[-1] != key:
+                    keys.append(key)
+                end_of[chunk.file] = max(end_of.get(chunk.file, (0, "")), (chunk.offset + chunk.n_bytes, key))
+        self._found = {name: self._checked(name, keys, *end_of[name]) for name, keys in keys_of.items()}
+
+    @property
+    def names(self) -> Collection[str]:
+        """Those of its files that hold tensors."""
+        return self._found.keys()
+
+    def _checked(self, name: str, keys: list[str], end: int, key: str) -> tuple[Path, int, int]:
+        """Returns what is known of a file: its path, length and time of change."""
+        try:
+            path, status = status_beside(self.path, name, self.path / LIST)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.path}: {shown(name)} can not be found, which {LIST} names for {names_line('keys', keys)}: "
+                f"the folder is incomplete; copy it again"
+            ) from None
+        except OSError as error:  # a loop of links, a name that is too long, no permission
+            raise OSError(error.errno, f"{self.path}: {shown(name)} can not be opened: {error.strerror}") from None
+        except ValueError as error:
+            listed = names_line("keys", keys)
+            raise RuntimeError(
+                f"{self.path}: {listed} can not be read: {LIST} says they are in {shown(name)}, {error}"
+            ) from None
+        if end > status.st_size:
+            raise RuntimeError(
+                f"{self.path}: {shown(key)} can not be read: it ends at byte {end:,} of {shown(name)}, which has "
+                f"{status.st_size:,}: the file was cut off or is another; copy the folder again"
+            )
+        return path, status.st_size, status.st_mtime_ns
+
+    def file(self, name: str) -> File:
+        """Returns one of its files, open and unchanged.
+
+        Raises:
+            OSError: it cannot be opened, or was changed since the folder was.
+        """
+        with self._lock:
+            file = self._files.pop(name, None)
+            if file is None:
+                path, n_bytes, changed = self._found[name]
+                status = os.stat(path)
+                if (status.st_size, status.st_mtime_ns) != (n_bytes, changed):
+                    raise OSError(
+                        f"{path}: the file was changed while it was being loaded. Write checkpoints to a new folder"
+                    )
+                file = File(path, self._access)
+                while len(self._files) >= _MAX_OPEN_FILES:
+                    self._files.popitem(last=False)
+            self._files[name] = file
+        file.check()
+        return file
+
+
+def _entries_of(folder: Path) -> dict[str, Entry]:
+    try:
+        return folder_list.tensors_of(_list_of(folder), folder / LIST)
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes fail in many ways
+        raise RuntimeError(f"{folder / LIST}: the file is damaged or no list: {one_line(error)}") from error
+
+
+def _list_of(folder: Path) -> bytes:
+    with (folder / LIST).open("rb") as file:
+        head = file.read(len(_PICKLE_HEAD))
+        n_bytes = os.fstat(file.fileno()).st_size
+        if head != _PICKLE_HEAD or n_bytes > _MAX_LIST_BYTES:
+            raise ValueError(f"a file of {n_bytes:,} bytes that begins with {head!r} is no list of contents")
+        return head + file.read()
+
+
+def _place(chunk: Chunk) -> tuple[str, int]:
+    return chunk.file, chunk.offset
+
+
+def _file_of(stored: StoredTensor) -> File:
+    return stored.storage_in_file.file
+
+
+def _by_file(chunks: Iterable[Chunk]) -> list[Chunk]:
+    return sorted(chunks, key=_place)
+
+
+def read(path: Path, location: torch.device, access: str = "auto") -> OrderedDict[str, Any]:
+    """Returns the tensors of a folder by their keys; other objects in it (an optimizer's settings) are left out.
+
+    Args:
+        path: of the folder.
+        location: where the tensors go.
+        access: how its files are read.
+
+    Raises:
+        As ``Folder``.
+    """
+    folder = Folder(path, access)
+    found: OrderedDict[str, Any] = OrderedDict()
+    for key, entry in folder.entries.items():
+        try:
+            storage = FolderStorage(folder, key, entry)
+            strides = storage.meta.stride()
+            found[key] = StoredTensor.at(storage, 0, entry.shape, strides, entry.dtype, location)
+        except Exception as error:  # quantized dtypes, sizes that overflow
+            raise RuntimeError(
+                f"{path}: {shown(key)} can not be read: torch makes no tensor of {entry.dtype} of {entry.shape}: "
+                f"{one_line(error)}"
+            ) from error
+    return found
+
+
+def why_no_list(names: Iterable[str]) -> str | None:
+    """Returns what happened to a folder with files of these names and no list, None if it never was to have one."""
+    names = list(names)
+    if any(name.startswith("__") and name.endswith(LIST) for name in names):
+        return f"each rank saved a list of its own (use_collectives=False), and there is no {LIST} of all of them"
+    if any(name.endswith(_DATA_ENDING) for name in names):
+        return f"there is no {LIST}: it was not saved to the end, or not copied whole (a dot hides the file)"
+    return None

@@ -1,0 +1,356 @@
+"""The machine that runs the opcodes of a pickle: its stack, its memo, and what it may do to what it made."""
+
+from __future__ import annotations
+
+import struct
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ...storage.stubs import Foreign, Name, Refusal, Unfinished, like, name_of, shown
+from .keys import FREE_CHARACTERS, NO_KEY, Keys
+from .opcodes import RARE, PickleError, TruncatedError
+
+# Reads of numbers need no look at the end of the data: the zeros behind it are no opcode.
+PADDING = bytes(16)
+# Behind the opcodes that have one.
+_N_NUMBER_BYTES = {0x71: 1, 0x72: 4, 0x4B: 1, 0x68: 1, 0x58: 4, 0x4D: 2, 0x6A: 4, 0x4A: 4, 0x8C: 1, 0x47: 8}
+# For the shortest pickles: they may do more than they have bytes.
+_LEAST_BUDGET = 4096
+# Of a budget of two for each byte. torch.save takes about 100 bytes for a tensor and 35 at the very least, a stored
+# tensor 1 KB of memory.
+TENSOR_PRICE = 64
+
+Find = Callable[[str, str], Any]
+_U2 = struct.Struct("<H").unpack_from
+_U4 = struct.Struct("<I").unpack_from
+_I4 = struct.Struct("<i").unpack_from
+_F8 = struct.Struct(">d").unpack_from
+_FAST_DICTS = frozenset({dict, OrderedDict})
+_DICTS = frozenset({dict, OrderedDict, Counter, defaultdict})
+
+
+class Kind(NamedTuple):
+    """What a pickle may do to instances of one type, besides lists and dicts. Nothing is allowed that is not said."""
+
+    build: Callable[[Machine, Any, Any], None] | None = None
+    """Gives an instance its state: (machine, instance, state)."""
+    append: Callable[[Any, Any], None] | None = None
+    """Adds an item: (instance, item)."""
+    set_item: Callable[[Any, Any, Any], None] | None = None
+    """Sets an item: (instance, key, value); the key has been checked."""
+    is_key: bool = False
+    """Whether its hash is cheap and shallow, so that it may be a key."""
+
+
+class Machine:
+    """The state of one load; functions that make values get it as their first argument.
+
+    Args:
+        data: the bytes, and ``PADDING`` or more behind them.
+        end: how many the bytes are, without it.
+        find, refusal, persistent, kinds, position: as for ``load``.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        end: int,
+        find: Find,
+        refusal: Refusal,
+        persistent: Callable[[Any], Any] | None,
+        kinds: Mapping[type, Kind],
+        position: int,
+    ) -> None:
+        self.end = end
+        self.data = data
+        self.position = position
+        """Where the opcode being read begins; in the end, where the pickle does."""
+        self.kinds = kinds
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        """The stacks below the marks."""
+        self.memo: dict[int, Any] = {}
+        self.refusal = refusal
+        self.at_end: dict[int, tuple[Any, Callable[[Any], None]]] = {}
+        """Objects that are checked when nothing can change them any more, and how; by their ids."""
+        self.late: list[Any] = []
+        """Values that the reader has to check when it knows where everything is in the file."""
+        self.classes: Mapping[str, type] = {}
+        """Classes that the user allows, by their full names."""
+        self.n_recursing = 0
+        """Objects that were made, of types that free their contents by recursion."""
+        self._find = find
+        self._persistent = persistent
+        self._found: dict[tuple[str, str], Any] = {}
+        self._keys = Keys(kind for kind, each in kinds.items() if each.is_key)
+        self._budget = 2 * (self.end - position) + _LEAST_BUDGET
+
+    def run(self) -> Any:
+        """Reads one pickle, from ``position`` on."""
+        try:
+            made = self._run()
+            for each, check in self.at_end.values():
+                check(each)
+            return made
+        except PickleError:
+            raise
+        except (IndexError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            # A number that was read from the padding leads anywhere.
+            if self.position + _N_NUMBER_BYTES.get(self.data[self.position], 0) >= self.end:
+                raise TruncatedError("its pickle ends within a number") from error
+            raise self.error(_SAID.get(type(error), str(error))) from error
+
+    def error(self, what: str) -> PickleError:
+        """Returns the error about the opcode that is being read."""
+        return PickleError(f"its pickle is damaged at byte {self.position:,}: {what}")
+
+    def charge(self, n: int) -> None:
+        """Pays for work on ``n`` items or bytes that need not be in the pickle as often as they are worked on.
+
+        Raises:
+            PickleError: it is more than the pickle has bytes for.
+        """
+        self._budget -= n
+        if self._budget < 0:
+            raise PickleError("its pickle makes more of its bytes than data ever do")
+
+    def foreign(self, name: str) -> Foreign:
+        """Returns a stub for what is not data, or not only."""
+        return Foreign(name, self.refusal)
+
+    def unfinished(self, name: str, finish: Callable[[Machine, Any], Any]) -> Unfinished:
+        """Returns what stands for a value until its state is there."""
+        return Unfinished(name, self.refusal, finish)
+
+    def named(self, module: str, name: str) -> Any:
+        """Returns what stands for a name."""
+        names = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
+        if names not in self._found:
+            self._found[names] = self._find(*names)
+        return self._found[names]
+
+    def key(self, key: Any) -> Any:
+        """Returns a key of a dict or an item of a set, if it is cheap to hash, else a stub."""
+        found = self._keys.of(key, self.charge)
+        return self.foreign(f"a key: {shown(key)}") if found is NO_KEY else found
+
+    def pop_mark(self) -> list[Any]:
+        """Returns what lies above the last mark, and takes both off the stack."""
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def made_by(self, function: Any, arguments: Any, is_new: bool = False, options: Any = None) -> Any:
+        """Returns what a function of the pickle makes of arguments; of foreign ones, a stub."""
+        if type(function) is Name:
+            call = function.new if is_new else function.call
+            name = name_of(function)
+            if call is None:
+                raise self.error(f"{name} is called")
+            if type(arguments) is not tuple or (options is not None and type(options) is not dict):
+                raise self.error(f"{name} is called with {shown(arguments)}")
+            try:
+                made = call(self, *arguments, **(options or {}))
+            except Exception as error:
+                # What is asked of a stub is not understood, which is no damage.
+                if any(type(each) is Foreign for each in arguments):
+                    return like(function)
+                if isinstance(error, PickleError):
+                    raise
+                raise self.error(f"{name} is called with {shown(arguments)}: {error}") from error
+            if type(made) is Unfinished:
+                object.__setattr__(made, "slot", self._next_slot())
+            return made
+        if type(function) is Foreign:
+            return like(function)
+        raise self.error(f"{shown(function)} is called")
+
+    def _next_slot(self) -> int | None:
+        """Returns the place in the memo that the next opcode gives to the value that was just made."""
+        at = self.after
+        opcode = self.data[at]
+        if opcode == 0x71:  # BINPUT
+            return self.data[at + 1]
+        if opcode == 0x72:  # LONG_BINPUT
+            return _U4(self.data, at + 1)[0]  # type: ignore[no-any-return]
+        if opcode == 0x94:  # MEMOIZE
+            return len(self.memo)
+        if opcode == 0x70:  # PUT
+            digits = self.data[at + 1 : at + 20].partition(b"\n")[0]
+            return int(digits) if digits.isdigit() else None
+        return None
+
+    after = 0
+    """Where the next opcode is, while a value is being made."""
+
+    def build(self, instance: Any, state: Any) -> Any:
+        """Returns an instance with its state."""
+        kind = type(instance)
+        if kind is Unfinished:
+            made, slot = instance.finish(self, state), instance.slot
+            if slot is not None and self.memo.get(slot) is instance:
+                self.memo[slot] = made
+            return made
+        if kind is not Foreign:
+            build = self.kinds[kind].build if kind in self.kinds else None
+            if build is None:
+                raise self.error(f"{shown(instance)} cannot be given a state")
+            build(self, instance, state)
+        return instance
+
+    def extend(self, target: Any, items: Iterable[Any]) -> None:
+        """Adds items to a list, or to what may be added to."""
+        kind = type(target)
+        if kind is list:
+            target.extend(items)
+        elif kind is set:
+            for each in items:
+                target.add(self.key(each))
+        elif kind is not Foreign:
+            append = self.kinds[kind].append if kind in self.kinds else None
+            if append is None:
+                raise self.error(f"{shown(target)} cannot be added to")
+            for each in items:
+                append(target, each)
+
+    def set_items(self, target: Any, keys: list[Any], values: list[Any]) -> None:
+        """Sets items of a dict, or of what has items."""
+        if len(keys) != len(values):
+            raise self.error("a key has no value")
+        for index, key in enumerate(keys):
+            if type(key) is not str or len(key) > FREE_CHARACTERS:
+                keys[index] = self.key(key)
+        kind = type(target)
+        if kind in _FAST_DICTS:
+            target.update(zip(keys, values))
+        elif kind in _DICTS:
+            for key, value in zip(keys, values):
+                target[key] = value
+        elif kind is not Foreign:
+            set_item = self.kinds[kind].set_item if kind in self.kinds else None
+            if set_item is None:
+                raise self.error(f"{shown(target)} has no items to be set")
+            for key, value in zip(keys, values):
+                set_item(target, key, value)
+
+    def persisted(self, name: Any) -> Any:
+        """Returns what a persistent id stands for."""
+        if self._persistent is None:
+            raise self.error(f"the persistent object {shown(name)} is unknown")
+        return self._persistent(name)
+
+    def _run(self) -> Any:
+        # One flat loop, the most frequent opcodes of torch.save first: a call for each would take longer than its work.
+        data, end, memo = self.data, self.end, self.memo
+        stack = self.stack
+        at = self.position
+        while True:
+            self.position = at
+            opcode = data[at]
+            at += 1
+            if opcode == 0x71:  # BINPUT
+                memo[data[at]] = stack[-1]
+                at += 1
+            elif opcode == 0x72:  # LONG_BINPUT
+                memo[_U4(data, at)[0]] = stack[-1]
+                at += 4
+            elif opcode == 0x4B:  # BININT1
+                stack.append(data[at])
+                at += 1
+            elif opcode == 0x68:  # BINGET
+                stack.append(memo[data[at]])
+                at += 1
+            elif opcode == 0x58:  # BINUNICODE
+                start = at + 4
+                at = start + _U4(data, at)[0]
+                if at > end:
+                    raise TruncatedError("its pickle ends within a text")
+                stack.append(str(data[start:at], "utf-8", "surrogatepass"))
+            elif opcode == 0x28:  # MARK
+                self.marked.append(stack)
+                self.stack = stack = []
+            elif opcode == 0x74:  # TUPLE
+                items = stack
+                self.stack = stack = self.marked.pop()
+                stack.append(tuple(items))
+            elif opcode == 0x52:  # REDUCE
+                self.after = at
+                arguments = stack.pop()
+                stack[-1] = self.made_by(stack[-1], arguments)
+            elif opcode == 0x51:  # BINPERSID
+                stack[-1] = self.persisted(stack[-1])
+            elif opcode == 0x86:  # TUPLE2
+                last = stack.pop()
+                stack[-1] = (stack[-1], last)
+            elif opcode == 0x85:  # TUPLE1
+                stack[-1] = (stack[-1],)
+            elif opcode == 0x89:  # NEWFALSE
+                stack.append(False)
+            elif opcode == 0x29:  # EMPTY_TUPLE
+                stack.append(())
+            elif opcode == 0x4D:  # BININT2
+                stack.append(_U2(data, at)[0])
+                at += 2
+            elif opcode == 0x6A:  # LONG_BINGET
+                stack.append(memo[_U4(data, at)[0]])
+                at += 4
+            elif opcode == 0x4A:  # BININT
+                stack.append(_I4(data, at)[0])
+                at += 4
+            elif opcode == 0x94:  # MEMOIZE
+                memo[len(memo)] = stack[-1]
+            elif opcode == 0x8C:  # SHORT_BINUNICODE
+                start = at + 1
+                at = start + data[at]
+                if at > end:
+                    raise TruncatedError("its pickle ends within a text")
+                stack.append(str(data[start:at], "utf-8", "surrogatepass"))
+            elif opcode == 0x87:  # TUPLE3
+                last, middle = stack.pop(), stack.pop()
+                stack[-1] = (stack[-1], middle, last)
+            elif opcode == 0x88:  # NEWTRUE
+                stack.append(True)
+            elif opcode == 0x4E:  # NONE
+                stack.append(None)
+            elif opcode == 0x47:  # BINFLOAT
+                stack.append(_F8(data, at)[0])
+                at += 8
+            elif opcode == 0x5D:  # EMPTY_LIST
+                stack.append([])
+            elif opcode == 0x7D:  # EMPTY_DICT
+                stack.append({})
+            elif opcode == 0x61:  # APPEND
+                last = stack.pop()
+                self.extend(stack[-1], (last,))
+            elif opcode == 0x65:  # APPENDS
+                items = stack
+                self.stack = stack = self.marked.pop()
+                self.extend(stack[-1], items)
+            elif opcode == 0x73:  # SETITEM
+                last, key = stack.pop(), stack.pop()
+                self.set_items(stack[-1], [key], [last])
+            elif opcode == 0x75:  # SETITEMS
+                items = stack
+                self.stack = stack = self.marked.pop()
+                self.set_items(stack[-1], items[::2], items[1::2])
+            elif opcode == 0x62:  # BUILD
+                state = stack.pop()
+                stack[-1] = self.build(stack[-1], state)
+            elif opcode == 0x2E and at <= end:  # STOP
+                self.position = at
+                if self.marked or len(stack) != 1:
+                    raise self.error("it leaves more or less than one object")
+                return stack.pop()
+            elif at > end:
+                raise TruncatedError("its pickle has no end")
+            else:
+                self.after = at
+                at = RARE[opcode](self, at)
+                stack = self.stack
+
+
+_SAID: dict[type, str] = {
+    IndexError: "there is nothing on its stack",
+    KeyError: "it refers to what it has not named",
+}

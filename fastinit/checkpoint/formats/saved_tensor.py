@@ -1,0 +1,214 @@
+"""One tensor that torch.save wrote into a part of a file: an archive in a stretch of bytes, as folders have thousands.
+
+They are alike: the pickles of tensors of one shape and dtype are the same bytes, and are read once.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from ..storage.files import File
+from ..storage.stored import Storage, StoredTensor
+from ..storage.stubs import Refusal, shown
+from .pickles import PADDING
+from .pickles.names import Context
+from .torch_file import FOLDER
+
+# The ends of an archive in which a tensor's pickle and table lie; both are below 1 KiB, so that two reads find all.
+_WINDOW_BYTES = 2048
+# The pickle of a tensor has about 200 bytes.
+_MAX_PICKLE_BYTES = 64 << 10
+# An archive of one tensor has seven entries; each takes less than 200 bytes in its table.
+_MAX_TABLE_BYTES = 64 << 10
+_LITTLE = b"little"
+# Of the zip format (APPNOTE 4.3): the heads of an entry's bytes, of its line in the table, and of what ends the table.
+_LOCAL = struct.Struct("<4s22xHH")
+_LINE = struct.Struct("<4s6xH8xIIHHH4xII")
+_END = struct.Struct("<4s4xHHIIH")
+_LOCATOR = struct.Struct("<4s4xQ4x")
+_END_64 = struct.Struct("<4s20xQQQQ")
+_IN_EXTRA_32 = 0xFFFFFFFF
+_EXTRA_64 = 1
+
+Places = dict[str, tuple[int, int]]
+"""Entries of the archive, below its one folder: offset in the file, and length."""
+
+
+class _Plan(NamedTuple):
+    """What a pickle says of one plain tensor: where it lies in which storage."""
+
+    key: str
+    n_bytes: int
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class SavedTensor(NamedTuple):
+    """A tensor in a stretch of a file, whose archive was read and found right."""
+
+    pickle: bytes
+    places: Places
+
+    def of(self, file: File) -> StoredTensor:
+        """Returns the tensor, in the file that it was found in."""
+        plan = _planned(self.pickle)
+        if plan is not None:
+            start, n_bytes = _place(self.places, f"data/{plan.key}", plan.n_bytes)
+            storage = Storage(file, start, n_bytes)
+            return StoredTensor.at(storage, plan.offset, plan.shape, plan.strides, plan.dtype, _CPU)
+        return _loaded(self.pickle, lambda key, n_bytes: Storage(file, *_place(self.places, f"data/{key}", n_bytes)))
+
+
+_CPU = torch.device("cpu")
+
+
+def find(file: File, offset: int, n_bytes: int) -> SavedTensor:
+    """Returns the tensor that a stretch of a file holds.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something else, or is damaged.
+    """
+    stretch = _Stretch(file, offset, n_bytes)
+    table = _table(stretch)
+    roots = [name.removesuffix("data.pkl") for name in table if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        raise ValueError("its archive has no data.pkl in its only folder")
+    below = {name[len(roots[0]) :]: line for name, line in table.items() if name.startswith(roots[0])}
+    places = {
+        name: _bytes_of(stretch, roots[0] + name, *line)
+        for name, line in below.items()
+        if name in ("data.pkl", "byteorder") or name.startswith("data/")
+    }
+    start, length = places.get("byteorder", (0, 0))
+    if length and stretch.at(start - offset, min(length, len(_LITTLE) + 1)) != _LITTLE:
+        raise ValueError("it was saved on a big-endian machine")
+    start, length = places.pop("data.pkl")
+    if length > _MAX_PICKLE_BYTES:
+        raise ValueError(f"its pickle of {length:,} bytes is not that of one tensor")
+    found = SavedTensor(stretch.at(start - offset, length), places)
+    found.of(file)  # raises
+    return found
+
+
+class _Stretch:
+    """Bytes of a file; those at both ends are read at once."""
+
+    def __init__(self, file: File, offset: int, n_bytes: int) -> None:
+        self.file, self.offset, self.n_bytes = file, offset, n_bytes
+        self._head = file.bytes_at(offset, min(n_bytes, 2 * _WINDOW_BYTES))
+        self._tail_at = max(n_bytes - _WINDOW_BYTES, 0)
+        is_short = n_bytes <= len(self._head)
+        self._tail = self._head[self._tail_at :] if is_short else file.bytes_at(offset + self._tail_at, _WINDOW_BYTES)
+
+    def at(self, offset: int, n_bytes: int) -> bytes:
+        """Returns bytes, all of which must be there."""
+        if not 0 <= offset <= offset + n_bytes <= self.n_bytes:
+            raise ValueError("its archive reaches beyond its bytes")
+        if offset + n_bytes <= len(self._head):
+            return self._head[offset : offset + n_bytes]
+        if offset >= self._tail_at:
+            return self._tail[offset - self._tail_at : offset - self._tail_at + n_bytes]
+        return self.file.bytes_at(self.offset + offset, n_bytes)
+
+
+def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
+    """Returns the entries of an archive by name: offset of their head in the stretch, and length."""
+    at_end = stretch.n_bytes - _END.size
+    magic, *_, n_entries, n_table, at, n_comment = _END.unpack(stretch.at(at_end, _END.size))
+    if magic != b"PK\5\6" or n_comment:
+        raise ValueError("it is no archive of torch.save")
+    if at_end >= _LOCATOR.size:
+        magic, at_end_64 = _LOCATOR.unpack(stretch.at(at_end - _LOCATOR.size, _LOCATOR.size))
+        if magic == b"PK\6\7":
+            magic, _, n_entries, n_table, at = _END_64.unpack(stretch.at(at_end_64, _END_64.size))
+            if magic != b"PK\6\6":
+                raise ValueError("its archive has no table")
+    if n_table > _MAX_TABLE_BYTES:
+        raise ValueError(f"its archive has {n_entries:,} entries, and not one tensor")
+    lines, found, at = stretch.at(at, n_table), {}, 0
+    while at + _LINE.size <= len(lines):
+        magic, method, packed, unpacked, n_name, n_extra, n_comment, kind, head = _LINE.unpack_from(lines, at)
+        name = str(lines[at + _LINE.size : at + _LINE.size + n_name], "utf-8", "surrogateescape")
+        extra = lines[at + _LINE.size + n_name :][:n_extra]
+        if magic != b"PK\1\2":
+            raise ValueError("its archive's table is damaged")
+        if _IN_EXTRA_32 in (packed, unpacked, head):
+            unpacked, packed, head = _long(extra, (unpacked, packed, head))
+        if method or packed != unpacked:
+            raise ValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
+        if kind & FOLDER and unpacked:
+            raise ValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
+        if name in found:
+            raise ValueError(f"its archive has two entries {shown(name)}")
+        found[name] = head, packed
+        at += _LINE.size + n_name + n_extra + n_comment
+    if at != len(lines) or len(found) != n_entries:
+        raise ValueError("its archive's table is damaged")
+    return found
+
+
+def _long(extra: bytes, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns numbers of a line, those that do not fit into 32 bits from the field where they are instead."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, n_bytes = struct.unpack_from("<HH", extra, at)
+        field = extra[at + 4 : at + 4 + n_bytes]
+        at += 4 + n_bytes
+        if kind == _EXTRA_64:
+            long = [number for (number,) in struct.iter_unpack("<Q", field[: len(field) // 8 * 8])]
+            if len(long) < numbers.count(_IN_EXTRA_32):
+                break
+            return tuple(long.pop(0) if each == _IN_EXTRA_32 else each for each in numbers)
+    raise ValueError("its archive's table is damaged")
+
+
+def _bytes_of(stretch: _Stretch, name: str, head: int, n_bytes: int) -> tuple[int, int]:
+    """Returns where in the file the bytes of an entry lie."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    magic, n_name, n_extra = _LOCAL.unpack(stretch.at(head, _LOCAL.size))
+    start = head + _LOCAL.size + n_name + n_extra
+    if magic != b"PK\3\4" or n_name != len(encoded) or stretch.at(head + _LOCAL.size, n_name) != encoded:
+        raise ValueError(f"its entry {shown(name)} is not where its archive says")
+    if start + n_bytes > stretch.n_bytes:
+        raise ValueError(f"its entry {shown(name)} reaches beyond its bytes")
+    return stretch.offset + start, n_bytes
+
+
+def _place(places: Places, name: str, n_bytes: int) -> tuple[int, int]:
+    start, length = places.get(name, (0, -1))
+    if n_bytes > length:
+        raise ValueError(f"its archive has no {shown(name)} of {n_bytes:,} bytes")
+    return start, length
+
+
+@lru_cache(maxsize=4096)  # as many shapes as models have, and more
+def _planned(pickle: bytes) -> _Plan | None:
+    """Returns where the tensor of a pickle lies, None if it is more than a place."""
+    asked: dict[int, tuple[str, int]] = {}
+
+    def storage_of(key: str, n_bytes: int) -> Storage:
+        nowhere: Any = None
+        storage = Storage(nowhere, 0, n_bytes)
+        asked[id(storage)] = key, n_bytes
+        return storage
+
+    made = _loaded(pickle, storage_of)
+    if type(made) is not StoredTensor or made.attributes:
+        return None
+    key, n_bytes = asked[id(made.storage_in_file)]
+    return _Plan(key, n_bytes, made.offset_in_storage, tuple(made.size()), tuple(made.stride()), made.dtype_in_file)
+
+
+def _loaded(pickle: bytes, storage_of: Any) -> StoredTensor:
+    context = Context(Refusal("a folder"), storage_of, lambda saved: _CPU)
+    made, end = context.load(pickle + PADDING, len(pickle))
+    if not isinstance(made, StoredTensor) or end != len(pickle) or context.late:
+        raise ValueError(f"it holds {shown(made)}, and not one plain tensor")
+    return made

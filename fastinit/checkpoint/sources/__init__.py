@@ -1,0 +1,1 @@
+"""Where checkpoints come from: addresses, schemes, downloads, model zoos."""

@@ -1,0 +1,363 @@
+"""From a web server to a file: one version of it, all of it, or an error that says whether trying again is of use."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from ..messages import shown
+from .addresses import Address
+from .contents import HEAD_BYTES, why_no_checkpoint
+from .partial import Partial, Version
+
+# Browsers follow 20, curl 50; each is a round trip, and no model zoo needs more than 3.
+MAX_REDIRECTS = 10
+# A line that brings less is as good as dead: at this rate 100 MB take a day. A telephone's modem of 1998 brought 5,000.
+MIN_BYTES_PER_S = 1000
+# Over so many seconds: longer than the silence that counts as a dead connection, and than a server needs to wake up.
+WINDOW_S = 60.0
+# How many parts a server may cut a file into: it is allowed to send less than was asked for, but each costs a request.
+_MAX_PARTS, _BYTES_PER_PART = 1000, 64 << 10
+# What one read of a connection may bring; a socket seldom has more.
+_BLOCK_BYTES = 1 << 18
+# Trying again is of use: the server is busy, or something between it and us broke.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# A file of 10^18 bytes is no checkpoint; more digits only cost time.
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
+# The other side does not speak our TLS, or none: it will not later.
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "HTTP_REQUEST", "TLSV1_ALERT_PROTOCOL_VERSION"})
+
+Advance = Callable[[int, "int | None"], Any]
+"""Told how many bytes are there, and of how many."""
+
+
+class Interrupted(Exception):  # noqa: N818 (a state that the caller acts upon)
+    """The download broke off, and may go on: in how many seconds at the earliest."""
+
+    def __init__(self, problem: str, wait_s: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait_s = wait_s
+
+
+class Changed(Exception):  # noqa: N818
+    """What was downloaded cannot be continued: it is, or may be, of another version than what the server has now."""
+
+
+def transfer(address: Address, partial: Partial, timeout_s: float, advance: Advance) -> None:
+    """Downloads what is missing of a file, in as many parts as the server cuts it into.
+
+    Args:
+        address: of the file.
+        partial: what is there of it.
+        timeout_s: seconds without a byte after which a connection counts as dead.
+        advance: told of each block.
+
+    Raises:
+        Interrupted: trying again may help.
+        Changed: so it may, from the beginning.
+        RuntimeError: it will not.
+    """
+    with _Watch() as watch:
+        n_parts = 0
+        while (total := _part(address, partial, timeout_s, advance, watch)) is not None:
+            n_parts += 1
+            if n_parts > _MAX_PARTS + total // _BYTES_PER_PART:
+                raise RuntimeError(f"{address.shown}: the server sends the file in more than {n_parts - 1:,} parts")
+
+
+def _part(address: Address, partial: Partial, timeout_s: float, advance: Advance, watch: _Watch) -> int | None:
+    """Downloads what one answer brings. Returns None if that is the end of the file, else how large the file is."""
+    told = address.shown
+    n_had, known = partial.begun()
+    if n_had and known.total is not None and n_had >= known.total:
+        if n_had > known.total:
+            raise Changed(f"{n_had:,} bytes are there of a file of {known.total:,}")
+        return None  # all was there but its name
+    headers = {"User-Agent": "fastinit", "Accept-Encoding": "identity"}
+    if n_had:
+        headers |= {"Range": f"bytes={n_had}-", "If-Range": known.validator}
+    with _network(told, watch):
+        answer = _answer(address, headers, timeout_s, watch, n_had)
+    with answer:
+        version, start, n_expected = _announced(answer, n_had, known, told)
+        if n_expected is not None:
+            partial.check_space(start + n_expected - partial.size)
+        n_got = start
+        with partial.opened(anew=not start) as file:
+            partial.note(version)  # not before: who is killed here must not leave old bytes under a new version
+            head = b""
+            while True:
+                # No more than is announced: a server may keep the connection open, and older Pythons wait for it.
+                n_rest = _BLOCK_BYTES if n_expected is None else min(_BLOCK_BYTES, start + n_expected - n_got)
+                with _network(told, watch):
+                    block = answer.read1(n_rest) if n_rest else b""
+                    watch.saw(len(block))
+                n_got += len(block)
+                is_all = not block and n_got == (n_got if version.total is None else version.total)
+                if start == 0 and len(head) < HEAD_BYTES:
+                    head += block[: HEAD_BYTES - len(head)]
+                    # What is no checkpoint is seen before gigabytes of it are here.
+                    if (len(head) == HEAD_BYTES or is_all) and (what := why_no_checkpoint(head)) is not None:
+                        partial.forget()
+                        raise RuntimeError(no_checkpoint(told, what))
+                if not block:
+                    break
+                partial.write(file, block)
+                advance(n_got, version.total)
+    if n_expected is not None and n_got != start + n_expected:
+        raise Interrupted(f"the connection ended after {n_got:,} of {version.total or start + n_expected:,} bytes")
+    return None if version.total is None or n_got == version.total else version.total
+
+
+def no_checkpoint(told: str, what: str) -> str:
+    """Returns the message about something that was fetched and is no checkpoint."""
+    return (
+        f"{told} leads to {what}, and not to a checkpoint. Nothing was kept, and the next call asks again. Open the "
+        f"address in a browser: it may have moved, or ask for a login. Or get the file otherwise, and give its path"
+    )
+
+
+def _announced(answer: Any, n_had: int, known: Version, told: str) -> tuple[Version, int, int | None]:
+    """Returns which version an answer is of, at which byte it begins, and how many it brings (None: not said)."""
+    headers = answer.headers
+    encoding = (headers.get("Content-Encoding") or "identity").strip().lower()
+    if encoding != "identity":
+        raise RuntimeError(
+            f"{told}: the server sends the file packed ({shown(encoding)}), though it was asked not to. Nothing was "
+            f"kept. Get the file otherwise, unpack it, and give its path"
+        )
+    is_chunked = "chunked" in (headers.get("Transfer-Encoding") or "").lower()
+    length = None if is_chunked else _length(headers.get_all("Content-Length") or [], told)
+    if answer.status in (200, 203):  # from the beginning, also where another part was asked for
+        return Version.of(headers, length), 0, length
+    if answer.status != 206:
+        raise RuntimeError(f"{told}: the server answers {_status(answer.status, answer.reason)}, and no file")
+    found = _CONTENT_RANGE.fullmatch((headers.get("Content-Range") or "").strip())
+    begin, end = (int(found[1]), int(found[2]) + 1) if found else (-1, -1)
+    total = int(found[3]) if found and found[3] != "*" else known.total
+    version = Version.of(headers, total)
+    if begin != n_had or total is None or not begin < end <= total:
+        text = shown(headers.get("Content-Range") or "without saying which")
+        raise _unfit(n_had, told, f"the server sends another part of the file than was asked for ({text})")
+    if length is not None and length != end - begin:
+        text = f"{length:,} bytes in its header and {end - begin:,} in its range"
+        raise _unfit(n_had, told, f"the server announces {text}")
+    if n_had and not known.is_continued_by(version):
+        raise Changed("the file has changed on the server, or the server does not say that it has not")
+    if not version.validator and not n_had and end < total:
+        raise RuntimeError(f"{told}: the server sends a part of the file only, and nothing to know its version by")
+    return (replace(known, total=total) if n_had else version), n_had, end - begin
+
+
+def _unfit(n_had: int, told: str, problem: str) -> Exception:
+    """Returns the error about a part: where some was there already, the whole can still be asked for."""
+    return Changed(problem) if n_had else RuntimeError(f"{told}: {problem}")
+
+
+def _length(values: list[str], told: str) -> int | None:
+    """Returns what ``Content-Length`` says."""
+    lengths = {value.strip() for value in values}
+    if not lengths:
+        return None
+    if len(lengths) > 1 or not _NUMBER.fullmatch(text := lengths.pop()):
+        text = ", ".join(values)
+        raise RuntimeError(f"{told}: the server says that the file has {shown(text)!r} bytes, which is no number")
+    return int(text)
+
+
+# --- one request, and the redirects that it leads to -----------------------------------------------------------------
+
+
+def _answer(address: Address, headers: dict[str, str], timeout_s: float, watch: _Watch, n_had: int) -> Any:
+    opener = urllib.request.build_opener(_NoRedirects, _Handler(watch), _SecureHandler(watch))
+    told, authorization = address.shown, address.authorization
+    for _ in range(MAX_REDIRECTS + 1):
+        request = urllib.request.Request(address.url, headers=headers)
+        if authorization is not None:
+            request.add_unredirected_header("Authorization", authorization)
+        try:
+            return opener.open(request, timeout=timeout_s)
+        except urllib.error.HTTPError as error:
+            error.close()
+            location = error.headers.get("Location") if error.code in _REDIRECTS and error.headers else None
+            if location is None:
+                raise _refusal(error, told, n_had) from None
+        target = _target(address, location, told)
+        if target.authorization is not None:
+            authorization = target.authorization
+        elif not target.may_send_credentials_of(address):
+            authorization = None  # for good, also if that server sends us back
+        address = target
+    raise RuntimeError(f"{told}: the server redirects more than {MAX_REDIRECTS} times")
+
+
+def _target(address: Address, location: str, told: str) -> Address:
+    """Returns where a server redirects to."""
+    with suppress(UnicodeError):  # http.client takes bytes for Latin-1; servers that send more than ASCII send UTF-8
+        location = location.encode("latin-1").decode("utf-8")
+    try:
+        target = Address.of(urllib.parse.urljoin(address.url, location))
+    except ValueError as error:
+        raise RuntimeError(f"{told}: the server redirects, but {error}") from None
+    if address.scheme == "https" and target.scheme == "http":
+        raise RuntimeError(
+            f"{told}: the server redirects from https to {target.shown}, where anybody on the way could exchange the "
+            f"file. If you mean that, give that address"
+        )
+    return target
+
+
+def _refusal(error: urllib.error.HTTPError, told: str, n_had: int) -> Exception:
+    """Returns what an answer with an error means."""
+    status = _status(error.code, error.reason)
+    if error.code == 416 and n_had:
+        return Changed("what is there is more than the file on the server has")
+    if error.code in _PASSING:
+        return Interrupted(f"the server answers {status}", _retry_after(error))
+    hint = ". Credentials go in front of the host: https://user:password@..." if error.code == 401 else ""
+    return RuntimeError(f"{told}: the server answers {status}{hint}")
+
+
+def _status(code: int, reason: object) -> str:
+    return f"{code} {shown(reason)}".strip()
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Returns the seconds that the server asks for."""
+    text = (error.headers.get("Retry-After") or "" if error.headers else "").strip()
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return 0.0
+
+
+@contextmanager
+def _network(told: str, watch: _Watch) -> Iterator[None]:
+    """Tells what breaks on the way by whether trying again is of use."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, EOFError, ValueError) as error:
+        watch.check()
+        reason = getattr(error, "reason", error) if isinstance(error, urllib.error.URLError) else error
+        is_cut = isinstance(reason, (http.client.IncompleteRead, EOFError))
+        text = "the connection ended early" if is_cut else shown(reason) or type(reason).__name__
+        if isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN:
+            raise RuntimeError(f"{told}: the server cannot be found ({text}). Is this machine offline?") from None
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise RuntimeError(f"{told}: the server's certificate is not to be trusted ({text})") from None
+        if isinstance(reason, ssl.SSLError) and getattr(reason, "reason", None) in _NO_TLS:
+            raise RuntimeError(f"{told}: the server does not speak https as this machine does ({text})") from None
+        if not (is_cut or isinstance(reason, OSError)):
+            raise RuntimeError(f"{told}: the server's answer is not to be understood ({text})") from error
+        raise Interrupted(text) from error
+    watch.check()
+
+
+# --- a connection that is alive and brings nothing -------------------------------------------------------------------
+
+
+class _Watch:
+    """Ends connections that bring too little: by the byte they could keep a process for years.
+
+    A timeout only sees silence, so another thread counts, and shuts the socket.
+    """
+
+    def __init__(self) -> None:
+        self.socket: Any = None
+        self._n_bytes = 0
+        self._gave_up = False
+        self._done = threading.Event()
+        self._window_s, self._least = WINDOW_S, MIN_BYTES_PER_S * WINDOW_S
+        self._thread = threading.Thread(target=self._count, name="fastinit-download", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def saw(self, n_bytes: int) -> None:
+        """Counts bytes that came."""
+        self._n_bytes += n_bytes
+
+    def check(self) -> None:
+        """Raises Interrupted if the connection was ended."""
+        if self._gave_up:
+            raise Interrupted(f"fewer than {self._least:,.0f} bytes came in {self._window_s:g} seconds")
+
+    def _count(self) -> None:
+        before = 0
+        while not self._done.wait(self._window_s):
+            now = self._n_bytes
+            if now - before < self._least:
+                self._gave_up = True
+                break
+            before = now
+        while self._gave_up:
+            with suppress(OSError, TypeError):  # there may be no socket yet
+                # Not SSLSocket's own method, which the reading thread could not bear.
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+            if self._done.wait(1):
+                break
+
+
+def _watched(kind: Any, watch: _Watch) -> Any:
+    """Returns a class of connections that tell a watch of their socket."""
+
+    class Watched(kind):  # type: ignore[misc]
+        @property
+        def sock(self) -> Any:
+            return self._own_socket
+
+        @sock.setter
+        def sock(self, opened: Any) -> None:
+            self._own_socket = opened
+            if opened is not None:
+                watch.socket = opened
+
+    return Watched
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._connection = _watched(http.client.HTTPConnection, watch)
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(self._connection, req)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._connection = _watched(http.client.HTTPSConnection, watch)
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(self._connection, req)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves redirects to us: urllib's would carry credentials anywhere, and go to ftp."""
+
+    def _left(self, *_: Any) -> None:
+        return None
+
+    http_error_301 = http_error_302 = http_error_303 = http_error_307 = http_error_308 = _left  # type: ignore[assignment]

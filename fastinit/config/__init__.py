@@ -1,0 +1,1 @@
+"""From an ``init_cfg`` to items: rules, what they match, schemes and initializers."""

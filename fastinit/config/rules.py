@@ -1,0 +1,189 @@
+"""From an init_cfg to rules: built initializers, each with its target and the place in the config it came from."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from ..errors import locating
+from ..execution.session import Session, exchanges_parameters
+from ..plans import Item
+from ..registry import WEIGHT_INITIALIZERS
+from .initializers import BaseInit, PretrainedInit, is_planned, items_of, run_items
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One initializer and the module that it is applied to."""
+
+    where: str
+    """Its place, e.g. ``init_cfg[2].override[0]``."""
+    initializer: Any
+    target: nn.Module
+    after_children: bool
+    """It belongs to an item that loads a checkpoint (however its type was spelt): a BaseModule comes to it last."""
+
+    def items(self, opened: Session) -> list[Item]:
+        """Returns what the rule does, without doing it; errors name the rule's place."""
+        with locating(self.where):
+            if self.selects_nothing:
+                message = "neither `layer`, `param` nor `override` says what to fill; nothing is filled"
+                opened.matches_nothing(self.where, type(self.initializer).__name__, message)
+            return items_of(self.initializer, self.target, opened, self.where)
+
+    @property
+    def selects_nothing(self) -> bool:
+        """Whether it is one of fastinit's fills that was not told what to reach."""
+        initializer = self.initializer
+        if not isinstance(initializer, BaseInit) or not is_planned(initializer):
+            return False
+        return not (initializer.layer or initializer.param or initializer.wholemodule)
+
+
+def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rule]:
+    """Returns the rules of a config in order, every one built and checked; the config is left as it is.
+
+    Args:
+        module: the one that owns the config.
+        init_cfg: a dict (or a built initializer), or a list of them.
+        where: how messages call the config.
+
+    Raises:
+        AttributeError, KeyError, RuntimeError, TypeError, ValueError: as mmengine for the same mistake; the message
+            begins with the place.
+    """
+    if isinstance(init_cfg, list):
+        return [rule for index, item in enumerate(init_cfg) for rule in _parse_item(module, item, f"{where}[{index}]")]
+    if isinstance(init_cfg, dict) or _is_initializer(init_cfg):
+        return _parse_item(module, init_cfg, where)
+    raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+
+
+def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
+    """Returns the items of each rule, checked: nothing is written if any of them cannot run."""
+    with opened.unwatched():
+        planned = [rule.items(opened) for rule in rules]
+        for items in planned:
+            opened.check(items)
+    return planned
+
+
+def run_rules(rules: Sequence[Rule], opened: Session, complete: bool = False) -> None:
+    """Executes rules in order, after all of them have been checked.
+
+    Args:
+        rules: of one module.
+        opened: the call that they belong to.
+        complete: they are all that the call has, and reach all of it if it is to be complete.
+    """
+    planned = plan_rules(rules, opened)
+    if complete:
+        opened.check_complete(chain.from_iterable(planned))
+    stale = False
+    for rule, items in zip(rules, planned):
+        if stale:  # the modules may have other parameters now
+            (items,) = plan_rules([rule], opened)
+        run_items(items, rule.target, opened, getattr(items[-1], "info", "") if items else "")
+        stale = stale or any(map(exchanges_parameters, items))
+
+
+def _is_initializer(item: object) -> bool:
+    return callable(item) and not isinstance(item, (type, nn.Module))
+
+
+def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
+    with locating(where):
+        if not isinstance(item, dict):
+            if not _is_initializer(item):
+                raise TypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
+            return [Rule(where, item, module, isinstance(item, PretrainedInit))]
+        cfg = copy.deepcopy(item)
+        override = cfg.pop("override", None)
+        if cfg.get("param", "") is None:  # as good as absent, as for `layer` and `override`
+            del cfg["param"]
+        if "param" in cfg and (beside := sorted({"layer", "bias", "bias_prob"} & cfg.keys())):
+            raise ValueError(
+                f"`param` selects parameters by name and the whole rule applies to each: {_quoted(beside)} can not "
+                f"stand beside it. Use two rules"
+            )
+        if "param" in cfg and override is not None:
+            raise ValueError("`override` can not stand beside `param`: write a further rule with the other `param`")
+        initializer = _build(cfg)
+        main = Rule(where, initializer, module, isinstance(initializer, PretrainedInit))
+        if override is None:
+            return [main]
+        rules = [] if main.selects_nothing else [main]  # then only the overrides act
+        cfg.pop("layer", None)
+        if not isinstance(override, (dict, list)):
+            raise TypeError(f"override must be a dict or a list of dict, but got {type(override)}")
+    if isinstance(override, dict):
+        return [*rules, _parse_override(main, cfg, override, f"{where}.override")]
+    entries = enumerate(override)
+    return [*rules, *(_parse_override(main, cfg, entry, f"{where}.override[{index}]") for index, entry in entries)]
+
+
+def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str) -> Rule:
+    module = main.target
+    with locating(where):
+        if not isinstance(entry, dict):
+            raise TypeError(f"override must be a dict or a list of dict, but it holds {entry!r} of {type(entry)}")
+        cfg = copy.deepcopy(entry)
+        name = cfg.pop("name", None)
+        if name is None:
+            raise ValueError(f'`override` must contain the key "name",but got {cfg}')
+        if "param" in cfg:
+            raise ValueError("`param` can not stand in an override: write a rule of its own with it")
+        if not cfg:
+            cfg = main_cfg  # nothing but a name: the main rule, applied there
+        elif "type" not in cfg:
+            raise ValueError(f'`override` need "type" key, but got {cfg}')
+        if not hasattr(module, name):
+            raise RuntimeError(
+                f"module did not have attribute {name}, but init_cfg is {cfg}. It must be a direct attribute of "
+                f"{type(module).__name__}, one of: {', '.join(module._modules)}"
+            )
+        target = getattr(module, name)
+        if not isinstance(target, nn.Module):
+            raise AttributeError(
+                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__} and no module. For a "
+                f"parameter write a rule with param={name!r}"
+            )
+        initializer = _build(cfg)
+        initializer.wholemodule = True
+        return Rule(where, initializer, target, main.after_children)
+
+
+def _build(cfg: dict[str, Any]) -> Any:
+    """Builds an initializer; an argument that it does not take is answered with those that it takes."""
+    try:
+        built = WEIGHT_INITIALIZERS.build(cfg)
+    except TypeError as error:
+        kind = WEIGHT_INITIALIZERS.resolve(cfg["type"]) if "type" in cfg else None
+        if "unexpected keyword" in str(error) and isinstance(kind, type):
+            raise TypeError(f"{error}. {kind.__name__} takes {', '.join(_arguments(kind))}") from error
+        raise
+    if not callable(built):
+        raise TypeError(f"type {cfg['type']!r} builds {built!r}, which can not be called on a module")
+    return built
+
+
+def _arguments(kind: type) -> list[str]:
+    """Returns the names of the arguments of a class, those that it hands to its bases included."""
+    names: dict[str, None] = {}
+    for each in kind.__mro__:
+        own = inspect.signature(vars(each)["__init__"]).parameters.values() if "__init__" in vars(each) else ()
+        if each is not object:
+            names.update(dict.fromkeys(p.name for p in own if p.name != "self" and p.kind is not p.VAR_KEYWORD))
+            if own and not any(p.kind is p.VAR_KEYWORD for p in own):
+                break
+    return list(names)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,194 @@
+"""How the records of a launch are split among the thread blocks of a GPU: the list of csrc/fill.h's Work.
+
+What is 16-byte aligned and begins on a block of random words goes in whole trips of a kernel's main loop, without a
+mask; edges, odd strides and odd starts go block by block. All in numpy over all records at once: a model may have
+20,000 tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import records as lowering
+from .records import Records
+
+RUN, ROWS, BLOCKS = range(3)
+"""Positions in csrc/fill.h's Path."""
+
+# csrc/fill.h's Work, field by field.
+WORK = np.dtype(
+    [
+        ("first", np.int64),
+        ("n", np.int32),
+        ("fill", np.int32),
+        ("path", np.int32),
+        ("reserved", np.int32),
+    ]
+)
+
+# Pieces of work at most, apart from one for each path of each record: some thirty for each place that the largest GPUs
+# have for a thread block, so that they end together, and each a hundred times as long as it takes to begin.
+_PIECES = 1 << 15
+# A piece for the path over blocks has as many elements as a trip: this many.
+_BLOCK_ELEMENTS = 4
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+class Trips(NamedTuple):
+    """What a kernel's main loop does at once."""
+
+    elements: int
+    constant_bytes: int
+
+
+class _Segments(NamedTuple):
+    """Parts of records that are walked along the same path."""
+
+    fill: Any
+    path: Any
+    first: Any
+    count: Any
+    """Trips, or blocks."""
+    step: Any
+    """What a trip or a block adds to ``first``."""
+
+
+def device_work(records: Records, trips: Trips) -> np.ndarray[Any, np.dtype[np.void]]:
+    """Returns the pieces of work that fill the records, each element once; sets the records' ``blocks_per_row``.
+
+    Args:
+        records: of :func:`lowering.lowered`; those of constants may get another ``first_index``, which does not matter.
+        trips: of the kernel that will do the work.
+    """
+    parts = _Geometry(records, trips).segments()
+    return _pieces(_Segments(*(np.concatenate(column) for column in zip(*parts))), trips)
+
+
+def _pieces(segments: _Segments, trips: Trips) -> np.ndarray[Any, np.dtype[np.void]]:
+    """Cuts segments into pieces of equal size."""
+    blocks_per_trip = trips.elements // _BLOCK_ELEMENTS
+    in_trips = np.where(segments.path == BLOCKS, -(-segments.count // blocks_per_trip), segments.count)
+    per_piece = max(1, -(-int(in_trips.sum()) // _PIECES))
+    size = np.where(segments.path == BLOCKS, per_piece * blocks_per_trip, per_piece)
+    n_pieces = -(-segments.count // size)
+    of = np.repeat(np.arange(len(n_pieces)), n_pieces)  # the segment of a piece
+    begin = (np.arange(len(of)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)) * size[of]
+    work = np.zeros(len(of), WORK)
+    work["first"] = segments.first[of] + begin * segments.step[of]
+    work["n"] = np.minimum(size[of], segments.count[of] - begin)
+    work["fill"] = segments.fill[of]
+    work["path"] = segments.path[of]
+    return work
+
+
+class _Geometry:
+    """What the records' shapes allow."""
+
+    def __init__(self, records: Records, trips: Trips) -> None:
+        last = lowering.MAX_DIMS - 1
+        self.records = records
+        self.is_constant = records["distribution"] == lowering.CONSTANT
+        is_double = (records["dtype"] == lowering.DOUBLE) & ~self.is_constant
+        self.bytes = records["element_bytes"].astype(np.int64)
+        # Copies, which lie in order: in the records a number is half a kilobyte from the next.
+        self.n = records["n_elements"].copy()
+        self.row = records["size"][:, last].copy()
+        self.is_one_row = self.n == self.row
+        self.step = records["index_stride"][:, last]
+        self.per_block = np.where(is_double, 2, _BLOCK_ELEMENTS)
+        self.per_unit = np.maximum(16 // self.bytes, 1)
+        self.per_trip = np.where(self.is_constant, trips.constant_bytes // self.bytes, trips.elements)
+        self.is_dense = (records["stride"][:, last] == 1) & (self.step == 1)
+        # Elements before the first that is 16-byte aligned; an address that is no multiple of the element has none.
+        behind = (-(records["data"] % np.uint64(16)).astype(np.int64)) % 16
+        self.lead = behind // self.bytes
+        self.is_dense &= behind % self.bytes == 0
+        # A range too small to be scaled exactly: only the path over blocks multiplies twice.
+        low, high, scale = (records["params"][:, i] for i in range(3))
+        is_uniform = (records["distribution"] == lowering.UNIFORM) & ~is_double
+        self.is_dense &= ~is_uniform | (scale > 0) | (low == high)
+        records["first_index"] = np.where(
+            self.is_constant & self.is_one_row, (-self.lead % _BLOCK_ELEMENTS).astype(np.uint64), records["first_index"]
+        )
+        self.index_lead = (records["first_index"] % self.per_block.astype(np.uint64)).astype(np.int64)
+        self.is_run = self.is_dense & self.is_one_row & ((self.index_lead + self.lead) % self.per_block == 0)
+        self.is_rows = self._rows_are_aligned()
+        self.blocks_per_row = self._blocks_per_row()
+        self.n_blocks = np.where(
+            self.is_one_row & (self.step == 1),
+            -(-(self.index_lead + self.n) // self.per_block),
+            self.n // self.row * self.blocks_per_row,
+        )
+        records["blocks_per_row"] = np.where(self.is_one_row, 0, self.blocks_per_row)
+
+    def _outer_strides_divide(self, field: str, divisor: Any) -> Any:
+        outer = self.records["size"][:, :-1] > 1
+        return ~(outer & (self.records[field][:, :-1] % divisor[:, None] != 0)).any(axis=1)
+
+    def _rows_are_aligned(self) -> Any:
+        return (
+            (self.is_dense & ~self.is_one_row & ~self.is_constant)
+            & (self.lead == 0)
+            & (self.row % self.per_unit == 0)
+            & self._outer_strides_divide("stride", self.per_unit)
+            & self._rows_begin_on_blocks()
+        )
+
+    def _rows_begin_on_blocks(self) -> Any:
+        return (self.index_lead == 0) & self._outer_strides_divide("index_stride", self.per_block)
+
+    def _blocks_per_row(self) -> Any:
+        on_blocks = -(-self.row // self.per_block)
+        anywhere = (self.row + self.per_block - 2) // self.per_block + 1
+        return np.where(self.step != 1, self.row, np.where(self._rows_begin_on_blocks(), on_blocks, anywhere))
+
+    def segments(self) -> Iterator[_Segments]:
+        """Yields segments that together are the records."""
+        fill = np.arange(len(self.n))
+        in_trips = self.is_run | self.is_rows
+        lead = np.where(self.is_run, np.minimum(self.lead, self.n), 0)
+        n_trips = np.where(in_trips, (self.n - lead) // self.per_trip, 0)
+        end = lead + n_trips * self.per_trip
+        # In blocks of the record: those before the trips, and those behind.
+        before = np.where(n_trips > 0, (self.index_lead + lead) // self.per_block, 0)
+        behind = np.where(n_trips > 0, (self.index_lead + end) // self.per_block, 0)
+        zero, one = np.zeros_like(fill), np.ones_like(fill)
+        yield _Segments(fill, zero + BLOCKS, zero, before, one)
+        yield _Segments(fill, zero + BLOCKS, behind, self.n_blocks - behind, one)
+
+        # The lower half of the counter must not overflow within a run.
+        key_offset = self.records["key"][:, 1]
+        counter = key_offset + (self.records["first_index"] + lead.astype(np.uint64)) // self.per_block.astype(
+            np.uint64
+        )
+        blocks_per_trip = self.per_trip // self.per_block
+        overflows = (
+            self.is_run & ~self.is_constant & ((counter & _LOW).astype(np.int64) + n_trips * blocks_per_trip > 1 << 32)
+        )
+        path = np.where(self.is_rows, ROWS, RUN)
+        whole = np.where(overflows, 0, n_trips)
+        yield _Segments(fill, path, lead, whole, self.per_trip)
+        for i in np.flatnonzero(overflows):
+            yield from self._around_overflows(
+                i, int(lead[i]), int(n_trips[i]), int(counter[i]), int(blocks_per_trip[i])
+            )
+
+    def _around_overflows(self, i: Any, lead: int, n_trips: int, counter: int, per_trip: int) -> Iterator[_Segments]:
+        """Yields the trips of a run between overflows, and over blocks those in which one happens."""
+
+        def segment(path: int, first: int, count: int, step: int) -> _Segments:
+            return _Segments(*(np.array([number]) for number in (i, path, first, count, step)))
+
+        step, per_block = int(self.per_trip[i]), int(self.per_block[i])
+        done = 0
+        while done < n_trips:
+            left = (1 << 32) - (counter + done * per_trip) % (1 << 32)  # blocks until the overflow
+            count = min(n_trips - done, left // per_trip)
+            yield segment(RUN, lead + done * step, count, step)
+            done += count
+            if done < n_trips and left % per_trip:
+                yield segment(BLOCKS, (int(self.index_lead[i]) + lead + done * step) // per_block, per_trip, 1)
+                done += 1

@@ -1,0 +1,1 @@
+"""What runs a plan: the scope of a call, its pending fills, the runner, and the report."""

@@ -1,0 +1,1 @@
+"""From code that runs to items: ``capture``, and what operators mean to pending fills."""

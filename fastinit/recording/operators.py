@@ -1,0 +1,527 @@
+"""What torch's operators mean to fills that wait: which of them ask for a fill, change one, copy one, or read memory.
+
+Whatever is not listed here runs as it is, after the fills of all tensors that it touches have been executed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from .. import backends
+from ..execution.deferred import Deferred, Entry, Place
+from ..execution.provenance import tensors_in
+from ..execution.session import Session
+from ..plans import Constant, Distribution, Normal, Uniform
+from ..plans.arithmetic import Chain, Change, in_dtype
+from ..shards.dtensor import fill_of, is_sharded
+from ..shards.dtensor import why_not as why_not_shards
+
+aten = torch.ops.aten
+Operator = Any
+Arguments = tuple[Any, ...]
+NOT_HANDLED = object()
+
+
+class Operators:
+    """Interprets operators, one outermost call's."""
+
+    def __init__(self, deferred: Deferred, session: Callable[[], Session]) -> None:
+        self.deferred = deferred
+        self._session = session
+        """Returns the innermost call that is open: whose seed and backend new fills go by."""
+
+    # --- the way in ---------------------------------------------------------------------------------------------------
+
+    def run(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+        """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
+        effect = _effect_of(func)
+        with self.deferred.lock:
+            handler = HANDLERS.get(func)
+            if handler is not None:
+                result = handler(self, func, args, kwargs)
+                if result is not NOT_HANDLED:
+                    return result
+            if effect.moves:
+                self.deferred.generation += 1
+            if effect.is_random and effect.written:
+                self._must_not_be_strict(func, args)
+            if not effect.reads_nothing:
+                for tensor in tensors_in((*args, *kwargs.values())):
+                    self.read(tensor)
+        result = func(*args, **kwargs)  # not under the lock: it may wait for another thread
+        if not effect.reads_nothing:
+            with self.deferred.lock:
+                self._note_writes(func, effect, args, kwargs)
+                if effect.is_random and not effect.written:
+                    for tensor in tensors_in((result,)):
+                        self._note_write(func, tensor, True)
+        return result
+
+    def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+        """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
+        with self.deferred.lock:
+            return HANDLERS[func](self, func, args, kwargs) if func in _FILLS and is_sharded(args[0]) else NOT_HANDLED
+
+    def _must_not_be_strict(self, func: Operator, args: Arguments) -> None:
+        session = self._session().effective
+        for tensor in tensors_in(args):
+            if session.strict and is_contract(session, tensor.device):
+                raise RuntimeError(
+                    f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
+                    f"generator of torch's and so by order. Without strict it does, and the report lists it"
+                )
+
+    def read(self, tensor: torch.Tensor) -> None:
+        """Executes what waits in the memory of a tensor: somebody is about to look at it, or to change it."""
+        place = self.deferred.place_of(tensor)
+        if place is not None:
+            self.read_place(place)
+
+    def read_place(self, place: Place) -> None:
+        """As ``read``."""
+        waiting = self.deferred.waiting(place)
+        if not waiting:
+            return
+        if all(isinstance(entry.distribution, Constant) for entry in waiting):  # not worth a launch; the same bits
+            with self.deferred.paused():
+                for entry in waiting:
+                    view = entry.place.view()
+                    if view is not None and not view.is_meta:
+                        view.fill_(entry.distribution.value)  # type: ignore[union-attr]
+                    entry.is_done = True
+            return
+        self._session().run_deferred(waiting)
+
+    def expose(self, tensor: torch.Tensor) -> None:
+        """Somebody gets the address of the tensor's memory."""
+        place = self.deferred.place_of(tensor)
+        if place is not None:
+            self.read_place(place)
+            self.deferred.expose(place)
+
+    def _note_writes(self, func: Operator, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> None:
+        for position, name in effect.written:
+            value = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in tensors_in((value,)):
+                self._note_write(func, tensor, effect.is_random)
+
+    def _note_write(self, func: Operator, tensor: torch.Tensor, is_random: bool) -> None:
+        place = self.deferred.place_of(tensor)
+        if place is not None:
+            self.deferred.wrote(place, f"`{func}` at {where()}", is_random)
+
+    # --- fills --------------------------------------------------------------------------------------------------------
+
+    def fill(
+        self,
+        tensor: torch.Tensor,
+        distribution: Callable[[], Distribution],
+        what: str,
+        now: Callable[[], object],
+    ) -> bool:
+        """Notes that a tensor is to get the values of a distribution; ``now`` writes them at once.
+
+        Returns whether that was noted, and done where it had to be; False: nothing was done.
+        """
+        place = self.deferred.place_of(tensor)
+        session = self._session().effective
+        if place is None:
+            return False
+        try:
+            values = distribution()
+        except (RuntimeError, TypeError, ValueError, ZeroDivisionError):
+            return False  # the operator has an error of its own for it
+        device = tensor.device
+        wait = is_contract(session, device) and why_not(session, tensor, values) is None
+        if not wait and not isinstance(values, Constant) and is_contract(session, device) and device.type != "meta":
+            return False  # a draw that the backend cannot do
+        if is_sharded(tensor):
+            if not wait:
+                return False  # torch takes it apart, and what it does to the part that is here comes by
+            session.ask(tensor, f"{tuple(tensor.shape)} {tensor.dtype} {values!r}")
+        for entry in self.deferred.entries_of(place):
+            if entry.chain is not None and not place.covers(entry.place):
+                self.read_place(place)
+                break
+        at = where()
+        if wait:
+            self.deferred.add(place, values, session, at, f"`{what}` at {at}")
+            if self.deferred.is_exposed(place):
+                self.read_place(place)
+        else:
+            self._overwrite(place)
+            now()
+            self.deferred.add(place, values, session, at, f"`{what}` at {at}", is_done=True)
+        return True
+
+    def _overwrite(self, place: Place) -> None:
+        """Makes a place ready for a write at once: what waits for it is dropped, or done where more waits than it."""
+        self.deferred.forget(place)
+        if any(entry.place.meets(place) for entry in self.deferred.waiting(place)):
+            self.read_place(place)
+
+    def created(self, like: Any, func: Operator, args: Arguments, kwargs: Mapping[str, Any], values: Any) -> Any:
+        """Returns a new tensor, as a function such as torch.zeros or torch.randn makes it; its values wait."""
+        device = kwargs.get("device")
+        if device is None:
+            device = like.device if like is not None else torch.device("cpu")
+        if kwargs.get("pin_memory") or kwargs.get("layout") not in (None, torch.strided) or kwargs.get("generator"):
+            return NOT_HANDLED
+        if like is not None and self.deferred.place_of(like) is None:
+            return NOT_HANDLED
+        device = torch.device(device)
+        if not is_contract(self._session().effective, device) or device.type == "meta":
+            result = func(*args, **kwargs)
+            self.fill(result, values, str(func), lambda: None)
+            return result
+        meta = func(*args, **{**kwargs, "device": "meta"})
+        result = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=device)
+        return result if self.fill(result, values, str(func), lambda: None) else NOT_HANDLED
+
+    # --- arithmetic on a fill -----------------------------------------------------------------------------------------
+
+    def changed(self, tensor: torch.Tensor, change: Change, func: Operator, args: Arguments, kwargs: Any) -> Any:
+        """Does an in-place operation with numbers to a tensor, by changing the numbers of its fill if it has one."""
+        place = self.deferred.place_of(tensor)
+        entry = None if place is None else self.deferred.current(place)
+        if entry is None:
+            return NOT_HANDLED
+        known = entry.chain if entry.chain is not None else entry.distribution
+        after = change.of(known, tensor.dtype)
+        if after is None:
+            return NOT_HANDLED
+        if entry.is_done:
+            func(*args, **kwargs)
+        if isinstance(after, Chain):
+            after.steps.append((func, args[1:], kwargs))
+            entry.chain = after
+        else:
+            entry.chain, entry.distribution = None, after
+        entry.fill = None  # a rule's fill is not what is there now
+        return tensor
+
+    def changed_copy(self, tensor: torch.Tensor, change: Change, func: Operator, args: Arguments, kwargs: Any) -> Any:
+        """Returns a new tensor with a changed fill, of the same draw."""
+        sources = self._sources(tensor)
+        values = [change.of(entry.distribution, tensor.dtype) for entry in sources]
+        if not sources or any(after is None or isinstance(after, Chain) for after in values):
+            return NOT_HANDLED
+        dtype = func(torch.empty(1, dtype=tensor.dtype, device="cpu"), *args[1:], **kwargs).dtype
+        if dtype != tensor.dtype and not all(isinstance(after, Constant) for after in values):
+            return NOT_HANDLED
+
+        def now() -> Any:
+            return func(*args, **kwargs)
+
+        return self._copied(tensor, sources, values, lambda: torch.empty_like(tensor, dtype=dtype), now)
+
+    def cast(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+        """Returns the copy of a tensor in another dtype, on another device or in another layout."""
+        tensor = args[0]
+        sources = self._sources(tensor)
+        dtype = kwargs.get("dtype") or tensor.dtype
+        values = [in_dtype(entry.distribution, tensor.dtype, dtype) for entry in sources]
+        if not sources or None in values or kwargs.get("pin_memory"):
+            return NOT_HANDLED
+        if kwargs.get("layout") not in (None, torch.strided):
+            return NOT_HANDLED
+        device = torch.device(kwargs.get("device") or tensor.device)
+        memory_format = kwargs.get("memory_format") or torch.preserve_format
+
+        def empty() -> torch.Tensor:
+            return torch.empty_like(tensor, dtype=dtype, device=device, memory_format=memory_format)
+
+        return self._copied(tensor, sources, values, empty, lambda: func(*args, **kwargs))
+
+    def copy_into(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+        """``target.copy_(source)``: the target's old values do not matter, and the source's may still wait."""
+        target, source = args[:2]
+        place = self.deferred.place_of(target)
+        if place is None:
+            return NOT_HANDLED
+        sources = self._sources(source) if source.shape == target.shape and place.is_dense else []
+        values = [in_dtype(entry.distribution, source.dtype, target.dtype) for entry in sources]
+        if sources and self._can_hold(sources, values, source, target):
+            if sources[0].is_done or any(e.chain is not None for e in self.deferred.entries_of(place)):
+                self._overwrite(place)
+            if sources[0].is_done:
+                func(*args, **kwargs)
+            self._share(sources, values, source, target)
+            if self.deferred.is_exposed(place):
+                self.read_place(place)
+            return target
+        self.read(source)
+        self._overwrite(place)
+        func(*args, **kwargs)
+        self.deferred.wrote(place, f"`copy_` at {where()}", False)
+        return target
+
+    def _sources(self, tensor: torch.Tensor) -> list[Entry]:
+        """Returns the fills that give a tensor its values, the first all of it; none where there is more to it."""
+        place = self.deferred.place_of(tensor)
+        entries = None if place is None else self.deferred.all_of(place)
+        if place is None or not entries or entries[0].place.geometry != place.geometry:
+            return []
+        mixed = any(entry.is_done != entries[0].is_done or entry.place.dtype != place.dtype for entry in entries)
+        return [] if mixed or any(entry.chain is not None for entry in entries) else entries
+
+    def _can_hold(self, sources: list[Entry], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> bool:
+        """Tells whether a copy can wait for the same draws (or has been made with them)."""
+        if None in values or (len(sources) > 1 and source.stride() != copy.stride()):
+            return False
+        if sources[0].is_done:
+            return True
+        return all(
+            is_contract(entry.session, copy.device) and why_not(entry.session, copy, after) is None
+            for entry, after in zip(sources, values)
+        )
+
+    def _copied(
+        self,
+        tensor: torch.Tensor,
+        sources: list[Entry],
+        values: list[Any],
+        empty: Callable[[], torch.Tensor],
+        now: Callable[[], torch.Tensor],
+    ) -> Any:
+        """Returns a copy: with values where the source has them, else an empty one that waits for the same draws."""
+        copy = now() if sources[0].is_done else empty()
+        if self._can_hold(sources, values, tensor, copy):
+            self._share(sources, values, tensor, copy)
+            return copy
+        return copy if sources[0].is_done else NOT_HANDLED
+
+    def _share(self, sources: list[Entry], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
+        """Notes that a copy has the draws of its source."""
+        start = sources[0].place.offset
+        for entry, after in zip(sources, values):
+            at = entry.place
+            part = copy
+            if entry is not sources[0]:
+                part = copy.as_strided(at.shape, at.stride, copy.storage_offset() + at.offset - start)
+            place = self.deferred.place_of(part)
+            assert place is not None, "its source has plain memory"
+            self.deferred.add(
+                place, after, entry.session, entry.rule, entry.info, draw=entry.draw, is_done=entry.is_done
+            )
+
+
+def is_contract(session: Session, device: torch.device) -> bool:
+    """Tells whether fills on a device may wait: their values do not depend on when they are drawn."""
+    name = session.backend_on(device)
+    return backends.BACKENDS[name].IS_CONTRACT and (device.type == "meta" or device.type == backends.device_type(name))
+
+
+def why_not(session: Session, tensor: torch.Tensor, distribution: Distribution) -> str | None:
+    """Returns why the backend of a device cannot do a fill, None if it can."""
+    backend = backends.BACKENDS[session.backend_on(tensor.device)]
+    return why_not_shards(tensor) or backend.why_not_fill(fill_of("", tensor, distribution, "", ""))
+
+
+def _number(value: Any) -> float | None:
+    """Returns a number, or that of a tensor without dimensions on the CPU (which has no fill that waits)."""
+    if (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 0
+        and value.device.type == "cpu"
+        and type(value) is torch.Tensor
+    ):
+        value = value.item()
+    return value if isinstance(value, (int, float)) else None
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+Handler = Callable[[Operators, Operator, Arguments, Mapping[str, Any]], Any]
+HANDLERS: dict[Operator, Handler] = {}
+
+
+def _handles(*names: str) -> Callable[[Handler], Handler]:
+    """Registers a handler for operators by name, as far as this torch has them."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            packet, _, overload = name.partition(".")
+            operator = getattr(getattr(aten, packet, None), overload or "default", None)
+            if operator is not None:
+                HANDLERS[operator] = handler
+        return handler
+
+    return register
+
+
+def _filled(
+    ops: Operators, values: Callable[..., Distribution], func: Any, args: Any, kwargs: Any, *numbers: Any
+) -> Any:
+    tensor = args[0]
+    if kwargs.get("generator") is not None:  # its owner wants this generator's numbers
+        return NOT_HANDLED
+    done = ops.fill(tensor, lambda: values(*numbers), str(func).split(".")[1], lambda: func(*args, **kwargs))
+    return tensor if done else NOT_HANDLED
+
+
+@_handles("normal_")
+def _normal_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    return _filled(ops, Normal, func, args, kwargs, *(*args[1:], *(0.0, 1.0)[len(args) - 1 :]))
+
+
+@_handles("uniform_")
+def _uniform_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    return _filled(ops, Uniform, func, args, kwargs, *(*args[1:], *(0.0, 1.0)[len(args) - 1 :]))
+
+
+@_handles("zero_")
+def _zero_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    return _filled(ops, Constant, func, args, kwargs, 0)
+
+
+@_handles("fill_.Scalar", "fill_.Tensor")
+def _fill_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    value = args[1]
+    if isinstance(value, torch.Tensor):
+        ops.read(value)
+        value = _number(value)
+        if value is None:
+            return NOT_HANDLED
+    return _filled(ops, Constant, func, args, kwargs, value)
+
+
+_ZERO_LIKE = {"zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1, "new_ones": 1}
+
+
+@_handles("zeros", "ones", "rand", "randn", "full", "normal.float_float")
+def _factory(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    name = str(func).split(".")[1]
+    if name == "normal":
+        return ops.created(None, func, args, kwargs, lambda: Normal(*args[:2]))
+    if name == "full":
+        return ops.created(None, func, args, kwargs, lambda: Constant(args[1]))
+    return ops.created(None, func, args, kwargs, lambda: _values_of_factory(name))
+
+
+@_handles("zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_zeros", "new_ones", "new_full")
+def _factory_like(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    name = str(func).split(".")[1]
+    if name in ("full_like", "new_full"):
+        value = args[1 if name == "full_like" else 2]
+        return ops.created(args[0], func, args, kwargs, lambda: Constant(value))
+    return ops.created(args[0], func, args, kwargs, lambda: _values_of_factory(name.removesuffix("_like")))
+
+
+def _values_of_factory(name: str) -> Distribution:
+    if name in ("rand", "randn"):
+        return Uniform(0.0, 1.0) if name == "rand" else Normal(0.0, 1.0)
+    return Constant(_ZERO_LIKE[name])
+
+
+def _change(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Change | None:
+    """Returns the change that an operator stands for; None if its arguments are no numbers."""
+    name = str(func).split(".")[1].rstrip("_")
+    given = args[1:]
+    if any(isinstance(value, torch.Tensor) for value in given):
+        for value in given:
+            if isinstance(value, torch.Tensor):
+                ops.read(value)
+    numbers = [None if value is None else _number(value) for value in given]
+    if any(number is None and value is not None for number, value in zip(numbers, given)):
+        return None
+    alpha = kwargs.get("alpha", 1)
+    if alpha != 1:
+        if not isinstance(alpha, (int, float)):
+            return None
+        numbers[0] = None if numbers[0] is None else numbers[0] * alpha
+    if kwargs.keys() - {"alpha"}:
+        return None
+    if name == "clamp":
+        numbers = [*numbers, None, None][:2]
+    return Change(name, tuple(numbers))
+
+
+_IN_PLACE = ("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "add_.Tensor", "add_.Scalar", "sub_.Tensor")
+
+
+@_handles(*_IN_PLACE, "sub_.Scalar", "erfinv_", "clamp_")
+def _changed(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    change = _change(ops, func, args, kwargs)
+    return NOT_HANDLED if change is None else ops.changed(args[0], change, func, args, kwargs)
+
+
+@_handles("mul.Tensor", "div.Tensor", "add.Tensor", "sub.Tensor")
+def _changed_copy(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    if not isinstance(args[0], torch.Tensor) or isinstance(args[1], torch.Tensor):
+        return NOT_HANDLED
+    change = _change(ops, func, args, kwargs)
+    return NOT_HANDLED if change is None else ops.changed_copy(args[0], change, func, args, kwargs)
+
+
+@_handles("clone", "_to_copy")
+def _copy(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    return ops.cast(func, args, kwargs)
+
+
+@_handles("copy_")
+def _copy_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    return ops.copy_into(func, args, kwargs)
+
+
+# What gives a tensor values whatever it had.
+_FILLS = frozenset(
+    operator for operator, handler in HANDLERS.items() if handler in (_normal_, _uniform_, _zero_, _fill_)
+)
+
+# --- all other operators ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Effect:
+    reads_nothing: bool
+    """It makes a view, or a tensor without values."""
+    moves: bool
+    """It gives a tensor other memory or another shape, and writes no memory."""
+    written: tuple[tuple[int, str], ...]
+    """Position and name of the arguments that it writes into."""
+    is_random: bool
+
+
+# They look at shapes and dtypes only.
+_SHAPES_ONLY = ("empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty")
+
+
+@cache  # there are a few thousand operators
+def _effect_of(func: Operator) -> _Effect:
+    schema = func._schema
+    written = tuple(
+        (position if not argument.kwarg_only else len(schema.arguments), argument.name)
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    # torch 2.1 has no tag on set_.
+    moves = torch.Tag.inplace_view in func.tags or schema.name == "aten::set_"
+    if moves:
+        written = ()
+    is_view = not written and any(result.alias_info is not None for result in schema.returns)
+    is_random = torch.Tag.nondeterministic_seeded in func.tags
+    return _Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, moves, written, is_random)
+
+
+_OWN_AND_TORCH = ("torch", "fastinit", "contextlib")
+# Their functions only stand between torch's and those that say what is wanted.
+_BETWEEN = ("transformers.initialization", "timm.layers.weight_init", "mmengine.model.weight_init")
+
+
+def where() -> str:
+    """Returns the place in the code that asked for what is running: the innermost that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in _OWN_AND_TORCH and module not in _BETWEEN:
+            code = frame.f_code
+            return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {code.co_name}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "an unknown place"

@@ -1,0 +1,284 @@
+"""Watching a thread: which operators run, and which ways to memory are taken that are no operators.
+
+A dispatch mode sees every operator (``operators`` says what each means to a fill that waits), a function mode sees the
+likes of ``numpy()``. While any block is open some functions of torch and Python are hooked besides; the hooks act in
+threads that are watched, and pass in all others.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_modules
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..config.initializers import truncated_normal
+from ..execution.deferred import Deferred
+from ..execution.session import current_session
+from ..plans import TruncatedNormal
+from .operators import NOT_HANDLED, Operators, is_contract, where
+
+current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=None)
+
+
+class Watch:
+    """What is installed while memory is watched, and what was seen."""
+
+    def __init__(self) -> None:
+        self.deferred = Deferred()
+        self.operators = Operators(self.deferred, current_session)
+        self.is_open = True
+        self._modules: dict[int, weakref.ref[nn.Module]] = {}
+        """Modules that got parameters, buffers or children."""
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Watch:
+        with ExitStack() as stack:
+            stack.enter_context(_globally_installed())
+            stack.enter_context(_Functions(self))
+            stack.enter_context(_Dispatch(self))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.is_open = False
+        self._stack.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether operators are to pass as they are: it is over, or they are fastinit's own."""
+        return not self.is_open or self.deferred.is_paused
+
+    def saw(self, module: nn.Module) -> None:
+        """Notes that a module got a parameter, a buffer or a child."""
+        self.deferred.generation += 1
+        if id(module) not in self._modules or self._modules[id(module)]() is not module:
+            self._modules[id(module)] = weakref.ref(module)
+
+    def run_in_thread(self, run: Callable[[], object]) -> None:
+        """Runs the work of a thread that was started in the block, recorded like the block's own."""
+        if not self.is_open:
+            run()
+            return
+        with _Functions(self), _Dispatch(self):
+            run()
+
+    def modules(self) -> list[nn.Module]:
+        """Returns the modules that got a parameter, a buffer or a child and are alive, in that order."""
+        return [module for module in (ref() for ref in self._modules.values()) if module is not None]
+
+    def truncated_normal(self, original: Callable[..., torch.Tensor], tensor: torch.Tensor, *numbers: float) -> bool:
+        """Notes a truncated normal; returns False where torch's function is to run as it is."""
+
+        def now() -> None:
+            original(tensor, *numbers)
+
+        with self.deferred.paused(), torch.no_grad():
+            waits = is_contract(current_session().effective, tensor.device)
+            distribution = truncated_normal if waits else TruncatedNormal  # the former warns, as torch's function does
+            noted = self.operators.fill(tensor, lambda: distribution(*numbers), "trunc_normal_", now)
+            if noted and waits:
+                torch.autograd.graph.increment_version(tensor)
+        return noted
+
+    def skipped(self, tensor: torch.Tensor) -> None:
+        """Notes what torch.nn.init is about to leave undone, if it is the one who asks where a tensor is."""
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "__torch_function__":  # ours, and those of modes such as torch.device
+            frame = frame.f_back  # type: ignore[assignment]
+        name = frame.f_code.co_name
+        if name not in _SKIP_META or frame.f_globals.get("__name__") != "torch.nn.init":
+            return
+        with self.deferred.paused():
+            if tensor.is_meta and (place := self.deferred.place_of(tensor)) is not None:
+                self.deferred.wrote(place, f"`{name}` at {where()}", True)
+
+
+# --- the two modes ---------------------------------------------------------------------------------------------------
+
+
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To keep torch.compile out of the method below, torch would import it first: a second, in each process.
+        return False
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watch = watch
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._watch.is_idle:
+            return func(*args, **kwargs)
+        if types and any(kind.__name__ == "FakeTensor" for kind in types):
+            return func(*args, **kwargs)  # there is no memory behind it
+        operators = self._watch.operators
+        with torch._C.DisableTorchFunction():
+            if any(_is_wrapper(kind) for kind in types):
+                result = operators.run_sharded(func, tuple(args), kwargs)
+                # It takes itself apart first, and what it is made of comes by here.
+                return NotImplemented if result is NOT_HANDLED else result
+            return operators.run(func, tuple(args), kwargs)
+
+
+def _is_wrapper(kind: type) -> bool:
+    """Tells whether a kind of tensors has a dispatch of its own."""
+    dispatch = getattr(kind, "__torch_dispatch__", None)
+    return dispatch is not None and dispatch not in (torch.Tensor.__torch_dispatch__, nn.Parameter.__torch_dispatch__)
+
+
+# Ways to the memory of a tensor that are no operators.
+_RAW = {
+    function
+    for function in (
+        getattr(torch.Tensor, name, None)
+        for name in (
+            "__array__",
+            "__deepcopy__",
+            "__dlpack__",
+            "__format__",
+            "__reduce_ex__",
+            "__repr__",
+            "_reduce_ex_internal",
+            "_typed_storage",
+            "apply_",
+            "const_data_ptr",
+            "data_ptr",
+            "map2_",
+            "map_",
+            "mutable_data_ptr",
+            "numpy",
+            "share_memory_",
+            "storage",
+            "tolist",
+            "untyped_storage",
+        )
+    )
+    if function is not None
+} | {torch.Tensor.__cuda_array_interface__.__get__}  # type: ignore[attr-defined]
+# They read and are done; the others hand out an address that may be used later.
+_READ_ONCE = {torch.Tensor.__deepcopy__, torch.Tensor.__format__, torch.Tensor.__repr__, torch.Tensor.tolist}
+_ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
+# Functions of torch.nn.init that draw, and do nothing at all to a tensor on the meta device (in some releases).
+_SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
+_SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+class _Functions(TorchFunctionMode):
+    """Sees the ways to a tensor's memory that are no operators."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        watch = self._watch
+        if not watch.is_idle:
+            if func in _RAW:
+                with watch.deferred.paused():
+                    for tensor in args:
+                        if isinstance(tensor, torch.Tensor):
+                            if func in _READ_ONCE:
+                                watch.operators.read(tensor)
+                            else:
+                                watch.operators.expose(tensor)
+            elif func == _SETS_DATA:
+                watch.deferred.generation += 1
+            elif func == _ASKS_FOR_META:
+                watch.skipped(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+# --- what is installed for the whole process, while any block is open ------------------------------------------------
+
+_installed = 0
+_installing = threading.Lock()
+_uninstall = ExitStack()
+
+
+@contextmanager
+def _globally_installed() -> Iterator[None]:
+    """Installs hooks that act in recorded threads only: names of modules, truncated normals, new threads."""
+    global _installed
+    with _installing:
+        if _installed == 0:
+            _install(_uninstall)
+        _installed += 1
+    try:
+        yield
+    finally:
+        with _installing:
+            _installed -= 1
+            if _installed == 0:
+                _uninstall.close()
+
+
+def _install(stack: ExitStack) -> None:
+    for register in (
+        torch_modules.register_module_parameter_registration_hook,
+        torch_modules.register_module_buffer_registration_hook,
+        torch_modules.register_module_module_registration_hook,
+    ):
+        stack.callback(register(_saw).remove)
+    # torch.nn.init.trunc_normal_ draws again what falls out of bounds: no operator of it stands for all of it. However
+    # the public function was imported, it looks this one up when it is called.
+    _replace(stack, torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
+    _replace(stack, threading.Thread, "start", _start)
+
+
+def _replace(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    setattr(owner, name, make(original))
+    stack.callback(setattr, owner, name, original)
+
+
+def _saw(module: nn.Module, name: str, value: object) -> None:
+    watch = current_watch.get()
+    if watch is not None and watch.is_open:
+        watch.saw(module)
+
+
+def _truncated_normal(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(original)
+    def function(
+        tensor: torch.Tensor, mean: float, std: float, a: float, b: float, generator: Any = None, **others: Any
+    ) -> torch.Tensor:
+        watch = current_watch.get()
+        is_plain = watch is not None and not watch.is_idle and generator is None and not others
+        if is_plain and watch.truncated_normal(original, tensor, mean, std, a, b):  # type: ignore[union-attr]
+            return tensor
+        if generator is not None:
+            others["generator"] = generator  # an argument since torch 2.2
+        return original(tensor, mean, std, a, b, **others)
+
+    return function
+
+
+def _start(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    @functools.wraps(original)
+    def start(thread: threading.Thread) -> None:
+        watch = current_watch.get()
+        if watch is not None and watch.is_open:
+            context, run = contextvars.copy_context(), thread.run
+            thread.run = lambda: context.run(watch.run_in_thread, run)  # type: ignore[method-assign]
+        original(thread)
+
+    return start

@@ -1,0 +1,1 @@
+"""Distributed tensors: which parts of them are here, and agreement among ranks."""
