@@ -40,12 +40,11 @@ sanitize: $(VENV)/.dev
 
 # Fills of cpp by the host side of the GPU backends: within recording, building, dry runs and modes of torch.
 gpu-host-path: $(VENV)/.dev
-	PYTHONPATH=tests $(RUN) -m pytest -q -n auto -p cpp_as_gpu tests/test_capture.py tests/test_build.py \
-	  tests/test_materialize.py tests/test_seeds.py tests/test_param_rules.py
+	PYTHONPATH=tests/support $(RUN) -m pytest -q -n auto -p cpp_as_gpu tests/recording tests/execution tests/config/test_param_rules.py
 
 # What a release would hold: builds the sdist, installs it in an empty environment, and compares with known answers.
 sdist-check: $(VENV)/.dev
-	$(RUN) tests/try_sdist.py
+	$(RUN) tests/house/try_sdist.py
 
 # On an emulated processor; needs g++-aarch64-linux-gnu and qemu-user.
 aarch64: $(VENV)/.dev

@@ -136,7 +136,7 @@ def told(rows: Sequence[Mapping[str, str]]) -> None:
 
 # --- the suite's own tests --------------------------------------------------------------------------------------------
 
-TESTS = ("tests/test_gpu_backends.py", "tests/test_gpu_kernels.py")
+TESTS = ("tests/backends/test_gpu_backends.py", "tests/kernels/test_gpu_kernels.py")
 
 
 def suite(*more: str) -> None:

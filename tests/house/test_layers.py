@@ -1,0 +1,92 @@
+"""Imports point only downward, as DESIGN.md draws them; parsed from the source, so that lazy ones count too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from paths import PACKAGE
+
+# The compiled extensions, which import nothing.
+COMPILED = {"_native", "_cuda"}
+
+# A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
+LAYERS = [
+    ["errors", "version", "registry", "naming", "plans"],
+    ["contract", "shards", "kernels"],
+    ["backends"],
+    ["execution"],
+    ["checkpoint"],
+    ["config"],
+    ["recording"],
+    ["weight_init", "base_module"],
+    ["planning"],
+    ["materializing"],
+    ["integrations", "demo"],
+    ["__init__", "__main__"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imported_modules(path: Path):
+    """Yields the top-level names inside fastinit that a file imports."""
+    inside = path.relative_to(PACKAGE).parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level == 0 and (node.module or "").split(".")[0] == "fastinit":
+                parts = (node.module or "").split(".")[1:]
+            elif node.level > 0:
+                parts = [*inside[: len(inside) - node.level], *(node.module or "").split(".")]
+            else:
+                continue
+            parts = [part for part in parts if part]
+            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "fastinit":
+                    yield (alias.name.split(".") + ["__init__"])[1]
+
+
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_downward(file):
+    own = file.split("/")[0].removesuffix(".py")
+    assert own in LEVEL, f"{own} has no place in LAYERS"
+    for name in imported_modules(PACKAGE / file):
+        if name == own or name in COMPILED:
+            continue
+        assert name in LEVEL, f"{file} imports {name}, which has no place in LAYERS"
+        assert LEVEL[name] < LEVEL[own], f"{file} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("leaf", LAYERS[0])
+def test_leaves_import_nothing_of_ours(leaf):
+    files = (PACKAGE / leaf).rglob("*.py") if (PACKAGE / leaf).is_dir() else [PACKAGE / f"{leaf}.py"]
+    assert {name for file in files for name in imported_modules(file)} <= {leaf}
+
+
+def test_the_parser_sees_every_form_of_import(tmp_path, monkeypatch):
+    for source, found in [
+        ("from fastinit import plans, naming", {"plans", "naming"}),
+        ("import fastinit.config.rules", {"config"}),
+        ("import fastinit", {"__init__"}),
+        ("def late():\n    from fastinit.execution.session import session", {"execution"}),
+        ("import torch\nfrom os import path", set()),
+    ]:
+        (tmp_path / "a.py").write_text(source)
+        with monkeypatch.context() as patched:
+            patched.setitem(globals(), "PACKAGE", tmp_path)
+            assert set(imported_modules(tmp_path / "a.py")) == found
+    file = PACKAGE / "checkpoint" / "loading.py"
+    assert {"naming", "plans", "execution"} <= set(imported_modules(file))
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    import fastinit
+
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    functions = {name for name in fastinit.__all__ if callable(getattr(fastinit, name))}
+    assert not modules & functions

@@ -1,0 +1,45 @@
+"""README and docs are true: examples run (as doctests, see pyproject.toml), tables are those of the benchmarks."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from paths import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tables_are_the_benchmarks_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import update_tables
+
+    sys.modules.pop("update_tables")
+    pages = [page.read_text() for page in update_tables.PAGES]
+    assert len(pages) > 1 and all(update_tables.updated(page) == page for page in pages)
+    named = set(re.findall(r"<!-- (benchmarks/results/\S+) -->", "".join(pages)))
+    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks/results").glob("*.csv")}
+    assert named == there | {f"benchmarks/results/{name}" for name in update_tables.NEEDS_A_GPU}
+
+
+def test_the_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in set(re.findall(r"`?make ([\w-]+)", README)):
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE), f"make {command}"
+
+
+def test_the_config_table_names_every_type_and_its_arguments():
+    import inspect
+
+    import fastinit
+
+    for name, initializer in fastinit.WEIGHT_INITIALIZERS.items():
+        if not initializer.__module__.startswith("fastinit."):
+            continue
+        (row,) = re.findall(rf"^\| `{name}` \| `([^`]*)`", README, re.MULTILINE)
+        own = inspect.signature(initializer.__init__).parameters.values()
+        for argument in own:
+            if argument.name in ("self", "kwargs"):
+                continue
+            default = "" if argument.default is argument.empty else f"={argument.default!r}"
+            assert re.search(rf"(^|, ){re.escape(argument.name + default)}(,|$)", row), (name, argument)

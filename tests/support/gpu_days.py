@@ -1,0 +1,28 @@
+"""What the tests of the GPU day share: the modules of benchmarks/ can be imported, and findings are collected."""
+
+from __future__ import annotations
+
+import json
+
+import gpu_day_step
+import needs
+
+needs_cpp = needs.mark(needs.CPP)
+
+
+def collected(tmp_path, monkeypatch):
+    """A fixture's function: returns a function that returns the findings so far, (kind, text), of steps called here."""
+    path = tmp_path / "findings.jsonl"
+    monkeypatch.setenv(gpu_day_step.FINDINGS, str(path))
+    monkeypatch.setenv("FASTINIT_GPU_DAY_OUT", str(tmp_path))
+    monkeypatch.setattr(gpu_day_step, "_kinds", set())
+
+    def so_far():
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(each["kind"], each["text"]) for each in map(json.loads, lines)]
+
+    return so_far
+
+
+def wrong_ones(findings):
+    return [text for kind, text in findings() if kind == "wrong"]

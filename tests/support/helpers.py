@@ -1,0 +1,53 @@
+"""What several test files share: a model's tensors, and what "the same" means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns copies of all parameters and buffers by name."""
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Tells whether two tensors have the same dtype, shape and bits; NaN equals itself, -0.0 is not 0.0."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.numel() == 0:
+        return True
+    a, b = (each.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for each in (a, b))
+    return torch.equal(a, b)
+
+
+def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert list(ours) == list(theirs)
+    different = [name for name in ours if not same_bits(ours[name], theirs[name])]
+    assert not different, f"these differ: {different}"
+
+
+def differing_kind(one: torch.Tensor, other: torch.Tensor) -> str | None:
+    """Returns why two tensors are not two draws of one kind at six standard errors (2e-9 each), None if they may be."""
+    if (one.shape, one.dtype, one.stride()) != (other.shape, other.dtype, other.stride()):
+        return "shape, dtype or layout"
+    if not one.is_floating_point() or one.numel() < 2 or one.double().std() == 0:
+        return None if torch.equal(one, other) else "constants"
+    a, b, n = one.detach().double(), other.detach().double(), one.numel()
+    if torch.equal(one, other):
+        return None
+    if b.std() == 0:
+        return "one is constant"
+    if (a.mean() - b.mean()).abs() > 6 * math.sqrt(2 / n) * a.std():
+        return "means"
+    if n >= 32 and not 1 / (1 + 6 / math.sqrt(n)) < a.std() / b.std() < 1 + 6 / math.sqrt(n):
+        return "spreads"
+    # How far out one value in a hundred lies tells a uniform from a normal. (The farthest would not do: erfinv draws a
+    # truncated normal's bound itself now and then, however far out that is.)
+    far = [x.abs().flatten().kthvalue(math.ceil(0.99 * n)).values for x in (a, b)]
+    if n >= 2048 and not 0.85 < far[0] / far[1] < 1.18:
+        return "tails"
+    return None
