@@ -24,9 +24,9 @@ from torch import nn
 import fastinit
 from fastinit import plans
 from fastinit.backends import cpp_backend
-from fastinit.backends.versions import count_writes
 from fastinit.contract import gpu_work as device_work
 from fastinit.contract import records as lowering
+from fastinit.execution.versions import count_writes
 
 # A Llama of 8 billion parameters has 291 tensors; a mixture of experts with an expert a tensor has some 20,000.
 SIZES = (291, 20_000)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from . import plans
+from . import integrations, plans
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .execution.defaults import use
 from .execution.reports import Report
-from .materializing import build, materialize
+from .materializing import materialize
 from .planning import plan
 from .plans import Plan
-from .recording.blocks import capture
+from .recording.blocks import build, capture
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,
@@ -61,6 +61,7 @@ __all__ = [
     "capture",
     "constant_init",
     "initialize",
+    "integrations",
     "kaiming_init",
     "materialize",
     "normal_init",

@@ -15,15 +15,17 @@ from typing import Any
 
 from torch import nn
 
-from .config.rules import Rule, parse, plan_rules, run_rules
+from .config.rules import Rule, parse, steps_of
+from .execution.calls import OpenCall, Step, open_call
 from .execution.defaults import Strict
-from .execution.provenance import Provenance, check_no_new_parameters, log_provenance, logger, update_init_info
+from .execution.hosts import hosts
+from .execution.ledger import Ledger, check_no_new_parameters, log_ledger, update_init_info
 from .execution.reports import Report
-from .execution.session import Session, session
+from .execution.scope import Scope
+from .logs import logger
 from .naming import is_model_wrapper, join, original
-from .plans import Call, Item
+from .plans import Call
 from .recording.blocks import recording
-from .recording.operators import is_contract
 
 __all__ = ["BaseModule", "ModuleDict", "ModuleList", "Sequential", "is_model_wrapper", "update_init_info"]
 
@@ -78,23 +80,21 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
                 stood before it in the tree has been initialized by then, and a warning in the log says so.
         """
         if _is_in_progress(self):  # a parent is being initialized and reports for all
-            with session(self) as opened:
-                _init_tree(self, _Runner(opened))
+            with open_call(self) as call:
+                _init_tree(self, _Runner(call))
             return
         if self._is_init:
             _warn_twice(self)
             return
-        with session(self, strict=strict) as opened, _tracking(self, opened) as provenance:
-            if opened.strict:
-                opened.check_complete(plan_tree(self, opened))
-            with recording(opened) if _may_wait(self, opened) else nullcontext():
-                _init_tree(self, _Runner(opened))
-            opened.flush()
-            if hasattr(self, "_dump_init_info"):  # an mmengine module logs it mmengine's way (integrations.mmengine)
-                self._dump_init_info()  # type: ignore[operator]
-            else:
-                log_provenance(provenance, opened.parameters())
-            self.last_init_report = opened.report()
+        with open_call(self, strict=strict) as call, _keeping_ledger(self, call) as ledger:
+            if call.scope.strict:
+                call.scope.check_complete(item for step in call.planned(steps_of_tree, self) for item in step.items)
+            with recording(call) if _may_wait(self, call.scope) else nullcontext():
+                _init_tree(self, _Runner(call))
+            call.flush()
+            if not any(host.logs(self) for host in hosts):
+                log_ledger(ledger, call.scope.parameters())
+            self.last_init_report = call.report()
 
     def __repr__(self) -> str:
         text = super().__repr__()
@@ -125,9 +125,9 @@ class ModuleDict(BaseModule, nn.ModuleDict):
         nn.ModuleDict.__init__(self, modules)
 
 
-def _may_wait(module: nn.Module, opened: Session) -> bool:
-    """Tells whether fills of a tree may wait for each other, so that what modules do in code joins the plan."""
-    return any(is_contract(opened, device) for device in {parameter.device for parameter in module.parameters()})
+def _may_wait(module: nn.Module, scope: Scope) -> bool:
+    """Tells whether fills of a tree may stay pending, so that what modules do in code joins the plan."""
+    return any(scope.backends.is_contract(device) for device in {parameter.device for parameter in module.parameters()})
 
 
 # --- the walk, for running and for planning --------------------------------------------------------------------------
@@ -136,26 +136,30 @@ def _may_wait(module: nn.Module, opened: Session) -> bool:
 class _Runner:
     """Does what the walk comes to."""
 
-    def __init__(self, opened: Session) -> None:
-        self.opened = opened
+    def __init__(self, call: OpenCall) -> None:
+        self._call = call
+        self.scope = call.scope
+
+    def plan(self, rules: list[Rule]) -> list[Step]:
+        return self._call.planned(steps_of, rules)
 
     def rules(self, rules: list[Rule]) -> None:
-        run_rules(rules, self.opened)
+        self._call.run(self.plan(rules))
 
     def child(self, parent: BaseModule, child: nn.Module) -> None:
-        if _plans_itself(child):  # what its init_weights would come to, without opening a session of its own
+        if _plans_itself(child):  # what its init_weights would come to, without a call of its own
             _init_tree(child, self)  # type: ignore[arg-type]
             return
-        known = getattr(parent, "_params_init_info", None)
-        if isinstance(known, Provenance):
-            with known.attributing(child, _by_user_code(child)):
+        known, info = getattr(parent, "_params_init_info", None), _by_user_code(child)
+        if isinstance(known, Ledger):
+            with known.attributing(child, info, self._call.pending.sensing):
                 child.init_weights()  # type: ignore[operator]
             check_no_new_parameters(child, known)
-            self.opened.did([call_of_init_weights(child, self.opened)])
-        else:  # within an mmengine tree, which keeps its own books
-            child.init_weights()  # type: ignore[operator]
-            if known is not None:
-                update_init_info(child, _by_user_code(child))
+            self._call.done.add([call_of_init_weights(child, self.scope)])
+            return
+        child.init_weights()  # type: ignore[operator]
+        if known is not None:
+            update_init_info(child, info)
 
     def is_done(self, module: nn.Module) -> bool:
         return bool(getattr(module, "is_init", False))
@@ -167,20 +171,26 @@ class _Runner:
 class _Planner:
     """Collects what the walk comes to."""
 
-    def __init__(self, opened: Session) -> None:
-        self.opened = opened
-        self.items: list[Item] = []
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.steps: list[Step] = []
         self._done: set[nn.Module] = set()
 
+    def plan(self, rules: list[Rule]) -> list[Step]:
+        return steps_of(rules, self.scope)
+
     def rules(self, rules: list[Rule]) -> None:
-        for items in plan_rules(rules, self.opened):
-            self.items.extend(items)
+        self.steps.extend(self.plan(rules))
 
     def child(self, parent: BaseModule, child: nn.Module) -> None:
         if _plans_itself(child):
             _init_tree(child, self)  # type: ignore[arg-type]
         else:
-            self.items.append(call_of_init_weights(child, self.opened))
+            self.call(child)
+
+    def call(self, module: nn.Module) -> None:
+        items = [call_of_init_weights(module, self.scope)]
+        self.steps.append(Step(module, items, lambda: items))
 
     def is_done(self, module: nn.Module) -> bool:
         return bool(getattr(module, "is_init", False)) or module in self._done
@@ -194,47 +204,48 @@ def _init_tree(module: BaseModule, doer: _Runner | _Planner) -> None:
     if doer.is_done(module):
         _warn_twice(module)
         return
-    own, pretrained = _own_rules(module, doer.opened)
+    own, pretrained = _own_rules(module, doer.scope)
     # A checkpoint that is not there, or damaged, is known before anything is written.
     if pretrained:
-        plan_rules(pretrained, doer.opened)
-    doer.rules(own)
+        doer.plan(pretrained)
+    if own:
+        doer.rules(own)
     for child in module.children():
         if is_model_wrapper(child) and not hasattr(child, "init_weights"):
             child = child.module  # type: ignore[assignment]
         child = original(child)
         if hasattr(child, "init_weights") and not doer.is_done(child):
             doer.child(module, child)
-    doer.rules(pretrained)
+    if pretrained:
+        doer.rules(pretrained)
     doer.done(module)
 
 
-def plan_tree(module: BaseModule, opened: Session) -> list[Item]:
+def steps_of_tree(module: BaseModule, scope: Scope) -> list[Step]:
     """Returns what ``module.init_weights()`` would do, without doing it."""
-    planner = _Planner(opened)
-    if _plans_itself(module):
-        if not planner.is_done(module):
-            _init_tree(module, planner)
-    else:
-        planner.items.append(call_of_init_weights(module, opened))
-    return planner.items
+    planner = _Planner(scope)
+    if not _plans_itself(module):
+        planner.call(module)
+    elif not planner.is_done(module):
+        _init_tree(module, planner)
+    return planner.steps
 
 
-def call_of_init_weights(module: nn.Module, opened: Session) -> Call:
+def call_of_init_weights(module: nn.Module, scope: Scope) -> Call:
     """Returns the ``Call`` of an ``init_weights`` that fastinit cannot see into."""
-    label = join(opened.names.path_of(module), "init_weights")
+    label = join(scope.names.path_of(module), "init_weights")
     info = f"user-defined `init_weights` in {type(module).__name__}"
     return Call(module, f"{label}() of {type(module).__name__}", label, info, module.init_weights)  # type: ignore[arg-type]
 
 
-def _own_rules(module: BaseModule, opened: Session) -> tuple[list[Rule], list[Rule]]:
+def _own_rules(module: BaseModule, scope: Scope) -> tuple[list[Rule], list[Rule]]:
     init_cfg = module.init_cfg
     if not init_cfg:
         return [], []
     logger.debug("initialize %s with init_cfg %s", type(module).__name__, init_cfg)
     if isinstance(init_cfg, tuple):
         init_cfg = list(init_cfg)
-    rules = parse(module, init_cfg, join(opened.names.path_of(module), "init_cfg"))
+    rules = parse(module, init_cfg, join(scope.names.path_of(module), "init_cfg"))
     return [rule for rule in rules if not rule.after_children], [rule for rule in rules if rule.after_children]
 
 
@@ -244,7 +255,7 @@ def _plans_itself(module: nn.Module) -> bool:
 
 def _is_in_progress(module: nn.Module) -> bool:
     books = getattr(module, "_params_init_info", None)
-    return books is not None and not (isinstance(books, Provenance) and books.is_closed)
+    return books is not None and not (isinstance(books, Ledger) and books.is_closed)
 
 
 def _by_user_code(module: nn.Module) -> str:
@@ -256,24 +267,24 @@ def _warn_twice(module: nn.Module) -> None:
 
 
 @contextmanager
-def _tracking(root: BaseModule, opened: Session) -> Iterator[Provenance]:
-    """Puts the books of one ``init_weights`` on all modules, and takes them off again whatever happens."""
+def _keeping_ledger(root: BaseModule, call: OpenCall) -> Iterator[Ledger]:
+    """Gives all modules one ledger for one ``init_weights``, and always takes it away again."""
     default = f"The value is the same before and after calling `init_weights` of {type(root).__name__} "
-    larger = opened.provenance
-    provenance = opened.provenance = Provenance(opened.parameters(), default)
+    larger = call.done.ledger
+    ledger = call.done.ledger = Ledger(call.scope.parameters(), default)
     for parameter in larger.written if larger is not None else ():
-        if parameter in provenance:
-            provenance[parameter]["init_info"] = larger[parameter]["init_info"]  # type: ignore[index]
+        if parameter in ledger:
+            ledger[parameter]["init_info"] = larger[parameter]["init_info"]  # type: ignore[index]
     modules = list(root.modules())
     for module in modules:
-        module._params_init_info = provenance  # type: ignore[assignment]
+        module._params_init_info = ledger  # type: ignore[assignment]
     try:
-        yield provenance
+        yield ledger
         if larger is not None:
-            for parameter in provenance.written:
-                larger.record(parameter, provenance[parameter]["init_info"])
+            for parameter in ledger.written:
+                larger.record(parameter, ledger[parameter]["init_info"])
     finally:
-        provenance.is_closed = True
+        ledger.is_closed = True
         # Modules that were taken out or put in meanwhile are cleaned too.
         for module in {*modules, *root.modules()}:
             vars(module).pop("_params_init_info", None)

@@ -1,34 +1,32 @@
-"""``build()`` and ``materialize()``: models whose parameters get memory and values once."""
+"""``materialize()``: a model on the meta device gets memory and values, each parameter once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .base_module import BaseModule
-from .config.rules import parse, run_rules
+from .base_module import BaseModule, steps_of_tree
+from .config.rules import Rule, parse, steps_of
 from .errors import check_module
+from .execution.calls import OpenCall, open_call
 from .execution.defaults import Strict, check_strict, default_strict
 from .execution.memory import allocate_like
-from .execution.provenance import Provenance
+from .execution.memory_book import MemoryBook
 from .execution.reports import Report
-from .execution.session import Session, session
+from .execution.runner import check
 from .naming import Prefix, join, unwrapped, walk
-from .planning import planned_in
-from .plans import Call, names_line, tensors_of
-from .recording.blocks import capture, recording
+from .plans import Call, Copy, Fill, Item, names_line, tensors_of
+from .recording.blocks import recording
 from .recording.libraries import models_own_code, own_code
-from .recording.operators import is_contract
 from .recording.recipes import Recipe, RecordedFill, in_order, recorded_fills
+from .recording.watch import Watch
 from .shards.dtensor import is_sharded, like, local_part
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,69 +46,6 @@ class _Slot:
     @property
     def tensor(self) -> torch.Tensor:
         return self.entries[self.key]  # type: ignore[no-any-return]
-
-
-def build(
-    factory: Callable[..., Model],
-    /,
-    *args: Any,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    backend: str | None = None,
-    seed: int | None = None,
-    prefix: Prefix = "",
-    strict: Strict | None = None,
-    **kwargs: Any,
-) -> Model:
-    """Calls a function or class that makes a model, and fills each parameter once instead of drawing values twice.
-
-    The constructor's and the library's own init code runs as it is and is recorded (``capture``): its memory is not
-    touched before all is known, and then filled in one launch. What it computes otherwise, it computes. Under "torch",
-    which is "auto" on the CPU, the model is the one that ``factory`` makes alone, bit for bit.
-
-    Args:
-        factory: e.g. a model's class, ``AutoModel.from_config``, ``timm.create_model``. Its own arguments called
-            ``device``, ``dtype``, ``backend``, ``seed``, ``prefix`` or ``strict`` go in by a lambda.
-        device: that ``torch.device`` stands for in the call; None: as outside.
-        dtype: the default dtype in the call; None: as outside.
-        backend, seed, prefix, strict: as for ``capture``.
-
-    Raises:
-        TypeError: ``factory`` returned no module.
-        ValueError: the device is "meta": make the model under ``capture`` and ``torch.device("meta")``, and give the
-            recipe to ``materialize``.
-        Others: as ``capture``, and as ``factory``.
-
-    Example:
-        >>> import torch, fastinit
-        >>> a = fastinit.build(torch.nn.Linear, 512, 512, backend="cpp", seed=0)
-        >>> b = fastinit.build(lambda: torch.nn.Linear(512, 512, dtype=torch.bfloat16), backend="cpp", seed=0)
-        >>> torch.equal(a.weight.to(torch.bfloat16), b.weight)
-        True
-    """
-    if device is not None and torch.device(device).type == "meta":
-        raise ValueError(
-            "device='meta' has no memory to fill: `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
-            "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values"
-        )
-    with capture(backend=backend, seed=seed, prefix=prefix, strict=strict) as recipe:
-        with _defaults(device, dtype):
-            model = factory(*args, **kwargs)
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"build needs a factory that returns a torch.nn.Module, but it returned {type(model)}")
-        recipe.bind(model)
-    return model
-
-
-@contextmanager
-def _defaults(device: torch.device | str | None, dtype: torch.dtype | None) -> Iterator[None]:
-    with ExitStack() as stack:
-        if device is not None:
-            stack.enter_context(torch.device(device))
-        if dtype is not None:
-            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            torch.set_default_dtype(dtype)
-        yield
 
 
 def materialize(
@@ -162,64 +97,53 @@ def materialize(
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
     slots = list(_slots(model))
-    of_cfg = None
-    if init_cfg is not None or isinstance(unwrapped(model), BaseModule):
-        dry = Session(model, backend=backend, seed=seed, prefix=prefix, strict=strict, dry=True)
-        of_cfg = planned_in(dry, init_cfg)
-    items = () if of_cfg is None else of_cfg.items
-    reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-    of_recipe = {} if recipe is None else {slot.name: recipe.of(slot.name, prefix) for slot in slots}
-    recorded = {name: fills for name, fills in of_recipe.items() if fills is not None}
-    rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.name not in recorded]
-    of_models = models_own_code(model)
-    if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
-        without = [slot.name for slot in rest if own_code(slot.module) is None and slot.module not in of_models]
-        _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
-    with _restoring(model, slots):
-        _allocate(slots, target)
-        new = {id(slot.tensor) for slot in rest}
-        opening = session(model, backend=backend, seed=seed, prefix=prefix, strict=strict)
-        with opening as opened, recording(opened):
-            _note_as_new(slots, opened)
-            _run_own_code(rest, [slot for slot in slots if id(slot.tensor) not in new], of_models, opened)
-            _run_recipe(slots, recorded, opened)
-            if init_cfg is not None:
-                run_rules(parse(model, init_cfg), opened)
-            elif of_cfg is not None:
-                unwrapped(model).init_weights()  # type: ignore[operator]
-            empty = _without_values(slots, opened)
-            _must_not_be_empty(empty, "their modules' own code does not write them", recipe)
-            report = opened.report()
+    is_tree = init_cfg is None and isinstance(unwrapped(model), BaseModule)
+    opening = open_call(model, backend=backend, seed=seed, prefix=prefix, strict=strict, devices={target})
+    with _restoring(model, slots), opening as call, recording(call) as watch:
+        rules = [] if recipe is None else [Rule("recipe", recipe, model, False)]
+        if init_cfg is not None:
+            rules += parse(model, init_cfg)
+        with watch.book.paused():
+            steps = steps_of(rules, call.scope)
+            of_tree = steps_of_tree(unwrapped(model), call.scope) if is_tree else []  # type: ignore[arg-type]
+            items = [item for step in (*steps, *of_tree) for item in step.items]
+            check(items, call.scope, needs_memory=False)
+        reached = {id(tensor) for item in items for tensor in tensors_of(item)}
+        rest = [slot for slot in slots if id(slot.tensor) not in reached]
+        of_models = models_own_code(model)
+        if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
+            without = [slot.name for slot in rest if own_code(slot.module) is None and slot.module not in of_models]
+            _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
+        with watch.book.paused(has_subclasses=True):
+            new = _allocate(slots, target)
+        watch.book.generation += 1
+        call.scope.names.renew()
+        _note_as_new(slots, watch.book)
+        resting = {id(slot.tensor) for slot in rest}
+        _run_own_code(rest, [slot for slot in slots if id(slot.tensor) not in resting], of_models, call, watch)
+        steps = [replace(step, items=rebound(step.items, new)) for step in steps]
+        call.check(steps)
+        call.run(steps)
+        if is_tree:
+            unwrapped(model).init_weights()  # type: ignore[operator]
+        empty = _without_values(slots, watch.book)
+        _must_not_be_empty(empty, "their modules' own code does not write them", recipe)
+        report = call.report()
     return report
 
 
-def _run_recipe(slots: Sequence[_Slot], recorded: Any, opened: Session) -> None:
-    """Does to the new tensors what was recorded of those of their names, in the order in which it was."""
-    once = {id(slot.tensor): slot for slot in reversed(slots) if slot.name in recorded}
-    fills = in_order(
-        (opened.names.name_of(slot.tensor, slot.module, slot.key), slot.tensor, recorded[slot.name])
-        for slot in once.values()
-    )
-    opened.check(fills)
-    opened.run(fills)
-
-
-def _note_as_new(slots: Sequence[_Slot], opened: Session) -> None:
-    deferred = opened.deferred
-    assert deferred is not None, "it is recorded"
-    with deferred.paused():
-        for place in map(deferred.place_of, (slot.tensor for slot in slots)):
+def _note_as_new(slots: Sequence[_Slot], book: MemoryBook) -> None:
+    with book.paused():
+        for place in map(book.place_of, (slot.tensor for slot in slots)):
             assert place is not None, "it was allocated just now"
-            deferred.is_new(place)
+            book.is_new(place)
 
 
-def _without_values(slots: Sequence[_Slot], opened: Session) -> list[str]:
+def _without_values(slots: Sequence[_Slot], book: MemoryBook) -> list[str]:
     """Returns the names of the tensors that nothing has written, or will."""
-    deferred = opened.deferred
-    assert deferred is not None, "it is recorded"
-    with deferred.paused():
-        places = [(slot.name, deferred.place_of(slot.tensor)) for slot in slots]
-        return [name for name, place in places if place is not None and not deferred.is_written(place)]
+    with book.paused():
+        places = [(slot.name, book.place_of(slot.tensor)) for slot in slots]
+        return [name for name, place in places if place is not None and not book.is_written(place)]
 
 
 def _slots(model: nn.Module) -> Iterator[_Slot]:
@@ -245,11 +169,14 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
                 yield slot
 
 
-def _allocate(slots: Sequence[_Slot], device: torch.device) -> None:
-    """Puts tensors with memory into the slots, one for each meta tensor; of a distributed one only what is here."""
+def _allocate(slots: Sequence[_Slot], device: torch.device) -> dict[torch.Tensor, torch.Tensor]:
+    """Puts tensors with memory into the slots, one for each meta tensor; of a distributed one only what is here.
+
+    Returns the new tensors by the old ones.
+    """
     olds = list({id(slot.tensor): slot.tensor for slot in slots}.values())
     here = [local_part(old) if is_sharded(old) else old for old in olds]
-    new: dict[int, torch.Tensor] = {}
+    new: dict[torch.Tensor, torch.Tensor] = {}
     for old, tensor in zip(olds, allocate_like(here, device)):
         if is_sharded(old):
             tensor = like(old, tensor)
@@ -259,25 +186,28 @@ def _allocate(slots: Sequence[_Slot], device: torch.device) -> None:
             tensor = torch.Tensor._make_subclass(type(old), tensor, old.requires_grad)  # type: ignore[arg-type]
         noted = {key: value for key, value in vars(old).items() if key not in ("_local_tensor", "_spec")}
         vars(tensor).update(noted)
-        new[id(old)] = tensor
+        new[old] = tensor
     for slot in slots:
-        slot.entries[slot.key] = new[id(slot.tensor)]
+        slot.entries[slot.key] = new[slot.tensor]
+    return new
 
 
 def _run_own_code(
     rest: Sequence[_Slot],
     reached: Sequence[_Slot],
     of_models: Mapping[nn.Module, Callable[[], object]],
-    opened: Session,
+    call: OpenCall,
+    watch: Watch,
 ) -> None:
     """Runs the own code of the modules that hold what neither a rule nor the recipe reaches.
 
-    What they reach stands on the meta device meanwhile: drawing values for it would be in vain. So does what is
-    distributed, in full: the code sees the tensor that it was written for, and what it does is done to the parts.
+    What they reach is on the meta device meanwhile: drawing values for it would be in vain. So is what is distributed,
+    in full: the code sees the tensor that it was written for, and what it does is done to the parts.
     """
-    books = opened.track()  # with the names of what is about to be taken out
-    in_parts = [slot for slot in rest if is_sharded(slot.tensor) and is_contract(opened, slot.tensor.device)]
+    is_contract = call.scope.backends.is_contract
+    in_parts = [slot for slot in rest if is_sharded(slot.tensor) and is_contract(slot.tensor.device)]
     held = [(slot, slot.tensor) for slot in (*reached, *in_parts)]
+    call.ledger()  # with the names of what is about to be taken out
     stand_ins: dict[int, torch.Tensor] = {}
     for slot, tensor in held:
         if id(tensor) not in stand_ins:
@@ -290,40 +220,56 @@ def _run_own_code(
         for module, path in {slot.module: slot.path for slot in rest}.items():
             function = own_code(module)
             if function is not None:
-                _call(function, function.__name__, module, path, books, opened)
+                _call(function, function.__name__, module, path, call)
         if rest:  # a model's code for a module may set what belongs to another
-            paths = {module: path for path, module in reversed(walk(opened.root))}  # type: ignore[arg-type]
+            paths = {module: path for path, module in reversed(walk(call.scope.root))}  # type: ignore[arg-type]
             for module, function in of_models.items():
-                _call(function, "_init_weights", module, paths[module], books, opened)
+                _call(function, "_init_weights", module, paths[module], call)
         if in_parts:
-            recorded = _recorded_of(opened, in_parts)
+            watch.book.generation += 1
+            with watch.book.paused():
+                recorded, _ = recorded_fills(watch.pending, call.scope)
     finally:
         for slot, tensor in held:
             slot.entries[slot.key] = tensor
-        if held and opened.deferred is not None:
-            opened.deferred.generation += 1
-    _run_recipe(in_parts, recorded, opened)
+        if held:
+            watch.book.generation += 1
+    if in_parts:
+        names = call.scope.names
+        once = {names.name_of(slot.tensor, slot.module, slot.key): slot.tensor for slot in in_parts}
+        call.fill(in_order((name, tensor, recorded.get(name, ())) for name, tensor in once.items()))
 
 
-def _recorded_of(opened: Session, slots: Sequence[_Slot]) -> Mapping[str, tuple[RecordedFill, ...]]:
-    """Returns what has been recorded of tensors, by their names here."""
-    assert opened.deferred is not None, "it is recorded"
-    opened.deferred.generation += 1
-    with opened.deferred.paused():
-        fills, _ = recorded_fills(opened)
-        names = {slot.name: opened.names.name_of(slot.tensor, slot.module, slot.key) for slot in slots}
-    return {here: fills[name] for here, name in names.items() if name in fills}
-
-
-def _call(
-    function: Callable[[], object], what: str, module: nn.Module, path: str, books: Provenance, opened: Session
-) -> None:
+def _call(function: Callable[[], object], what: str, module: nn.Module, path: str, call: OpenCall) -> None:
     info = f"`{what}` of {type(module).__name__}"
-    before = len(books.written)
-    with books.attributing(module, info), torch.no_grad():
+    before = len(call.ledger().written)
+    with call.attributing(module, info), torch.no_grad():
         function()
-    if len(books.written) > before or what != "_init_weights":  # most modules of a model have nothing to do there
-        opened.did([Call(module, f"{join(path, what)}() of {type(module).__name__}", "materialize", info, function)])
+    # Most modules of a model have nothing to do in its `_init_weights`.
+    if len(call.ledger().written) > before or what != "_init_weights":
+        label = f"{join(path, what)}() of {type(module).__name__}"
+        call.done.add([Call(module, label, "materialize", info, function)])
+
+
+def rebound(items: Sequence[Item], new: Mapping[torch.Tensor, torch.Tensor]) -> list[Item]:
+    """Returns items that were planned for tensors without memory, for those that took their places."""
+    return [_rebound(item, new) for item in items]
+
+
+def _rebound(item: Item, new: Mapping[torch.Tensor, torch.Tensor]) -> Item:
+    if isinstance(item, Copy):
+        return replace(item, entries=tuple(replace(e, tensor=new.get(e.tensor, e.tensor)) for e in item.entries))
+    if not isinstance(item, Fill) or item.tensor not in new:
+        return item
+    tensor = new[item.tensor]
+    if item.parts is None:
+        return replace(item, tensor=tensor)
+    old, here = (local_part(each) if is_sharded(each) else each for each in (item.tensor, tensor))
+    boxes = []
+    for box in item.parts:
+        view, offset = box.tensor, box.tensor.storage_offset() - old.storage_offset() + here.storage_offset()
+        boxes.append(replace(box, tensor=here.detach().as_strided(view.shape, view.stride(), offset)))
+    return replace(item, tensor=tensor, parts=tuple(boxes))
 
 
 @contextmanager

@@ -114,6 +114,8 @@ class Names:
 
     def __init__(self, root: nn.Module | None, prefix: Prefix = "") -> None:
         self.root = root
+        self.prefix = prefix
+        """As it was given: of the root."""
         self._roots = [] if root is None else [(root, prefix)]
         self._unnamed = 0
         self._tensors: dict[torch.Tensor, str] | None = None

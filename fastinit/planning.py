@@ -6,11 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from .base_module import BaseModule, plan_tree
-from .config.rules import parse, plan_rules
+from .base_module import BaseModule, steps_of_tree
+from .config.rules import parse, steps_of
 from .errors import check_module
+from .execution.calls import Step, new_scope
 from .execution.defaults import Strict
-from .execution.session import Session
+from .execution.reports import plan_of
+from .execution.runner import check
+from .execution.scope import Scope
 from .naming import Prefix, unwrapped
 from .plans import Plan
 
@@ -47,20 +50,18 @@ def plan(
         2 rows, 10 elements; numbers: torch; seed: 1
     """
     check_module(module)
-    opened = Session(module, backend=backend, seed=seed, prefix=prefix, strict=strict, dry=True, offline=True)
-    return planned_in(opened, init_cfg)
+    scope = new_scope(module, backend=backend, seed=seed, prefix=prefix, strict=strict, is_dry=True, is_offline=True)
+    items = [item for step in steps_for(module, init_cfg, scope) for item in step.items]
+    check(items, scope, needs_memory=False)
+    scope.check_complete(items)
+    return plan_of(items, scope)
 
 
-def planned_in(opened: Session, init_cfg: Any) -> Plan:
-    """Returns the plan for the root of a session, by a config or, without one, by its own."""
-    module = opened.root
-    assert module is not None
-    if init_cfg is None:
-        base = unwrapped(module)
-        if not isinstance(base, BaseModule):
-            raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule carries its own")
-        items = plan_tree(base, opened)
-    else:
-        items = [item for items in plan_rules(parse(module, init_cfg), opened) for item in items]
-    opened.check_complete(items)
-    return opened.plan(items)
+def steps_for(module: nn.Module, init_cfg: Any, scope: Scope) -> list[Step]:
+    """Returns what a config (or a recipe) does to a module or, without one, what its own does."""
+    if init_cfg is not None:
+        return steps_of(parse(module, init_cfg), scope)
+    base = unwrapped(module)
+    if not isinstance(base, BaseModule):
+        raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule carries its own")
+    return steps_of_tree(base, scope)

@@ -30,17 +30,15 @@ from .config.initializers import (
     truncated_normal,
     xavier,
 )
-from .config.rules import parse, run_rules
+from .config.rules import parse, steps_of
 from .config.schemes import bias_init_with_prob
 from .errors import check_module
+from .execution.calls import open_call
 from .execution.defaults import Strict
-from .execution.provenance import update_init_info
+from .execution.ledger import update_init_info
 from .execution.reports import Report
-from .execution.session import session
 from .naming import Prefix
 from .plans import Constant, Distribution, Normal, Uniform
-from .recording.blocks import recording
-from .recording.recipes import Recipe, fills_under
 from .registry import WEIGHT_INITIALIZERS
 
 __all__ = [
@@ -119,19 +117,11 @@ def initialize(
         ('1.bias',)
     """
     check_module(module)
-    with session(module, backend=backend, seed=seed, prefix=prefix, strict=strict) as opened:
-        if isinstance(init_cfg, Recipe):
-            with recording(opened):  # where fills of parts of a parameter come after those of the whole
-                fills = fills_under(module, init_cfg, opened.names, prefix)
-                if not fills:
-                    message = f"the recipe holds no parameter of {type(module).__name__}"
-                    opened.matches_nothing("init_cfg", "", message)
-                opened.check(fills)
-                opened.check_complete(fills)
-                opened.run(fills)
-            return opened.report()
-        run_rules(parse(module, init_cfg), opened, complete=True)
-        return opened.report()
+    with open_call(module, backend=backend, seed=seed, prefix=prefix, strict=strict) as call:
+        steps = call.planned(steps_of, parse(module, init_cfg))
+        call.scope.check_complete(item for step in steps for item in step.items)
+        call.run(steps)
+        return call.report()
 
 
 # --- functional inits: one module's own weight and bias --------------------------------------------------------------
@@ -192,19 +182,17 @@ def trunc_normal_(
         ZeroDivisionError: ``std`` is 0.
         RuntimeError: ``std`` < 0 or a > b.
     """
-    with session(None, devices={tensor.device}) as opened:
-        with opened.unwatched():
-            name = opened.names.name_of(tensor, None, "")
+    with open_call(None, devices={tensor.device}) as call:
+        with call.pending.own_work():
+            name = call.scope.names.name_of(tensor, None, "")
             fill = parameter_fill(tensor, name, lambda _: truncated_normal(mean, std, a, b), "trunc_normal_", "")
-            opened.check([fill])
-        opened.run([fill])
+        call.fill([fill])
     return tensor
 
 
 def _fill_module(module: nn.Module, weight: Callable[[Shape], Distribution], bias: float, called: str) -> None:
     tensors = (getattr(module, "weight", None), getattr(module, "bias", None))
-    with session(None, devices={each.device for each in tensors if isinstance(each, torch.Tensor)}) as opened:
-        with opened.unwatched():
-            fills = list(module_fills(module, weight, lambda _: Constant(bias), opened, called, ""))
-            opened.check(fills)
-        opened.run(fills)
+    with open_call(None, devices={each.device for each in tensors if isinstance(each, torch.Tensor)}) as call:
+        with call.pending.own_work():
+            fills = list(module_fills(module, weight, lambda _: Constant(bias), call.scope, called, ""))
+        call.fill(fills)

@@ -6,12 +6,13 @@ can", else a reason to show to the user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 
 from ..plans import Fill
+from ..shards.dtensor import why_not as why_not_shards
 from . import cpp_backend, cuda_backend, torch_backend, triton_backend
 
 
@@ -82,20 +83,76 @@ def checked(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"backend must be a str, but got {name!r} of {type(name)}")
     if name != AUTO and name not in BACKENDS:
-        raise ValueError(f"there is no backend {name!r}; this fastinit has {', '.join([AUTO, *BACKENDS])}")
+        raise ValueError(f"unknown backend {name!r}; choose from {', '.join([AUTO, *BACKENDS])}")
     return name
 
 
-def on_device(name: str, device: torch.device) -> str:
-    """Returns the name of the backend that ``name`` stands for on a device; only "auto" ever chooses."""
-    if name != AUTO:
-        return name
-    able = (each for each in _PREFERRED.get(device.type, ()) if BACKENDS[each].why_not(device) is None)
-    return next(able, "torch")
+class Choice:
+    """Which backend executes what in one call: the one that was asked for by name or, under "auto", the device's.
+
+    Answers are remembered: there are many fills, and a driver takes its time to answer.
+    """
+
+    def __init__(self, asked: str) -> None:
+        self.asked = checked(asked)
+        """The name of a backend, or "auto"."""
+        self._on: dict[torch.device, str] = {}
+        self._of: dict[Fill, str] = {}
+        self._why_not_on: dict[tuple[str, torch.device], str | None] = {}
+
+    def on(self, device: torch.device) -> str:
+        """Returns the name of the backend for a device; only "auto" ever chooses."""
+        if self.asked != AUTO:
+            return self.asked
+        if device not in self._on:
+            able = (name for name in _PREFERRED.get(device.type, ()) if BACKENDS[name].why_not(device) is None)
+            self._on[device] = next(able, "torch")
+        return self._on[device]
+
+    def of(self, fill: Fill) -> str:
+        """Returns the name of the backend that executes a fill: "auto" leaves to torch what its device's cannot do."""
+        if self.asked != AUTO:
+            return self.asked
+        if fill not in self._of:
+            name = self.on(fill.tensor.device)
+            can = name == "torch" or BACKENDS[name].why_not_fill(fill) is None
+            self._of[fill] = name if can else "torch"
+        return self._of[fill]
+
+    def is_contract(self, device: torch.device) -> bool:
+        """Tells whether fills on a device may be kept pending: their values do not depend on when they are drawn."""
+        name = self.on(device)
+        return BACKENDS[name].IS_CONTRACT and device.type in ("meta", device_type(name))
+
+    def why_not(self, fill: Fill, *, needs_memory: bool = True) -> str | None:
+        """Returns why the chosen backend cannot execute a fill, None if it can.
+
+        Args:
+            fill: its memory may be missing where only a plan is wanted.
+            needs_memory: ask the device too.
+        """
+        where = name, device = self.of(fill), fill.tensor.device
+        if where not in self._why_not_on:
+            backend = BACKENDS[name]
+            self._why_not_on[where] = backend.why_not(device) or backend.why_not_now(device) if needs_memory else None
+        return self._why_not_on[where] or why_not_shards(fill.tensor) or BACKENDS[name].why_not_fill(fill)
+
+    def why_not_here(self) -> str | None:
+        """Returns why the backend that was asked for by name cannot run on this machine; None: it can, or "auto"."""
+        if self.asked == AUTO:
+            return None
+        return BACKENDS[self.asked].why_not(torch.device(device_type(self.asked)))
+
+    def used(self, names: Iterable[str]) -> list[str]:
+        """Returns the backends of items, each once; where none is a fill, the one for the CPU."""
+        return [name for name in dict.fromkeys(names) if name] or [self.on(torch.device("cpu"))]
 
 
-def for_fill(name: str, on_device: str, fill: Fill) -> str:
-    """Returns the backend that executes a fill: that of its device, but "auto" leaves to torch what it cannot do."""
-    if name == AUTO and on_device != "torch" and BACKENDS[on_device].why_not_fill(fill) is not None:
-        return "torch"
-    return on_device
+def numbers_of(names: Iterable[str]) -> str:
+    """Returns which numbers backends produce, e.g. "contract 1"."""
+    return " and ".join(dict.fromkeys(BACKENDS[name].NUMBERS for name in names))
+
+
+def engines_of(names: Iterable[str]) -> str:
+    """Returns what does the work of backends, for the report."""
+    return " and ".join(BACKENDS[name].engine() for name in names)

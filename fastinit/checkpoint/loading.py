@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..execution.defaults import default_strict
-from ..execution.provenance import is_rank_zero, version_of
-from ..execution.provenance import logger as own_logger
+from ..execution.versions import version_of
+from ..logs import is_rank_zero
+from ..logs import logger as own_logger
 from ..naming import Names, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult, nothing_copied
 from ..shards.dtensor import is_sharded

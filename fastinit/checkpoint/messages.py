@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable
 
-from ..execution.provenance import logger as own_logger
+from ..logs import logger as own_logger
 
 # Names of parameters are shorter; a longer text comes from a file or a server that means to flood a log.
 MAX_SHOWN = 200

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
-from typing import Any, get_args
+from functools import cache, partial
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import nn
@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 
 from .. import checkpoint as checkpoints
 from ..errors import locating, warn_user
-from ..execution.provenance import Provenance, update_init_info
-from ..execution.session import Session, session
+from ..execution.calls import Step, open_call
+from ..execution.scope import Scope
 from ..plans import Call, Constant, Distribution, Fill, Item, Normal, TruncatedNormal, Uniform
 from ..registry import WEIGHT_INITIALIZERS, imports_allowed
 from ..shards.dtensor import fill_of
@@ -85,7 +85,7 @@ def module_fills(
     module: object,
     weight_distribution: Callable[[Shape], Distribution],
     bias_distribution: Callable[[Shape], Distribution],
-    opened: Session,
+    scope: Scope,
     rule: str,
     info: str,
 ) -> Iterator[Fill]:
@@ -100,9 +100,9 @@ def module_fills(
             if not isinstance(found, torch.Tensor):  # None; or a switch, such as the `bias` of nn.LSTM
                 continue
             tensor = found
-        name = opened.names.name_of(tensor, module, attribute)
+        name = scope.names.name_of(tensor, module, attribute)
         if recomputed:
-            opened.warn_once(
+            scope.warn_once(
                 rule,
                 f"{name!r} is computed from other parameters of {type(module).__name__} (a parametrization or weight "
                 f"norm): filling it does not last. Initialize before the parametrization is registered, or give the "
@@ -210,7 +210,7 @@ class BaseInit:
             f"{type(self).__name__} has neither a weight_distribution(shape) nor a __call__(module) of its own"
         )
 
-    def plan_items(self, module: nn.Module, opened: Session, rule: str) -> list[Item]:
+    def plan_items(self, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
         """Returns what the initializer does to ``module`` and all below it, without doing it."""
         info = self._get_init_info()
         weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
@@ -220,28 +220,28 @@ class BaseInit:
             if not chosen:
                 near = nearest_parameters(module, self.param)
                 what = _one_or_all(self.param)
-                opened.matches_nothing(
+                scope.matches_nothing(
                     rule, kind, f"no parameter of {tree} matches param {what}; nothing is filled.{near}"
                 )
             return [
-                parameter_fill(tensor, opened.names.name_of(tensor, module, name), weight_distribution, rule, info)
+                parameter_fill(tensor, scope.names.name_of(tensor, module, name), weight_distribution, rule, info)
                 for tensor, name in chosen.items()
             ]
         modules = post_order(module) if self.wholemodule else modules_of_layers(module, self.layer)
         if not modules and self.layer:
             near = nearest_layers(module, self.layer)
             what = _one_or_all(self.layer)
-            opened.matches_nothing(rule, kind, f"no module of {tree} matches layer {what}; nothing is filled.{near}")
+            scope.matches_nothing(rule, kind, f"no module of {tree} matches layer {what}; nothing is filled.{near}")
         bias_distribution = cache(lambda _: Constant(self.bias))
         fills = [
             fill
             for each in modules
-            for fill in module_fills(each, weight_distribution, bias_distribution, opened, rule, info)
+            for fill in module_fills(each, weight_distribution, bias_distribution, scope, rule, info)
         ]
         if modules and not fills:
             kinds = " or ".join(sorted({type(each).__name__ for each in modules}))
             message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled"
-            opened.matches_nothing(rule, kind, message)
+            scope.matches_nothing(rule, kind, message)
         return list(fills)
 
     def __call__(self, module: nn.Module) -> None:
@@ -444,7 +444,7 @@ class PretrainedInit:
         reading = checkpoints.Reading(map_location, access, weights_only, tuple(allow))
         self._request = checkpoints.Request(checkpoint, prefix, key, revise_keys, strict, assign, dtype, reading)
 
-    def plan_items(self, module: nn.Module, opened: Session, rule: str) -> list[Item]:
+    def plan_items(self, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
         """Returns what will be copied; of the checkpoint only what tells names and shapes is read.
 
         A plan downloads nothing; whoever executes it does, here, before anything is written.
@@ -452,14 +452,14 @@ class PretrainedInit:
         copy = checkpoints.plan_copy(
             module,
             self._request,
-            names=opened.names,
-            offline=opened.offline,
-            trees=opened.checkpoint_trees,
+            names=scope.names,
+            offline=scope.checkpoints.is_offline,
+            trees=scope.checkpoints.trees,
             rule=rule,
             info=self._get_init_info(),
         )
-        if opened.strict and not (copy.entries or copy.unknown or copy.runs_own_code):  # else its log messages tell
-            opened.matches_nothing(
+        if scope.strict and not (copy.entries or copy.unknown or copy.runs_own_code):  # else its log messages tell
+            scope.matches_nothing(
                 rule, type(self).__name__, f"{copy.source} holds no tensor of {type(module).__name__}"
             )
         return [copy]
@@ -472,40 +472,43 @@ class PretrainedInit:
         return f"{type(self).__name__}: load from {checkpoints.shown_address(self.checkpoint)}"
 
 
-# --- running one initializer -----------------------------------------------------------------------------------------
+# --- any initializer -------------------------------------------------------------------------------------------------
+
+
+class Planned(Protocol):
+    """An initializer that tells what it does: one of fastinit's, or a recipe."""
+
+    def plan_items(self, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
+        """Returns what it does to ``module`` and all below it, without doing it."""
 
 
 def is_planned(initializer: object) -> bool:
-    """Tells whether fastinit knows what an initializer does: it has no ``__call__`` of its own."""
-    own_calls = (BaseInit.__call__, PretrainedInit.__call__)
-    return isinstance(initializer, (BaseInit, PretrainedInit)) and type(initializer).__call__ in own_calls
+    """Tells whether fastinit knows what an initializer does: it plans, and has no ``__call__`` of its own."""
+    if not hasattr(initializer, "plan_items"):
+        return False
+    return not callable(initializer) or type(initializer).__call__ in (BaseInit.__call__, PretrainedInit.__call__)
 
 
-def items_of(initializer: Any, module: nn.Module, opened: Session, rule: str) -> list[Item]:
+def items_of(initializer: Any, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
     """Returns the items of an initializer: its own plan, or a ``Call`` of what fastinit cannot see into."""
     if is_planned(initializer):
-        return initializer.plan_items(module, opened, rule)  # type: ignore[no-any-return]
+        return initializer.plan_items(module, scope, rule)  # type: ignore[no-any-return]
     describe = getattr(initializer, "_get_init_info", None)
     info = describe() if callable(describe) else _label(initializer)
-    path = opened.names.path_of(module)
+    path = scope.names.path_of(module)
     label = f"{_label(initializer)}({path or type(module).__name__})"
     return [Call(module, label, rule, info, lambda: initializer(module))]
 
 
-def run_items(items: list[Item], module: nn.Module, opened: Session, info: str) -> None:
-    """Executes checked items; under an mmengine tree it also tells that tree's own bookkeeping."""
-    opened.run(items)
-    if not isinstance(getattr(module, "_params_init_info", None), (Provenance, type(None))):
-        opened.flush()
-        update_init_info(module, info)
-
-
 def run_initializer(initializer: BaseInit | PretrainedInit, module: nn.Module) -> None:
-    """Executes one of fastinit's own initializers on a module, in a session of its own or in the one that is open."""
-    with session(module) as opened:
-        items = initializer.plan_items(module, opened, type(initializer).__name__)
-        opened.check(items)
-        run_items(items, module, opened, initializer._get_init_info())
+    """Executes one of fastinit's own initializers on a module, in a call of its own or in the one that is open."""
+
+    def steps_of(source: BaseInit | PretrainedInit, scope: Scope) -> list[Step]:
+        items = partial(source.plan_items, module, scope, type(source).__name__)
+        return [Step(module, items(), items)]
+
+    with open_call(module) as call:
+        call.run(call.planned(steps_of, initializer))
 
 
 def _check_runs_no_code(weights_only: object, allow: Any) -> None:

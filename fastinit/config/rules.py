@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ..errors import locating
-from ..execution.session import Session, exchanges_parameters
+from ..execution.calls import Step
+from ..execution.scope import Scope
 from ..plans import Item
 from ..registry import WEIGHT_INITIALIZERS
-from .initializers import BaseInit, PretrainedInit, is_planned, items_of, run_items
+from .initializers import BaseInit, PretrainedInit, is_planned, items_of
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Rule:
     after_children: bool
     """It belongs to an item that loads a checkpoint (however its type was spelt): a BaseModule comes to it last."""
 
-    def items(self, opened: Session) -> list[Item]:
+    def items(self, scope: Scope) -> list[Item]:
         """Returns what the rule does, without doing it; errors name the rule's place."""
         with locating(self.where):
             if self.selects_nothing:
                 message = "neither `layer`, `param` nor `override` says what to fill; nothing is filled"
-                opened.matches_nothing(self.where, type(self.initializer).__name__, message)
-            return items_of(self.initializer, self.target, opened, self.where)
+                scope.matches_nothing(self.where, type(self.initializer).__name__, message)
+            return items_of(self.initializer, self.target, scope, self.where)
 
     @property
     def selects_nothing(self) -> bool:
@@ -51,7 +52,7 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
 
     Args:
         module: the one that owns the config.
-        init_cfg: a dict (or a built initializer), or a list of them.
+        init_cfg: a dict (or a built initializer, or a recipe), or a list of them.
         where: how messages call the config.
 
     Raises:
@@ -65,36 +66,13 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
     raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
 
 
-def plan_rules(rules: Sequence[Rule], opened: Session) -> list[list[Item]]:
-    """Returns the items of each rule, checked: nothing is written if any of them cannot run."""
-    with opened.unwatched():
-        planned = [rule.items(opened) for rule in rules]
-        for items in planned:
-            opened.check(items)
-    return planned
-
-
-def run_rules(rules: Sequence[Rule], opened: Session, complete: bool = False) -> None:
-    """Executes rules in order, after all of them have been checked.
-
-    Args:
-        rules: of one module.
-        opened: the call that they belong to.
-        complete: they are all that the call has, and reach all of it if it is to be complete.
-    """
-    planned = plan_rules(rules, opened)
-    if complete:
-        opened.check_complete(chain.from_iterable(planned))
-    stale = False
-    for rule, items in zip(rules, planned):
-        if stale:  # the modules may have other parameters now
-            (items,) = plan_rules([rule], opened)
-        run_items(items, rule.target, opened, getattr(items[-1], "info", "") if items else "")
-        stale = stale or any(map(exchanges_parameters, items))
+def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:
+    """Returns what rules do, in order; nothing is done yet."""
+    return [Step(rule.target, rule.items(scope), partial(rule.items, scope)) for rule in rules]
 
 
 def _is_initializer(item: object) -> bool:
-    return callable(item) and not isinstance(item, (type, nn.Module))
+    return (callable(item) or is_planned(item)) and not isinstance(item, (type, nn.Module))
 
 
 def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:

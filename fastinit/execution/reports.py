@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..plans import MAX_ROWS, LoadResult, Row, names_line, row_json, table_of
-
-
-@dataclass(frozen=True)
-class CheckpointReport:
-    """How a checkpoint fitted the module that it was loaded into."""
-
-    source: str
-    """The checkpoint, as the user wrote it."""
-    rule: str
-    result: LoadResult
+from ..backends import engines_of, numbers_of
+from ..plans import MAX_ROWS, Fill, Item, Plan, Row, n_bytes_of, names_line, row_json, rows_of, table_of, tensors_of
+from .done import CheckpointReport, Done
+from .ledger import Ledger
+from .scope import Scope
 
 
 @dataclass(frozen=True)
@@ -94,3 +89,43 @@ class Report:
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.summary()}"
+
+
+def plan_of(items: Sequence[Item], scope: Scope) -> Plan:
+    """Returns items as a plan."""
+    reached = {tensor for item in items for tensor in tensors_of(item)}
+    unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
+    backends = _backends_of(items, scope)
+    numbers = numbers_of(scope.backends.used(backends))
+    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached)
+
+
+def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:
+    """Returns what a call has done since it began.
+
+    Args:
+        done: its items, all of them executed.
+        ledger: what wrote its parameters.
+        unkeyed: what was drawn without a name.
+    """
+    scope = done.scope
+    names, backends = scope.parameters(), _backends_of(done.items, scope)
+    used = scope.backends.used(backends)
+    return Report(
+        rows=rows_of(done.items, backends),
+        checkpoints=tuple(done.checkpoints),
+        engine=engines_of(used),
+        numbers=numbers_of(used),
+        seed=scope.seed.value,
+        seconds=time.perf_counter() - done.began,
+        n_bytes=sum(map(n_bytes_of, done.items)),
+        provenance={name: ledger[tensor]["init_info"] for tensor, name in names.items() if tensor in ledger.written},
+        unreached=tuple(name for tensor, name in names.items() if tensor not in ledger.written),
+        launches={str(device): n for device, n in scope.launches.items()},
+        unkeyed=unkeyed,
+    )
+
+
+def _backends_of(items: Iterable[Item], scope: Scope) -> tuple[str, ...]:
+    """Returns the backend of each item, "" for what is no fill."""
+    return tuple(scope.backends.of(item) if isinstance(item, Fill) else "" for item in items)

@@ -1,1 +1,5 @@
-"""Bridges to other libraries, each a few lines over the public API; none is imported unless asked for."""
+"""Bridges to other libraries, over the public API; importing them imports none of those libraries."""
+
+from . import mmengine, transformers
+
+__all__ = ["mmengine", "transformers"]

@@ -5,8 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from ..base_module import BaseModule, update_init_info
+from ..execution.hosts import hosts
+from ..execution.ledger import Ledger
 from ..registry import WEIGHT_INITIALIZERS
+
+
+class MMEngine:
+    """mmengine as a host: it compares means to see what was written, and logs by its own logger."""
+
+    def is_initializing(self, module: nn.Module) -> bool:
+        """Tells whether a module is part of an mmengine tree that is being initialized."""
+        return not isinstance(getattr(module, "_params_init_info", None), (Ledger, type(None)))
+
+    def wrote(self, module: nn.Module, info: str) -> None:
+        """Does what ``mmengine.model.update_init_info`` does."""
+        known: Any = module._params_init_info
+        for parameter in module.parameters():
+            mean = parameter.detach().mean().cpu()
+            entry = known[parameter]
+            if entry["tmp_mean_value"] != mean:
+                entry["init_info"] = info
+                entry["tmp_mean_value"] = mean
+
+    def logs(self, module: nn.Module) -> bool:
+        """Lets an mmengine module log as it does (``enable`` has put fastinit's ``init_weights`` there)."""
+        dump = getattr(module, "_dump_init_info", None)
+        if dump is not None:
+            dump()
+        return dump is not None
+
+
+hosts.append(MMEngine())
 
 _replaced: dict[str, Callable[..., Any] | None] = {}
 _patched: list[tuple[Any, str, Any]] = []

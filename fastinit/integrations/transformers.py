@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from ..materializing import build
-from ..recording.blocks import capture
+from ..recording.blocks import build, capture
 from ..recording.recipes import Recipe
 
 

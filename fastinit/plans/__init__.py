@@ -281,6 +281,13 @@ def tensors_of(item: Item) -> list[torch.Tensor]:
     return [entry.tensor for entry in item.entries] if isinstance(item, Copy) else []
 
 
+def n_bytes_of(item: Item) -> int:
+    """Returns how many bytes an item writes, as far as that is known."""
+    if isinstance(item, Fill):
+        return item.tensor.nbytes if item.parts is None else sum(box.tensor.nbytes for box in item.parts)
+    return sum(tensor.nbytes for tensor in tensors_of(item))
+
+
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Returns what a step along each dimension adds to the row-major index."""
     return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))

@@ -40,8 +40,8 @@ class Chain:
     erfinv, times sqrt(2) std, plus mean, clamped to the bounds. It stays a plain sequence of operations until the last.
     """
 
-    low: float
-    high: float
+    base: Uniform
+    """The draw."""
     scale: float
     shift: float
     steps: list[tuple[Any, tuple[Any, ...], Mapping[str, Any]]]
@@ -57,7 +57,7 @@ class Chain:
         std = _with_few_digits(self.scale / math.sqrt(2.0), lambda std: std * math.sqrt(2.0) == self.scale)
         if not std > 0 or not low <= high:
             return None
-        for bound, image in ((low, self.low), (high, self.high)):
+        for bound, image in ((low, self.base.low), (high, self.base.high)):
             if abs(math.erf((bound - self.shift) / std / math.sqrt(2.0)) - image) > _SAME_BOUND:
                 return None
         return TruncatedNormal(self.shift, std, low, high)
@@ -89,7 +89,7 @@ class Change:
             return None
         if self.operation == "erfinv":
             if isinstance(known, Uniform) and -1 <= known.low <= known.high <= 1:
-                return Chain(known.low, known.high, 1.0, 0.0, [])
+                return Chain(known, 1.0, 0.0, [])
             return None
         if self.operation == "clamp":
             low, high = (*self.numbers, None)[:2]
@@ -115,7 +115,7 @@ class Change:
         try:
             if isinstance(known, Chain):
                 scale = move(known.scale) if scales else known.scale
-                return Chain(known.low, known.high, scale, move(known.shift), list(known.steps))
+                return Chain(known.base, scale, move(known.shift), list(known.steps))
             if isinstance(known, Uniform):
                 return Uniform(move(known.low), move(known.high))
             if isinstance(known, Normal):

@@ -1,4 +1,4 @@
-"""``capture()``: records the init calls that any code makes, and runs them as one plan.
+"""``capture()`` and ``build()``: the init calls that any code makes are recorded, and run as one plan.
 
 Names are looked for as late as possible, because a constructor fills a parameter before it has one.
 """
@@ -6,20 +6,24 @@ Names are looked for as late as possible, because a constructor fills a paramete
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from ..errors import check_module
+from ..execution.calls import OpenCall, open_call
 from ..execution.defaults import Strict
 from ..execution.memory import ask_for_huge_pages
-from ..execution.session import Session, session
 from ..naming import Prefix
 from ..plans import Constant
 from .libraries import initialize_like_its_library
 from .recipes import Recipe, recorded_fills
 from .watch import Watch, current_watch
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # Smaller tensors are not worth a look at where they lie: 20,000 of them would take a third of a second.
 _LARGE_BYTES = 1 << 16
@@ -76,77 +80,142 @@ def capture(
     """
     if module is not None:
         check_module(module)
-    opening = session(module, backend=backend, seed=seed, prefix=prefix, strict=strict)
-    with opening as opened, recording(opened) as watch:
-        opened.check_backend()
-        is_part = opened.effective is not opened  # whose names are those of the larger block
-        recipe = Recipe(None if module is not None or is_part else opened.names, prefix, is_part)
+    opening = open_call(module, backend=backend, seed=seed, prefix=prefix, strict=strict)
+    with opening as call, recording(call) as watch:
+        scope = call.scope
+        if (reason := scope.backends.why_not_here()) is not None:
+            raise RuntimeError(f"the backend {scope.backends.asked!r} cannot run on this machine: {reason}")
+        is_part = scope.effective is not scope  # whose names are those of the larger block
+        recipe = Recipe(None if module is not None or is_part else scope.names, prefix, is_part)
         try:
             yield recipe
         finally:
             recipe.is_open = False
-        _finish(watch, opened, recipe, root=module)
+        _finish(watch, call, recipe, root=module)
+
+
+def build(
+    factory: Callable[..., Model],
+    /,
+    *args: Any,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    seed: int | None = None,
+    prefix: Prefix = "",
+    strict: Strict | None = None,
+    **kwargs: Any,
+) -> Model:
+    """Calls a function or class that makes a model, and fills each parameter once instead of drawing values twice.
+
+    The constructor's and the library's own init code runs as it is and is recorded (``capture``): its memory is not
+    touched before all is known, and then filled in one launch. What it computes otherwise, it computes. Under "torch",
+    which is "auto" on the CPU, the model is the one that ``factory`` makes alone, bit for bit.
+
+    Args:
+        factory: e.g. a model's class, ``AutoModel.from_config``, ``timm.create_model``. Its own arguments called
+            ``device``, ``dtype``, ``backend``, ``seed``, ``prefix`` or ``strict`` go in by a lambda.
+        device: that ``torch.device`` stands for in the call; None: as outside.
+        dtype: the default dtype in the call; None: as outside.
+        backend, seed, prefix, strict: as for ``capture``.
+
+    Raises:
+        TypeError: ``factory`` returned no module.
+        ValueError: the device is "meta": make the model under ``capture`` and ``torch.device("meta")``, and give the
+            recipe to ``materialize``.
+        Others: as ``capture``, and as ``factory``.
+
+    Example:
+        >>> import torch, fastinit
+        >>> a = fastinit.build(torch.nn.Linear, 512, 512, backend="cpp", seed=0)
+        >>> b = fastinit.build(lambda: torch.nn.Linear(512, 512, dtype=torch.bfloat16), backend="cpp", seed=0)
+        >>> torch.equal(a.weight.to(torch.bfloat16), b.weight)
+        True
+    """
+    if device is not None and torch.device(device).type == "meta":
+        raise ValueError(
+            "device='meta' has no memory to fill: `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
+            "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values"
+        )
+    with capture(backend=backend, seed=seed, prefix=prefix, strict=strict) as recipe:
+        with _defaults(device, dtype):
+            model = factory(*args, **kwargs)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"build needs a factory that returns a torch.nn.Module, but it returned {type(model)}")
+        recipe.bind(model)
+    return model
 
 
 @contextmanager
-def recording(opened: Session) -> Iterator[Watch]:
-    """Watches the memory in the block, so that the fills of a session may wait; what waits at its end is executed."""
+def _defaults(device: torch.device | str | None, dtype: torch.dtype | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        if device is not None:
+            stack.enter_context(torch.device(device))
+        if dtype is not None:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(dtype)
+        yield
+
+
+@contextmanager
+def recording(call: OpenCall) -> Iterator[Watch]:
+    """Watches the memory in the block, so that the fills of a call may wait; what waits at its end is executed."""
     outer = current_watch.get()
     if outer is not None and outer.is_open:
         yield outer
-        if opened.effective is opened:
-            opened.flush()
+        if call.scope.effective is call.scope:
+            call.flush()
         return
     watch = Watch()
-    opened.deferred = watch.deferred
+    call.pending = watch.pending
     token = current_watch.set(watch)
     try:
         with watch:
             yield watch
-        opened.flush()
+        call.flush()
     except BaseException:
-        opened.strict = False
-        opened.flush()  # the values that the code had asked for
+        call.scope.strict = False
+        call.flush()  # the values that the code had asked for
         raise
     finally:
         current_watch.reset(token)
 
 
-def _finish(watch: Watch, opened: Session, recipe: Recipe, root: nn.Module | None) -> None:
+def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None) -> None:
     """Finds the names, executes what waits and makes the report."""
-    if opened.effective is not opened:  # part of a larger block, which has the names
+    if call.scope.effective is not call.scope:  # part of a larger block, which has the names
         return
     problem = ""
     if root is None and not recipe.bound:
-        with watch.deferred.paused():
-            problem = _find_roots(watch, opened, recipe)
+        with watch.book.paused():
+            problem = _find_roots(watch, call, recipe)
     for each in [root] if root is not None else recipe.bound:
         initialize_like_its_library(each)
-    with watch.deferred.paused():
-        _execute(watch, opened, recipe, problem)
+    with watch.book.paused():
+        _execute(watch, call, recipe, problem)
     if problem:
         raise RuntimeError(problem)
 
 
-def _execute(watch: Watch, opened: Session, recipe: Recipe, problem: str) -> None:
-    watch.deferred.generation += 1  # the names are those of the models as they are now
-    waiting = [entry for entry in watch.deferred.waiting() if entry.session is opened]
+def _execute(watch: Watch, call: OpenCall, recipe: Recipe, problem: str) -> None:
+    watch.book.generation += 1  # the names are those of the models as they are now
+    waiting = [entry for entry in watch.book.pending() if entry.scope is call.scope]
     large = (entry.place.view() for entry in waiting if entry.place.end - entry.place.start >= _LARGE_BYTES)
     ask_for_huge_pages(view for view in large if view is not None and view.device.type == "cpu")
     if problem:
-        opened.strict = False
-    opened.run_deferred(waiting)
-    recipe.fills, recipe.unknown = recorded_fills(opened)
-    recipe.finish(opened.report())
+        call.scope.strict = False
+    watch.pending.run(waiting)
+    recipe.fills, recipe.unknown = recorded_fills(watch.pending, call.scope)
+    recipe.finish(call.report())
 
 
-def _find_roots(watch: Watch, opened: Session, recipe: Recipe) -> str:
+def _find_roots(watch: Watch, call: OpenCall, recipe: Recipe) -> str:
     """Binds the one root that was put together in the block; returns what is wrong where there are several."""
-    roots = _roots(watch, opened)
+    roots = _roots(watch, call)
     if len(roots) > 1:
         del roots
         gc.collect()  # modules that refer to themselves outlive their use
-        roots = _roots(watch, opened)
+        roots = _roots(watch, call)
     if len(roots) > 1:
         names = ", ".join(type(each).__name__ for each in roots)
         return (
@@ -159,18 +228,18 @@ def _find_roots(watch: Watch, opened: Session, recipe: Recipe) -> str:
     return ""
 
 
-def _roots(watch: Watch, opened: Session) -> list[nn.Module]:
+def _roots(watch: Watch, call: OpenCall) -> list[nn.Module]:
     modules = watch.modules()
     parts = {id(child) for module in modules for child in module._modules.values()}
     drawn = {
-        entry.place.key
-        for entry in watch.deferred.entries()
-        if entry.session is opened and not isinstance(entry.distribution, Constant)
+        entry.place.storage_id
+        for entry in watch.book.fills()
+        if entry.scope is call.scope and not isinstance(entry.distribution, Constant)
     }
 
     def is_drawn(module: nn.Module) -> bool:
-        places = map(watch.deferred.place_of, (*module.parameters(), *module.buffers()))
-        return any(place is not None and place.key in drawn for place in places)
+        places = map(watch.book.place_of, (*module.parameters(), *module.buffers()))
+        return any(place is not None and place.storage_id in drawn for place in places)
 
     tops = [module for module in modules if id(module) not in parts]
     with_draws = [module for module in tops if is_drawn(module)]

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from .. import backends
-from ..execution.deferred import Deferred, Entry, Place
-from ..execution.provenance import tensors_in
-from ..execution.session import Session
+from ..backends import BACKENDS
+from ..execution.by_memory import ByMemory
+from ..execution.memory_book import PendingFill, State
+from ..execution.places import Place
+from ..execution.scope import Scope
+from ..execution.versions import tensors_in
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
-from ..shards.dtensor import fill_of, is_sharded
+from ..shards.dtensor import fill_of, is_sharded, mesh_of
 from ..shards.dtensor import why_not as why_not_shards
 
 aten = torch.ops.aten
@@ -31,24 +33,25 @@ NOT_HANDLED = object()
 class Operators:
     """Interprets operators, one outermost call's."""
 
-    def __init__(self, deferred: Deferred, session: Callable[[], Session]) -> None:
-        self.deferred = deferred
-        self._session = session
-        """Returns the innermost call that is open: whose seed and backend new fills go by."""
+    def __init__(self, pending: ByMemory, scope: Callable[[], Scope]) -> None:
+        self.pending = pending
+        self.book = pending.book
+        self._scope = scope
+        """Returns the scope of the innermost call that is open, whose seed and backend count for new fills."""
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 
     def run(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
         effect = _effect_of(func)
-        with self.deferred.lock:
+        with self.book.lock:
             handler = HANDLERS.get(func)
             if handler is not None:
                 result = handler(self, func, args, kwargs)
                 if result is not NOT_HANDLED:
                     return result
             if effect.moves:
-                self.deferred.generation += 1
+                self.book.generation += 1
             if effect.is_random and effect.written:
                 self._must_not_be_strict(func, args)
             if not effect.reads_nothing:
@@ -56,7 +59,7 @@ class Operators:
                     self.read(tensor)
         result = func(*args, **kwargs)  # not under the lock: it may wait for another thread
         if not effect.reads_nothing:
-            with self.deferred.lock:
+            with self.book.lock:
                 self._note_writes(func, effect, args, kwargs)
                 if effect.is_random and not effect.written:
                     for tensor in tensors_in((result,)):
@@ -65,13 +68,13 @@ class Operators:
 
     def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
-        with self.deferred.lock:
+        with self.book.lock:
             return HANDLERS[func](self, func, args, kwargs) if func in _FILLS and is_sharded(args[0]) else NOT_HANDLED
 
     def _must_not_be_strict(self, func: Operator, args: Arguments) -> None:
-        session = self._session().effective
+        scope = self._scope().effective
         for tensor in tensors_in(args):
-            if session.strict and is_contract(session, tensor.device):
+            if scope.strict and scope.backends.is_contract(tensor.device):
                 raise RuntimeError(
                     f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
                     f"generator of torch's and so by order. Without strict it does, and the report lists it"
@@ -79,31 +82,31 @@ class Operators:
 
     def read(self, tensor: torch.Tensor) -> None:
         """Executes what waits in the memory of a tensor: somebody is about to look at it, or to change it."""
-        place = self.deferred.place_of(tensor)
+        place = self.book.place_of(tensor)
         if place is not None:
             self.read_place(place)
 
     def read_place(self, place: Place) -> None:
         """As ``read``."""
-        waiting = self.deferred.waiting(place)
+        waiting = self.book.pending(place)
         if not waiting:
             return
         if all(isinstance(entry.distribution, Constant) for entry in waiting):  # not worth a launch; the same bits
-            with self.deferred.paused():
+            with self.book.paused():
                 for entry in waiting:
                     view = entry.place.view()
                     if view is not None and not view.is_meta:
                         view.fill_(entry.distribution.value)  # type: ignore[union-attr]
-                    entry.is_done = True
+                    entry.state = State.RUN
             return
-        self._session().run_deferred(waiting)
+        self.pending.run(waiting)
 
     def expose(self, tensor: torch.Tensor) -> None:
         """Somebody gets the address of the tensor's memory."""
-        place = self.deferred.place_of(tensor)
+        place = self.book.place_of(tensor)
         if place is not None:
             self.read_place(place)
-            self.deferred.expose(place)
+            self.book.expose(place)
 
     def _note_writes(self, func: Operator, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> None:
         for position, name in effect.written:
@@ -112,9 +115,9 @@ class Operators:
                 self._note_write(func, tensor, effect.is_random)
 
     def _note_write(self, func: Operator, tensor: torch.Tensor, is_random: bool) -> None:
-        place = self.deferred.place_of(tensor)
+        place = self.book.place_of(tensor)
         if place is not None:
-            self.deferred.wrote(place, f"`{func}` at {where()}", is_random)
+            self.book.wrote(place, f"`{func}` at {where()}", is_random)
 
     # --- fills --------------------------------------------------------------------------------------------------------
 
@@ -129,8 +132,8 @@ class Operators:
 
         Returns whether that was noted, and done where it had to be; False: nothing was done.
         """
-        place = self.deferred.place_of(tensor)
-        session = self._session().effective
+        place = self.book.place_of(tensor)
+        scope = self._scope().effective
         if place is None:
             return False
         try:
@@ -138,32 +141,33 @@ class Operators:
         except (RuntimeError, TypeError, ValueError, ZeroDivisionError):
             return False  # the operator has an error of its own for it
         device = tensor.device
-        wait = is_contract(session, device) and why_not(session, tensor, values) is None
-        if not wait and not isinstance(values, Constant) and is_contract(session, device) and device.type != "meta":
+        is_contract = scope.backends.is_contract(device)
+        wait = is_contract and _can(scope, tensor, values)
+        if not wait and not isinstance(values, Constant) and is_contract and device.type != "meta":
             return False  # a draw that the backend cannot do
         if is_sharded(tensor):
             if not wait:
                 return False  # torch takes it apart, and what it does to the part that is here comes by
-            session.ask(tensor, f"{tuple(tensor.shape)} {tensor.dtype} {values!r}")
-        for entry in self.deferred.entries_of(place):
-            if entry.chain is not None and not place.covers(entry.place):
+            scope.seed.ask(mesh_of(tensor), f"{tuple(tensor.shape)} {tensor.dtype} {values!r}")
+        for entry in self.book.fills_at(place):
+            if isinstance(entry.values, Chain) and not place.covers(entry.place):
                 self.read_place(place)
                 break
         at = where()
         if wait:
-            self.deferred.add(place, values, session, at, f"`{what}` at {at}")
-            if self.deferred.is_exposed(place):
+            self.book.add(place, values, scope, at, f"`{what}` at {at}")
+            if self.book.is_exposed(place):
                 self.read_place(place)
         else:
             self._overwrite(place)
             now()
-            self.deferred.add(place, values, session, at, f"`{what}` at {at}", is_done=True)
+            self.book.add(place, values, scope, at, f"`{what}` at {at}", state=State.RUN)
         return True
 
     def _overwrite(self, place: Place) -> None:
         """Makes a place ready for a write at once: what waits for it is dropped, or done where more waits than it."""
-        self.deferred.forget(place)
-        if any(entry.place.meets(place) for entry in self.deferred.waiting(place)):
+        self.book.forget(place)
+        if any(entry.place.meets(place) for entry in self.book.pending(place)):
             self.read_place(place)
 
     def created(self, like: Any, func: Operator, args: Arguments, kwargs: Mapping[str, Any], values: Any) -> Any:
@@ -173,10 +177,10 @@ class Operators:
             device = like.device if like is not None else torch.device("cpu")
         if kwargs.get("pin_memory") or kwargs.get("layout") not in (None, torch.strided) or kwargs.get("generator"):
             return NOT_HANDLED
-        if like is not None and self.deferred.place_of(like) is None:
+        if like is not None and self.book.place_of(like) is None:
             return NOT_HANDLED
         device = torch.device(device)
-        if not is_contract(self._session().effective, device) or device.type == "meta":
+        if not self._scope().effective.backends.is_contract(device) or device.type == "meta":
             result = func(*args, **kwargs)
             self.fill(result, values, str(func), lambda: None)
             return result
@@ -188,22 +192,20 @@ class Operators:
 
     def changed(self, tensor: torch.Tensor, change: Change, func: Operator, args: Arguments, kwargs: Any) -> Any:
         """Does an in-place operation with numbers to a tensor, by changing the numbers of its fill if it has one."""
-        place = self.deferred.place_of(tensor)
-        entry = None if place is None else self.deferred.current(place)
-        if entry is None:
+        place = self.book.place_of(tensor)
+        entry = None if place is None else self.book.current(place)
+        if place is None or entry is None:
             return NOT_HANDLED
-        known = entry.chain if entry.chain is not None else entry.distribution
-        after = change.of(known, tensor.dtype)
+        after = change.of(entry.values, tensor.dtype)
         if after is None:
             return NOT_HANDLED
-        if entry.is_done:
+        if not entry.is_pending:
             func(*args, **kwargs)
         if isinstance(after, Chain):
             after.steps.append((func, args[1:], kwargs))
-            entry.chain = after
-        else:
-            entry.chain, entry.distribution = None, after
-        entry.fill = None  # a rule's fill is not what is there now
+        entry.values = after
+        entry.named = None  # a rule's fill is not what is there now
+        self.book.touch(place)
         return tensor
 
     def changed_copy(self, tensor: torch.Tensor, change: Change, func: Operator, args: Arguments, kwargs: Any) -> Any:
@@ -242,62 +244,64 @@ class Operators:
     def copy_into(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """``target.copy_(source)``: the target's old values do not matter, and the source's may still wait."""
         target, source = args[:2]
-        place = self.deferred.place_of(target)
+        place = self.book.place_of(target)
         if place is None:
             return NOT_HANDLED
         sources = self._sources(source) if source.shape == target.shape and place.is_dense else []
         values = [in_dtype(entry.distribution, source.dtype, target.dtype) for entry in sources]
         if sources and self._can_hold(sources, values, source, target):
-            if sources[0].is_done or any(e.chain is not None for e in self.deferred.entries_of(place)):
+            if not sources[0].is_pending or any(isinstance(e.values, Chain) for e in self.book.fills_at(place)):
                 self._overwrite(place)
-            if sources[0].is_done:
+            if not sources[0].is_pending:
                 func(*args, **kwargs)
             self._share(sources, values, source, target)
-            if self.deferred.is_exposed(place):
+            if self.book.is_exposed(place):
                 self.read_place(place)
             return target
         self.read(source)
         self._overwrite(place)
         func(*args, **kwargs)
-        self.deferred.wrote(place, f"`copy_` at {where()}", False)
+        self.book.wrote(place, f"`copy_` at {where()}", False)
         return target
 
-    def _sources(self, tensor: torch.Tensor) -> list[Entry]:
+    def _sources(self, tensor: torch.Tensor) -> list[PendingFill]:
         """Returns the fills that give a tensor its values, the first all of it; none where there is more to it."""
-        place = self.deferred.place_of(tensor)
-        entries = None if place is None else self.deferred.all_of(place)
+        place = self.book.place_of(tensor)
+        entries = None if place is None else self.book.all_of(place)
         if place is None or not entries or entries[0].place.geometry != place.geometry:
             return []
-        mixed = any(entry.is_done != entries[0].is_done or entry.place.dtype != place.dtype for entry in entries)
-        return [] if mixed or any(entry.chain is not None for entry in entries) else entries
+        mixed = any(entry.is_pending != entries[0].is_pending or entry.place.dtype != place.dtype for entry in entries)
+        return [] if mixed or any(isinstance(entry.values, Chain) for entry in entries) else entries
 
-    def _can_hold(self, sources: list[Entry], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> bool:
+    def _can_hold(
+        self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor
+    ) -> bool:
         """Tells whether a copy can wait for the same draws (or has been made with them)."""
         if None in values or (len(sources) > 1 and source.stride() != copy.stride()):
             return False
-        if sources[0].is_done:
+        if not sources[0].is_pending:
             return True
         return all(
-            is_contract(entry.session, copy.device) and why_not(entry.session, copy, after) is None
+            entry.scope.backends.is_contract(copy.device) and _can(entry.scope, copy, after)
             for entry, after in zip(sources, values)
         )
 
     def _copied(
         self,
         tensor: torch.Tensor,
-        sources: list[Entry],
+        sources: list[PendingFill],
         values: list[Any],
         empty: Callable[[], torch.Tensor],
         now: Callable[[], torch.Tensor],
     ) -> Any:
         """Returns a copy: with values where the source has them, else an empty one that waits for the same draws."""
-        copy = now() if sources[0].is_done else empty()
+        copy = now() if not sources[0].is_pending else empty()
         if self._can_hold(sources, values, tensor, copy):
             self._share(sources, values, tensor, copy)
             return copy
-        return copy if sources[0].is_done else NOT_HANDLED
+        return copy if not sources[0].is_pending else NOT_HANDLED
 
-    def _share(self, sources: list[Entry], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
+    def _share(self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
         """Notes that a copy has the draws of its source."""
         start = sources[0].place.offset
         for entry, after in zip(sources, values):
@@ -305,23 +309,16 @@ class Operators:
             part = copy
             if entry is not sources[0]:
                 part = copy.as_strided(at.shape, at.stride, copy.storage_offset() + at.offset - start)
-            place = self.deferred.place_of(part)
+            place = self.book.place_of(part)
             assert place is not None, "its source has plain memory"
-            self.deferred.add(
-                place, after, entry.session, entry.rule, entry.info, draw=entry.draw, is_done=entry.is_done
-            )
+            state = State.PENDING if entry.is_pending else State.RUN
+            self.book.add(place, after, entry.scope, entry.rule, entry.info, draw=entry.draw, state=state)
 
 
-def is_contract(session: Session, device: torch.device) -> bool:
-    """Tells whether fills on a device may wait: their values do not depend on when they are drawn."""
-    name = session.backend_on(device)
-    return backends.BACKENDS[name].IS_CONTRACT and (device.type == "meta" or device.type == backends.device_type(name))
-
-
-def why_not(session: Session, tensor: torch.Tensor, distribution: Distribution) -> str | None:
-    """Returns why the backend of a device cannot do a fill, None if it can."""
-    backend = backends.BACKENDS[session.backend_on(tensor.device)]
-    return why_not_shards(tensor) or backend.why_not_fill(fill_of("", tensor, distribution, "", ""))
+def _can(scope: Scope, tensor: torch.Tensor, values: Distribution) -> bool:
+    """Tells whether the backend of a device can give a tensor the values of a distribution."""
+    backend = BACKENDS[scope.backends.on(tensor.device)]
+    return why_not_shards(tensor) is None and backend.why_not_fill(fill_of("", tensor, values, "", "")) is None
 
 
 def _number(value: Any) -> float | None:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..execution.deferred import Entry, Owner, index_in, key_as_given, keyed
+from ..execution.by_memory import ByMemory
+from ..execution.memory_book import PendingFill
+from ..execution.owners import Owner, Owners, index_in, stream_of
 from ..execution.reports import Report
-from ..execution.session import Session
+from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Box, Constant, Distribution, Fill, describe, row_major
+from ..plans import Box, Constant, Distribution, Fill, Item, describe, row_major
+from ..plans.arithmetic import Chain
 from ..shards.dtensor import boxes_of, fill_of, is_sharded
 
 
@@ -121,6 +124,23 @@ class Recipe:
         """Returns the fills of a tensor by its name in a model: the recipe may be of a larger one, or of it alone."""
         return self.fills.get(renamed(name, prefix), self.fills.get(name))
 
+    def plan_items(self, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
+        """Returns what was recorded for the parameters and buffers under a module; a tied one is filled once.
+
+        This makes a recipe an initializer among others: ``init_cfg`` may be one, or hold one.
+        """
+        found: dict[torch.Tensor, tuple[str, torch.Tensor, Sequence[RecordedFill]]] = {}
+        for path, each in walk(module):
+            for attribute, tensor in (*each._parameters.items(), *each._buffers.items()):
+                if tensor is not None and tensor not in found:
+                    recorded = self.of(join(path, attribute), scope.prefix)
+                    if recorded is not None:
+                        found[tensor] = scope.names.name_of(tensor, each, attribute), tensor, recorded
+        if not found:
+            message = f"the recipe holds no parameter of {type(module).__name__}"
+            scope.matches_nothing(rule, "", message)
+        return list(in_order(found.values()))
+
     def bind(self, module: nn.Module, prefix: Prefix = "") -> None:
         """Names what was captured: parameters and buffers by their place under ``module``, ``prefix`` in front.
 
@@ -180,61 +200,43 @@ def in_order(recorded: Iterable[tuple[str, torch.Tensor, Sequence[RecordedFill]]
     return [fill for _, fill in sorted(fills, key=lambda each: each[0])]
 
 
-def fills_under(root: nn.Module, recipe: Recipe, names: Names, prefix: Prefix) -> list[Fill]:
-    """Returns what a recipe has for the parameters and buffers under a root; a tied one is filled once."""
-    found: dict[torch.Tensor, tuple[str, torch.Tensor, Sequence[RecordedFill]]] = {}
-    for path, module in walk(root):
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and tensor not in found:
-                recorded = recipe.of(join(path, key), prefix)
-                if recorded is not None:
-                    found[tensor] = names.name_of(tensor, module, key), tensor, recorded
-    return in_order(found.values())
-
-
-def recorded_fills(opened: Session) -> tuple[dict[str, tuple[RecordedFill, ...]], dict[str, str]]:
-    """Returns what a session's code did to the parameters and buffers under its roots: fills, and what was none."""
-    deferred = opened.deferred
-    assert deferred is not None, "it was recorded"
+def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[RecordedFill, ...]], dict[str, str]]:
+    """Returns what a call's code did to the parameters and buffers under its roots: fills, and what was none."""
+    book, owners = pending.book, pending.owners(scope)
     fills: dict[str, tuple[RecordedFill, ...]] = {}
     unknown: dict[str, str] = {}
-    for owner in opened.owners():
-        foreign = deferred.foreign_of(owner.place)
-        entries = deferred.entries_of(owner.place)
-        if foreign:
-            unknown[owner.name] = foreign[-1][0]
-        elif entries and any(entry.chain is not None for entry in entries):
-            unknown[owner.name] = entries[-1].info
-        elif entries:
-            found = [_recorded(entry, owner, opened) for entry in entries]
-            if all(found):
-                fills[owner.name] = tuple(each for each in found if each is not None)
+    for owner in owners:
+        found = book.fills_at(owner.place)
+        if others := book.others_at(owner.place):
+            unknown[owner.name] = others[-1].info
+        elif any(isinstance(each.values, Chain) for each in found):
+            unknown[owner.name] = found[-1].info
+        elif found:
+            recorded = [_recorded(each, owner, owners) for each in found]
+            if all(recorded):
+                fills[owner.name] = tuple(each for each in recorded if each is not None)
             else:
-                unknown[owner.name] = f"{entries[-1].info}, on a view that is no part of the parameter"
+                unknown[owner.name] = f"{found[-1].info}, on a view that is no part of the parameter"
     return fills, unknown
 
 
-def _recorded(entry: Entry, owner: Owner, opened: Session) -> RecordedFill | None:
-    place = entry.place
+def _recorded(pending: PendingFill, owner: Owner, owners: Owners) -> RecordedFill | None:
+    place = pending.place
     index = index_in(owner, place)
     if index is None or place.dtype != owner.place.dtype:
         return None
     key, key_index = "", (0, row_major(place.shape))
-    if not isinstance(entry.distribution, Constant):
-        if entry.fill is not None:
-            found = key_as_given(entry.fill)
-            key, key_index = found.name, (found.first_index, found.steps)
-        else:
-            found = keyed(entry, opened.owner_of, opened.names.ordinal)
-            key, key_index = found.name, (found.first_index, found.steps)
+    if not isinstance(pending.distribution, Constant):
+        stream = stream_of(pending, owners)
+        key, key_index = stream.name, (stream.first_index, stream.steps)
     return RecordedFill(
-        entry.distribution,
+        pending.distribution,
         owner.place.shape,
         place.shape,
         *index,
         "" if key == owner.name else key,
         key_index,
-        entry.order,
-        entry.rule,
-        entry.info,
+        pending.order,
+        pending.rule,
+        pending.info,
     )

@@ -24,10 +24,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config.initializers import truncated_normal
-from ..execution.deferred import Deferred
-from ..execution.session import current_session
+from ..execution.by_memory import ByMemory
+from ..execution.calls import current_call
+from ..execution.memory_book import MemoryBook
 from ..plans import TruncatedNormal
-from .operators import NOT_HANDLED, Operators, is_contract, where
+from .operators import NOT_HANDLED, Operators, where
 
 current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=None)
 
@@ -36,8 +37,9 @@ class Watch:
     """What is installed while memory is watched, and what was seen."""
 
     def __init__(self) -> None:
-        self.deferred = Deferred()
-        self.operators = Operators(self.deferred, current_session)
+        self.book = MemoryBook()
+        self.pending = ByMemory(self.book)
+        self.operators = Operators(self.pending, lambda: current_call().scope)
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
@@ -58,11 +60,11 @@ class Watch:
     @property
     def is_idle(self) -> bool:
         """Whether operators are to pass as they are: it is over, or they are fastinit's own."""
-        return not self.is_open or self.deferred.is_paused
+        return not self.is_open or self.book.is_paused
 
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""
-        self.deferred.generation += 1
+        self.book.generation += 1
         if id(module) not in self._modules or self._modules[id(module)]() is not module:
             self._modules[id(module)] = weakref.ref(module)
 
@@ -84,8 +86,8 @@ class Watch:
         def now() -> None:
             original(tensor, *numbers)
 
-        with self.deferred.paused(), torch.no_grad():
-            waits = is_contract(current_session().effective, tensor.device)
+        with self.book.paused(), torch.no_grad():
+            waits = current_call().scope.effective.backends.is_contract(tensor.device)
             distribution = truncated_normal if waits else TruncatedNormal  # the former warns, as torch's function does
             noted = self.operators.fill(tensor, lambda: distribution(*numbers), "trunc_normal_", now)
             if noted and waits:
@@ -100,9 +102,9 @@ class Watch:
         name = frame.f_code.co_name
         if name not in _SKIP_META or frame.f_globals.get("__name__") != "torch.nn.init":
             return
-        with self.deferred.paused():
-            if tensor.is_meta and (place := self.deferred.place_of(tensor)) is not None:
-                self.deferred.wrote(place, f"`{name}` at {where()}", True)
+        with self.book.paused():
+            if tensor.is_meta and (place := self.book.place_of(tensor)) is not None:
+                self.book.wrote(place, f"`{name}` at {where()}", True)
 
 
 # --- the two modes ---------------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ class _Functions(TorchFunctionMode):
         watch = self._watch
         if not watch.is_idle:
             if func in _RAW:
-                with watch.deferred.paused():
+                with watch.book.paused():
                     for tensor in args:
                         if isinstance(tensor, torch.Tensor):
                             if func in _READ_ONCE:
@@ -201,7 +203,7 @@ class _Functions(TorchFunctionMode):
                             else:
                                 watch.operators.expose(tensor)
             elif func == _SETS_DATA:
-                watch.deferred.generation += 1
+                watch.book.generation += 1
             elif func == _ASKS_FOR_META:
                 watch.skipped(args[0])
         return func(*args, **(kwargs or {}))

@@ -595,7 +595,7 @@ def test_twin_blocks_and_unnamed_tensors_get_different_values():
 
 
 def test_names_with_one_stream_are_an_error(monkeypatch):
-    monkeypatch.setattr("fastinit.execution.session.streams_of", lambda names: np.full(len(names), 7, np.uint64))
+    monkeypatch.setattr("fastinit.execution.runner.streams_of", lambda names: np.full(len(names), 7, np.uint64))
     with pytest.raises(RuntimeError, match="have the same random stream"):
         run(model(), seed=0)
 

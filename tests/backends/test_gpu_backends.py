@@ -17,6 +17,8 @@ from fastinit import backends, plans
 from fastinit.backends import cpp_backend, cuda_backend, gpu_launch, limits, triton_backend
 from fastinit.contract import gpu_work as device_work
 from fastinit.contract import records as lowering
+from fastinit.execution import runner
+from fastinit.execution.scope import Scope
 
 CUDA = torch.device("cuda")
 NORMAL = dict(type="Normal", std=0.5, layer="Linear")
@@ -133,13 +135,13 @@ def test_auto_is_triton_on_a_gpu_else_the_extension_else_torch(monkeypatch):
     able = {"triton": None, "cuda": None}
     for name in able:
         monkeypatch.setattr(backends.BACKENDS[name], "why_not", lambda device, name=name: able[name])
-    assert backends.on_device("auto", CUDA) == "triton"
+    assert backends.Choice("auto").on(CUDA) == "triton"
     able["triton"] = "missing"
-    assert backends.on_device("auto", CUDA) == "cuda"
+    assert backends.Choice("auto").on(CUDA) == "cuda"
     able["cuda"] = "missing"
-    assert backends.on_device("auto", CUDA) == "torch"
-    assert backends.on_device("auto", torch.device("cpu")) == "torch"
-    assert backends.on_device("triton", CUDA) == "triton"  # only auto chooses
+    assert backends.Choice("auto").on(CUDA) == "torch"
+    assert backends.Choice("auto").on(torch.device("cpu")) == "torch"
+    assert backends.Choice("triton").on(CUDA) == "triton"  # only auto chooses
 
 
 class Mixed(nn.Module):
@@ -202,17 +204,19 @@ def test_auto_draws_its_seed_only_where_a_contract_backend_needs_one(cpp_is_auto
 # --- launches ---------------------------------------------------------------------------------------------------------
 
 
-def test_fills_are_grouped_by_device_and_bump_version_counters(monkeypatch):
-    launches = []
-    monkeypatch.setattr(gpu_launch, "why_not_now", lambda device: None)
-    monkeypatch.setattr(
-        gpu_launch, "execute", lambda records, device, trips, launch: launches.append((device, len(records)))
-    )
-    several = [plans.Fill.whole(f"p{i}", torch.empty(4), plans.Normal(0, 1), "", "") for i in range(3)]
-    several += [plans.Fill.whole("meta", torch.empty(4, device="meta"), plans.Normal(0, 1), "", "")]
-    gpu_launch.run(several, 0, device_work.Trips(4096, 16384), lambda *_: None)
-    assert launches == [(torch.device("cpu"), 3), (torch.device("meta"), 1)]
-    assert all(fill.tensor._version == 1 for fill in several)
+def test_a_run_is_of_one_device_and_counts_versions(monkeypatch):
+    runs = []
+    monkeypatch.setattr(cpp_backend, "run", lambda fills, seed: runs.append([fill.name for fill in fills]) or 1)
+    devices = ["cpu", "meta", "cpu"]
+    fills = [
+        plans.Fill.whole(f"p{i}", torch.empty(4, device=device), plans.Normal(0, 1), "", "")
+        for i, device in enumerate(devices)
+    ]
+    scope = Scope(None, None, backend="cpp", seed=0)
+    runner.execute(fills, scope)
+    assert runs == [["p0", "p2"], ["p1"]]
+    assert scope.launches == {torch.device("cpu"): 1, torch.device("meta"): 1}
+    assert [fill.tensor._version for fill in fills] == [1, 1, 1]
 
 
 def test_tensors_that_share_memory_are_launched_in_order(monkeypatch):

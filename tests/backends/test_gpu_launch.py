@@ -56,7 +56,7 @@ def test_a_momentary_reason_refuses_before_anything_is_written(busy, backend):
 
 
 def test_a_momentary_reason_does_not_change_what_auto_takes(busy):
-    assert backends.on_device("auto", torch.device("cpu")) == "cpp"
+    assert backends.Choice("auto").on(torch.device("cpu")) == "cpp"
     plan = fastinit.plan(nn.Linear(3, 4), NORMAL, seed=0)
     assert {row.backend for row in plan.rows} == {"cpp"}
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastinit import plans
-from fastinit.backends import versions
 from fastinit.contract import records as lowering
 from fastinit.contract import streams
+from fastinit.execution import versions
 
 NORMAL = plans.Normal(0, 1)
 SEED = 11

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import torch
 
-from ...execution.provenance import version_of
+from ...execution.versions import version_of
 from .files import File
 
 

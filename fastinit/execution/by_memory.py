@@ -1,0 +1,202 @@
+"""Pending fills of calls that watch memory: kept until something reads the bytes, whoever requested them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+
+from ..backends import BACKENDS
+from ..naming import Names
+from ..plans import Call, Copy, Fill, describe
+from ..shards.dtensor import is_sharded
+from .done import Done
+from .ledger import Ledger
+from .memory_book import MemoryBook, PendingFill, State
+from .owners import Owner, Owners, fill_for, fills_for
+from .places import Place
+from .runner import ask_if_sharded, execute, prepare
+from .scope import Scope
+
+
+class ByMemory:
+    """The fills of one outermost call that watches memory, and of the calls in it."""
+
+    def __init__(self, book: MemoryBook) -> None:
+        self.book = book
+        self._owners: dict[Names, tuple[tuple[int, int], Owners]] = {}
+
+    # --- the protocol of pending fills --------------------------------------------------------------------------------
+
+    def put(self, fills: Sequence[Fill], scope: Scope, done: Done) -> None:
+        """Keeps fills of contract backends until something reads what they write; runs torch's at once."""
+        book = self.book
+        with book.paused():
+            parameters, buffers = scope.names.parameters(), scope.names.buffers()
+            for fill in fills:
+                name = scope.backends.of(fill)
+                is_contract = BACKENDS[name].IS_CONTRACT
+                if is_contract:
+                    ask_if_sharded(fill, scope)
+                for part in _in_one_place(fill):
+                    place = book.place_of(part.boxes[0].tensor if part.is_part else part.tensor)
+                    assert place is not None, "a backend that fills it has been found"
+                    if not is_contract:
+                        self.run(book.pending(place))
+                        execute([part], scope)
+                        done.filled([part])
+                    named = part if part.tensor in parameters or part.tensor in buffers else None
+                    state = State.PENDING if is_contract else State.REPORTED
+                    book.add(
+                        place,
+                        part.distribution,
+                        scope.effective,
+                        part.rule,
+                        part.info,
+                        asked_by=done,
+                        named=named,
+                        state=state,
+                    )
+                    if is_contract:
+                        torch.autograd.graph.increment_version(part.tensor)
+                        if done.ledger is not None and part.info:
+                            done.ledger.record(part.tensor, part.info)
+                        if book.is_exposed(place):
+                            self.run(book.pending(place))
+
+    def before(self, item: Copy | Call, scope: Scope, done: Done) -> None:
+        """Runs everything before a copy that does more than overwrite tensors. Watched code reads what it needs."""
+        if isinstance(item, Copy) and (item.runs_own_code or item.replaces or item.unknown):
+            self.flush(scope, done)
+
+    def overwritten(self, tensor: torch.Tensor, by: str) -> None:
+        """Notes that a copy has written a tensor."""
+        with self.book.paused():
+            place = self.book.place_of(tensor)
+            if place is not None:
+                self.book.wrote(place, by, False)
+
+    def flush(self, scope: Scope, done: Done) -> None:
+        """Runs everything that is pending; agrees with other ranks even where nothing of it is here."""
+        self.run(self.book.pending())
+        with self.book.paused():
+            scope.seed.agree()
+
+    def named(self) -> Iterable[Fill]:
+        """Returns the fills that rules requested and that still show."""
+        return (fill.named for fill in self.book.fills() if fill.named is not None)
+
+    def for_part(self) -> ByMemory:
+        """Returns itself: a part's fills may stay pending until something reads them."""
+        return self
+
+    def close(self, scope: Scope, done: Done) -> None:
+        """Runs everything at the end of a call with a seed of its own; a part's may stay pending."""
+        if scope.effective is scope:
+            self.flush(scope, done)
+
+    def sensing(self, ledger: Ledger) -> AbstractContextManager[object]:
+        """As ``MemoryBook.sensing``."""
+        return self.book.sensing(ledger)
+
+    def own_work(self, *, has_subclasses: bool = False) -> AbstractContextManager[object]:
+        """As ``MemoryBook.paused``."""
+        return self.book.paused(has_subclasses)
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def run(self, fills: Sequence[PendingFill]) -> None:
+        """Runs pending fills, in as few launches as there are seeds and devices.
+
+        Raises:
+            RuntimeError: in a strict call, a draw that has no name yet; nothing is written.
+        """
+        if fills:
+            with self.book.paused():
+                for scope in dict.fromkeys(fill.scope for fill in fills):
+                    self._run([fill for fill in fills if fill.scope is scope], scope)
+
+    def _run(self, pending: Sequence[PendingFill], scope: Scope) -> None:
+        found = list(fills_for(pending, self.book, self.owners(scope)))
+        if scope.strict:
+            for each, fill in found:
+                if each.draw.stream is not None and not each.draw.stream.is_name:
+                    raise RuntimeError(
+                        f"strict: {each.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the "
+                        f"numbers are needed before it is known what the tensor will be called. Without strict they "
+                        f"come from the stream {fill.stream_name!r}, by order"
+                    )
+        try:
+            prepare([fill for _, fill in found], scope)
+        except RuntimeError:
+            for each, fill in found:
+                if is_sharded(fill.tensor):  # nobody knows what is right for it
+                    each.state = State.RUN
+            raise
+        execute([fill for _, fill in found if not fill.tensor.is_meta], scope, are_counted=True)
+        for each, fill in found:
+            each.ran = fill
+        for each in pending:
+            each.state = State.RUN
+            if each.values is not each.distribution:
+                each.values.replay(each.place.view())  # type: ignore[union-attr]
+
+    # --- names --------------------------------------------------------------------------------------------------------
+
+    def owners(self, scope: Scope) -> Owners:
+        """Returns the parameters and buffers of a call by where they lie."""
+        names = scope.names
+        now = self.book.generation, names.n_roots
+        found = self._owners.get(names)
+        if found is None or found[0] != now:
+            names.renew()
+            named = [*names.parameters().items(), *names.buffers().items()]
+            found = self._owners[names] = now, Owners(named, self.book, names.ordinal)
+        return found[1]
+
+    def owner_of(self, place: Place, scope: Scope) -> Owner | None:
+        """Returns the parameter or buffer that holds a place."""
+        return self.owners(scope).of(place)
+
+    # --- settling -----------------------------------------------------------------------------------------------------
+
+    def settle(self, scope: Scope, done: Done) -> tuple[str, ...]:
+        """Notes what was written under names as done, and returns what was drawn without a name."""
+        with self.book.paused():
+            unkeyed: dict[str, None] = {}
+            owners, is_whole = self.owners(scope), scope.effective is scope
+            ledger = done.open_ledger(self.named())
+            for each in self.book.fills():
+                # A part of a larger call reports what it requested itself, and leaves the rest to that.
+                if each.scope is scope if is_whole else each.asked_by is done:
+                    self._settle(each, owners, ledger, done, unkeyed)
+            for owner in owners if is_whole else ():
+                for other in self.book.others_at(owner.place):
+                    if owner.tensor not in ledger.written:
+                        ledger.record(owner.tensor, other.info)
+                    if other.is_random and BACKENDS[scope.backends.on(owner.tensor.device)].IS_CONTRACT:
+                        unkeyed[owner.name] = None
+            return tuple(unkeyed)
+
+    def _settle(self, each: PendingFill, owners: Owners, ledger: Ledger, done: Done, unkeyed: dict[str, None]) -> None:
+        owner, stream = owners.of(each.place), each.draw.stream
+        if stream is not None and not stream.is_name:
+            shape = "x".join(map(str, each.place.shape))
+            unkeyed[owner.name if owner is not None else f"{stream.name} ({shape}, {each.rule})"] = None
+        if each.state is State.REPORTED or (owner is None and each.named is None):
+            return
+        fill = each.ran
+        if fill is None or (owner is not None and fill.tensor is not owner.tensor):  # it has got a name meanwhile
+            fill = fill_for(each, owners)
+        each.state = State.REPORTED
+        if fill is not None:
+            done.add([fill])
+            if fill.tensor not in ledger.written:
+                ledger.record(fill.tensor, fill.info)
+
+
+def _in_one_place(fill: Fill) -> Sequence[Fill]:
+    """Returns a fill in pieces of one box, if it is of a part of a tensor: that lies in several boxes, or elsewhere."""
+    return [replace(fill, parts=(box,)) for box in fill.boxes] if fill.is_part else [fill]

@@ -1,0 +1,213 @@
+"""Open calls: one initialization from its first item to its report.
+
+Every public function reads: open a call; items; ``check``; ``run``; ``report``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..logs import logger
+from ..naming import Prefix
+from ..plans import Call, Copy, Fill, Item, nothing_copied
+from .defaults import Strict
+from .done import CheckpointReport, Done
+from .hosts import host_of
+from .ledger import Ledger
+from .pending import LatestPerTensor, Pending
+from .reports import Report, report_of
+from .runner import check
+from .scope import Scope
+from .seeds import seeded_generators
+
+Source = TypeVar("Source")
+
+_current: ContextVar[OpenCall | None] = ContextVar("fastinit_call", default=None)
+
+
+def current_call() -> OpenCall:
+    """Returns the innermost call that is open."""
+    found = _current.get()
+    assert found is not None, "asked for within one only"
+    return found
+
+
+def new_scope(root: nn.Module | None, **arguments: Any) -> Scope:
+    """Returns the scope of a call within the innermost one that is open; the arguments are those of ``Scope``."""
+    outer = _current.get()
+    return Scope(root, None if outer is None else outer.scope, **arguments)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one source (a rule, a recipe) gives for a module, planned before anything is written."""
+
+    module: nn.Module
+    items: Sequence[Item]
+    plan_again: Callable[[], Sequence[Item]]
+    """Plans it anew, where an earlier step has put other parameters into the modules."""
+
+
+class OpenCall:
+    """One call that is open: its scope, what is pending, and what has been done."""
+
+    def __init__(self, scope: Scope, outer: OpenCall | None) -> None:
+        self.scope = scope
+        self.done: Done = Done(scope, None if outer is None else outer.done)
+        self.pending: Pending = LatestPerTensor() if outer is None else outer.pending.for_part()
+        self.has_begun = False
+        """Something may have been written."""
+
+    # --- items, check -------------------------------------------------------------------------------------------------
+
+    def planned(self, steps_of: Callable[[Source, Scope], list[Step]], source: Source) -> list[Step]:
+        """Returns the steps that a source gives in the scope of the call, checked; nothing is written.
+
+        Raises:
+            RuntimeError: an item cannot run.
+        """
+        with self.pending.own_work():
+            steps = steps_of(source, self.scope)
+        self.check(steps)
+        return steps
+
+    # --- run ----------------------------------------------------------------------------------------------------------
+
+    def run(self, steps: Iterable[Step]) -> None:
+        """Executes checked steps in order, and notes what they wrote."""
+        is_stale = False
+        for step in steps:
+            items = step.items
+            if is_stale:  # the modules may have other parameters now
+                with self.pending.own_work():
+                    items = step.plan_again()
+                    check(items, self.scope)
+            self.run_items(items)
+            if (host := host_of(step.module)) is not None:
+                self.flush()
+                host.wrote(step.module, getattr(items[-1], "info", "") if items else "")
+            is_stale = is_stale or any(map(_exchanges_parameters, items))
+
+    def run_items(self, items: Sequence[Item]) -> None:
+        """Executes checked items in order, and notes what they wrote."""
+        self.has_begun = self.has_begun or bool(items)
+        for is_fill, group in groupby(items, key=lambda item: isinstance(item, Fill)):
+            if is_fill:
+                self.pending.put([item for item in group if isinstance(item, Fill)], self.scope, self.done)
+                continue
+            for item in group:
+                assert not isinstance(item, Fill)
+                self.pending.before(item, self.scope, self.done)
+                if isinstance(item, Copy):
+                    self._copy(item)
+                else:
+                    with self.attributing(item.module, item.info):
+                        item.function()
+                    self.done.add([item])
+                if _exchanges_parameters(item):
+                    self.scope.names.renew()
+                    self.ledger().adopt(self.scope.names.parameters(), item.info)
+
+    def check(self, steps: Iterable[Step]) -> None:
+        """Raises RuntimeError if an item cannot run; nothing is written."""
+        with self.pending.own_work():
+            check(chain.from_iterable(step.items for step in steps), self.scope)
+
+    def fill(self, fills: Sequence[Fill]) -> None:
+        """Checks fills and executes them."""
+        with self.pending.own_work():
+            check(fills, self.scope)
+        self.run_items(fills)
+
+    def _copy(self, item: Copy) -> None:
+        ledger = self.ledger()
+        # Watching what is written takes longer than loading a small model: only code of others is watched.
+        if item.runs_own_code:
+            with self.attributing(item.module, item.info):
+                result, entries = item.load()
+        else:
+            with self.pending.own_work(has_subclasses=True):
+                result, entries = item.load()
+        for entry in entries:
+            ledger.record(entry.tensor, item.info)
+            self.pending.overwritten(entry.tensor, item.info)
+        self.done.loaded(CheckpointReport(item.source, item.rule, result))
+        if self.scope.strict and not result.copied:
+            raise RuntimeError(f"{item.rule}: {nothing_copied(item.source, result)} (an error under strict)")
+        self.done.add([replace(item, entries=entries)])
+
+    def flush(self) -> None:
+        """Runs everything that is pending."""
+        self.pending.flush(self.scope, self.done)
+
+    def attributing(self, module: nn.Module, info: str) -> AbstractContextManager[None]:
+        """Returns a context in which what other code writes is attributed to ``info``."""
+        return self.ledger().attributing(module, info, self.pending.sensing)
+
+    def ledger(self) -> Ledger:
+        """Returns the ledger of the parameters under the root, from here on."""
+        return self.done.open_ledger(self.pending.named())
+
+    # --- report -------------------------------------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """Returns what was done since the call began, once everything has run."""
+        self.flush()
+        unkeyed = self.pending.settle(self.scope, self.done)
+        return report_of(self.done, self.ledger(), unkeyed)
+
+
+def _exchanges_parameters(item: Item) -> bool:
+    """Tells whether an item may put other parameters into the modules."""
+    return isinstance(item, Call) or (isinstance(item, Copy) and item.replaces)
+
+
+@contextmanager
+def open_call(
+    root: nn.Module | None,
+    *,
+    backend: str | None = None,
+    seed: int | None = None,
+    prefix: Prefix = "",
+    strict: Strict | None = None,
+    devices: Iterable[torch.device] | None = None,
+) -> Iterator[OpenCall]:
+    """Opens a call for the block; under a seed, torch's generators are forked and seeded for it.
+
+    Args:
+        root: the module whose names count; None for tensors that have no names.
+        backend, seed, prefix, strict: as the user gave them.
+        devices: of the tensors that will be filled; None: those of ``root``.
+    """
+    outer = _current.get()
+    scope = new_scope(root, backend=backend, seed=seed, prefix=prefix, strict=strict)
+    call = OpenCall(scope, outer)
+    token = _current.set(call)
+    try:
+        with ExitStack() as stack:
+            if scope.seed.given is not None:
+                stack.enter_context(
+                    seeded_generators(scope.seed.given, scope.devices() if devices is None else devices)
+                )
+            yield call
+            call.pending.close(scope, call.done)
+    except BaseException as error:
+        if outer is None and call.has_begun:
+            what = "a tensor" if root is None else type(root).__name__
+            logger.warning(
+                "%s stopped the initialization of %s after %d fills, copies and calls: it is only partly initialized",
+                type(error).__name__,
+                what,
+                len(call.done.items),
+            )
+        raise
+    finally:
+        _current.reset(token)

@@ -1,0 +1,70 @@
+"""What one call has done so far, for its report and for the ledger of who wrote what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..plans import Fill, Item, LoadResult
+from .ledger import Ledger
+from .scope import Scope
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """How a checkpoint fitted the module that it was loaded into."""
+
+    source: str
+    """The checkpoint, as the user wrote it."""
+    rule: str
+    result: LoadResult
+
+
+class Done:
+    """The items that one call has executed. What a part of a larger call does, the larger one has done too."""
+
+    def __init__(self, scope: Scope, outer: Done | None) -> None:
+        self.scope = scope
+        self._outer = outer if scope.is_part else None
+        self.items: list[Item] = []
+        """In the order in which they were executed."""
+        self.checkpoints: list[CheckpointReport] = []
+        self.began = time.perf_counter()
+        self.ledger: Ledger | None = None if self._outer is None else self._outer.ledger
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Notes items that were executed."""
+        self.items.extend(items)
+        if self._outer is not None:
+            self._outer.add(items)
+
+    def filled(self, fills: Iterable[Fill]) -> None:
+        """Notes fills that were executed, in the ledger too."""
+        fills = list(fills)
+        if self.ledger is not None:
+            for fill in fills:
+                if fill.info:
+                    self.ledger.record(fill.tensor, fill.info)
+        self.add(fills)
+
+    def loaded(self, checkpoint: CheckpointReport) -> None:
+        """Notes how a checkpoint fitted."""
+        self.checkpoints.append(checkpoint)
+        if self._outer is not None:
+            self._outer.loaded(checkpoint)
+
+    def open_ledger(self, pending: Iterable[Fill]) -> Ledger:
+        """Returns the ledger of the parameters under the root; when first asked for it learns what was done so far.
+
+        Args:
+            pending: fills that are requested and not yet written.
+        """
+        if self.ledger is None and self._outer is not None:
+            self.ledger = self._outer.open_ledger(pending)
+        if self.ledger is None:
+            self.ledger = Ledger(self.scope.names.parameters(), "")
+            for item in (*self.items, *pending):
+                if isinstance(item, Fill):
+                    self.ledger.record(item.tensor, item.info)
+        return self.ledger

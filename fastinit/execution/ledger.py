@@ -1,0 +1,236 @@
+"""The ledger: what wrote every parameter, known from what was written and not from reading parameters back.
+
+fastinit enters its own fills and copies. For code that it cannot see into (a user's ``init_weights``, an initializer
+with a ``__call__`` of its own) a sensor tells which memory is written, and the ledger attributes it to that code. Calls
+that watch memory (``ByMemory``) are a sensor themselves; for all others there is ``FunctionSensor``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..logs import is_rank_zero, logger
+from ..plans import byte_span
+from .hosts import host_of
+from .versions import tensors_in, version_of
+
+
+class ParameterInfo(dict[str, Any]):
+    """``init_info`` of one parameter, and ``tmp_mean_value``, which mmengine keeps and we compute only when asked."""
+
+    __slots__ = ("_parameter",)  # there is one for each parameter
+
+    def __init__(self, parameter: torch.Tensor, init_info: str) -> None:
+        self["init_info"] = init_info
+        self._parameter = parameter
+
+    def __missing__(self, key: str) -> Any:
+        if key != "tmp_mean_value":
+            raise KeyError(key)
+        return self._parameter.detach().mean().cpu()
+
+
+class Ledger(dict[torch.Tensor, ParameterInfo]):
+    """Maps every parameter under a root to its ``ParameterInfo``.
+
+    It is the ``_params_init_info`` of the modules while a BaseModule tree is initialized, as mmengine's books are.
+    """
+
+    def __init__(self, parameters: Mapping[torch.Tensor, str], default_info: str) -> None:
+        super().__init__((parameter, ParameterInfo(parameter, default_info)) for parameter in parameters)
+        self.written: set[torch.Tensor] = set()
+        """Parameters that were written since the beginning, by anything."""
+        self.is_closed = False
+        """The initialization is over; a copy of a module that was made meanwhile may still refer to this ledger."""
+        self._frames: list[set[torch.Tensor]] = []
+        """What was written and not yet attributed, for each running piece of other code, the innermost last."""
+        self._marks: dict[torch.Tensor, tuple[int, int]] = {}
+        """(version, address of the storage) when last looked at."""
+        self._parameters_in: dict[int, list[torch.Tensor]] = {}
+        """By the address of their storage."""
+        self._is_watched = False
+        """Other code has run: marks are kept."""
+
+    def __deepcopy__(self, memo: object) -> Ledger:
+        copied = Ledger({}, "")  # the copy of a module is not being initialized
+        copied.is_closed = True
+        return copied
+
+    def record(self, tensor: torch.Tensor, info: str) -> None:
+        """Notes that ``info`` wrote a tensor; one that is no parameter of the root is not tracked."""
+        if tensor in self:
+            self[tensor]["init_info"] = info
+            self.written.add(tensor)
+            if self._is_watched:
+                self._settle(tensor)
+
+    def adopt(self, parameters: Iterable[torch.Tensor], info: str) -> None:
+        """Takes in parameters that other code has put into the modules."""
+        for parameter in parameters:
+            if parameter not in self:
+                self[parameter] = ParameterInfo(parameter, info)
+                self.written.add(parameter)
+                if self._is_watched:
+                    self._mark(parameter)
+
+    @contextmanager
+    def attributing(
+        self, module: nn.Module, info: str, sensing: Callable[[Ledger], AbstractContextManager[object]]
+    ) -> Iterator[None]:
+        """Attributes what the code in the block writes to ``info``, unless something within it claims it first.
+
+        Args:
+            module: the one whose parameters may also get other memory (``p.data = ...``) in the block.
+            info: what wrote them.
+            sensing: returns a context in which ``touched`` is told of what is written.
+        """
+        if not self._is_watched:
+            self._is_watched = True
+            for parameter in self:
+                self._mark(parameter)
+        self._frames.append(set())
+        try:
+            if len(self._frames) > 1:  # nested: a sensor is at work already
+                yield
+            else:
+                with sensing(self):
+                    yield
+            self.claim(module, info)
+            for parameter in tuple(self._frames[-1]):
+                self.record(parameter, info)
+        finally:
+            self._frames.pop()
+
+    def claim(self, module: nn.Module, info: str) -> None:
+        """Attributes to ``info`` what the running code has written so far in the parameters of ``module``."""
+        if self._frames:
+            for parameter in module.parameters():
+                if parameter in self and (
+                    parameter in self._frames[-1] or self._marks[parameter] != _mark_of(parameter)
+                ):
+                    self.record(parameter, info)
+
+    def touched(self, storage: int, start: int, end: int) -> None:
+        """Notes that the running code wrote bytes: views, ``.data`` and fused memory share them with parameters.
+
+        Args:
+            storage: the address where the memory begins.
+            start, end: the addresses of the first byte and of the one behind the last.
+        """
+        for parameter in self._parameters_in.get(storage, ()):
+            own_start, own_end = byte_span(parameter)
+            if start < own_end and own_start < end:
+                self._frames[-1].add(parameter)
+
+    def touched_tensor(self, tensor: torch.Tensor) -> None:
+        """As ``touched``."""
+        if tensor in self._marks:
+            self._frames[-1].add(tensor)
+        if storage := _storage_address(tensor):
+            self.touched(storage, *byte_span(tensor))
+
+    def _mark(self, parameter: torch.Tensor) -> None:
+        self._marks[parameter] = _mark_of(parameter)
+        self._parameters_in.setdefault(self._marks[parameter][1], []).append(parameter)
+
+    def _settle(self, parameter: torch.Tensor) -> None:
+        """Forgets the writes to ``parameter`` so far."""
+        for frame in self._frames:
+            frame.discard(parameter)
+        before, now = self._marks[parameter][1], _mark_of(parameter)
+        if before != now[1]:
+            self._parameters_in[before] = [other for other in self._parameters_in[before] if other is not parameter]
+            self._parameters_in.setdefault(now[1], []).append(parameter)
+        self._marks[parameter] = now
+
+
+class FunctionSensor(TorchFunctionMode):
+    """Tells a ledger what the code in a block writes.
+
+    An in-place operation counts up the version of the tensor that it is called on. For a parameter itself and its
+    views that is the parameter's own; ``p.data`` has another, so the arguments of every call are looked at. (A
+    dispatch mode would see the operators themselves, but its first use imports 800 modules: most of a second.) Writes
+    to ``.data`` that torch's Python functions do not see stay unseen: through numpy views, by ``apply_``, in scripted
+    functions.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [(tensor, version_of(tensor)) for tensor in tensors_in((*args, *kwargs.values()))]
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
+            for tensor, version in tensors:
+                if version_of(tensor) != version:
+                    self._ledger.touched_tensor(tensor)
+        return result
+
+
+def _mark_of(parameter: torch.Tensor) -> tuple[int, int]:
+    return version_of(parameter), _storage_address(parameter)
+
+
+def _storage_address(tensor: torch.Tensor) -> int:
+    """Returns where the tensor's storage begins, 0 where it has none to compare (meta, uninitialized, wrappers)."""
+    try:
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
+            return 0
+        with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
+            return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, ValueError, NotImplementedError):
+        return 0
+
+
+def update_init_info(module: nn.Module, init_info: str) -> None:
+    """Attributes what was written in the parameters of ``module`` since the last attribution to ``init_info``.
+
+    For code within an ``init_weights``: it says in the log where the values came from. Follows
+    ``mmengine.model.update_init_info``; within an mmengine tree it does what that does.
+
+    Raises:
+        AssertionError: ``module`` is not being initialized, or it has a parameter that was not there in the beginning.
+    """
+    if not hasattr(module, "_params_init_info"):
+        raise AssertionError(f"Can not find `_params_init_info` in {module}")
+    known: Any = module._params_init_info
+    check_no_new_parameters(module, known)
+    if isinstance(known, Ledger):
+        known.claim(module, init_info)
+    elif (host := host_of(module)) is not None:
+        host.wrote(module, init_info)
+
+
+def check_no_new_parameters(module: nn.Module, known: Mapping[torch.Tensor, Any]) -> None:
+    """Raises AssertionError if ``module`` has a parameter that was not there when initialization began."""
+    for name, parameter in module.named_parameters():
+        if parameter not in known:
+            raise AssertionError(
+                f"Find a new :obj:`Parameter` named `{name}` during executing the `init_weights` of "
+                f"`{type(module).__name__}`. Please do not add or replace parameters during executing the "
+                f"`init_weights`. "
+            )
+
+
+def log_ledger(ledger: Ledger, names: Mapping[torch.Tensor, str]) -> None:
+    """Logs one line for each parameter at INFO on the logger ``fastinit``, on rank 0 only.
+
+    ``logging.getLogger("fastinit").setLevel("WARNING")`` silences it; a FileHandler writes it to a file.
+    """
+    if not logger.isEnabledFor(logging.INFO) or not is_rank_zero():
+        return
+    for parameter, name in names.items():
+        if parameter in ledger:
+            shape = "uninitialized" if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+            logger.info("%s - %s: %s", name, shape, ledger[parameter]["init_info"])

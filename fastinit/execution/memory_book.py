@@ -1,0 +1,359 @@
+"""The memory book: storage by storage, what was requested and what was written, as long as memory is watched.
+
+A later fill of the same bytes replaces an earlier one. A fill keeps hold of memory only weakly: one of a tensor that is
+gone by the time it would run never runs. Random numbers belong to a ``Draw``, which gets its stream when it has to run,
+as late as that: in a constructor no parameter has a name yet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from ..plans import Constant, Distribution, Fill
+from ..plans.arithmetic import Chain
+from .done import Done
+from .ledger import Ledger
+from .places import Place, storage_of
+from .scope import Scope
+
+
+class State(Enum):
+    """How far a fill has come."""
+
+    PENDING = 1
+    """Requested: its bytes are not written yet."""
+    RUN = 2
+    """Written, and nothing else has written there since."""
+    REPORTED = 3
+    """Written, and the report has it."""
+
+
+class Stream(NamedTuple):
+    """The random stream of a draw, and where its numbers stand in it."""
+
+    name: str
+    first_index: int
+    steps: tuple[int, ...]
+    is_name: bool
+    """It is the name of a parameter or buffer, and no ordinal."""
+
+
+@dataclass(eq=False, slots=True)
+class Draw:
+    """One set of random numbers; copies and multiples of a tensor share it."""
+
+    fills: list[PendingFill] = field(default_factory=list)
+    stream: Stream | None = None
+    """Once it is known."""
+
+
+@dataclass(eq=False, slots=True)
+class Write:
+    """Something was written to a place, or will be."""
+
+    place: Place
+    info: str
+    """What the ledger says of it."""
+    order: int
+
+
+@dataclass(eq=False, slots=True)
+class OtherWrite(Write):
+    """A write that is no fill."""
+
+    is_random: bool
+
+
+@dataclass(eq=False, slots=True)
+class PendingFill(Write):
+    """One requested fill, from the request to the report."""
+
+    draw: Draw
+    values: Distribution | Chain
+    scope: Scope
+    """Whose seed, names and backend count."""
+    rule: str
+    asked_by: Done | None = None
+    """The call that requested it, a part of the one that ``scope`` belongs to."""
+    named: Fill | None = None
+    """As a rule requested it, with its name."""
+    state: State = State.PENDING
+    ran: Fill | None = None
+    """As what it was executed."""
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its bytes are not written yet."""
+        return self.state is State.PENDING
+
+    @property
+    def distribution(self) -> Distribution:
+        """What is drawn; in-place operations may have to be done to it afterwards (``Chain``)."""
+        return self.values.base if isinstance(self.values, Chain) else self.values
+
+    def leave(self) -> None:
+        """Takes it out of its draw: it is overwritten, or its memory is gone."""
+        self.draw.fills = [other for other in self.draw.fills if other is not self]
+
+
+@dataclass(eq=False, slots=True)
+class _Storage:
+    ref: StorageWeakRef
+    writes: list[Write] = field(default_factory=list)
+    """Those that still show, in order."""
+    is_exposed: bool = False
+    """Other code has an address of the memory: a fill there must not stay pending."""
+    is_fresh: bool = False
+    """It holds nothing before it is filled."""
+    is_marked: bool = False
+    """Every byte was _UNTOUCHED when the memory was exposed."""
+
+    @property
+    def is_gone(self) -> bool:
+        return bool(self.ref.expired())  # type: ignore[no-untyped-call]
+
+
+# Fills of temporary tensors cost a kilobyte each, and looking for those that are gone a microsecond for each storage.
+_PURGE_EVERY = 4096
+# Written into fresh memory before other code gets its address, to see whether it wrote there. No float, bool or index
+# is likely to consist of it.
+_UNTOUCHED = 0xFB
+
+
+class MemoryBook:
+    """What is known of the memory that is watched, in one outermost call."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, _Storage] = {}
+        self._n_writes = 0
+        self.generation = 0
+        """Counts what may have given parameters other memory or other names."""
+        self.lock = threading.RLock()
+        """Threads that are recorded together take turns."""
+        self._paused_by: int | None = None
+        self._on_write: Callable[[Place], None] | None = None
+        """Told of every write, while a ledger attributes them."""
+
+    @contextmanager
+    def paused(self, has_subclasses: bool = False) -> Iterator[None]:
+        """Marks what this thread does in the block as fastinit's own work, which is not watched.
+
+        Args:
+            has_subclasses: it calls functions of tensor subclasses.
+        """
+        with self.lock, nullcontext() if has_subclasses else torch._C.DisableTorchFunction():
+            before, self._paused_by = self._paused_by, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._paused_by = before
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether what this thread does is fastinit's own work."""
+        return self._paused_by == threading.get_ident()
+
+    @contextmanager
+    def sensing(self, ledger: Ledger) -> Iterator[None]:
+        """Tells a ledger of every write in the block."""
+
+        def wrote(place: Place) -> None:
+            memory = torch.UntypedStorage._new_with_weak_ptr(place.storage_id)
+            if memory is not None and (address := memory.data_ptr()):
+                ledger.touched(address, address + place.start, address + place.end)
+
+        before, self._on_write = self._on_write, wrote
+        try:
+            yield
+        finally:
+            self._on_write = before
+
+    def place_of(self, tensor: torch.Tensor) -> Place | None:
+        """Returns where a tensor lies, None if it has no plain memory."""
+        found = storage_of(tensor)
+        if found is None:
+            return None
+        here, memory = found
+        known = self._storages.get(memory._cdata)
+        return Place(here, known.ref if known is not None else StorageWeakRef(memory))  # type: ignore[no-untyped-call]
+
+    def _storage(self, place: Place) -> _Storage:
+        storage = self._storages.get(place.storage_id)
+        if storage is None:
+            storage = self._storages[place.storage_id] = _Storage(place.ref)
+        return storage
+
+    # --- noting -------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        place: Place,
+        values: Distribution | Chain,
+        scope: Scope,
+        rule: str,
+        info: str,
+        *,
+        draw: Draw | None = None,
+        asked_by: Done | None = None,
+        named: Fill | None = None,
+        state: State = State.PENDING,
+    ) -> PendingFill:
+        """Notes a fill; what it covers is forgotten."""
+        order = self._next_order()
+        storage = self._storage(place)
+        if storage.writes:
+            self.forget(place)
+        fill = PendingFill(
+            place, info, order, Draw() if draw is None else draw, values, scope, rule, asked_by, named, state
+        )
+        fill.draw.fills.append(fill)
+        storage.writes.append(fill)
+        self.touch(place)
+        return fill
+
+    def wrote(self, place: Place, info: str, is_random: bool) -> None:
+        """Notes a write that is no fill, to a place for which nothing is pending any more."""
+        self.forget(place)
+        storage = self._storage(place)
+        for i, write in enumerate(storage.writes):
+            if isinstance(write, PendingFill) and not write.is_pending and write.place.meets(place):
+                # What is left of its values stays where it is, but they are no fill that could be repeated.
+                write.leave()
+                was_random = not isinstance(write.distribution, Constant)
+                storage.writes[i] = OtherWrite(write.place, write.info, write.order, was_random)
+        storage.writes.append(OtherWrite(place, info, self._next_order(), is_random))
+        self.touch(place)
+
+    def touch(self, place: Place) -> None:
+        """Tells the ledger that attributes writes, if one does, that a place is written."""
+        if self._on_write is not None:
+            self._on_write(place)
+
+    def _next_order(self) -> int:
+        if self._n_writes % _PURGE_EVERY == 0:
+            self._purge()
+        self._n_writes += 1
+        return self._n_writes
+
+    def forget(self, place: Place) -> None:
+        """Drops the writes that a place covers: the bytes are about to be overwritten."""
+        storage = self._storages.get(place.storage_id)
+        if storage is None or not storage.writes:
+            return
+        kept = []
+        for write in storage.writes:
+            if not place.covers(write.place):
+                kept.append(write)
+            elif isinstance(write, PendingFill):
+                write.leave()
+        storage.writes = kept
+
+    def expose(self, place: Place) -> None:
+        """Notes that other code got an address of the memory."""
+        storage = self._storage(place)
+        storage.is_exposed = True
+        if storage.is_fresh and not (storage.is_marked or storage.writes):
+            _bytes_of(storage).fill_(_UNTOUCHED)
+            storage.is_marked = True
+
+    def is_new(self, place: Place) -> None:
+        """Notes that memory was made just now and holds nothing."""
+        self._storage(place).is_fresh = True
+
+    def _purge(self) -> None:
+        """Forgets what was known of memory that is gone."""
+        for storage_id in [storage_id for storage_id, storage in self._storages.items() if storage.is_gone]:
+            for write in self._storages.pop(storage_id).writes:
+                if isinstance(write, PendingFill):
+                    write.leave()
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def is_exposed(self, place: Place) -> bool:
+        """Tells whether the memory may be read unseen: by an address, or as memory of numpy's or of another process."""
+        storage = self._storages.get(place.storage_id)
+        if storage is not None and storage.is_exposed:
+            return True
+        memory = torch.UntypedStorage._new_with_weak_ptr(place.storage_id)
+        if memory is None:
+            return False
+        # torch before 2.2 does not tell; there memory of numpy's, made before the block, is taken for torch's own.
+        return not memory.resizable() if hasattr(memory, "resizable") else memory.is_shared()
+
+    def writes_at(self, place: Place) -> list[Write]:
+        """Returns the writes that still show in a place, in order."""
+        storage = self._storages.get(place.storage_id)
+        return [] if storage is None else [write for write in storage.writes if write.place.meets(place)]
+
+    def fills_at(self, place: Place) -> list[PendingFill]:
+        """Returns the fills that still show in a place, in order."""
+        return [write for write in self.writes_at(place) if isinstance(write, PendingFill)]
+
+    def others_at(self, place: Place) -> list[OtherWrite]:
+        """Returns the writes that are no fills and still show in a place."""
+        return [write for write in self.writes_at(place) if isinstance(write, OtherWrite)]
+
+    def current(self, place: Place) -> PendingFill | None:
+        """Returns the fill that gave exactly this place its values, all of them, and was the last to write there."""
+        writes = self.writes_at(place)
+        if not writes or not place.is_dense or any(isinstance(write, OtherWrite) for write in writes):
+            return None
+        last = writes[-1]
+        assert isinstance(last, PendingFill)
+        # An earlier one may be pending below it: a row within the whole, but never the other way round (``forget``).
+        return last if last.place.geometry == place.geometry else None
+
+    def all_of(self, place: Place) -> list[PendingFill] | None:
+        """Returns the fills that gave a dense place its values, in order; None where something else wrote there too."""
+        if not place.is_dense:
+            return None
+        writes = self.writes_at(place)
+        fills = [write for write in writes if isinstance(write, PendingFill) and place.covers(write.place)]
+        return fills if len(fills) == len(writes) else None
+
+    def pending(self, place: Place | None = None) -> list[PendingFill]:
+        """Returns the pending fills (in the storage of a place), in order; those of memory that is gone are dropped."""
+        if place is not None:
+            storage = self._storages.get(place.storage_id)
+            writes: Sequence[Write] = () if storage is None else storage.writes
+            return [write for write in writes if isinstance(write, PendingFill) and write.is_pending]
+        self._purge()
+        return [fill for fill in self.fills() if fill.is_pending]
+
+    def fills(self) -> list[PendingFill]:
+        """Returns all fills that still show, in memory that is alive, in order."""
+        alive = (storage for storage in self._storages.values() if not storage.is_gone)
+        fills = (write for storage in alive for write in storage.writes if isinstance(write, PendingFill))
+        return sorted(fills, key=lambda fill: fill.order)
+
+    def is_written(self, place: Place) -> bool:
+        """Tells whether every element of a place has been written (or will be), as far as that was seen."""
+        if place.numel == 0:
+            return True
+        storage = self._storages.get(place.storage_id)
+        if storage is None:
+            return False
+        if any(write.place.covers(place) for write in storage.writes):
+            return True
+        if storage.is_marked and bool((_bytes_of(storage) != _UNTOUCHED).any()):
+            return True
+        touching = [write.place for write in self.writes_at(place) if write.place.dtype == place.dtype]
+        if not touching:
+            return False
+        mask = torch.zeros(max(each.end for each in (*touching, place)), dtype=torch.bool, device="cpu")
+        for each in touching:
+            mask.as_strided(each.shape, each.stride, each.offset).fill_(True)
+        return bool(mask.as_strided(place.shape, place.stride, place.offset).all())
+
+
+def _bytes_of(storage: _Storage) -> torch.Tensor:
+    memory = torch.UntypedStorage._new_with_weak_ptr(storage.ref.cdata)
+    return torch.empty(0, dtype=torch.uint8, device=memory.device).set_(memory)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,147 @@
+"""The scope of a call: whose names, seed and backend count, and how strict it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..backends import AUTO, BACKENDS, Choice
+from ..contract.streams import check_seed
+from ..errors import warn_user
+from ..naming import Names, Prefix
+from ..plans import Call, Copy, Item, names_line, tensors_of
+from .defaults import Strict, check_strict, default_backend, default_seed, default_strict
+from .seeds import CallSeed
+
+
+class OpenCheckpoints:
+    """The checkpoints that a call has opened to plan with, and is going to load."""
+
+    def __init__(self, is_offline: bool = False) -> None:
+        self.is_offline = is_offline
+        """Nothing may be downloaded."""
+        self.trees: dict[int, Any] = {}
+        """Request (by id) -> what was read of its checkpoint."""
+
+
+class Scope:
+    """What holds for one call. A call within a larger one that initializes a part of it shares the larger one's names.
+
+    Args:
+        root: the module whose names count; None for tensors that have no names.
+        outer: the scope of the innermost call that is open.
+        backend, seed, prefix, strict: as the user gave them.
+        is_dry: only a plan is wanted: the call takes no seed of ``use``.
+        is_offline: nothing may be downloaded.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module | None,
+        outer: Scope | None,
+        *,
+        backend: str | None = None,
+        seed: int | None = None,
+        prefix: Prefix = "",
+        strict: Strict | None = None,
+        is_dry: bool = False,
+        is_offline: bool = False,
+    ) -> None:
+        if not isinstance(prefix, (str, Mapping)):
+            raise TypeError(f"prefix must be a str or a map of names, but got {prefix!r} of {type(prefix)}")
+        is_part = outer is not None and not prefix and (root is None or outer.names.knows(root))
+        self.root = root
+        self.outer = outer
+        self.names: Names = outer.names if outer is not None and is_part else Names(root, prefix)
+        if backend is None:
+            backend = outer.backends.asked if outer is not None else default_backend()
+        self.backends: Choice = Choice(backend)
+        given = None if seed is None else check_seed(seed)
+        if given is None and outer is None:
+            given = default_seed(own_names=bool(prefix), take=not is_dry)
+        draws = backend == AUTO or BACKENDS[backend].IS_CONTRACT
+        self.seed: CallSeed = CallSeed(
+            given, draws=draws, outer=None if outer is None else outer.seed, shares_fills=is_part
+        )
+        if strict is None:
+            strict = default_strict() if outer is None else outer.strict
+        self.strict: Strict = check_strict(strict)
+        """What has no effect is an error: a rule that matches nothing, a checkpoint that nothing is copied from; and an
+        unnamed draw. "complete": a parameter that nothing is known to write, too."""
+        self.warned: set[str] = set() if outer is None else outer.warned
+        self.launches: dict[torch.device, int] = outer.launches if outer is not None and is_part else {}
+        """How often kernels were started, device by device; torch's own are not counted."""
+        self.checkpoints = OpenCheckpoints(is_offline)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether what the outer call initializes holds what is initialized here."""
+        return self.outer is not None and self.names is self.outer.names
+
+    @property
+    def effective(self) -> Scope:
+        """The scope whose seed and backend count: that of the larger call, unless this one brings its own."""
+        outer = self.outer
+        is_own = self.seed.given is not None or outer is None or self.backends.asked != outer.backends.asked
+        return self if is_own or outer is None or not self.is_part else outer.effective
+
+    @property
+    def prefix(self) -> Prefix:
+        """What the user put in front of the names under ``root``."""
+        return "" if self.is_part else self.names.prefix
+
+    def parameters(self) -> dict[torch.Tensor, str]:
+        """Returns the parameters under this call's own root, with their names."""
+        names = self.names.parameters()
+        if self.root is None or self.root is self.names.root:
+            return names
+        return {tensor: names[tensor] for tensor in self.root.parameters() if tensor in names}
+
+    def devices(self) -> set[torch.device]:
+        """Returns the devices of the parameters and buffers under this call's own root."""
+        if self.root is None:
+            return set()
+        if self.root is self.names.root:  # whose tensors are known by name already
+            return {tensor.device for tensor in (*self.names.parameters(), *self.names.buffers())}
+        return {tensor.device for tensor in (*self.root.parameters(), *self.root.buffers())}
+
+    # --- what has no effect -------------------------------------------------------------------------------------------
+
+    def matches_nothing(self, rule: str, kind: str, message: str) -> None:
+        """Warns that a rule has no effect; in a strict call, raises RuntimeError.
+
+        Args:
+            rule: its place in the config, which the caller puts in front of errors.
+            kind: the class of its initializer; "": it is none's.
+            message: what it does not match.
+        """
+        if self.strict:
+            raise RuntimeError(f"{kind or rule}: {message} (an error under strict)")
+        self.warn_once(f"{rule} ({kind})" if kind else rule, message)
+
+    def check_complete(self, items: Iterable[Item]) -> None:
+        """Raises RuntimeError in a "complete" call if none of the items is known to write a parameter.
+
+        Code of others may write whatever is below the module that it is called for.
+        """
+        if self.strict != "complete":
+            return
+        written: set[torch.Tensor] = set()
+        for item in items:
+            written.update(tensors_of(item))
+            if isinstance(item, Call) or (isinstance(item, Copy) and (item.unknown or item.runs_own_code)):
+                written.update(item.module.parameters())
+        if left := [name for tensor, name in self.parameters().items() if tensor not in written]:
+            raise RuntimeError(
+                f"strict='complete': {names_line('parameters that no rule reaches', left)}. Add rules for them, e.g. "
+                f"dict(type='Constant', val=0, param={left[0]!r})"
+            )
+
+    def warn_once(self, where: str, message: str) -> None:
+        """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again."""
+        if message not in self.warned:
+            self.warned.add(message)
+            warn_user(f"{where}: {message}")
