@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import machine
@@ -18,6 +18,11 @@ def write(name: str, rows: Sequence[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, [*rows[0], "machine"], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, "machine": machine.describe()} for row in rows)
+    print_table(rows)
+
+
+def print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Prints rows as a Markdown table."""
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(str(value) for value in row.values()) + " |")
