@@ -77,6 +77,9 @@ def other_checkout(against: str | None) -> Iterator[Side | None]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "checkout"
+            verify = ["rev-parse", "--quiet", "--verify", f"{against}^{{commit}}"]
+            if subprocess.run(["git", "-C", ROOT, *verify], stdout=subprocess.DEVNULL).returncode:
+                raise SystemExit(f"--against {against!r} is neither a folder nor a git revision of {ROOT}")
             git("worktree", "add", "--detach", "--quiet", str(root), against)
             try:
                 for extension in (ROOT / "fastinit").glob("*.so"):

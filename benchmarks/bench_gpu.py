@@ -27,12 +27,10 @@ of the same machine. ``--elements 2^20`` is a trial, and without a CUDA device t
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import gc
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -58,8 +56,9 @@ from gpu_workloads import (
     placed,
     workloads,
 )
+from tables import RESULTS, print_table, read, save
 
-RESULT = Path(__file__).parent / "results" / "bench_gpu.csv"
+RESULT = RESULTS / "bench_gpu.csv"
 TRIAL_ELEMENTS = 1 << 18  # without a GPU: seconds for all workloads on two cores
 CEILING_BYTES = 1 << 32
 REPEATS = 11  # odd, so that the median is a measurement
@@ -214,35 +213,12 @@ def named(key: tuple[str, str, str], cells: Mapping[str, str]) -> Row:
 
 def kept(path: Path, machine: str, run_now: Iterable[tuple[str, str, str]]) -> list[Row]:
     """Returns the rows of an earlier run on the same machine, but for those of workloads that were run now."""
-    if not path.exists():
-        return []
     now = set(run_now)
-    with path.open(newline="") as file:
-        rows = [dict(row) for row in csv.DictReader(file)]
     return [
         row
-        for row in rows
+        for row in read(path)
         if row["machine"] == machine and (row["workload"], row["dtype"], row["distribution"]) not in now
     ]
-
-
-def save(path: Path, rows: Sequence[Row]) -> None:
-    """Writes a table; whoever is killed meanwhile leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
-
-
-def show(rows: Sequence[Row]) -> None:
-    """Prints rows as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(row.values()) + " |")
-    print(flush=True)
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -321,9 +297,8 @@ class Table:
         rows = [{**row, "machine": self.machine} for row in self.rows()]
         rows += kept(self.path, self.machine, [CEILING, *(each.key for each in self.ran)])
         order = {key: i for i, key in enumerate([CEILING, *(each.key for each in workloads())])}
-        save(
-            self.path, sorted(rows, key=lambda row: order.get((row["workload"], row["dtype"], row["distribution"]), 99))
-        )
+        rows.sort(key=lambda row: order.get((row["workload"], row["dtype"], row["distribution"]), 99))
+        save(self.path, rows)
 
 
 def measured(
@@ -395,7 +370,7 @@ def main() -> None:
     is_gpu = torch.cuda.is_available()
     elements = arguments.elements or (N_ELEMENTS if is_gpu else TRIAL_ELEMENTS)
     path = arguments.out or (RESULT if is_gpu and elements == N_ELEMENTS else None)
-    show(measured(arguments.only, arguments.repeat, elements, path).rows())
+    print_table(measured(arguments.only, arguments.repeat, elements, path).rows())
     if not is_gpu:
         print(f"NO GPU: torch {torch.__version__} finds no CUDA device; these rows say nothing of one")
 

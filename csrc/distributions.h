@@ -89,7 +89,7 @@ FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, const Norma
 //
 // Q is the upper tail probability; lower, upper and width are the probabilities below, above and between the bounds,
 // the numbers of tails.py. One of three forms is taken for a whole tensor. mean and std come in here, not after: the
-// last operation is one fma. The largest errors over all 2^32 words (benchmarks/check_numbers.py), in standard
+// last operation is one fma. The largest errors over all 2^32 words (tools/check_numbers.py), in standard
 // deviations: 1.11e-6 inside two of them, 1.52e-6 wide, 1.71e-6 in a tail from 1.6.
 
 // As kBend, five coefficients with the least error of the result itself, 3.1e-6; a fifth or less of it reaches a z.

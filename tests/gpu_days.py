@@ -1,4 +1,4 @@
-"""What the tests of the GPU day share: the modules of benchmarks/ can be imported, and findings are collected."""
+"""What the tests of the GPU day share: its modules can be imported, and findings are collected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import gpu_day_step
 import needs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parent.parent / "csrc" / "fit_coefficients.py"
+PATH = Path(__file__).parent.parent / "tools" / "fit_coefficients.py"
 
 
 @pytest.fixture
