@@ -23,8 +23,9 @@ FASTINIT_FN typename L::f32 uniform01(typename L::u32 w) {
   return L::from_i32(L::as_i32(w & 0x00FFFFFFu)) * 0x1p-24f;
 }
 
-// The tables are minimax polynomials; fit_coefficients.py makes them and compares them with what stands here. "Best" is
-// the least maximal error with that many coefficients, before they are rounded to float32.
+// The tables are minimax polynomials; tools/fit_coefficients.py fits them anew and compares. "Best" is the least maximal
+// error with that many coefficients, before they are rounded to float32. The Triton kernels' tables are generated from
+// these: run tools/kernel_tables.py after a change.
 
 // How a logarithm differs from a straight line: -2 (ln(1 + f) - f ln 2) = f (1 - f) B(f) on 0 <= f <= 1. The error of the
 // square root of the logarithm counts, which is largest where that is small: best 3.4e-7, with five coefficients 2.3e-6.

@@ -5,6 +5,7 @@ import struct
 import triton
 import triton.language as tl
 
+from . import tables
 from .layout import INSIDE, NORMAL, PARAMS, TAIL, UNIFORM, WIDE
 
 
@@ -17,85 +18,31 @@ def _times(c, unit=1.0):
     return tl.constexpr(tuple(_f32(_f32(x) * unit) for x in c))
 
 
-_BEND = _times(
-    (
-        -0.6136443134447835,
-        0.3848337191266087,
-        -0.2686039475316288,
-        0.17404670412143908,
-        -0.08144713044460192,
-        0.018530501565536255,
-    )
-)
+_BEND = _times(tables.BEND)
 # Minus the sine: the operations are symmetric in the sign, and -r sin needs no change of it then.
-_MINUS_SIN = _times(
-    (6.2831851600894435, -41.34165503140977, 81.60100407288746, -76.549782285581, 39.53670600855013), -1.0
-)
-_COS = _times((0.9999999534666579, -19.73917143469665, 64.93459062632053, -85.2403303108819, 56.24238037012728))
-_NOT_ZERO = tl.constexpr(2.0**-100)
+_MINUS_SIN = _times(tables.SIN, -1.0)
+_COS = _times(tables.COS)
+_NOT_ZERO = tl.constexpr(tables.NOT_ZERO)
 
-_TRUNCATED_COEFFICIENTS = (
-    -0.6134975550077484,
-    0.38206310025328616,
-    -0.25223448666089626,
-    0.13302357458700803,
-    -0.035823696555597216,
-)
-_BEND_TRUNCATED = _times(_TRUNCATED_COEFFICIENTS)
+_BEND_TRUNCATED = _times(tables.BEND_TRUNCATED)
 # -2 ln 2, where the exponent stands 2^23 times too large in the bits.
-_MINUS_2_LN_2 = _f32(_f32(-1.3862943611198906) * 2.0**-23)
+_MINUS_2_LN_2 = _f32(_f32(tables.MINUS2_LN2) * 2.0**-23)
 _SLOPE = tl.constexpr(_MINUS_2_LN_2)
 
-_INSIDE_END, _ONE_MINUS = _f32(0.2978), _f32(1.0 - _f32(0.2978))
+_INSIDE_END, _ONE_MINUS = _f32(tables.INSIDE_END), _f32(1.0 - _f32(tables.INSIDE_END))
 _INSIDE_SCALE = tl.constexpr(_f32(2.0 / _ONE_MINUS))
 _INSIDE_SHIFT = tl.constexpr(_f32(-_f32(1.0 + _INSIDE_END) / _ONE_MINUS))
-_INSIDE_POLYNOMIAL = _times(
-    (
-        1.547133957146439,
-        -0.3773243655487106,
-        0.11071793957626713,
-        -0.03708453383849878,
-        0.013982445004244375,
-        -0.0059652697513995325,
-        0.0020997107315305075,
-        -0.0004841747071564203,
-        0.0008722420665618857,
-        -0.0006398174485916866,
-    )
-)
+_INSIDE_POLYNOMIAL = _times(tables.INSIDE)
 
-_CENTRE_UNIT = _f32(2.0 / 15.5)
-_BEND_CENTRE = _times(_TRUNCATED_COEFFICIENTS, _CENTRE_UNIT)
+_CENTRE_UNIT = _f32(2.0 / tables.CENTRE_END)
+_BEND_CENTRE = _times(tables.BEND_TRUNCATED, _CENTRE_UNIT)
 _SLOPE_CENTRE = tl.constexpr(_f32(_MINUS_2_LN_2 * _CENTRE_UNIT))
-_CENTRE = _times(
-    (
-        2.5881845207340244,
-        1.2612360624362267,
-        -0.15150860123143303,
-        -0.021859110373191857,
-        0.041329025474145235,
-        -0.019671074248366175,
-        0.0006167413287614669,
-        0.004322417751120436,
-        -0.00144823348566594,
-        -0.00016379034334447652,
-    )
-)
-_TAIL_FIRST, _TAIL_LAST = _f32(4.2), _f32(7.4)
+_CENTRE = _times(tables.CENTRE)
+_TAIL_FIRST, _TAIL_LAST = _f32(tables.TAIL_FIRST), _f32(tables.TAIL_LAST)
 _TAIL_WIDTH = _f32(_TAIL_LAST - _TAIL_FIRST)
 _TAIL_SCALE = tl.constexpr(_f32(2.0 / _TAIL_WIDTH))
 _TAIL_SHIFT = tl.constexpr(_f32(-_f32(_TAIL_LAST + _TAIL_FIRST) / _TAIL_WIDTH))
-_TAIL_POLYNOMIAL = _times(
-    (
-        5.328315035016169,
-        1.685852289952468,
-        -0.01803492209548546,
-        0.003998523831134332,
-        -0.0009150268633868559,
-        0.0002391145333706455,
-        -5.876300073991592e-05,
-    )
-)
+_TAIL_POLYNOMIAL = _times(tables.TAIL)
 _N_TAIL = tl.constexpr(10)  # terms of a tensor's own polynomial
 
 # The correctly rounded root for 2^-100 <= x <= 2^100 without the call that sqrt.rn has for other numbers: Markstein's
