@@ -1,4 +1,4 @@
-"""Version counters: what kernels that torch does not see tell autograd of their writes."""
+"""Version counters: they tell autograd about the writes of our kernels, which torch does not see."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..plans import Fill
 
 
 def count_writes(fills: Iterable[Fill]) -> None:
-    """Counts up the versions of the fills' tensors, as an in-place operation of torch does."""
+    """Increments the version counters of the fills' tensors, as torch's in-place operations do."""
     tensors = [fill.tensor for fill in fills]
     if _TAKES_MANY:
         torch.autograd.graph.increment_version(tensors)
@@ -20,7 +20,7 @@ def count_writes(fills: Iterable[Fill]) -> None:
 
 
 def _takes_many() -> bool:
-    """Tells whether this torch counts up many tensors in one call (the oldest that fastinit runs on do not)."""
+    """Tells whether this torch increments many tensors in one call (the oldest supported ones do not)."""
     try:
         torch.autograd.graph.increment_version([torch.empty(0, device="cpu")])  # type: ignore[arg-type,unused-ignore]
     except (AttributeError, RuntimeError, TypeError):

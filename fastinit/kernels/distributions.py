@@ -1,4 +1,4 @@
-"""From random words to float32 values, rounding by rounding as csrc/distributions.h has it, which explains the numbers."""
+"""Turns random words into float32 values, rounding by rounding as csrc/distributions.h, which explains the numbers."""
 
 import struct
 
@@ -14,18 +14,18 @@ def _f32(x):
 
 
 def _times(c, unit=1.0):
-    # Products of two float32 are exact in a double, so this is the one rounding of the C++ compiler.
+    # A product of two float32 is exact in a double, so this rounds once, as the C++ compiler does.
     return tl.constexpr(tuple(_f32(_f32(x) * unit) for x in c))
 
 
 _BEND = _times(tables.BEND)
-# Minus the sine: the operations are symmetric in the sign, and -r sin needs no change of it then.
+# Minus the sine, so that -r sin needs no negation: all operations are symmetric in the sign.
 _MINUS_SIN = _times(tables.SIN, -1.0)
 _COS = _times(tables.COS)
 _NOT_ZERO = tl.constexpr(tables.NOT_ZERO)
 
 _BEND_TRUNCATED = _times(tables.BEND_TRUNCATED)
-# -2 ln 2, where the exponent stands 2^23 times too large in the bits.
+# -2 ln 2, for an exponent that comes 2^23 times too large.
 _MINUS_2_LN_2 = _f32(_f32(tables.MINUS2_LN2) * 2.0**-23)
 _SLOPE = tl.constexpr(_MINUS_2_LN_2)
 
@@ -43,9 +43,9 @@ _TAIL_WIDTH = _f32(_TAIL_LAST - _TAIL_FIRST)
 _TAIL_SCALE = tl.constexpr(_f32(2.0 / _TAIL_WIDTH))
 _TAIL_SHIFT = tl.constexpr(_f32(-_f32(_TAIL_LAST + _TAIL_FIRST) / _TAIL_WIDTH))
 _TAIL_POLYNOMIAL = _times(tables.TAIL)
-_N_TAIL = tl.constexpr(10)  # terms of a tensor's own polynomial
+_N_TAIL = tl.constexpr(10)  # terms of the polynomial that is interpolated per tensor
 
-# The correctly rounded root for 2^-100 <= x <= 2^100 without the call that sqrt.rn has for other numbers: Markstein's
+# The correctly rounded root for 2^-100 <= x <= 2^100 without sqrt.rn's slow path for other numbers: Markstein's
 # sequence, which csrc/lanes.h explains.
 _PTX_SQRT = tl.constexpr("""{
     .reg .f32 y, g, h, e, d;
@@ -66,9 +66,9 @@ def _hex(x):
 
 
 def _ptx_far_tails():
-    """Returns PTX that replaces those of four values of the wide form whose v is beyond 1, one in 4600 of a normal.
+    """Returns PTX that replaces those of four values of the wide form whose v exceeds 1, one in 4600 of a normal.
 
-    A branch for each thread, which Triton has no word for. Operands: $0-$3 values, $4-$7 values before, $8-$11 v,
+    It branches per thread, which Triton cannot express. Operands: $0-$3 values, $4-$7 values before, $8-$11 v,
     $12-$15 t, $16-$19 words, $20 mean, $21 std.
     """
     lines = ["{", ".reg .pred p; .reg .b32 e, b, s; .reg .f32 x, f, sum, y, g, h, d, r0, r1, r2, r3;"]
@@ -79,7 +79,7 @@ def _ptx_far_tails():
     lines += ["@!p bra NEAR${:uid};"]
     for i in range(4):
         lines += [f"setp.gt.f32 p, ${8 + i}, {one};", f"@!p bra NEXT{i}_${{:uid}};"]
-        # s = sqrt(-2 ln t), as _minus_2_ln and _sqrt have it
+        # s = sqrt(-2 ln t), as in _minus_2_ln and _sqrt
         lines += [
             f"mov.b32 b, ${12 + i};",
             "sub.s32 e, b, 0x3F800000;",
@@ -185,7 +185,7 @@ def _inside(w, mean, std, scale, middle, PTX: tl.constexpr):
 
 @triton.jit
 def _wide(w, mean, std, lower, upper, width):
-    """Returns the values of the centre, v (beyond 1 they do not count) and the tail probabilities t."""
+    """Returns the centre form's values (invalid where v > 1), v, and the tail probabilities t."""
     s = _signed(w)
     in_upper_half = s >> 31
     end = bits_of(lower) ^ ((bits_of(lower) ^ bits_of(upper)) & in_upper_half.to(tl.uint32, bitcast=True))
@@ -228,7 +228,7 @@ def _numbers(record, FIRST: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def parameters(record, SCALED: tl.constexpr, DISTRIBUTION: tl.constexpr):
-    """Returns the numbers of a distribution in the order in which values takes them."""
+    """Returns a distribution's numbers in the order that `values` takes."""
     if DISTRIBUTION == UNIFORM:
         low, high = _numbers(record, 0, 2)
         if SCALED:
@@ -252,7 +252,7 @@ def _clamp(x, low, high):
 
 @triton.jit
 def values(w0, w1, w2, w3, p, SCALED: tl.constexpr, DISTRIBUTION: tl.constexpr, PTX: tl.constexpr):
-    """Returns the four float32 values of each block's four words. SCALED: a uniform's range comes times 2^-24."""
+    """Returns the float32 values of each block's four words. SCALED: a uniform's range is already times 2^-24."""
     if DISTRIBUTION == UNIFORM:
         unit: tl.constexpr = 1.0 if SCALED else 2.0**-24
         v0 = _signed(w0 & 0x00FFFFFF).to(tl.float32) * unit * p[1] + p[0]
@@ -297,8 +297,8 @@ def values(w0, w1, w2, w3, p, SCALED: tl.constexpr, DISTRIBUTION: tl.constexpr, 
 
 @triton.jit
 def values_of_any(w0, w1, w2, w3, record, distribution, PTX: tl.constexpr):
-    """Returns values of a distribution that is known when the kernel runs, from the numbers in the record."""
-    if distribution <= NORMAL:  # nested, since the checker of the PTX knows no jump tables
+    """Returns the values of a distribution that is known only at run time, with the numbers of the record."""
+    if distribution <= NORMAL:  # nested: tools/ptx does not support jump tables
         if distribution == UNIFORM:
             v0, v1, v2, v3 = values(w0, w1, w2, w3, parameters(record, False, UNIFORM), False, UNIFORM, PTX)
         else:

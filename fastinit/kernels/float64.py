@@ -1,4 +1,4 @@
-"""From random words to float64 values: the operations of csrc/float64.h. The contract asks for 1e-12 only."""
+"""Turns random words into float64 values with the operations of csrc/float64.h. The contract asks for 1e-12 only."""
 
 import triton
 import triton.language as tl
@@ -42,7 +42,7 @@ def _polynomial64(x, c: tl.constexpr):
 
 @triton.jit
 def _rsqrt_guess(x):
-    """Returns 1 / sqrt(x) to 22 bits, from float32's instruction; what is too small for it counts as 2^-100."""
+    """Returns 1 / sqrt(x) to 22 bits, from float32's instruction; numbers below 2^-100 count as 2^-100."""
     narrow = tl.maximum(x.to(tl.float32), 2.0**-100)
     guess = tl.inline_asm_elementwise(_PTX_RSQRT, "=f,f", [narrow], dtype=tl.float32, is_pure=True, pack=1)
     return guess.to(tl.float64)
@@ -63,7 +63,7 @@ def _sqrt64(x, PTX: tl.constexpr):
 
 @triton.jit
 def _quotient64(a, b, PTX: tl.constexpr):
-    """Returns a / b for b of the size of 2; the compiler's division has a slow path with a call."""
+    """Returns a / b for b of about 2; the compiler's division has a slow path with a call."""
     if PTX:
         root = _rsqrt_guess(b)
         y = root * root
