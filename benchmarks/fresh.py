@@ -1,4 +1,4 @@
-"""Measurements in fresh memory: pages that a process has had before cost no faults."""
+"""Measurements in fresh memory: pages that a process has already touched cost no faults."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 
 def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float, float]:
-    """Returns the seconds and the growth of peak memory in GB of a call that takes ``n_bytes``, in a new process.
+    """Returns the seconds and the growth of peak memory, in GB, of a call that takes ``n_bytes``, in a new process.
 
-    Just before it another process touches and frees more than that, in huge pages too: a virtual machine may have given
-    free memory back to its host, and getting it back would be measured instead. Torch's threads do not survive a fork,
-    so the calling process must not have used them.
+    Just before, another process touches and frees more memory than that, in huge pages too: a virtual machine may have
+    returned free memory to its host, and the time to get it back would be measured. The calling process must not have
+    used torch's threads, which do not survive a fork.
     """
     _forked(touch, n_bytes + n_bytes // 4 + (1 << 26))
     seconds, gigabytes = _forked(_measure, work)
@@ -26,7 +26,7 @@ def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float,
 
 
 def check(work: Callable[[], None]) -> None:
-    """Runs a check in a process of its own, and ends this one if it fails."""
+    """Runs a check in its own process, and exits if it fails."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join()
