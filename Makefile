@@ -52,20 +52,21 @@ aarch64: $(VENV)/.dev
 
 # All steps of the day on a GPU (docs/gpu.md); without one over the CPU's backend in small sizes, so that none of it rots.
 gpu-day: $(VENV)/.dev
-	$(RUN) benchmarks/gpu_day.py
+	$(RUN) tools/gpu_day.py
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_gpu.py
 	$(RUN) tools/gpu_instructions.py
-	$(RUN) benchmarks/gpu_predictions.py
+	$(RUN) tools/gpu_predictions.py
 	$(RUN) benchmarks/bench_initialize.py
 	$(RUN) benchmarks/bench_host.py
+	$(RUN) benchmarks/bench_engine.py
 	$(RUN) benchmarks/bench_fill.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
 	$(RUN) benchmarks/bench_load.py
 	$(RUN) benchmarks/bench_shards.py
-	$(RUN) benchmarks/update_tables.py
+	$(RUN) tools/update_tables.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
-"""Making models of transformers: their own constructors, the meta device and ``to_empty``, and ``fastinit.build``.
+"""Constructing transformers models: plainly, through the meta device and ``to_empty``, and with ``fastinit.build``.
 
-Every measurement is in a process of its own, in fresh memory (see fresh.py); the modules of transformers are imported
-before. Values are checked first: on "torch" the bits of the plain constructor, on ``cpp`` the moments of every
-parameter and the bits of the contract. Writes ``results/bench_build.csv``. Run with ``make bench``.
+Each measurement runs in its own process, in fresh memory (see fresh.py), after importing transformers' modules. Values
+are checked first: on "torch" the bits of the plain constructor, on ``cpp`` the moments of every parameter and the
+contract's bits. Writes ``results/bench_build.csv``. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastinit import plans
 from fastinit.backends import cpp_backend
 
 Config = Callable[[], Any]
-# Its methods have no types.
+# Its methods are untyped.
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
 
@@ -58,7 +58,7 @@ def mixtral(width: int, inner: int, layers: int, experts: int, dtype: str) -> An
     )
 
 
-# (name, config, rounds); the sizes leave room in 24 GB for the plain ways.
+# (name, config, rounds); sized so that the plain ways fit in 24 GB.
 MODELS: list[tuple[str, Config, int]] = [
     ("Llama", partial(llama, 1536, 4096, 17, "float32"), 5),
     ("Mixtral", partial(mixtral, 1024, 2048, 8, 16, "bfloat16"), 3),
@@ -67,12 +67,12 @@ MODELS: list[tuple[str, Config, int]] = [
 
 
 def plain(config: Config) -> Any:
-    """What users write today."""
+    """The way that users write today."""
     return AutoModelForCausalLM.from_config(config())
 
 
 def to_empty(config: Config) -> Any:
-    """The faster way that PyTorch has: no draws by the constructor."""
+    """PyTorch's faster way: the constructor draws nothing."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config())
     model.to_empty(device="cpu")
@@ -86,7 +86,7 @@ def build(config: Config, backend: str) -> Any:
 
 
 def must_be_right() -> None:
-    """Raises SystemExit unless every way gives the model that transformers makes, by its bits or by its kind."""
+    """Raises SystemExit unless every way gives transformers' model, in bits or in distribution."""
     for config in (partial(llama, 256, 512, 2, "float32"), partial(mixtral, 256, 512, 2, 4, "bfloat16")):
         torch.manual_seed(0)
         theirs, same, ours, empty = plain(config), build(config, "torch"), build(config, "cpp"), to_empty(config)

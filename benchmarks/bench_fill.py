@@ -1,10 +1,9 @@
 """Single fills: the cpp backend against torch.nn.init, per distribution and dtype, in warm and in fresh memory.
 
-Each result is checked first (bits against the other instruction sets, moments against the distribution), or nothing is
-timed. Then torch and the native core are timed in turns, on one core and on all; ratios compare medians on all cores
-(torch draws on one, however many there are). The ceiling is a memset of the same bytes by as many threads. In fresh
-memory (see fresh.py) the allocation is timed too: ours asks for huge pages. Writes ``results/bench_fill.csv``. Run with
-``make bench``.
+Nothing is timed before each result passes its check: bits against the other instruction sets, moments against the
+distribution. Then torch and the native core run in turns, on one core and on all; ratios compare medians on all cores
+(torch draws on one core, however many there are). The ceiling is a memset of the same bytes by as many threads. In
+fresh memory (see fresh.py) the allocation is timed too. Writes ``results/bench_fill.csv``. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fastinit.backends import cpp_backend
 from fastinit.contract import records as lowering
 from fastinit.execution.memory import allocate_like
 
-# Far larger than the caches, and no more than a large embedding.
+# Far larger than the caches, and as large as a large embedding.
 N_ELEMENTS = 1 << 25
 ROUNDS = 7
 DISTRIBUTIONS: dict[plans.Distribution, Callable[[torch.Tensor], object]] = {
@@ -46,7 +45,7 @@ LABELS: dict[plans.Distribution, str] = {
 
 
 def record(tensor: torch.Tensor, distribution: plans.Distribution) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """Returns the record that the core executes."""
+    """Returns the record of a fill, for the core."""
     fill = plans.Fill.whole("weight", tensor, distribution, "bench", "")
     return lowering.lowered([fill], seed=0).view(np.uint8)
 
@@ -74,7 +73,7 @@ def moments(distribution: plans.Distribution) -> tuple[float, float]:
     if isinstance(distribution, plans.Uniform):
         return (distribution.low + distribution.high) / 2, (distribution.high - distribution.low) / 12**0.5
     if isinstance(distribution, plans.TruncatedNormal):
-        # Of a standard normal within +-2: 1 - 2 c phi(c) / (1 - 2 Q(c)) at c = 2; at 100 nothing is cut off.
+        # A standard normal's within +-2: 1 - 2 c phi(c) / (1 - 2 Q(c)) at c = 2; at 100 nothing is cut off.
         return distribution.mean, distribution.std * (0.8796256610342398 if distribution.std == 1 else 1.0)
     assert isinstance(distribution, plans.Constant)
     return float(distribution.value.real), 0.0
@@ -86,7 +85,7 @@ def medians(*functions: Callable[[], object]) -> list[float]:
     began = time.perf_counter()
     for function in functions:
         function()
-    # torch takes seconds for a truncated normal: fewer rounds then.
+    # torch takes seconds per truncated normal: fewer rounds then.
     for _ in range(ROUNDS if time.perf_counter() - began < 2 else 3):
         for function, found in zip(functions, seconds):
             began = time.perf_counter()
@@ -96,13 +95,13 @@ def medians(*functions: Callable[[], object]) -> list[float]:
 
 
 def memset(tensor: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> None:
-    """Sets all bytes, each thread a part; ctypes lets go of the interpreter lock."""
+    """Sets all bytes, one part per thread; ctypes releases the interpreter lock."""
     part = tensor.nbytes // threads
     list(pool.map(lambda i: ctypes.memset(tensor.data_ptr() + i * part, 1, part), range(threads)))
 
 
 def in_fresh_memory(dtype: torch.dtype, distribution: plans.Distribution) -> tuple[float, float]:
-    """Returns the median seconds of torch and of the native core to allocate and fill a tensor."""
+    """Returns the median seconds in which torch and the native core allocate and fill a tensor."""
     meta = torch.empty(N_ELEMENTS, dtype=dtype, device="meta")
 
     def by_torch() -> object:
@@ -126,7 +125,7 @@ def main() -> None:
     kinds = [(dtype, distribution) for dtype in DTYPES for distribution in DISTRIBUTIONS]
     for kind in kinds:
         fresh.check(partial(must_be_right, *kind))
-    # Before anything here uses torch's threads, which do not survive the forks.
+    # First of all, because torch's threads do not survive a fork.
     in_fresh = {kind: in_fresh_memory(*kind) for kind in kinds}
 
     threads = torch.get_num_threads()

@@ -1,38 +1,35 @@
-"""Whole lists of tensors on a GPU: our backends `triton` and `cuda` against torch.nn.init and torch's other ways.
+"""Whole lists of tensors on a GPU: our backends `triton` and `cuda` against torch.nn.init and torch's alternatives.
 
 Workloads are one large tensor, the parameters of Llama 3 8B, and 20,000 experts' matrices (gpu_workloads.py).
 Contenders: torch.nn.init, tensor by tensor (its normal_ and uniform_ draw with cuRAND's Philox; its trunc_normal_ is a
-loop in Python in recent releases); ``torch.func._random``, in place, with a key for each tensor (it has normals and
-uniforms only); one ``normal_`` or ``uniform_`` over all the bytes, the least that torch can do; and ours. A list lies
-in one flat piece of memory, tensor behind tensor, so that no contender needs a second one.
+loop in Python in recent releases); ``torch.func._random``, in place, with a key per tensor (normals and uniforms only);
+one ``normal_`` or ``uniform_`` over all bytes, the least that torch can do; and ours. A list's tensors are views into
+one flat buffer, so that all contenders share the memory.
 
-Checked before anything is timed, or the benchmark stops: small tensors of our backends equal the ``cpp`` backend's bit
-for bit. In every workload every contender writes every element, windows at the start, in the middle and at the end of
-tensors hold the bits that ``cpp`` makes of those boxes, and the first tensor has the distribution's mean and deviation
-(where torch.nn.init misses them, its row says so). Without the ``cpp`` backend, our rows say that bits are unchecked.
+The benchmark checks before it times, and stops at the first failure. On small tensors our backends must equal ``cpp``
+bit for bit. In every workload each contender must write every element, windows at the start, middle and end of tensors
+must hold ``cpp``'s bits for those boxes, and the first tensor must have the distribution's mean and deviation (where
+torch.nn.init misses them, its row says so). Without the ``cpp`` backend, our rows say that bits are unchecked.
 
-- seconds: between two CUDA events around the call, on an idle GPU. What the host does before the first kernel starts
-  (records of the fills, lowering, upload) is in it. Medians; contenders run in turns, after a round that is not timed.
-- host: of the same calls until they return, without waiting for the GPU.
-- launches, copies (memsets too), time in kernels: of one more call, seen by torch.profiler after all timing.
+- seconds: between two CUDA events around the call, on an idle GPU, including the host's work before the first kernel
+  starts (records, lowering, upload). Medians; contenders run in turns, after an untimed round.
+- host: time until the same calls return, without waiting for the GPU.
+- launches, copies (and memsets), time in kernels: from one more call under torch.profiler, after all timing.
 - write ceiling: the fastest of ``zero_``, ``fill_`` and the driver's memset over 4 GiB, in the same run.
 
-All sizes are far beyond the caches, which therefore do not matter. The table, ``results/bench_gpu.csv`` or what
-``--out`` says, is written after every workload; rows of workloads that are not run (``--only``) stay there if they are
-of the same machine. ``--elements 2^20`` is a trial, and without a CUDA device the same code runs over the backend
-`cpp`, in small sizes: both write nothing but to ``--out``. Needs no package but fastinit's own. Run it with
-``python benchmarks/bench_gpu.py``.
+All sizes are far beyond the caches. The table, ``results/bench_gpu.csv`` or ``--out``, is written after every workload;
+it keeps the rows of workloads that were not run (``--only``) if they come from the same machine. ``--elements 2^20`` is
+a trial, and without a CUDA device the same code runs small sizes on the backend `cpp`; both write to ``--out`` only.
+Needs no package beyond fastinit's own. Run it with ``python benchmarks/bench_gpu.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import gc
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -58,12 +55,13 @@ from gpu_workloads import (
     placed,
     workloads,
 )
+from tables import RESULTS, print_table, read, save
 
-RESULT = Path(__file__).parent / "results" / "bench_gpu.csv"
+RESULT = RESULTS / "bench_gpu.csv"
 TRIAL_ELEMENTS = 1 << 18  # without a GPU: seconds for all workloads on two cores
 CEILING_BYTES = 1 << 32
 REPEATS = 11  # odd, so that the median is a measurement
-SLOW_ROUND_S = 2.0  # torch may take seconds for a list: at most three rounds then
+SLOW_ROUND_S = 2.0  # if torch takes seconds per list: at most three rounds
 
 Row = dict[str, str]
 
@@ -72,14 +70,14 @@ Row = dict[str, str]
 
 
 class Times(NamedTuple):
-    """What one call takes."""
+    """The times of one call."""
 
     seconds: float
     host_seconds: float
 
 
 class Trace(NamedTuple):
-    """What one call makes the GPU do."""
+    """The GPU's work in one call."""
 
     launches: int
     copies: int
@@ -87,7 +85,7 @@ class Trace(NamedTuple):
 
 
 def timed(call: Callable[[], object]) -> Times:
-    """Returns the seconds of a call on an idle GPU, and until it returned; without a GPU both are the same."""
+    """Returns a call's seconds on an idle GPU, and until it returned; equal without a GPU."""
     if not torch.cuda.is_available():
         began = time.perf_counter()
         call()
@@ -117,7 +115,7 @@ def medians(
 
 
 def traced(call: Callable[[], object]) -> Trace:
-    """Returns what torch.profiler sees the GPU do in a call."""
+    """Returns the GPU's work in a call, as torch.profiler sees it."""
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
@@ -136,7 +134,7 @@ def counted(events: Sequence[Mapping[str, Any]]) -> Trace:
 
 
 def ceilings(n_bytes: int, repeats: int, device: torch.device) -> dict[str, float]:
-    """Returns the bytes a second that each way to set memory reaches; the fastest is the write ceiling."""
+    """Returns the bytes per second of each way to set memory; the fastest is the write ceiling."""
     flat = torch.empty(n_bytes // 4, dtype=torch.float32, device=device)
     ways: dict[str, Callable[[], object]] = {
         "zero_, float32": flat.zero_,
@@ -149,7 +147,7 @@ def ceilings(n_bytes: int, repeats: int, device: torch.device) -> dict[str, floa
 
 
 def memset(driver: Any, flat: torch.Tensor) -> None:
-    """Sets memory with the driver's own function, to words that are not all the same byte."""
+    """Sets memory with the driver's own function, to words of different bytes."""
     stream = ctypes.c_void_p(torch.cuda.current_stream(flat.device).cuda_stream)
     words = ctypes.c_size_t(flat.nbytes // 4)
     if status := driver.cuMemsetD32Async(ctypes.c_uint64(flat.data_ptr()), ctypes.c_uint(0x3C8F5C29), words, stream):
@@ -161,13 +159,13 @@ def memset(driver: Any, flat: torch.Tensor) -> None:
 
 @dataclass
 class Result:
-    """What was found of one contender in one workload."""
+    """The results of one contender in one workload."""
 
     workload: Workload
     contender: str
     note: str
     times: Times | None = None
-    """None: it did not run, and the note says why."""
+    """None: it did not run; the note says why."""
     trace: Trace | None = None
 
 
@@ -179,7 +177,7 @@ CEILING = ("write ceiling", "", "")
 
 
 def rows_of(results: Sequence[Result], ways: Mapping[str, float]) -> list[Row]:
-    """Returns the table's rows: first the ways to set memory, in bytes a second, then what was measured."""
+    """Returns the table's rows: first the ways to set memory, in bytes per second, then the contenders."""
     ceiling = max(ways.values())
     rows = [
         named(
@@ -198,7 +196,7 @@ def rows_of(results: Sequence[Result], ways: Mapping[str, float]) -> list[Row]:
             cells["of the write ceiling"] = f"{n_bytes / seconds / ceiling:.0%}"
             cells["host, ms"] = f"{each.times.host_seconds * 1e3:.4g}"
             cells["times faster"] = f"{reference.seconds / seconds:.3g}" if reference else ""
-        if each.trace and each.trace.launches:  # a profiler that is not allowed to look sees none
+        if each.trace and each.trace.launches:  # a profiler without permission sees none
             seconds = each.trace.kernel_seconds
             cells["launches"], cells["copies"] = str(each.trace.launches), str(each.trace.copies)
             cells["in kernels, ms"] = f"{seconds * 1e3:.4g}"
@@ -208,48 +206,25 @@ def rows_of(results: Sequence[Result], ways: Mapping[str, float]) -> list[Row]:
 
 
 def named(key: tuple[str, str, str], cells: Mapping[str, str]) -> Row:
-    """Returns a row of all columns, empty where there is no cell."""
+    """Returns a row with all columns, empty where no cell is given."""
     return {**dict.fromkeys(COLUMNS, ""), **dict(zip(COLUMNS, key)), **cells}
 
 
 def kept(path: Path, machine: str, run_now: Iterable[tuple[str, str, str]]) -> list[Row]:
-    """Returns the rows of an earlier run on the same machine, but for those of workloads that were run now."""
-    if not path.exists():
-        return []
+    """Returns the rows of an earlier run on the same machine, without the workloads of this run."""
     now = set(run_now)
-    with path.open(newline="") as file:
-        rows = [dict(row) for row in csv.DictReader(file)]
     return [
         row
-        for row in rows
+        for row in read(path)
         if row["machine"] == machine and (row["workload"], row["dtype"], row["distribution"]) not in now
     ]
-
-
-def save(path: Path, rows: Sequence[Row]) -> None:
-    """Writes a table; whoever is killed meanwhile leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
-
-
-def show(rows: Sequence[Row]) -> None:
-    """Prints rows as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(row.values()) + " |")
-    print(flush=True)
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
 def timed_workload(workload: Workload, repeats: int, device: torch.device) -> list[Result]:
-    """Checks and times all contenders; its memory is let go of on return."""
+    """Checks and times all contenders; frees its memory on return."""
     flat, tensors = placed(workload, device)
     everyone = contenders(workload, flat, tensors)
     able = [each for each in everyone if each.why_not is None]
@@ -265,7 +240,7 @@ def timed_workload(workload: Workload, repeats: int, device: torch.device) -> li
 
 
 def trace_workload(workload: Workload, results: Sequence[Result], device: torch.device) -> None:
-    """Traces one call of each contender that was timed, and puts it beside the times."""
+    """Traces one call of each timed contender, and adds the trace to its result."""
     flat, tensors = placed(workload, device)
     calls = {each.name: each.call for each in contenders(workload, flat, tensors) if each.why_not is None}
     for result in results:
@@ -274,7 +249,7 @@ def trace_workload(workload: Workload, results: Sequence[Result], device: torch.
 
 
 def release(device: torch.device) -> None:
-    """Gives all memory back that nothing holds."""
+    """Returns unused memory to the GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -292,7 +267,7 @@ def fits(workload: Workload, device: torch.device) -> bool:
 
 @dataclass
 class Table:
-    """The rows that have been measured so far, and the file that holds them, if any does."""
+    """The rows measured so far, and their file, if any."""
 
     ways: Mapping[str, float]
     path: Path | None
@@ -303,7 +278,7 @@ class Table:
         self.ran: list[Workload] = []
 
     def add(self, workload: Workload, results: Sequence[Result]) -> list[Row]:
-        """Takes a workload in, writes all that there is, and returns its rows, the ceilings' before the first's."""
+        """Adds a workload, writes the table, and returns the new rows, the ceilings with the first workload."""
         n_before = len(self.rows()) if self.ran else 0
         self.results += results
         self.ran.append(workload)
@@ -315,15 +290,14 @@ class Table:
         return rows_of(self.results, self.ways)
 
     def write(self) -> None:
-        """Writes the rows, and those of an earlier run that this one has not measured."""
+        """Writes the rows, and those of an earlier run for workloads that this run has not measured."""
         if self.path is None:
             return
         rows = [{**row, "machine": self.machine} for row in self.rows()]
         rows += kept(self.path, self.machine, [CEILING, *(each.key for each in self.ran)])
         order = {key: i for i, key in enumerate([CEILING, *(each.key for each in workloads())])}
-        save(
-            self.path, sorted(rows, key=lambda row: order.get((row["workload"], row["dtype"], row["distribution"]), 99))
-        )
+        rows.sort(key=lambda row: order.get((row["workload"], row["dtype"], row["distribution"]), 99))
+        save(self.path, rows)
 
 
 def measured(
@@ -337,13 +311,13 @@ def measured(
 
     Args:
         only: parts of names; empty for all workloads.
-        repeats: rounds of which the median is taken.
+        repeats: timed rounds.
         elements: of the large tensor; lists shrink with it.
-        path: the table's file, which is written after each workload.
-        told: is called with the rows of each workload once it is timed.
+        path: the table's file, written after each workload.
+        told: called with the rows of each workload once it is timed.
 
     Raises:
-        SystemExit: something is wrong, with the reason as the text, or there is nothing to run.
+        SystemExit: a check failed, or no workload can run; the text is the reason.
     """
     warnings.simplefilter("ignore")  # of the profiler, and of trunc_normal_ about its bounds
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -367,7 +341,7 @@ def measured(
             release(device)
     if not table.ran:
         raise SystemExit("no workload fits into the memory of the GPU")
-    # After all timing: the profiler's hooks stay in the process, and could cost time at every launch.
+    # After all timing: the profiler's hooks stay in the process, and may slow every launch.
     for workload in table.ran if device.type == "cuda" else []:
         trace_workload(workload, table.results, device)
         table.write()
@@ -376,7 +350,7 @@ def measured(
 
 
 def number(text: str) -> int:
-    """Returns what ``2^20`` or ``1048576`` means, at least 8."""
+    """Parses ``2^20`` or ``1048576``, at least 8."""
     base, _, exponent = text.partition("^")
     found: int = int(base) ** int(exponent or 1)
     return max(8, found)
@@ -395,7 +369,7 @@ def main() -> None:
     is_gpu = torch.cuda.is_available()
     elements = arguments.elements or (N_ELEMENTS if is_gpu else TRIAL_ELEMENTS)
     path = arguments.out or (RESULT if is_gpu and elements == N_ELEMENTS else None)
-    show(measured(arguments.only, arguments.repeat, elements, path).rows())
+    print_table(measured(arguments.only, arguments.repeat, elements, path).rows())
     if not is_gpu:
         print(f"NO GPU: torch {torch.__version__} finds no CUDA device; these rows say nothing of one")
 

@@ -1,9 +1,9 @@
-"""Host time: what passes on the CPU before the first kernel starts, a tensor, against what torch.nn.init takes for one.
+"""Host time per tensor before the first kernel starts, against torch.nn.init's time per tensor.
 
-On a GPU that is all that a call waits for: kernels run behind it. Tensors of 64 elements, so that drawing them costs
-torch little; ours draws nothing in the rows up to the launch. Checked first: the records that would be launched,
-executed by the native core, give the bits that ``initialize`` gives. CPU time of this process, the median of rounds in
-turns. Writes ``results/bench_host.csv``. Run with ``python benchmarks/bench_host.py``.
+On a GPU a call waits for nothing else: kernels run asynchronously. Tensors have 64 elements, so that torch's draws cost
+little; our rows up to the launch draw nothing. Checked first: the records to be launched, run by the native core, give
+the bits of ``initialize``. CPU time of this process, median of rounds in turns. Writes ``results/bench_host.csv``. Run
+with ``python benchmarks/bench_host.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastinit.contract import gpu_work as device_work
 from fastinit.contract import records as lowering
 from fastinit.execution.versions import count_writes
 
-# A Llama of 8 billion parameters has 291 tensors; a mixture of experts with an expert a tensor has some 20,000.
+# A Llama of 8 billion parameters has 291 tensors; a mixture of experts with one tensor per expert has some 20,000.
 SIZES = (291, 20_000)
 # Odd, so that the median is a measurement.
 ROUNDS = 9
@@ -50,7 +50,7 @@ def fills_of(parameters: Mapping[str, torch.Tensor]) -> list[plans.Fill]:
 
 
 def to_the_launch(fills: list[plans.Fill]) -> lowering.Records:
-    """Does what a GPU backend does before its launch, but for the copy of the tables, and returns the records."""
+    """Does a GPU backend's work before the launch, except copying the tables, and returns the records."""
     ((group, records),) = lowering.launches(fills, SEED)
     device_work.device_work(records, TRIPS)
     count_writes(group)
@@ -58,12 +58,12 @@ def to_the_launch(fills: list[plans.Fill]) -> lowering.Records:
 
 
 def made_to_the_launch(parameters: Mapping[str, torch.Tensor]) -> None:
-    """Makes the fills of parameters first."""
+    """Includes making the fills from the parameters."""
     to_the_launch(fills_of(parameters))
 
 
 def torch_init(tensors: Sequence[torch.Tensor]) -> None:
-    """Fills tensors by torch.nn.init, one after the other."""
+    """Fills tensors with torch.nn.init, one by one."""
     for tensor in tensors:
         nn.init.normal_(tensor, 0, STD)
 
@@ -85,7 +85,7 @@ def seconds_of(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, call in ways.items():
-            gc.collect()  # else a call pays for the garbage collector's round that earlier ones made due
+            gc.collect()  # or the call pays for the collection that earlier ones made due
             began = time.process_time()
             call()
             seconds[name].append(time.process_time() - began)
@@ -95,7 +95,7 @@ def seconds_of(ways: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 def main() -> None:
     """Checks, times, prints and writes."""
     print(machine.describe() + "\n")
-    torch.set_num_threads(1)  # CPU time counts all threads, and so small a fill needs one
+    torch.set_num_threads(1)  # CPU time counts all threads, and fills this small need one
     rows: list[dict[str, object]] = []
     for n_tensors in SIZES:
         model = model_of(n_tensors)

@@ -1,8 +1,8 @@
-"""Whole ``init_weights`` against mmengine's, on the torch backend, and the time that planning takes.
+"""Whole ``init_weights`` against mmengine's, on the torch backend, and the time of planning.
 
-Run it with ``make bench``. Each tree is initialized by both libraries from one seed first, and every parameter, every
-buffer and the generator's state must be equal bit for bit, or nothing is timed. Then both are timed in turns in this
-process; the ratio of the medians is the result. Writes ``results/bench_initialize.csv`` and ``results/bench_plan.csv``.
+Run it with ``make bench``. First both libraries initialize each tree from one seed: every parameter, every buffer and
+the generator's state must be equal bit for bit, or nothing is timed. Then both are timed in turns in this process; the
+result is the ratio of the medians. Writes ``results/bench_initialize.csv`` and ``results/bench_plan.csv``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import fastinit
 import fastinit.weight_init
 from fastinit.backends import torch_backend
 
-# Odd, so that the median is a measurement; more would not fit a coffee.
+# Odd, so that the median is a measurement; more would outlast a coffee.
 ROUNDS = 9
 
 THEIRS = SimpleNamespace(**{**vars(mmengine.model.weight_init), **vars(mmengine.model)})
@@ -48,7 +48,7 @@ def initialized(lib: Any, make: Callable[[Any], nn.Module]) -> tuple[nn.Module, 
 
 
 def seconds_in_torch(make: Callable[[Any], nn.Module]) -> float:
-    """Returns the seconds of one init_weights that pass in torch's own fills: the floor, whoever calls them."""
+    """Returns the seconds that one init_weights spends in torch's own fills: a lower bound for any library."""
     spent = 0.0
     run = torch_backend.run
 
@@ -134,7 +134,7 @@ def bench_plan() -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    # Neither library prints its provenance here: mmengine's is told to be silent, ours is by default.
+    # Silence mmengine's provenance; ours is silent by default.
     mmengine.logging.MMLogger.get_current_instance().setLevel(logging.CRITICAL)
     print(machine.describe() + "\n")
     bench_init_weights()

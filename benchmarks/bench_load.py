@@ -1,8 +1,8 @@
-"""Loading checkpoints: 2.4 GB in 328 tensors and 84 MB in 20,000, ours against mmengine, torch and safetensors.
+"""Loading checkpoints of 2.4 GB in 328 tensors and 84 MB in 20,000: ours against mmengine, torch and safetensors.
 
-Every measurement is in a process of its own, which is watched from outside: peak memory above the model's, and bytes
-read, come from /proc. Every way must first give the file's values, bit for bit. "Cold": the file is not in the page
-cache. Writes ``results/bench_load.csv``. Run with ``make bench``.
+Each measurement runs in its own process, watched from outside: peak memory above the model's and bytes read come from
+/proc. Every way must first give the file's values, bit for bit. "Cold": the file is not in the page cache. Writes
+``results/bench_load.csv``. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ROUNDS = 3
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 27, 1280, 50257, 1024  # 597 million parameters
 PREFIX = "blocks.0"  # one of 27 layers
 PTH, SAFE = "model.pth", "model.safetensors"
-# What a load costs beside its bytes: 200 groups of 50 layers, each with a weight of 4 KiB and a bias.
+# For the cost of a load besides its bytes: 200 groups of 50 layers, each with a weight of 4 KiB and a bias.
 GROUPS, IN_GROUP, SMALL_WIDTH = 200, 50, 32
 MANY_PTH, MANY_SAFE = "many.pth", "many.safetensors"
 
 
 def model_of(what: str) -> nn.Module:
-    """Returns the model that is loaded into, with memory that was touched; "meta" has none."""
+    """Returns the model to load into, with its memory touched; "meta" has no memory."""
     if what == "many":
         return nn.Sequential(
             *(nn.Sequential(*(nn.Linear(SMALL_WIDTH, SMALL_WIDTH) for _ in range(IN_GROUP))) for _ in range(GROUPS))
@@ -64,7 +64,7 @@ def mmengine_load(model: nn.Module, path: str) -> None:
 
 
 def mmengine_prefix(model: nn.Module, path: str) -> None:
-    """What mmengine's Pretrained does with a prefix."""
+    """mmengine's Pretrained with a prefix."""
     from mmengine.runner import checkpoint
 
     state_dict = checkpoint._load_checkpoint_with_prefix(PREFIX, path, map_location="cpu")
@@ -72,53 +72,53 @@ def mmengine_prefix(model: nn.Module, path: str) -> None:
 
 
 def torch_load(model: nn.Module, path: str) -> None:
-    """Torch, reading."""
+    """torch.load, then copy."""
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
 
 
 def torch_mmap(model: nn.Module, path: str) -> None:
-    """Torch, mapping."""
+    """torch.load with mmap, then copy."""
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
 
 
 def torch_assign(model: nn.Module, path: str) -> None:
-    """Torch, mapping and adopting."""
+    """torch.load with mmap, assigned."""
     state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     model.load_state_dict(state_dict, assign=True)
 
 
 def safetensors_load(model: nn.Module, path: str) -> None:
-    """safetensors' own."""
+    """safetensors' own function."""
     safetensors.torch.load_model(model, path)
 
 
 def ours(model: nn.Module, path: str) -> None:
-    """Ours, as it comes."""
+    """Ours, by default."""
     fastinit.initialize(model, dict(type="Pretrained", checkpoint=path))
 
 
 def ours_map(model: nn.Module, path: str) -> None:
-    """Ours, out of a mapping."""
+    """Ours, mapped."""
     fastinit.initialize(model, dict(type="Pretrained", checkpoint=path, access="map"))
 
 
 def ours_load(model: nn.Module, path: str) -> None:
-    """Ours, by mmengine's function."""
+    """Ours, through mmengine's function."""
     fastinit.checkpoint.load_checkpoint(model, path, logger="silent")
 
 
 def ours_assign(model: nn.Module, path: str) -> None:
-    """Ours, adopting."""
+    """Ours, assigned."""
     fastinit.initialize(model, dict(type="Pretrained", checkpoint=path, assign=True))
 
 
 def ours_prefix(model: nn.Module, path: str) -> None:
-    """Ours, one layer."""
+    """Ours, one layer of the file."""
     fastinit.initialize(model, dict(type="Pretrained", checkpoint=path, prefix=PREFIX))
 
 
 Way = Callable[[nn.Module, str], None]
-# (what is loaded, the file, the way, its name, what it is called in the table)
+# (model, file, way, its name, label in the table)
 WAYS: list[tuple[str, str, str, Way, str]] = [
     ("copy", "model", PTH, mmengine_load, "mmengine load_checkpoint"),
     ("copy", "model", PTH, torch_load, "torch.load, load_state_dict"),
@@ -150,10 +150,10 @@ WAYS: list[tuple[str, str, str, Way, str]] = [
 
 
 def child(way: Way, what: str, path: str) -> None:
-    """Loads when it is told to, tells the seconds, and stays until it has been looked at."""
+    """Loads on request, reports the seconds, and stays alive until the parent has read /proc."""
     answers, sys.stdout = sys.stdout, sys.stderr  # mmengine prints
     model = model_of(what)
-    way(nn.Linear(1, 1), _tiny(path, f"{PREFIX}." if what == "part" else ""))  # imports, and what else is done once
+    way(nn.Linear(1, 1), _tiny(path, f"{PREFIX}." if what == "part" else ""))  # imports and other one-time costs
     print("ready", file=answers, flush=True)
     sys.stdin.readline()
     began = time.perf_counter()
@@ -181,7 +181,7 @@ def measure(index: int, path: Path, cold: bool) -> tuple[float, float, float]:
         if process.stdout.readline() != "ready\n":
             raise SystemExit("the measured process failed")
         _cache(path, not cold)
-        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak begins anew
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # resets the peak
         memory, read = _number(process.pid, "status", "VmRSS"), _number(process.pid, "io", "read_bytes")
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -199,7 +199,7 @@ def _number(process: int, file: str, name: str) -> int:
 
 
 def _cache(path: Path, wanted: bool) -> None:
-    """Puts a file into the page cache, or takes it out."""
+    """Puts a file into the page cache, or drops it."""
     with path.open("rb") as file:
         if wanted:
             while file.read(1 << 24):
@@ -210,7 +210,7 @@ def _cache(path: Path, wanted: bool) -> None:
 
 
 def save(folder: Path) -> dict[str, nn.Module]:
-    """Writes the files, and returns the models that they hold."""
+    """Writes the files, and returns their models."""
     sources = {PTH: GPT(LAYERS, WIDTH, VOCABULARY, CONTEXT), MANY_PTH: model_of("many")}
     for name, model in sources.items():
         fastinit.initialize(model, dict(type="Normal", param="*"), backend="cpp", seed=0)

@@ -1,7 +1,7 @@
 """A model from the meta device to initialized memory: ours against ``to_empty`` plus torch.nn.init, in fresh memory.
 
-Every measurement is in a process of its own (see fresh.py). Values are checked first: moments of every tensor, and bits
-against ``initialize``. Writes ``results/bench_materialize.csv``. Run with ``make bench``.
+Each measurement runs in its own process (see fresh.py). Values are checked first: the moments of every tensor, and the
+bits against ``initialize``. Writes ``results/bench_materialize.csv``. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def on_meta(layers: int, width: int) -> GPT:
 
 
 def by_torch(model: GPT, truncated: bool) -> GPT:
-    """What users write today."""
+    """The way that users write today."""
     model = model.to_empty(device="cpu")
-    model.head.weight = model.tokens.weight  # to_empty gives every place its own memory
+    model.head.weight = model.tokens.weight  # to_empty unties it
     scaled = (".attention_out.weight", ".down.weight")
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)) and module is not model.head:
@@ -60,7 +60,7 @@ def by_fastinit(model: GPT, truncated: bool) -> GPT:
 
 
 def must_be_right() -> None:
-    """Raises SystemExit unless both give the same kinds of values, ours the bits of ``initialize``."""
+    """Raises SystemExit unless both give the same distributions, and ours the bits of ``initialize``."""
     for truncated in (False, True):
         theirs, ours, again = (
             way(on_meta(2, 256), truncated)

@@ -1,10 +1,10 @@
-"""Weights in shards: what people do now against ``materialize``, on real ranks; and plans for 1,024 ranks.
+"""Sharded weights: today's ways against ``materialize``, on real ranks; and plans for 1,024 ranks.
 
-On ranks (gloo, one thread each): the whole model on every rank and then ``fully_shard``; on rank 0 alone, then sent to
-all; and ours. Checked first: gathered, ours are the bits of one process. Bytes are those that the loopback device
-counted. Plans: one process stands for several of 1,024 ranks, a mesh of 16 x 64 (torch's fake process group). Checked
-first: the parts of all ranks tile every parameter. Writes ``results/bench_shards.csv`` and ``bench_shard_plans.csv``.
-Run with ``make bench``.
+On ranks (gloo, one thread each): the whole model on every rank, then ``fully_shard``; the whole model on rank 0, sent
+to all; and ours. Checked first: our shards, gathered, have the bits of one process. Bytes are the loopback device's
+counts. Plans: one process plays several of 1,024 ranks, a mesh of 16 x 64 (torch's fake process group). Checked first:
+the parts of all ranks tile every parameter. Writes ``results/bench_shards.csv`` and ``bench_shard_plans.csv``. Run with
+``make bench``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fastinit.contract import records as lowering
 from fastinit.shards import dtensor as sharding
 
 ROUNDS = 3
-# Its methods have no types.
+# Its methods are untyped.
 _quiet: Any = transformers.logging.set_verbosity_error
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
@@ -53,14 +53,14 @@ def config(layers: int = 17, width: int = 1536, inner: int = 4096) -> Any:
 
 
 def shard(model: Any) -> None:
-    """Shards as FSDP2 is used: by layer."""
+    """Shards layer by layer, as FSDP2 is used."""
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
 
 
 def everywhere(made: Any) -> Any:
-    """The whole model on every rank, of which each keeps a part."""
+    """The whole model on every rank, each of which keeps its part."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(made)
     shard(model)
@@ -68,7 +68,7 @@ def everywhere(made: Any) -> Any:
 
 
 def from_rank_0(made: Any) -> Any:
-    """The whole model on rank 0, which sends it to all."""
+    """The whole model on rank 0, which sends the parts to all."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     state: dict[str, Any] = {}
@@ -120,7 +120,7 @@ def _rank(rank: int, world: int, file: str, way: str, is_check: bool, results: A
         gathered = {name: tensor.full_tensor() for name, tensor in model.named_parameters()}
         results.put(all(torch.equal(gathered[name], tensor) for name, tensor in whole.named_parameters()))
         return
-    WAYS[way](config(1, 128, 200))  # what is imported at first use, and the connections between the ranks
+    WAYS[way](config(1, 128, 200))  # imports at first use, and connections between the ranks
     distributed.barrier()
     before, sent, began = _resident(), _sent(), time.perf_counter()
     model = WAYS[way](config())
@@ -134,7 +134,7 @@ def _rank(rank: int, world: int, file: str, way: str, is_check: bool, results: A
 
 
 def on_ranks(world: int, way: str, is_check: bool = False) -> list[Any]:
-    """Returns what each of several new processes measured."""
+    """Returns the measurements of several new processes."""
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +149,7 @@ def on_ranks(world: int, way: str, is_check: bool = False) -> list[Any]:
 
 
 def _touch(n_bytes: int) -> None:
-    """Makes the machine have memory, in huge pages too: a virtual one may have given it back to its host."""
+    """Warms up free memory, in huge pages too: a virtual machine may have returned it to its host."""
     context = torch.multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=fresh.touch, args=(sender, n_bytes))
@@ -193,7 +193,7 @@ def measure_ranks() -> list[dict[str, Any]]:
 
 
 def llama_405b(mesh: Any) -> nn.Module:
-    """Returns Llama-3.1-405B by its parameters, on the meta device: tensor parallel over 64, FSDP2 over 16."""
+    """Returns Llama-3.1-405B's parameters on the meta device: tensor parallel over 64, FSDP2 over 16."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     with torch.device("meta"):
@@ -220,7 +220,7 @@ def llama_405b(mesh: Any) -> nn.Module:
 
 
 def experts(mesh: Any) -> nn.Module:
-    """Returns 20,000 experts' weights of 2,048 x 768, each cut over both dimensions of the mesh."""
+    """Returns 20,000 experts' weights of 2,048 x 768, each sharded over both dimensions of the mesh."""
     model = nn.Module()
     for i in range(20_000):
         local = [len(range(*part[0])) if part else 0 for part in _parts((2048, 768), mesh, [Shard(0), Shard(1)])]
@@ -256,7 +256,7 @@ def must_tile(model: nn.Module, mesh: Any) -> None:
             coordinate = [int(i) for i in torch.unravel_index(torch.tensor(number), mesh_shape)]
             parts = sharding.parts_of(shape, mesh_shape, placements, coordinate)
             total += torch.Size([sum(end - start for start, end in each) for each in parts]).numel()
-        # Each dimension is cut into disjoint parts, so that different places are disjoint, and volumes tell the rest.
+        # Each dimension is split into disjoint parts, so different offsets are disjoint, and volumes decide the rest.
         if total != torch.Size(shape).numel():
             raise SystemExit(f"{shape}, {placements}: the parts have {total} elements")
 

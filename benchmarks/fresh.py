@@ -1,8 +1,10 @@
-"""Measurements in fresh memory: pages that a process has had before cost no faults."""
+"""Measurements in fresh memory: pages that a process has already touched cost no faults."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import mmap
 import multiprocessing
 import resource
 import time
@@ -10,17 +12,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
-from fastinit.execution.memory import allocate_like
-
 
 def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float, float]:
-    """Returns the seconds and the growth of peak memory in GB of a call that takes ``n_bytes``, in a new process.
+    """Returns the seconds and the growth of peak memory, in GB, of a call that takes ``n_bytes``, in a new process.
 
-    Just before it another process touches and frees more than that, in huge pages too: a virtual machine may have given
-    free memory back to its host, and getting it back would be measured instead. Torch's threads do not survive a fork,
-    so the calling process must not have used them.
+    Just before, another process touches and frees more memory than that, in huge pages too: a virtual machine may have
+    returned free memory to its host, and the time to get it back would be measured. The calling process must not have
+    used torch's threads, which do not survive a fork.
     """
     _forked(touch, n_bytes + n_bytes // 4 + (1 << 26))
     seconds, gigabytes = _forked(_measure, work)
@@ -28,7 +26,7 @@ def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float,
 
 
 def check(work: Callable[[], None]) -> None:
-    """Runs a check in a process of its own, and ends this one if it fails."""
+    """Runs a check in its own process, and exits if it fails."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join()
@@ -50,8 +48,11 @@ def _forked(target: Callable[[Connection, Any], None], argument: object) -> tupl
 
 
 def touch(end: Connection, n_bytes: int) -> None:
-    """Touches fresh memory, tells that it has, and ends."""
-    allocate_like([torch.empty(n_bytes, dtype=torch.uint8, device="meta")], torch.device("cpu"))[0].fill_(1)
+    """Touches fresh memory in huge pages, reports that it has, and ends."""
+    memory = mmap.mmap(-1, n_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, n_bytes)
     end.send((0.0, 0.0))
 
 

@@ -1,4 +1,4 @@
-"""What bench_gpu.py measures: lists of tensors, ways to fill them, and what must be right before anything is timed."""
+"""The workloads of bench_gpu.py: lists of tensors, ways to fill them, and the checks before anything is timed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastinit import plans
 from fastinit.backends import cpp_backend, cuda_backend, triton_backend
 from fastinit.contract import streams
 
-# Without a GPU the reference itself takes their place, so that all of the code runs.
+# Without a GPU the reference takes their place, so that all of the code runs.
 OURS: dict[str, dict[str, Any]] = {
     "cuda": {"triton": triton_backend, "cuda": cuda_backend},
     "cpu": {"cpp": cpp_backend},
@@ -25,13 +25,13 @@ TORCH = "torch.nn.init"
 CPP_WHY_NOT = cpp_backend.why_not(torch.device("cpu"))
 SEED = 1234
 N_ELEMENTS = 1 << 30
-CHUNK = 1 << 28  # elements that are looked at at once: the mask has 256 MiB
+CHUNK = 1 << 28  # elements checked at a time: the mask has 256 MiB
 WINDOW = 4096  # elements
 N_SAMPLE = 1 << 20
-DOUBLE_ERROR = 1e-12  # of random float64, which the contract promises no bits of
+DOUBLE_ERROR = 1e-12  # of random float64, whose bits the contract does not promise
 
-# 20,000 matrices of 768 x 1024 are 31.5 GB in bfloat16. An H100 has 80 GB, of which 70 are surely free: room for the
-# list and for what a contender or a check holds beside it (see needed_bytes), were it as much again.
+# 20,000 matrices of 768 x 1024 are 31.5 GB in bfloat16. Of an H100's 80 GB at least 70 are free: room for the list, and
+# for as much again in contenders and checks (see needed_bytes).
 EXPERT_LAYERS, EXPERTS = 50, 200
 EXPERT_WIDTH, EXPERT_HIDDEN = 1024, 768
 
@@ -68,7 +68,7 @@ class Workload:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells its rows from others."""
+        """Identifies its rows in the table."""
         return self.name, str(self.dtype).removeprefix("torch."), self.distribution
 
     @property
@@ -83,17 +83,17 @@ class Workload:
 
     @property
     def needed_bytes(self) -> int:
-        """Of GPU memory: the list, and the copies and masks that torch.nn.init.trunc_normal_ makes of one tensor."""
+        """The GPU memory needed: the list, and torch.nn.init.trunc_normal_'s copies and masks of one tensor."""
         return self.n_bytes + 4 * self.dtype.itemsize * max(math.prod(spec.shape) for spec in self.specs)
 
 
 def label(distribution: plans.Distribution) -> str:
-    """Returns what a table calls a distribution."""
+    """Returns a distribution's label in the tables."""
     return LABELS.get(distribution, distribution.kind)
 
 
 def llama(weights: plans.Distribution, divisor: int = 1) -> Iterator[Spec]:
-    """Yields the parameters of Llama 3 8B; widths, and the vocabulary, divided by ``divisor``."""
+    """Yields the parameters of Llama 3 8B, with widths and vocabulary divided by ``divisor``."""
     width, hidden, kv, vocabulary = (shrunk(n, divisor) for n in (4096, 14336, 1024, 128256))
     yield Spec("tok_embeddings.weight", (vocabulary, width), weights)
     for i in range(32):
@@ -110,7 +110,7 @@ def llama(weights: plans.Distribution, divisor: int = 1) -> Iterator[Spec]:
 
 
 def experts(weights: plans.Distribution, divisor: int = 1) -> Iterator[Spec]:
-    """Yields the experts' matrices of a mixture of experts, 20,000 tensors, and the norms of its layers."""
+    """Yields a mixture of experts: 20,000 experts' matrices, and its layers' norms."""
     width, hidden = shrunk(EXPERT_WIDTH, divisor), shrunk(EXPERT_HIDDEN, divisor)
     for i in range(EXPERT_LAYERS):
         for j in range(EXPERTS):
@@ -120,12 +120,12 @@ def experts(weights: plans.Distribution, divisor: int = 1) -> Iterator[Spec]:
 
 
 def shrunk(n: int, divisor: int) -> int:
-    """Returns a dimension for a trial: a multiple of 8, so that in flat memory every tensor is 16-byte aligned."""
+    """Returns a dimension for a trial: a multiple of 8 keeps every tensor of the flat buffer 16-byte aligned."""
     return max(8, n // divisor // 8 * 8)
 
 
 def workloads(n_elements: int = N_ELEMENTS) -> list[Workload]:
-    """Returns all workloads; the lists have their real size at 2^30 elements, below it narrower matrices."""
+    """Returns all workloads; lists have their real size at 2^30 elements, and narrower matrices below."""
     size = f"2^{n_elements.bit_length() - 1}" if n_elements & (n_elements - 1) == 0 else f"{n_elements:,}"
     big = [
         Workload(f"one tensor of {size}", dtype, label(each), (Spec("weight", (n_elements,), each),))
@@ -143,7 +143,7 @@ def workloads(n_elements: int = N_ELEMENTS) -> list[Workload]:
 
 
 def placed(workload: Workload, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Returns flat memory for a list, and the tensors that lie in it one behind the other."""
+    """Returns a flat buffer for a list, and the tensors, which are consecutive views of it."""
     flat = torch.empty(workload.n_elements, dtype=workload.dtype, device=device)
     parts = torch.split(flat, [math.prod(spec.shape) for spec in workload.specs])
     return flat, [part.view(spec.shape) for part, spec in zip(parts, workload.specs)]
@@ -161,13 +161,13 @@ class Contender:
     note: str = ""
     why_not: str | None = None
     is_contract: bool = False
-    """Whether it promises the bits of the ``cpp`` backend."""
+    """Whether it promises the ``cpp`` backend's bits."""
     is_floor: bool = False
-    """Whether it writes other values than asked for, as the least that torch has to do."""
+    """Whether it writes other values than requested, as a lower bound for torch."""
 
 
 def contenders(workload: Workload, flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[Contender]:
-    """Returns all that apply to a workload, torch.nn.init first; with a reason where one cannot run."""
+    """Returns the contenders for a workload, torch.nn.init first; one that cannot run has a reason."""
     found = [Contender(TORCH, partial(by_torch, workload.specs, tensors))]
     kinds = {type(spec.distribution) for spec in workload.specs}
     if kinds & {plans.Normal, plans.Uniform} and plans.TruncatedNormal not in kinds:
@@ -185,7 +185,7 @@ def contenders(workload: Workload, flat: torch.Tensor, tensors: Sequence[torch.T
 
 
 def by_torch(specs: Sequence[Spec], tensors: Sequence[torch.Tensor]) -> None:
-    """What users write today."""
+    """The way that users write today."""
     for spec, tensor in zip(specs, tensors):
         TORCH_INIT[type(spec.distribution)](tensor, *plans.numbers_of(spec.distribution).values())
 
@@ -201,12 +201,12 @@ Run = Callable[[Sequence[plans.Fill], "int | None"], object]
 
 
 def by_contract(run: Run, specs: Sequence[Spec], tensors: Sequence[torch.Tensor]) -> None:
-    """A backend of ours, from names, tensors and distributions to the launch."""
+    """One of our backends, from names, tensors and distributions to the launch."""
     run([plans.Fill.whole(each.name, tensor, each.distribution, "", "") for each, tensor in zip(specs, tensors)], SEED)
 
 
 def stateless(workload: Workload, tensors: Sequence[torch.Tensor]) -> Contender:
-    """torch.func._random, tried on a small tensor first: it has come in several steps."""
+    """torch.func._random, tried on a small tensor first: releases differ in how much of it works."""
     name, device = "torch.func._random", tensors[0].device
     try:
         random: Any = importlib.import_module(name)
@@ -258,21 +258,21 @@ def must_equal_cpp(name: str, run: Run, device: torch.device) -> None:
 
 
 def must_be_written(what: str, flat: torch.Tensor) -> None:
-    """Raises SystemExit if an element still is the NaN that was there before."""
+    """Raises SystemExit if an element is still the NaN from before."""
     for part in torch.split(flat, CHUNK):
         if part.isnan().any():
             raise SystemExit(f"{what}: not every element was written")
 
 
 def windows(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yields (offset, size) of boxes at the start, in the middle and at the end of a tensor, each a part of a row."""
+    """Yields (offset, size) of boxes at the start, middle and end of a tensor, each part of a row."""
     size = (*(1 for _ in shape[:-1]), min(WINDOW, shape[-1]))
     for quarters in (0, 2, 4):
         yield tuple((n - part) * quarters // 4 for n, part in zip(shape, size)), size
 
 
 def sampled(specs: Sequence[Spec]) -> list[int]:
-    """Returns the indices of the first tensor of each kind, of some between, and of the last."""
+    """Returns the indices of the first tensor of each kind, of some in between, and of the last."""
     first: dict[object, int] = {}
     for i, spec in enumerate(specs):
         first.setdefault((spec.shape, spec.distribution), i)
@@ -280,7 +280,7 @@ def sampled(specs: Sequence[Spec]) -> list[int]:
 
 
 def must_have_the_contracts_bits(what: str, specs: Sequence[Spec], tensors: Sequence[torch.Tensor]) -> None:
-    """Raises SystemExit unless windows of sampled tensors hold what the ``cpp`` backend makes of those boxes."""
+    """Raises SystemExit unless windows of sampled tensors hold the ``cpp`` backend's values of those boxes."""
     for i in sampled(specs):
         spec, tensor = specs[i], tensors[i]
         for offset, size in windows(spec.shape):
@@ -293,7 +293,7 @@ def must_have_the_contracts_bits(what: str, specs: Sequence[Spec], tensors: Sequ
 
 
 def as_promised(found: torch.Tensor, right: torch.Tensor, distribution: plans.Distribution) -> bool:
-    """Tells whether a tensor is as near to the ``cpp`` backend's as the contract has it: all bits, float64 almost."""
+    """Tells whether a tensor matches the ``cpp`` backend's as the contract asks: its bits, or 1e-12 in float64."""
     if right.dtype == torch.float64 and not isinstance(distribution, plans.Constant):
         errors = (found.detach().cpu() - right).abs()
         return bool((errors <= DOUBLE_ERROR * right.abs().clamp(min=1)).all())
@@ -314,7 +314,7 @@ def moments(distribution: plans.Distribution) -> tuple[float, float]:
 
 
 def wrong_moments(tensor: torch.Tensor, distribution: plans.Distribution) -> str | None:
-    """Returns what is wrong with mean and deviation of a tensor's first elements, beyond ten times their errors."""
+    """Returns what is wrong with the mean and deviation of a tensor's first elements, beyond ten standard errors."""
     part = tensor.view(-1)[:N_SAMPLE].double()
     mean, std = part.mean().item(), part.std(correction=0).item()
     right_mean, right_std = moments(distribution)
@@ -329,7 +329,7 @@ def must_be_right(
     """Lets every contender fill memory full of NaN; raises SystemExit at a wrong value.
 
     Returns:
-        By contender what is wrong with the moments of torch.nn.init's values: that is a finding, and no reason to stop.
+        By contender, what is wrong with the moments of torch.nn.init's values: a finding, not a reason to stop.
     """
     findings = {}
     for contender in contestants:

@@ -1,4 +1,4 @@
-"""What machine a benchmark ran on, for the tables that it prints."""
+"""Describes the machine that a benchmark ran on, for its tables."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def describe() -> str:
 
 
 def describe_device(device: torch.device) -> str:
-    """Returns GPU, clocks and versions in one line; without a GPU, that there is none and what runs instead."""
+    """Returns GPU, clocks and versions in one line; without a GPU, says so and names the CPU."""
     if device.type == "cpu":
         return f"NO GPU: over cpp on {describe()}"
-    # The limits, which stay; the clocks of the moment do not.
+    # Maximum clocks: the current ones vary.
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     command = ["nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.memory,driver_version", "--format=csv,noheader"]
     try:

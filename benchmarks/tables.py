@@ -1,9 +1,13 @@
-"""The tables that benchmarks write: CSV files in ``results/``, printed as Markdown too."""
+"""The tables of results: CSV files in ``results/``, printed as Markdown too.
+
+tools/update_tables.py puts them into README and docs.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import machine
@@ -11,14 +15,34 @@ import machine
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, rows: Sequence[dict[str, object]]) -> None:
-    """Writes rows as CSV with the machine beside them, and prints them as a Markdown table."""
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / name).open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "machine"], lineterminator="\n")
+def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes a benchmark's rows to ``results/``, each with the machine it ran on, and prints them."""
+    save(RESULTS / name, [{**row, "machine": machine.describe()} for row in rows])
+    print_table(rows)
+
+
+def save(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes rows as CSV; a process that is killed meanwhile leaves the file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**row, "machine": machine.describe()} for row in rows)
+        writer.writerows(rows)
+    os.replace(unfinished, path)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file, none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Prints rows as a Markdown table."""
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+        print("| " + " | ".join(map(str, row.values())) + " |")
     print(flush=True)

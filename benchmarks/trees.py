@@ -1,6 +1,6 @@
 """Trees of BaseModules as OpenMMLab builds them, for either library: the same modules, parameters and init_cfg.
 
-Sizes and nesting follow the published architectures; only what has parameters is there, and nothing can be run forward.
+Sizes and nesting follow the published architectures. Only modules with parameters exist, and none has a forward.
 """
 
 from __future__ import annotations

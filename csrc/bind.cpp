@@ -1,4 +1,4 @@
-// The one file that sees pybind11. Pointers and sizes cross, no torch.
+// The only file that uses pybind11. Pointers and sizes cross; torch does not.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,13 +17,13 @@ namespace {
 const Kernels& chosen(const std::string& isa) {
   for (const Kernels* kernels : instruction_sets())
     if (isa.empty() || isa == kernels->isa) return *kernels;
-  throw py::value_error("the instruction set '" + isa + "' is not one that this processor has");
+  throw py::value_error("this processor does not have the instruction set '" + isa + "'");
 }
 
 typedef py::array_t<uint8_t, py::array::c_style> Table;
 
 size_t n_records(const Table& table) {
-  if (size_t(table.size()) % sizeof(FillDesc) != 0) throw py::value_error("the table is no whole number of records");
+  if (size_t(table.size()) % sizeof(FillDesc) != 0) throw py::value_error("the table's size is not a multiple of a record's");
   return size_t(table.size()) / sizeof(FillDesc);
 }
 
@@ -34,18 +34,18 @@ void fill(const Table& table, int n_threads, const std::string& isa) {
   const FillDesc* fills = reinterpret_cast<const FillDesc*>(table.data());
   for (size_t i = 0; i < n_fills; ++i)
     if (fills[i].distribution == kWords && fills[i].dtype != kFloat32)
-      throw py::value_error("words themselves are written as float32 only");
+      throw py::value_error("kWords records need the dtype float32");
   py::gil_scoped_release released;
   run(kernels, fills, n_fills, n_threads);
 }
 
 void fill_from(const Table& table, const py::array_t<uint32_t, py::array::c_style>& words, const std::string& isa) {
-  if (n_records(table) != 1) throw py::value_error("the table must be one record");
+  if (n_records(table) != 1) throw py::value_error("the table must hold exactly one record");
   const FillDesc& fill = *reinterpret_cast<const FillDesc*>(table.data());
   if (words.size() != fill.n_elements || fill.n_elements % kMaxTile != 0)
-    throw py::value_error("there must be one word for each element, in whole tiles of " + std::to_string(kMaxTile));
+    throw py::value_error("expected one word per element, and a multiple of " + std::to_string(kMaxTile) + " elements");
   if ((fill.dtype == kFloat32) == (fill.distribution == kWords) || fill.dtype == kFloat64 || fill.dtype == kRaw)
-    throw py::value_error("it is for values in float32, and for conversions of words to what is narrower");
+    throw py::value_error("fill_from takes float32 records, or kWords records of a narrower dtype");
   const Kernels& kernels = chosen(isa);
   py::gil_scoped_release released;
   kernels.fill_from_words(fill, words.data());

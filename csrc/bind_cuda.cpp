@@ -1,4 +1,4 @@
-// The Python module of the CUDA backend. Addresses and a stream's handle cross as numbers, no torch.
+// The Python module of the CUDA backend. Addresses and the stream's handle cross as numbers; torch does not.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>

@@ -24,7 +24,7 @@ std::vector<const Kernels*> instruction_sets() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl"))
     found.push_back(&avx512::kernels);
-  // Every processor with AVX2 and FMA has F16C, which came earlier.
+  // F16C needs no check: every processor with AVX2 and FMA has it.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
 #endif
   found.push_back(&baseline::kernels);
@@ -33,16 +33,16 @@ std::vector<const Kernels*> instruction_sets() {
 
 namespace {
 
-// Elements of a piece: 256 KiB of float32 take some 50 us, and are enough pieces to keep the cores of a large machine
-// equally busy at the end. Before that a thread takes up to kTogether of them, 2 MiB: threads that touched one fresh huge
-// page at the same time would each clear it, and all but one in vain.
+// Elements of a piece: 256 KiB of float32 take some 50 us, short enough to keep all cores of a large machine busy to the
+// end. Until then a thread takes up to kTogether pieces, 2 MiB, at a time: threads that touched the same fresh huge page at
+// once would each clear it, and all but one in vain.
 constexpr int64_t kPiece = 1 << 16;
 constexpr int64_t kTogether = 8;
-// A thread costs some 30 us, so each is to find this many pieces.
+// Starting a thread takes some 30 us, so start one only for this many pieces.
 constexpr int64_t kPiecesPerThread = 2;
 
-// The pieces of all fills, which the threads take in order. It outlives the call: a thread that the system has not yet
-// started when all is done (torch's own threads spin for milliseconds after their work) finds nothing left and ends.
+// The pieces of all fills, which the threads take in order. Outlives the call: a thread that starts only after all pieces
+// are done (torch's threads spin for milliseconds after their work, and may delay it) finds none left and ends.
 class Pieces {
  public:
   Pieces(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads)
@@ -78,7 +78,7 @@ class Pieces {
 
  private:
   const Kernels& kernels_;
-  const FillDesc* const fills_;  // not to be touched once all pieces are done
+  const FillDesc* const fills_;  // invalid once all pieces are done
   const int n_threads_;
   std::vector<int64_t> first_{0};
   std::atomic<int64_t> next_{0};
@@ -91,13 +91,13 @@ class Pieces {
 
 void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads) {
   const auto pieces = std::make_shared<Pieces>(kernels, fills, n_fills, n_threads);
-  // Threads are made anew for each call: that survives fork, and leaves none behind that would spin.
+  // Each call starts new threads: a pool would not survive fork, and idle threads would spin.
   const int64_t helpers = std::min<int64_t>(n_threads, pieces->count() / kPiecesPerThread) - 1;
   for (int64_t i = 0; i < helpers; ++i) {
     try {
       std::thread([pieces] { pieces->work(); }).detach();
     } catch (const std::system_error&) {
-      break;  // the system gives no more threads: those that there are do the work
+      break;  // no more threads to be had: the running ones do the work
     }
   }
   pieces->work();

@@ -1,4 +1,4 @@
-// Which instruction set, and which thread does what.
+// Chooses the instruction set, and divides the work among threads.
 #pragma once
 
 #include <cstddef>
@@ -8,10 +8,10 @@
 
 namespace fastinit {
 
-// The instruction sets that this processor has, the best first; the last is the baseline.
+// The instruction sets of this processor, best first; the last is the baseline.
 std::vector<const Kernels*> instruction_sets();
 
-// Executes the fills with at most n_threads threads, the caller's among them. None may write another's memory.
+// Runs the fills on at most n_threads threads, including the caller's. The fills' memory must not overlap.
 void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads);
 
 }  // namespace fastinit

@@ -1,5 +1,5 @@
-// From random words to values. Each transform is one fixed sequence of correctly rounded operations, so every
-// instruction set and the device give the same bits; polynomials are in place of log, sin and cos for that reason.
+// Turns random words into values. Each transform is a fixed sequence of correctly rounded operations, so every instruction
+// set and GPU gives the same bits; that is why polynomials replace log, sin and cos.
 #pragma once
 
 #include "philox.h"
@@ -7,8 +7,8 @@
 namespace fastinit {
 namespace FASTINIT_ISA {
 
-// Horner's rule, each step one fma: (c[0] + x * (c[1] + x * (c[2] + ...))) in another unit. c * unit is rounded to
-// float32, and by the compiler where both are constants.
+// unit * (c[0] + x * (c[1] + x * (c[2] + ...))), by Horner's rule with one fma per step. c * unit is rounded to float32, at
+// compile time where both are constants.
 template <class L, int N>
 FASTINIT_FN typename L::f32 polynomial(typename L::f32 x, const float (&c)[N], float unit = 1.0f) {
   typename L::f32 sum = L::splat(c[N - 1] * unit);
@@ -17,17 +17,18 @@ FASTINIT_FN typename L::f32 polynomial(typename L::f32 x, const float (&c)[N], f
   return sum;
 }
 
-// (w & 0xFFFFFF) * 2^-24: one of 2^24 equally spaced numbers of [0, 1). The smallest is 0. Exact.
+// (w & 0xFFFFFF) * 2^-24: one of 2^24 equally spaced numbers in [0, 1), including 0. Exact.
 template <class L>
 FASTINIT_FN typename L::f32 uniform01(typename L::u32 w) {
   return L::from_i32(L::as_i32(w & 0x00FFFFFFu)) * 0x1p-24f;
 }
 
-// The tables are minimax polynomials; fit_coefficients.py makes them and compares them with what stands here. "Best" is
-// the least maximal error with that many coefficients, before they are rounded to float32.
+// The tables are minimax polynomials; tools/fit_coefficients.py fits them anew and compares. "Best" is the least maximal
+// error with that many coefficients, before they are rounded to float32. The Triton kernels' tables are generated from
+// these: run tools/kernel_tables.py after a change.
 
-// How a logarithm differs from a straight line: -2 (ln(1 + f) - f ln 2) = f (1 - f) B(f) on 0 <= f <= 1. The error of the
-// square root of the logarithm counts, which is largest where that is small: best 3.4e-7, with five coefficients 2.3e-6.
+// How the logarithm differs from a straight line: -2 (ln(1 + f) - f ln 2) = f (1 - f) B(f) on 0 <= f <= 1. The error that
+// counts is that of its square root, largest where the root is small: best 3.4e-7, with five coefficients 2.3e-6.
 FASTINIT_TABLE float kBend[6] = {-0.6136443134447835f, 0.3848337191266087f,  -0.2686039475316288f,
                                  0.17404670412143908f, -0.08144713044460192f, 0.018530501565536255f};
 // sin(2 pi a) = a S(a^2) and cos(2 pi a) = C(a^2) on |a| <= 1/4: best 3.3e-9 and 4.7e-8. Four coefficients would give
@@ -39,8 +40,8 @@ FASTINIT_TABLE float kCos[5] = {0.9999999534666579f, -19.73917143469665f, 64.934
 constexpr float kMinus2Ln2 = -1.3862943611198906f;
 
 // constant - 2 ln(2^J u) * unit for 0 < 2^J u <= 1.
-//   2^J u = (1 + f) 2^e: the bits of a float, read as an integer, are e + f times 2^23, so that a conversion gives the
-//   logarithm but for B. Both vanish where 2^J u = 1, and nothing worse than 1.39 - 0.39 cancels near it.
+//   2^J u = (1 + f) 2^e: a float's bits, read as an integer, are (e + f) 2^23, so a conversion gives the logarithm except
+//   for B. Both vanish where 2^J u = 1, and near it the worst cancellation is 1.39 - 0.39.
 template <class L, int J, int N>
 FASTINIT_FN typename L::f32 minus_2_ln(typename L::f32 u, const float (&c)[N], float unit, float constant) {
   const typename L::u32 line = L::bits(u) - (0x3F800000u - (uint32_t(J) << 23));
@@ -56,8 +57,8 @@ FASTINIT_FN typename L::f32 unit(typename L::u32 w) {
   return L::fma(L::from_u32(w), L::splat(0x1p-32f), L::splat(0x1p-33f));
 }
 
-// What is added to -2 ln u so that its root has no zero to take (the device's sequence could not): sqrt gives 2^-50 at
-// u = 1, and all other results are at least 2^-23 and stay as they are.
+// Added to -2 ln u, because the GPU's square root sequence cannot take a zero: sqrt gives 2^-50 at u = 1; all other results
+// are at least 2^-23 and do not change.
 constexpr float kNotZero = 0x1p-100f;
 
 struct Normal {
@@ -88,11 +89,11 @@ FASTINIT_FN void normal_pair(typename L::u32 w0, typename L::u32 w1, const Norma
 // --- truncated normals: the inverse of the distribution function at (w + 1/2) 2^-32 of the way between the bounds' ---
 //
 // Q is the upper tail probability; lower, upper and width are the probabilities below, above and between the bounds,
-// the numbers of tails.py. One of three forms is taken for a whole tensor. mean and std come in here, not after: the
-// last operation is one fma. The largest errors over all 2^32 words (benchmarks/check_numbers.py), in standard
-// deviations: 1.11e-6 inside two of them, 1.52e-6 wide, 1.71e-6 in a tail from 1.6.
+// which tails.py computes. A tensor uses one of three forms. Each applies mean and std itself, so that its last operation is
+// one fma. The largest errors over all 2^32 words (tools/check_numbers.py), in standard deviations: 1.11e-6 inside two of
+// them, 1.52e-6 wide, 1.71e-6 in a tail from 1.6.
 
-// As kBend, five coefficients with the least error of the result itself, 3.1e-6; a fifth or less of it reaches a z.
+// As kBend, but five coefficients that minimize the error of the logarithm itself, 3.1e-6; at most a fifth of it reaches z.
 FASTINIT_TABLE float kBendTruncated[5] = {-0.6134975550077484f, 0.38206310025328616f, -0.25223448666089626f,
                                           0.13302357458700803f, -0.035823696555597216f};
 
@@ -119,13 +120,13 @@ FASTINIT_FN typename L::f32 truncated_inside(typename L::u32 w, const TruncatedI
 }
 
 // z = (1 - 2 t) G(v) with t = Q(z) and v = -2 ln(4 t (1 - t)), which is symmetric about t = 1/2 and smooth there, on
-// 0 <= v <= kCentreEnd (|z| <= 3.70), in v mapped to [-1, 1]: best 6.3e-7, with nine 8.8e-7 at many times the rounding.
+// 0 <= v <= kCentreEnd (|z| <= 3.70), in v mapped to [-1, 1]: best 6.3e-7; with nine 8.8e-7, but rounded far worse.
 constexpr float kCentreEnd = 15.5f;
 FASTINIT_TABLE float kCentre[10] = {2.5881845207340244f,   1.2612360624362267f,    -0.15150860123143303f,
                                -0.021859110373191857f, 0.041329025474145235f,  -0.019671074248366175f,
                                0.0006167413287614669f, 0.004322417751120436f,  -0.00144823348566594f,
                                -0.00016379034334447652f};
-// z = T(sqrt(-2 ln t)) beyond, down to the least t that the form meets (|z| = 6.8), mapped likewise: best 2.3e-7.
+// Beyond, z = T(sqrt(-2 ln t)), mapped likewise, down to the least t of this form (|z| = 6.8): best 2.3e-7.
 constexpr float kTailFirst = 4.2f, kTailLast = 7.4f;
 FASTINIT_TABLE float kTail[7] = {5.328315035016169f,    1.685852289952468f,     -0.01803492209548546f, 0.003998523831134332f,
                             -0.0009150268633868559f, 0.0002391145333706455f, -5.876300073991592e-05f};
@@ -134,8 +135,8 @@ struct TruncatedWide {
   float mean, std, lower, upper, width;  // below w = 2^31: t = lower + w * width, else upper + (2^32 - 1 - w) * width
 };
 
-// Both halves of the words count their tail up from its end, so that small probabilities keep all their digits. Several
-// words at once: what is rare is one branch then, and the long polynomials of several words run beside each other.
+// Each half of the words counts its tail up from the end, so that small probabilities keep all their digits. Several words
+// at a time share one branch for rare values, and their long polynomials overlap.
 template <class L, int N>
 FASTINIT_FN void truncated_wide(const typename L::u32 (&w)[N], const TruncatedWide& p, typename L::f32 (&value)[N]) {
   typedef typename L::f32 f32;
@@ -165,8 +166,8 @@ FASTINIT_FN void truncated_wide(const typename L::u32 (&w)[N], const TruncatedWi
   }
 }
 
-// One tail: v = rho + u (1 - rho) is the probability below a value as a part of that below the upper bound, and the value
-// is a polynomial, interpolated for the tensor (tails.Tail), in s = sqrt(k - 2 ln v) mapped to [-1, 1].
+// One tail: v = rho + u (1 - rho) is the probability below the value relative to that below the upper bound. The value is a
+// polynomial in s = sqrt(k - 2 ln v) mapped to [-1, 1], interpolated per tensor (tails.Tail).
 struct TruncatedTail {
   float base, width, k, scale, shift, coefficients[10];  // v = base + w * width
 };

@@ -1,18 +1,18 @@
-// What crosses from Python to a kernel: one fill of one box of one parameter, and for the GPU a list of pieces of work.
-// POD, the same layout in fastinit/contract/records.py and device_work.py (tests compare the sizes).
+// The records that Python passes to the kernels: each is a fill of one box of one parameter. GPUs also get a list of pieces
+// of work. POD; records.py and gpu_work.py in fastinit/contract have the same layout (tests compare the sizes).
 #pragma once
 
 #include <cstdint>
 
 namespace fastinit {
 
-// Dimensions that are left after those that can be walked as one have been merged; the Python side splits what has more.
+// After merging the dimensions that can be walked as one; the Python side splits boxes that have more.
 constexpr int kMaxDims = 6;
 constexpr int kMaxParams = 36;
 
 enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2, kTruncatedInside = 3, kTruncatedWide = 4,
                               kTruncatedTail = 5,
-                              kWords = 6 };  // the bits of the words: for known answers and exhaustive tests
+                              kWords = 6 };  // the words' own bits: for known answers and exhaustive tests
 enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kFloat8E4M3FN = 4, kFloat8E5M2 = 5,
                        kFloat8E4M3FNUZ = 6, kFloat8E5M2FNUZ = 7, kRaw = 8 };
 
@@ -38,27 +38,27 @@ struct FillDesc {
 // How a piece of work on the GPU walks its record.
 enum Path : int32_t {
   kRun = 0,     // whole trips; memory and indices are consecutive and begin together on 16 bytes and on a block
-  kRows = 1,    // whole trips over rows each of which is like that
+  kRows = 1,    // whole trips over rows, each of which qualifies for kRun
   kBlocks = 2,  // block after block, element by element
 };
 // One piece of work, of one thread block.
 struct Work {
-  int64_t first;  // element (kRun, kRows) or block (kBlocks) of the record's box with which it begins
+  int64_t first;  // element (kRun, kRows) or block (kBlocks) of the record's box where it begins
   int32_t n;      // trips (kRun, kRows) or blocks
-  int32_t fill;   // the number of the record
+  int32_t fill;   // index of the record
   int32_t path;
   int32_t reserved;
 };
 
 // Fills the elements [begin, end) of the box, counted row-major within the box.
 using FillRange = void (*)(const FillDesc& fill, int64_t begin, int64_t end);
-// For exhaustive tests: writes what the fill makes of given words, in whole tiles, into contiguous memory. float32, or any
-// narrower dtype of kWords.
+// For exhaustive tests: writes the values of given words, whole tiles of them, to contiguous memory. float32, or kWords in a
+// narrower dtype.
 using FillFromWords = void (*)(const FillDesc& fill, const uint32_t* words);
 // Writes a * b + c, rounded once: for tests.
 using FusedMultiplyAdd = void (*)(const float* a, const float* b, const float* c, int64_t n, float* out);
 
-// Elements of a tile at most: four words of one block for each lane of the widest register.
+// The largest tile, in elements: the four words of a block for each lane of the widest register.
 constexpr int64_t kMaxTile = 64;
 
 struct Kernels {  // of one instruction set

@@ -1,4 +1,4 @@
-// The CPU kernels. Compiled once for each instruction set, with FASTINIT_ISA naming it.
+// The CPU kernels. Compiled once per instruction set, named by FASTINIT_ISA.
 #include <algorithm>
 #include <cstring>
 
@@ -54,7 +54,7 @@ struct Float8 {
 
 // --- runs of consecutive elements ------------------------------------------------------------------------------------
 
-constexpr int kTile = 4 * Lanes::kWidth;  // elements that one step makes
+constexpr int kTile = 4 * Lanes::kWidth;  // elements per step
 
 template <class Type, class Values>
 FASTINIT_FN void make_tile(const TileWords& words, const Values& values, typename Type::T* out) {
@@ -64,13 +64,13 @@ FASTINIT_FN void make_tile(const TileWords& words, const Values& values, typenam
   for (int i = 0; i < 4; ++i) Type::store(out + i * Lanes::kWidth, ordered[i]);
 }
 
-// Elements [index, index + n) of the full tensor into contiguous memory. The numbers come as a copy: behind a reference
-// the compiler would have to fear that storing values changes them.
+// Writes elements [index, index + n) of the full tensor to contiguous memory. Takes the numbers by value: through a
+// reference, the compiler would have to assume that storing values changes them.
 template <class Type, class Values>
 void make_run(Key key, const Values values, uint64_t index, int64_t n, typename Type::T* out) {
   typename Type::T tile[kTile];
   uint64_t block = index / 4;
-  if (const int64_t skip = int64_t(index % 4)) {  // begins within a block: copy the rest of its tile
+  if (const int64_t skip = int64_t(index % 4)) {  // starts within a block: copy the rest of its tile
     const int64_t some = std::min(n, kTile - skip);
     make_tile<Type>(tile_words(key, block), values, tile);
     std::copy(tile + skip, tile + skip + some, out);
@@ -83,10 +83,10 @@ void make_run(Key key, const Values values, uint64_t index, int64_t n, typename 
   }
 }
 
-// As make_run; the values of a block are two.
+// As make_run, with two values per block.
 template <class Values>
 void make_run64(Key key, const Values values, uint64_t index, int64_t n, double* out) {
-  constexpr int kHalf = Lanes::kWidth64;  // blocks whose 64-bit numbers fill a register; a tile has two of them
+  constexpr int kHalf = Lanes::kWidth64;  // blocks whose 64-bit numbers fill a register; a tile is twice that
   while (n > 0) {
     const TileWords tile = tile_words(key, index / 2);
     double made[4 * kHalf];
@@ -110,8 +110,8 @@ void make_run64(Key key, const Values values, uint64_t index, int64_t n, double*
 
 // --- boxes -----------------------------------------------------------------------------------------------------------
 
-// Calls row(memory of the first element, index of the first element, count) for each run along the innermost dimension
-// of the elements [begin, end) of the box.
+// Calls row(first element's memory, first element's index, count) for each run along the innermost dimension within the
+// box's elements [begin, end).
 template <class Row>
 void for_each_row(const FillDesc& fill, int64_t begin, int64_t end, const Row& row) {
   int64_t at[kMaxDims], rest = begin;
@@ -132,11 +132,11 @@ void for_each_row(const FillDesc& fill, int64_t begin, int64_t end, const Row& r
   }
 }
 
-// Random values: make(index, n, out) gives a run of consecutive indices in contiguous memory.
+// Random values: make(index, n, out) writes a run of consecutive indices to contiguous memory.
 template <class T, class Make>
 void fill_random(const FillDesc& fill, int64_t begin, int64_t end, const Make& make) {
   constexpr int last = kMaxDims - 1;
-  constexpr int64_t kBuffer = 2048;  // elements; stays in the first-level cache
+  constexpr int64_t kBuffer = 2048;  // elements; fits the first-level cache
   T buffer[kBuffer];
   const int64_t stride = fill.stride[last], step = fill.index_stride[last];
   for_each_row(fill, begin, end, [&](char* memory, uint64_t index, int64_t count) {
@@ -149,7 +149,7 @@ void fill_random(const FillDesc& fill, int64_t begin, int64_t end, const Make& m
         make(index + uint64_t(done), n, buffer);
         for (int64_t i = 0; i < n; ++i) out[(done + i) * stride] = buffer[i];
       }
-    } else {  // a box that is one element wide in the innermost dimension
+    } else {  // the box is one element wide in the innermost dimension
       for (int64_t i = 0; i < count; ++i) make(index + uint64_t(i) * uint64_t(step), 1, out + i * stride);
     }
   });

@@ -1,4 +1,4 @@
-// The CUDA kernel: one launch fills every tensor of a plan on a device. Thread block i does works[i].
+// The CUDA kernel: one launch fills all of a plan's tensors on a device. Thread block i runs works[i].
 #include "walks_cuda.h"
 
 namespace fastinit {
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksAtOnce)
     }
   }
   switch (fill.distribution) {
-    // The scaled form is for ranges that have a scale; the elements of others are sent over blocks.
+    // The scaled form needs a scale; ranges without one take the path over blocks.
     case kUniform: return fill_narrow<ScaledUniformValues, UniformValues>(fill, work);
     case kNormal: return fill_narrow<NormalValues>(fill, work);
     case kTruncatedInside: return fill_narrow<TruncatedInsideValues>(fill, work);
@@ -62,12 +62,12 @@ const char* launch(const FillDesc* fills, const Work* works, int64_t n_works, in
   cudaError_t error = cudaGetDevice(&before);
   if (error == cudaSuccess && before != device) error = cudaSetDevice(device);
   if (error == cudaSuccess) {
-    // Pieces are at most two for each of 2^31 records: the lists of work that memory can hold fit into a grid.
+    // Any list of work that fits in memory fits in a grid.
     fastinit_fill<<<dim3(unsigned(n_works)), dim3(kThreads), 0, static_cast<cudaStream_t>(stream)>>>(fills, works);
     error = cudaGetLastError();
     if (before != device) {
       const cudaError_t back = cudaSetDevice(before);
-      if (error == cudaSuccess) error = back;  // the caller's next kernel would start on another device
+      if (error == cudaSuccess) error = back;  // or the caller's next kernel would run on another device
     }
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
@@ -77,7 +77,7 @@ const char* why_not() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) {
-    cudaGetLastError();  // it is not to be found by a later call
+    cudaGetLastError();  // clear CUDA's last error, so that later calls do not report it
     return cudaGetErrorString(error);
   }
   return count > 0 ? nullptr : "no CUDA device";

@@ -1,6 +1,5 @@
-// float64: two words an element, v = word 2i << 32 | word 2i + 1. Written over lanes of doubles of +, -, *, / and sqrt,
-// each rounded once and none fused, without a C library: the same bits everywhere here too, though the contract asks only
-// for 1e-12 between backends.
+// float64: two words per element, v = word 2i << 32 | word 2i + 1. Uses only +, -, *, / and sqrt on lanes of doubles, each
+// rounded once and none fused, and no C library: CPUs give the same bits here too, though the contract asks for 1e-12 only.
 #pragma once
 
 #include "lanes.h"
@@ -8,7 +7,7 @@
 namespace fastinit {
 namespace FASTINIT_ISA {
 
-// Horner's rule, multiplied and added with a rounding each.
+// Horner's rule; each product and each sum is rounded.
 template <class L, int N, class Coefficients>
 FASTINIT_FN typename L::f64 polynomial64(typename L::f64 x, const Coefficients& c) {
   typename L::f64 sum = L::splat64(c[N - 1]);
@@ -17,7 +16,7 @@ FASTINIT_FN typename L::f64 polynomial64(typename L::f64 x, const Coefficients& 
   return sum;
 }
 
-// Rounded to nearest. Each half is exact as the last bits of a power of two, whose bits the constants are.
+// Rounded to nearest. Each half becomes the low bits of a power of two, whose bits the constant supplies: exact.
 template <class L>
 FASTINIT_FN typename L::f64 to_f64(typename L::u64 v) {
   const typename L::f64 high = L::from_bits64((v >> 32) | 0x4530000000000000u);         // 2^84 + high half * 2^32
@@ -31,7 +30,7 @@ FASTINIT_FN typename L::f64 unit64(typename L::u64 v) {
   return (to_f64<L>(v) + 0.5) * 0x1p-64;
 }
 
-// 2 / (2 k + 1): the series of 2 artanh. On |s| <= 0.1716 the first term left out is below 6e-17 of the whole.
+// 2 / (2 k + 1): the series of 2 artanh. On |s| <= 0.1716 the first omitted term is below 6e-17 of the sum.
 FASTINIT_TABLE double kArtanh64[10] = {2.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19};
 constexpr double kLn2 = 0.69314718055994530942;
 
@@ -42,14 +41,14 @@ FASTINIT_FN typename L::f64 minus_2_ln64(typename L::f64 u) {
   typedef typename L::u64 u64;
   const u64 above = L::bits64(u) - 0x3FE6A09E667F3BCDu;  // the bits of sqrt(1/2)
   const u64 e = above >> 52, sign = e >> 11;             // e has 12 bits; its highest is the sign
-  // e as a number: added to the last bits of 3 * 2^51.
+  // e as a double: added to the low bits of 3 * 2^51.
   const f64 exponent = L::from_bits64((e - (sign << 12)) + 0x4338000000000000u) - 0x1.8p52;
   const f64 m = L::from_bits64(L::bits64(u) - (e << 52));
   const f64 s = (m - 1.0) / (m + 1.0);
   return exponent * (-2.0 * kLn2) - 2.0 * (s * polynomial64<L, 10>(s * s, kArtanh64));
 }
 
-// 1 / n!: the series of sine and cosine. On |x| <= pi / 2 the first terms left out are below 2e-18 and 1e-19.
+// 1 / n!: the series of sine and cosine. On |x| <= pi / 2 the first omitted terms are below 2e-18 and 1e-19.
 FASTINIT_TABLE double kSin64[11] = {1.0,
                                -1.0 / 6,
                                1.0 / 120,
@@ -92,8 +91,8 @@ FASTINIT_FN void normal_pair64(typename L::u64 v0, typename L::u64 v1, typename 
   z1 = L::from_bits64(L::bits64(r * polynomial64<L, 12>(y, kCos64)) ^ (v1 & 0x8000000000000000u));
 }
 
-// Truncated normals: the forms of distributions.h, the one inside two sigma left out. fit_coefficients.py makes the
-// tables; they are within 1e-13.
+// Truncated normals: the forms of distributions.h without the one inside two sigma. The tables come from
+// tools/fit_coefficients.py and are within 1e-13.
 constexpr double kCentreEnd64 = 15.5;
 FASTINIT_TABLE double kCentre64[22] = {
     2.5881838843463547, 1.2612367878226556, -0.15147396721498957, -0.021876155800809566, 0.04102982738079329,
@@ -113,7 +112,7 @@ struct TruncatedWide64 {
   double lower, upper, width;  // probabilities below, above and between the bounds
 };
 
-// The standard normal at (v + 1/2) 2^-64 of the way.
+// The standard normal's value (v + 1/2) 2^-64 of the way from bound to bound, in probability.
 template <class L>
 FASTINIT_FN typename L::f64 truncated_wide64(typename L::u64 v, const TruncatedWide64& p) {
   typedef typename L::f64 f64;
@@ -135,8 +134,8 @@ FASTINIT_FN typename L::f64 truncated_wide64(typename L::u64 v, const TruncatedW
 
 constexpr int kTailTerms64 = 26;
 struct TruncatedTail64 {
-  // rho, 1 - rho, k, scale, shift, coefficients (tails.Tail). Left in memory, and read anew for each value: in registers they
-  // would halve what else the device can keep running.
+  // rho, 1 - rho, k, scale, shift, coefficients (tails.Tail). Volatile, to be read from memory for each value: in registers
+  // they would halve the GPU's occupancy.
   const volatile double* numbers;
 };
 

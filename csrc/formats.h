@@ -1,5 +1,5 @@
-// float32 -> narrower formats, rounded to nearest, ties to even, as torch converts them. The code stands in the low bits of
-// the lane. NaN does not come.
+// float32 -> narrower formats, rounded to nearest, ties to even, as torch does. The result is in the lane's low bits. NaN
+// never occurs.
 #pragma once
 
 #include "lanes.h"
@@ -13,14 +13,14 @@ FASTINIT_FN typename L::u32 to_bfloat16(typename L::f32 value) {
   return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
 }
 
-// What a format of one sign bit, exponent and mantissa bits is.
+// A format of a sign bit, exponent bits and mantissa bits.
 struct Format {
   int mantissa_bits, exponent_bias, sign_bit;
-  uint32_t overflow;   // the code of all that is too large
+  uint32_t overflow;   // the code of everything too large
   bool unsigned_zero;  // there is no -0; its code is NaN
 };
 FASTINIT_TABLE Format kHalf{10, 15, 15, 0x7C00, false};       // IEEE 754, up to 65504, then infinity
-FASTINIT_TABLE Format kE4M3FN{3, 7, 7, 0x7E, false};          // up to 448, and 448 beyond, as torch 2.13 has it (torch 2.1: NaN)
+FASTINIT_TABLE Format kE4M3FN{3, 7, 7, 0x7E, false};          // up to 448, saturating as in torch 2.13 (torch 2.1: NaN)
 FASTINIT_TABLE Format kE5M2{2, 15, 7, 0x7C, false};           // up to 57344, then infinity
 FASTINIT_TABLE Format kE4M3FNUZ{3, 8, 7, 0x80, true};         // up to 240, then NaN
 FASTINIT_TABLE Format kE5M2FNUZ{2, 16, 7, 0x80, true};        // up to 57344, then NaN
@@ -30,11 +30,11 @@ FASTINIT_FN typename L::u32 to_format(typename L::f32 value, const Format& forma
   typedef typename L::u32 u32;
   const int dropped = 23 - format.mantissa_bits;
   const u32 bits = L::bits(value), magnitude = bits & 0x7FFFFFFFu;
-  // Normal numbers: round away the dropped bits, and move the exponent to the other bias.
+  // Normal numbers: round away the dropped bits, and rebias the exponent.
   const u32 normal = ((magnitude + ((1u << (dropped - 1)) - 1u) + ((magnitude >> dropped) & 1u)) >> dropped) -
                      (uint32_t(127 - format.exponent_bias) << format.mantissa_bits);
-  // Subnormal ones are multiples of 2^(1 - bias - mantissa): added to a float32 whose last bit is worth that much, they
-  // stand in its last bits, rounded by the addition.
+  // Subnormal numbers are multiples of 2^(1 - bias - mantissa): added to a float32 whose last bit is worth that much, they
+  // end up in its low bits, rounded by the addition.
   const uint32_t aligned = uint32_t(127 + 1 - format.exponent_bias + dropped) << 23;
   const u32 subnormal = L::bits(L::from_bits(magnitude) + L::from_bits(L::splat_u32(aligned))) - aligned;
   const u32 finite = magnitude < (uint32_t(127 - format.exponent_bias + 1) << 23) ? subnormal : normal;

@@ -1,8 +1,8 @@
-// Lanes: the same few operations on one number (the device) and on a whole vector register of the host (AVX-512, AVX2,
-// SSE2, NEON). philox.h and distributions.h are written over them once.
+// Lanes: the same few operations on one number (GPU) and on a whole vector register of the host (AVX-512, AVX2, SSE2, NEON),
+// so that philox.h and distributions.h are written once.
 //
-// Every operation is rounded exactly as IEEE 754 says (add, mul, fma, sqrt, conversions), so all instruction sets give
-// the same bits. Compile with -ffp-contract=off (nvcc: -fmad=false): a fused multiply-add stands where it is written.
+// Every operation (add, mul, fma, sqrt, conversions) is rounded exactly as IEEE 754 requires, so all instruction sets give
+// the same bits. Compile with -ffp-contract=off (nvcc: -fmad=false): only an explicit fma may be fused.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 #if defined(__CUDACC__)
 #define FASTINIT_FN __device__ __forceinline__
-#define FASTINIT_TABLE __device__ constexpr  // of constants that are more than a number
+#define FASTINIT_TABLE __device__ constexpr  // for arrays and structs; scalars are plain constexpr
 #else
 #define FASTINIT_FN inline __attribute__((always_inline))
 #define FASTINIT_TABLE constexpr
@@ -22,7 +22,7 @@
 #include <arm_neon.h>
 #endif
 
-// fill_cpu.cpp is compiled once for each instruction set; the name keeps their copies apart when they are linked.
+// fill_cpu.cpp is compiled once per instruction set; the namespace keeps the copies apart at link time.
 #ifndef FASTINIT_ISA
 #define FASTINIT_ISA scalar
 #endif
@@ -32,7 +32,7 @@ namespace FASTINIT_ISA {
 
 #if defined(__CUDACC__)
 
-// One lane: philox.h and distributions.h on the device. A tile is one block of four words.
+// One lane: philox.h and distributions.h on the GPU. A tile is one block of four words.
 struct Lanes {
   static constexpr int kWidth = 1;  // blocks in a tile
   using f32 = float;
@@ -42,16 +42,16 @@ struct Lanes {
   using f64 = double;
   using u64 = uint64_t;
 
-  // The compiler's own product of 64-bit numbers adds their upper halves' products too, though they are zero.
+  // The compiler's 64-bit product would add the products of the upper halves, which are zero.
   FASTINIT_FN static wide mul_low32(wide a, uint32_t b) {
     uint64_t product;
     asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(uint32_t(a)), "r"(b));
     return product;
   }
   FASTINIT_FN static f32 fma(f32 a, f32 b, f32 c) { return ::fmaf(a, b, c); }
-  // Correctly rounded for 2^-100 <= a <= 2^100, and without the call that the compiler's own has for numbers that do not
-  // come here: two corrections after Markstein, from a seed that may be off by four units in its last place (ten times
-  // what NVIDIA states for it); with one, two of the 2^24 mantissas fail if the seed is one unit too high.
+  // Correctly rounded for 2^-100 <= a <= 2^100, without the slow path that the compiler's root calls for other numbers:
+  // two Markstein corrections, from a seed that may be off by four units in the last place (ten times NVIDIA's stated
+  // error). With one correction, two of the 2^24 mantissas fail if the seed is one unit too high.
   FASTINIT_FN static f32 sqrt(f32 a) {
     float seed;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(seed) : "f"(a));
@@ -67,13 +67,13 @@ struct Lanes {
   FASTINIT_FN static u32 bits(f32 a) { return __float_as_uint(a); }
   FASTINIT_FN static f32 from_bits(u32 a) { return __uint_as_float(a); }
   FASTINIT_FN static i32 as_i32(u32 a) { return i32(a); }
-  // a * b, of which the compiler does not see that b is a constant: it would make another product for its negative.
+  // a * b with b hidden from the compiler, which would otherwise compute a second product for the negated constant.
   FASTINIT_FN static f32 opaque_product(f32 a, float b) {
     float product;
     asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(a), "f"(b));
     return product;
   }
-  // The f of a = (1 + f) 2^e. Its bits alone are a subnormal number, which costs nothing extra here.
+  // The f of a = (1 + f) 2^e. Its bits alone are a subnormal number, which costs nothing extra on a GPU.
   FASTINIT_FN static f32 fraction(f32 a) { return opaque_product(from_bits(bits(a) & 0x007FFFFFu), 0x1p126f); }
   FASTINIT_FN static f32 abs(f32 a) { return ::fabsf(a); }
   FASTINIT_FN static f32 min(f32 a, f32 b) { return ::fminf(a, b); }
@@ -97,7 +97,7 @@ struct Lanes {
 #endif
 
 struct Lanes {
-  static constexpr int kWidth = FASTINIT_VECTOR_BYTES / 4;  // blocks in a tile: one block a 32-bit lane
+  static constexpr int kWidth = FASTINIT_VECTOR_BYTES / 4;  // blocks in a tile: one per 32-bit lane
   typedef float f32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef uint32_t u32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
   typedef int32_t i32 __attribute__((vector_size(FASTINIT_VECTOR_BYTES)));
@@ -133,7 +133,7 @@ struct Lanes {
 #endif
   }
 
-  // Not as a sum with zeros: that is an addition, which -0.0 does not survive. Not lane by lane: GCC 12 does as it is told.
+  // Not a sum with zeros, which would turn -0.0 into 0.0. Not lane by lane: GCC 12 would really do it lane by lane.
   static FASTINIT_FN f32 splat(float a) {
 #if defined(__AVX512F__)
     return (f32)_mm512_set1_ps(a);
@@ -154,7 +154,7 @@ struct Lanes {
   static FASTINIT_FN f32 fraction(f32 a) { return from_bits((bits(a) & 0x007FFFFFu) | 0x3F800000u) - 1.0f; }
   static FASTINIT_FN f32 abs(f32 a) { return from_bits(bits(a) & 0x7FFFFFFFu); }
 
-  // Whether any lane of the result of a comparison (all bits or none) is set.
+  // Whether a comparison (all bits or none) is true in any lane.
   static FASTINIT_FN bool any(i32 mask) {
 #if defined(__AVX512F__)
     return _mm512_movepi32_mask((__m512i)mask) != 0;
@@ -171,7 +171,7 @@ struct Lanes {
 #endif
   }
 
-  // The product of the low halves of 64-bit lanes; what stands in the upper half of `a` does not matter.
+  // The product of the low halves of 64-bit lanes; ignores the upper half of `a`.
   static FASTINIT_FN wide mul_low32(wide a, uint32_t b) {
 #if defined(__AVX512F__)
     return (wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
@@ -214,7 +214,7 @@ struct Lanes {
 #endif
   }
 
-  // Zeros of two signs in one call do not come (cpp_backend._params): instruction sets differ in what they give then.
+  // Instruction sets disagree on zeros of different signs; lowering.py signs the bounds so that it never shows.
   static FASTINIT_FN f32 min(f32 a, f32 b) {
 #if defined(__AVX512F__)
     return (f32)_mm512_min_ps((__m512)a, (__m512)b);
@@ -238,7 +238,7 @@ struct Lanes {
 #endif
   }
 
-  // Rounded to nearest, ties to even, as the conversion instruction of AVX-512 does it.
+  // Rounded to nearest, ties to even, as AVX-512's conversion instruction does.
   static FASTINIT_FN f32 from_u32(u32 a) {
 #if defined(__AVX512F__)
     return (f32)_mm512_cvtepu32_ps((__m512i)a);
@@ -251,7 +251,7 @@ struct Lanes {
 #endif
   }
 
-  // Interleave the lower (upper) halves of each 128-bit part, by 32 and by 64 bits.
+  // Interleaves the lower (upper) halves of each 128-bit part, by 32 and by 64 bits.
   static FASTINIT_FN f32 unpack_low32(f32 a, f32 b) {
 #if defined(__AVX512F__)
     return (f32)_mm512_unpacklo_ps((__m512)a, (__m512)b);
@@ -290,9 +290,9 @@ struct Lanes {
   }
 
  private:
-  // Without the instruction: in double the product is exact and the sum is rounded once, to 53 bits. Rounding that to odd
-  // first keeps the second rounding, to 24 bits, from seeing a tie that is none (Boldo & Melquiond 2008). A call, because
-  // hundreds of copies would take a minute to compile.
+  // Without the instruction: in double the product is exact and the sum is rounded once, to 53 bits. Making that rounding to
+  // odd keeps the second one, to 24 bits, from seeing a false tie (Boldo & Melquiond 2008). Not inlined, because hundreds of
+  // copies would take a minute to compile.
   static __attribute__((noinline)) f32 fma_in_double(f32 a, f32 b, f32 c) {
     f32 result;
     for (int lane = 0; lane < kWidth; lane += 2) {
@@ -309,13 +309,13 @@ struct Lanes {
   static FASTINIT_FN f32x2 fma_in_double(f32x2 a, f32x2 b, f32x2 c) {
     const f64x2 product = __builtin_convertvector(a, f64x2) * __builtin_convertvector(b, f64x2);  // exact: 24 + 24 bits
     const f64x2 addend = __builtin_convertvector(c, f64x2), sum = product + addend;
-    // The error of the sum (Knuth's two-sum, exact): where it is not zero, the last bit of the sum is made odd in its
-    // direction, so that the rounding to float below is the only one.
+    // The exact error of the sum (Knuth's two-sum): where it is not zero, make the sum's last bit odd in its direction, so
+    // that only the rounding to float below takes effect.
     const f64x2 back = sum - product;
     const f64x2 error = (product - (sum - back)) + (addend - back);
     const i64x2 up = error > 0.0, inexact = up | (error < 0.0), away = ~(up ^ (sum > 0.0)), bits = (i64x2)sum;
     const i64x2 even = (bits & 1) - 1;
-    const i64x2 step = ((away & 2) - 1) & inexact & even;  // away from zero: one more
+    const i64x2 step = ((away & 2) - 1) & inexact & even;  // one more if away from zero
     return __builtin_convertvector((f64x2)(bits + step), f32x2);
   }
 };

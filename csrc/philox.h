@@ -8,12 +8,12 @@
 namespace fastinit {
 namespace FASTINIT_ISA {
 
-// The multipliers and Weyl increments of the paper, section 4; 10 rounds are its, cuRAND's and PyTorch's safe choice.
+// The paper's multipliers and Weyl increments, section 4; 10 rounds are the safe choice of the paper, cuRAND and PyTorch.
 constexpr uint32_t kM0 = 0xD2511F53, kM1 = 0xCD9E8D57;
 constexpr uint32_t kW0 = 0x9E3779B9, kW1 = 0xBB67AE85;
 constexpr int kRounds = 10;
 
-// The keys of the rounds: the key, and a Weyl sequence from it.
+// The round keys: a Weyl sequence that starts at the key.
 struct RoundKeys {
   uint32_t first0, first1;
   FASTINIT_FN explicit RoundKeys(uint64_t key) : first0(uint32_t(key)), first1(uint32_t(key >> 32)) {}
@@ -21,8 +21,8 @@ struct RoundKeys {
   FASTINIT_FN uint32_t k1(int round) const { return first1 + uint32_t(round) * kW1; }
 };
 
-// One register of 64-bit lanes for each word, a block a lane. Only the low halves count: what a product leaves in the
-// upper halves is carried along, since neither the next product nor the final packing looks at it.
+// One register of 64-bit lanes per word, one block per lane. Only the low halves count: products leave garbage in the upper
+// halves, which neither the next product nor the final packing reads.
 template <class Wide>
 struct Block {
   Wide c0, c1, c2, c3;
@@ -40,7 +40,7 @@ FASTINIT_FN Block<typename L::wide> philox4x32(typename L::wide counter, const K
   return c;
 }
 
-// Where a stream of blocks begins.
+// Where a stream of blocks starts.
 struct Key {
   uint64_t seed, offset;
 };
@@ -60,15 +60,15 @@ FASTINIT_FN TileWords words_at(uint64_t counter, const Keys& keys) {
 
 #else
 
-// Which of kWidth consecutive blocks a lane holds, and the inverse: the order for which `transpose` lands in natural order.
-// Lane 4 * L + j (L counts 128-bit parts) holds block kWidth / 4 * j + L.
+// Maps lanes to blocks and back, among kWidth consecutive blocks, so that `transpose` yields natural order: lane 4 * L + j
+// (L counts 128-bit parts) holds block kWidth / 4 * j + L.
 constexpr int block_of_lane(int lane) { return Lanes::kWidth / 4 * (lane % 4) + lane / 4; }
 constexpr int lane_of_block(int block) { return 4 * (block % (Lanes::kWidth / 4)) + block / (Lanes::kWidth / 4); }
 
 FASTINIT_FN TileWords tile_words(Key key, uint64_t first_block) {
   typedef Lanes::wide wide;
   typedef Lanes::u32 u32;
-  constexpr int n = Lanes::kWidth / 2;  // 64-bit lanes of a register
+  constexpr int n = Lanes::kWidth / 2;  // 64-bit lanes per register
   wide even{}, odd{};                   // lanes 2 * i and 2 * i + 1 of the 32-bit registers
   for (int i = 0; i < n; ++i) {
     even[i] = uint64_t(block_of_lane(2 * i));
@@ -81,7 +81,7 @@ FASTINIT_FN TileWords tile_words(Key key, uint64_t first_block) {
   return TileWords{{pack(x.c0, y.c0), pack(x.c1, y.c1), pack(x.c2, y.c2), pack(x.c3, y.c3)}};
 }
 
-// Values of word 0, 1, 2, 3 of each block become four registers of consecutive elements.
+// Turns the values of words 0, 1, 2, 3 of each block into four registers of consecutive elements.
 FASTINIT_FN void transpose(const Lanes::f32 (&z)[4], Lanes::f32 (&out)[4]) {
   const auto a = Lanes::unpack_low32(z[0], z[1]), b = Lanes::unpack_high32(z[0], z[1]);
   const auto c = Lanes::unpack_low32(z[2], z[3]), d = Lanes::unpack_high32(z[2], z[3]);

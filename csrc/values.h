@@ -1,4 +1,4 @@
-// What a fill's numbers (the params of its record) make of random words.
+// Turns random words into a fill's values, given its numbers (the params of its record).
 #pragma once
 
 #include "distributions.h"
@@ -13,7 +13,7 @@ typedef Lanes::u32 u32;
 
 // --- float32: four registers of words -> four registers of values, in the words' order -------------------------------
 
-struct WordValues {  // the words as they are
+struct WordValues {  // the words' own bits
   FASTINIT_FN explicit WordValues(const double*) {}
   FASTINIT_FN void operator()(const TileWords& words, f32 (&value)[4]) const {
     for (int i = 0; i < 4; ++i) value[i] = Lanes::from_bits(words.w[i]);
@@ -29,7 +29,7 @@ struct UniformValues {
   }
 };
 
-// The same bits in an operation less, where float32 has the range times 2^-24: both round the one product.
+// The same bits with one operation fewer, if float32 holds the range times 2^-24 exactly: either way one product rounds.
 struct ScaledUniformValues {
   float low, scale;
   FASTINIT_FN explicit ScaledUniformValues(const double* params) : low(float(params[0])), scale(float(params[2])) {}
@@ -47,8 +47,8 @@ struct NormalValues {
   }
 };
 
-// A truncated normal in one of the three forms, into [low, high]: both are numbers of the target dtype, so rounding to it
-// stays within them.
+// A truncated normal in one of the three forms, clamped to [low, high]. The target dtype holds both bounds exactly, so
+// rounding to it cannot cross them.
 struct Bounds {
   float low, high;
   FASTINIT_FN explicit Bounds(const double* params) : low(float(params[2])), high(float(params[3])) {}
@@ -67,7 +67,7 @@ struct TruncatedInsideValues {
   }
 };
 
-// Whether values come near the bounds of a wide truncated normal: |z| < 6.8.
+// Whether a wide truncated normal's values, |z| < 6.8, can reach its bounds.
 FASTINIT_FN bool reaches_bounds(const double* p) {
   const double reach = 7 * (p[1] < 0 ? -p[1] : p[1]);
   return p[2] > p[0] - reach || p[3] < p[0] + reach;

@@ -1,4 +1,4 @@
-// How the CUDA kernel makes elements of random words, and how it walks over the memory of a record.
+// How the CUDA kernel turns random words into elements, and how it walks over a record's memory.
 #pragma once
 
 #include "fill_cuda.h"
@@ -41,8 +41,8 @@ struct Float16 {
   }
 };
 
-// All four formats in one: the numbers of the format are looked up once for a piece of work. The processor's own conversions
-// (since sm_89) saturate where torch's overflow.
+// One type for all four formats, whose numbers are looked up once per piece of work. The hardware's conversions (from sm_89)
+// do not help: they saturate where torch's overflow.
 struct Float8 {
   static constexpr int kBytes = 1;
   Format format;
@@ -58,9 +58,9 @@ struct Float8 {
   }
 };
 
-// --- makers: what a block of four words becomes ------------------------------------------------------------------------
+// --- makers: they turn a block of four words into elements -------------------------------------------------------------
 
-// Four elements of a type that is made from float32.
+// Four elements of a type that is converted from float32.
 template <class Type, class Values>
 struct Narrow {
   static constexpr int kElements = 4, kBytes = Type::kBytes;
@@ -101,7 +101,7 @@ struct Double {
   FASTINIT_DEVICE void store(char* out, uint64_t code) const { *reinterpret_cast<uint64_t*>(out) = code; }
 };
 
-// As Narrow for any of the types, element by element.
+// As Narrow, for a type chosen at run time, element by element.
 template <class Values>
 struct AnyNarrow {
   typedef uint32_t Element;
@@ -154,14 +154,14 @@ struct AnyConstant {
 
 // --- walks -------------------------------------------------------------------------------------------------------------
 
-// Where a record's memory begins. The compiler is told that it is not shared or local memory.
+// Where a record's memory starts; tells the compiler that it is global memory.
 FASTINIT_DEVICE char* memory_of(const FillDesc& fill) {
   __builtin_assume(__isGlobal(fill.data));
   return static_cast<char*>(fill.data);
 }
 
-// The keys of the rounds, kept in registers: the compiler, which would rather add some of them up again in every trip, cannot
-// see through the shuffle, but sees that all threads of a warp have the same.
+// The round keys, kept in registers. Without the shuffle the compiler would recompute some of them in every trip; with it, it
+// still sees that they are uniform across the warp.
 struct KeptKeys {
   uint32_t keys0[kRounds], keys1[kRounds];
   FASTINIT_DEVICE explicit KeptKeys(uint64_t key) {
@@ -176,13 +176,13 @@ struct KeptKeys {
   FASTINIT_DEVICE uint32_t k1(int round) const { return keys1[round]; }
 };
 
-// A trip of a thread block through the loop is kUnits units of 16 bytes for each thread; the threads' lie beside each other.
+// In a trip through the loop each thread stores kUnits units of 16 bytes, side by side with its neighbours'.
 template <class Maker>
 struct Trip {
   static constexpr int kUnitElements = 16 / Maker::kBytes;
   static constexpr int kUnitBlocks = kUnitElements / Maker::kElements;
   static constexpr int kUnits = kTripElements / (kThreads * kUnitElements);
-  static constexpr int kUnroll = Maker::kBytes == 8 ? 1 : kUnits;  // the long code of float64 once
+  static constexpr int kUnroll = Maker::kBytes == 8 ? 1 : kUnits;  // float64's code is long: do not unroll it
 };
 
 template <class Maker, class Keys>
@@ -199,8 +199,8 @@ FASTINIT_DEVICE void run(const FillDesc& fill, const Work& work) {
   typedef Trip<Maker> Trip;
   const Maker maker(fill);
   char* out = memory_of(fill) + (work.first + threadIdx.x * Trip::kUnitElements) * Maker::kBytes;
-  // The lower half of the counter does not overflow in a piece of work: the upper half, and what Philox makes of it in its
-  // first two rounds, is the same for all.
+  // The counter's low half does not overflow within a piece of work, so the upper half, and its part of Philox's first two
+  // rounds, is computed once.
   const uint64_t counter = fill.key_offset + (fill.first_index + work.first) / Maker::kElements;
   const uint64_t high = counter & 0xFFFFFFFF00000000u;
   uint32_t low = uint32_t(counter) + threadIdx.x * Trip::kUnitBlocks;
@@ -216,7 +216,7 @@ FASTINIT_DEVICE void run(const FillDesc& fill, const Work& work) {
   }
 }
 
-// Memory and index of a row of the box: of a run along its innermost dimension.
+// Memory and index of a row of the box, which is a run along its innermost dimension.
 struct Row {
   int64_t memory;  // in elements
   uint64_t index;
@@ -255,8 +255,8 @@ FASTINIT_DEVICE void rows(const FillDesc& fill, const Work& work) {
   }
 }
 
-// Path::kBlocks: the elements of the record that a block covers, each on its own. A block holds consecutive indices; in a row
-// whose indices are apart, one of them.
+// Path::kBlocks: writes the record's elements in a block one by one. A block covers consecutive indices; if a row's indices
+// are not consecutive, it contributes one element.
 template <class Maker>
 FASTINIT_DEVICE void blocks(const FillDesc& fill, const Work& work) {
   constexpr int kElements = Maker::kElements;
@@ -274,7 +274,7 @@ FASTINIT_DEVICE void blocks(const FillDesc& fill, const Work& work) {
       k = uint32_t(k) - row * uint32_t(fill.blocks_per_row);
       at = row_of(fill, row);
     }
-    // Index and column of the block's first element that is in the row, and how many are.
+    // Index and column of the block's first element within the row, and their number.
     const uint64_t aligned = (at.index / kElements + uint64_t(k)) * kElements;
     const uint64_t index = step != 1 ? at.index + uint64_t(k * step) : aligned > at.index ? aligned : at.index;
     const int64_t column = step != 1 ? k : int64_t(index - at.index);
@@ -288,9 +288,9 @@ FASTINIT_DEVICE void blocks(const FillDesc& fill, const Work& work) {
   }
 }
 
-// Path::kRun of a constant: nothing but stores.
+// Path::kRun for constants: stores only.
 FASTINIT_DEVICE void run_constant(const FillDesc& fill, const Work& work) {
-  // The element's bytes, as often as 16 hold them.
+  // The element's bytes, repeated to 16.
   const int bytes = fill.element_bytes;
   const uint64_t one = fill.raw[0];
   const uint64_t two = bytes == 1   ? (one & 0xFFu) * 0x0101010101010101u

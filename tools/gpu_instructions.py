@@ -9,10 +9,10 @@ triton, which has the disassembler. Writes ``benchmarks/results/gpu_instructions
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ from pathlib import Path
 import gpu_pipes
 from sass import Op, Stored, disassembled, storing_loop, why_not_disassembled
 
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from tables import RESULTS, save
+
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "gpu_instructions.csv"
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 DISTRIBUTIONS = ["constant", "uniform", "normal", "truncated_inside", "truncated_wide", "truncated_tail"]
 # By the bytes that a trip of 16 elements a thread stores, and by the conversion to two bytes.
@@ -155,10 +157,7 @@ def main() -> None:
         print("Nothing is counted: it needs nvcc and the package triton.")
         return
     table, machine = rows(), compilers()
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*table[0], "machine"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "machine": machine} for row in table)
+    save(RESULTS / "gpu_instructions.csv", [{**row, "machine": machine} for row in table])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The ``cpp`` backend: the native core (csrc/) on all cores of the CPU, by the number contract.
 
-Element i of a parameter is a function of the seed, the parameter's name and i alone. Hands the records of the fills
-over in one call.
+Element i of a parameter is a function of the seed, the parameter's name and i alone. All records go to the core in one
+call.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _native, _WHY_NOT = extensions.imported("_native", "the native core", "native_mi
 
 
 def why_not(device: torch.device) -> str | None:
-    """Returns why the backend cannot run on a device: it is not the CPU, or the native core was not built."""
+    """Returns why the backend cannot run on a device: it is not the CPU, or the native core is missing."""
     if _native is None:
         return _WHY_NOT
-    return None if device.type == "cpu" else f"it fills memory of the CPU, and the tensors are on {device}"
+    return None if device.type == "cpu" else f"it only fills CPU tensors, but these are on {device}"
 
 
 def why_not_now(device: torch.device) -> str | None:
-    """Returns None: it can run at any moment."""
+    """Returns None: this backend can always run."""
     return None
 
 
 def engine() -> str:
-    """Returns what does the work, e.g. ``avx512, 2 threads``."""
+    """Returns the engine's name for reports, e.g. ``avx512, 2 threads``."""
     return f"{_core().instruction_sets()[0]}, {torch.get_num_threads()} threads"
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Executes the fills, in one call of the native core where none writes another's memory (threads would race)."""
-    assert seed is not None, "a contract backend is given a seed"
+    """Runs the fills in one call of the native core, or more where fills overlap in memory (threads would race)."""
+    assert seed is not None, "contract backends need a seed"
     n_launches = 0
     for _, records in contract.launches(fills, seed):
         _core().fill(records.view(np.uint8), torch.get_num_threads())
@@ -51,5 +51,5 @@ def run(fills: Sequence[Fill], seed: int | None) -> int:
 
 
 def _core() -> Any:
-    assert _native is not None, "why_not was not asked"
+    assert _native is not None, "call why_not first"
     return _native

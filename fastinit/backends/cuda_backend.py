@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: one launch of the CUDA kernel (csrc/fill_cuda.cu) for each device, by the number contract."""
+"""The ``cuda`` backend: one launch of the CUDA kernel (csrc/fill_cuda.cu) per device, by the number contract."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _extension, _WHY_NOT = extensions.imported("_cuda", "the CUDA kernel", "cuda_mis
 
 
 def why_not(device: torch.device) -> str | None:
-    """Returns why the backend cannot run on a device: it is none of NVIDIA's, or kernel or driver are missing."""
+    """Returns why the backend cannot run on a device: it is no NVIDIA GPU, or the kernel or driver is missing."""
     if _extension is None:
         return _WHY_NOT
     if torch.version.hip is not None:
-        return "it is built for NVIDIA GPUs, and this torch for AMD's; the backend 'triton' may run there"
+        return "it needs an NVIDIA GPU, but this torch is built for AMD GPUs; try the backend 'triton'"
     return gpu_launch.why_not_device(device) or _core().why_not()
 
 
 def why_not_now(device: torch.device) -> str | None:
-    """Returns why the backend must not run at this moment: the launch would become part of a CUDA graph."""
+    """Returns why the backend must not launch now: a CUDA graph is being captured, and would record the launch."""
     return gpu_launch.why_not_now(device)
 
 
 def engine() -> str:
-    """Returns what does the work."""
+    """Returns the engine's name for reports."""
     return f"CUDA kernel of runtime {_core().RUNTIME_VERSION}"
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Executes the fills, those of a device in one launch on its current stream, without waiting for the device.
+    """Runs the fills with one launch per device on its current stream, without waiting for the device.
 
     Raises:
-        RuntimeError: CUDA refused the launch; the message is CUDA's.
+        RuntimeError: CUDA refused the launch; its message is included.
     """
-    assert seed is not None, "a contract backend is given a seed"
+    assert seed is not None, "contract backends need a seed"
     return gpu_launch.run(fills, seed, _trips(), _launch)
 
 
@@ -58,5 +58,5 @@ def _launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
 
 
 def _core() -> Any:
-    assert _extension is not None, "why_not was not asked"
+    assert _extension is not None, "call why_not first"
     return _extension

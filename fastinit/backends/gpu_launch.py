@@ -1,4 +1,4 @@
-"""What the backends for GPUs share: lowering fills of several devices to launches, and the tables that kernels read."""
+"""Shared by the GPU backends: grouping fills into launches by device, and uploading the tables that kernels read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..contract import records as lowering
 from ..contract.gpu_work import Trips, device_work
 from ..plans import Fill
 
-# Before it there is no conversion of two float32 to bfloat16 at once, which the kernels use.
+# Earlier GPUs lack the instruction that converts two float32 to bfloat16, which the kernels use.
 MIN_CAPABILITY = (8, 0)
 
-# Of both tables in memory: Triton would compile another kernel for one that begins on 8 bytes.
+# Of both tables, in bytes: Triton would compile another kernel for a table aligned to 8 only.
 _ALIGNMENT = 16
 
 Launch = Callable[[torch.Tensor, torch.Tensor, int], None]
@@ -23,9 +23,9 @@ Launch = Callable[[torch.Tensor, torch.Tensor, int], None]
 
 
 def why_not_device(device: torch.device) -> str | None:
-    """Returns why no kernel for GPUs can run on a device."""
+    """Returns why no GPU kernel can run on a device."""
     if device.type != "cuda":
-        return f"it fills memory of GPUs, and the tensors are on {device}"
+        return f"it only fills GPU tensors, but these are on {device}"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
@@ -35,32 +35,32 @@ def why_not_device(device: torch.device) -> str | None:
 
 
 def why_not_now(device: torch.device) -> str | None:
-    """Returns why no kernel may be launched on the current stream of a device at this moment."""
+    """Returns why no kernel may be launched on a device's current stream now."""
     with on_device(device):
         if torch.cuda.is_current_stream_capturing():
-            # A replay of the graph would read a table in host memory that is long gone.
-            return "the current stream is captured into a CUDA graph: initialize before the capture"
+            # A replay of the graph would read a table in host memory that was freed long ago.
+            return "the current stream is being captured into a CUDA graph: initialize before the capture"
     return None
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Returns a context in which a GPU is the current one."""
+    """Returns a context that makes a GPU the current device."""
     return torch.cuda.device(device)
 
 
 def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
-    """Executes the fills with one launch for each device, on its current stream, without waiting for the device.
+    """Runs the fills with one launch per device on its current stream, without waiting for the device.
 
-    Tensors that write each other's memory need one more launch each.
+    Fills that overlap in memory need one more launch each.
 
     Raises:
-        RuntimeError: the stream of a device is captured into a CUDA graph; nothing has been launched.
+        RuntimeError: a device's stream is being captured into a CUDA graph; nothing has been launched.
     """
     by_device: dict[torch.device, list[Fill]] = {}
     for fill in fills:
         by_device.setdefault(fill.tensor.device, []).append(fill)
     for device in by_device:
-        if reason := why_not_now(device):  # fills may have waited since they were checked
+        if reason := why_not_now(device):  # the fills were checked earlier, and may have been pending since
             raise RuntimeError(reason)
     n_launches = 0
     for device, group in by_device.items():
@@ -71,7 +71,7 @@ def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
 
 
 def execute(records: lowering.Records, device: torch.device, trips: Trips, launch: Launch) -> None:
-    """Executes records with one launch."""
+    """Runs records with one launch."""
     work = device_work(records, trips)
     if len(work):
         with on_device(device):
@@ -81,10 +81,10 @@ def execute(records: lowering.Records, device: torch.device, trips: Trips, launc
 def _uploaded(
     records: lowering.Records, work: lowering.Records, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns both tables in the device's memory, copied there in one go and in the order of the current stream.
+    """Copies both tables to the device in one transfer on the current stream, and returns them there.
 
-    Torch's allocators give neither the pinned nor the device memory to another before what the stream has to do with it
-    is done, so that the caller may let go of the tables once the kernel is launched.
+    Torch's allocators reuse neither the pinned nor the device memory before the stream is done with it, so the caller
+    may drop the tables once the kernel is launched.
     """
     begin = -(-records.nbytes // _ALIGNMENT) * _ALIGNMENT
     pinned = _pinned(begin + work.nbytes)
@@ -96,5 +96,5 @@ def _uploaded(
 
 
 def _pinned(n_bytes: int) -> torch.Tensor:
-    """Returns memory of the CPU from which a GPU copies by itself."""
+    """Returns pinned host memory, from which the copy is asynchronous."""
     return torch.empty(n_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)

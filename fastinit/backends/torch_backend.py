@@ -1,7 +1,7 @@
-"""The ``torch`` backend: torch.nn.init, one tensor after the other, in planned order, with torch's own generators.
+"""The ``torch`` backend: torch.nn.init, tensor by tensor in planned order, with torch's own generators.
 
-It is the fallback, and the reference for users who want today's numbers: on the CPU, bit-identical to mmengine under
-the same ``torch.manual_seed``, including what is drawn and then overwritten.
+It is the fallback, and the choice of users who want the numbers that they have today: on the CPU, bit-identical to
+mmengine under the same ``torch.manual_seed``, including draws that a later fill overwrites.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from ..plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Unifo
 from ..shards.dtensor import is_sharded
 
 NUMBERS = "torch"
-"""Values are those of torch's generators: they depend on device, dtype, order and torch release."""
+"""The values come from torch's generators: they depend on device, dtype, order and torch release."""
 IS_CONTRACT = False
 
-# Elements of the float32 buffer through which a half-precision truncated normal is drawn: 64 MiB, so that a huge
-# tensor needs no second copy of itself. Part of the numbers: another size draws in another order.
+# Elements of the float32 buffer for half-precision truncated normals: 64 MiB, so that a huge tensor needs no second
+# copy. The size is part of the numbers: another one would draw in another order.
 _CHUNK = 1 << 24
 
 
 def why_not(device: torch.device) -> str | None:
-    """Returns why the backend cannot run on a device: it can on all that have memory."""
+    """Returns why the backend cannot run on a device: every device that has memory will do."""
     if device.type == "meta":
         return "tensors on the meta device have no memory to fill"
     return None
 
 
 def why_not_now(device: torch.device) -> str | None:
-    """Returns None: it can run at any moment."""
+    """Returns None: this backend can always run."""
     return None
 
 
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why torch cannot do a fill (a dtype without random numbers, a value that the dtype cannot hold)."""
-    if is_sharded(fill.tensor):  # torch has numbers of its own for those
+    if is_sharded(fill.tensor):  # torch draws DTensors its own way
         return why_not_values(fill.tensor.dtype, fill.distribution)
     if fill.parts is not None and (len(fill.parts) != 1 or fill.parts[0].tensor.shape != torch.Size(fill.shape)):
-        return "torch's generators cannot draw a part of a tensor as it would be in the whole"
+        return "torch's generators cannot draw part of a tensor with the values that the whole would have"
     if fill.tensor.layout != torch.strided or fill.tensor.is_quantized:
         return f"torch cannot fill {fill.tensor.layout} or quantized tensors"
     if fill.tensor.is_inference() and not torch.is_inference_mode_enabled():
-        return "it was made in inference mode, and can only be written there"
+        return "it was made in inference mode, so it can only be written in inference mode"
     return why_not_values(fill.tensor.dtype, fill.distribution)
 
 
-@lru_cache(maxsize=4096)  # as many as a large model has different distributions; a trial costs some microseconds
+@lru_cache(maxsize=4096)  # far more than a model has; each trial takes some microseconds
 def why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None:
-    """Returns why torch cannot put the values of a distribution into a dtype, None if it can."""
-    # Torch itself is asked, with a generator of our own: no table of ours could go stale. Two elements, because
+    """Returns why torch cannot fill a dtype with a distribution's values, None if it can."""
+    # Try it in torch, with our own generator: a table of what torch supports would go stale. Two elements, because
     # torch checks less for one.
     try:
         _fill(torch.empty(2, dtype=dtype, device="cpu"), distribution, torch.Generator().manual_seed(0))
@@ -63,12 +63,12 @@ def why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None
 
 
 def engine() -> str:
-    """Returns what does the work."""
+    """Returns the engine's name for reports."""
     return f"torch.nn.init of torch {torch.__version__}"
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Executes the fills in order with the default generators of their devices, which the caller has seeded."""
+    """Runs the fills in order with their devices' default generators, which the caller has seeded."""
     for fill in fills:
         is_here = fill.parts is None or is_sharded(fill.tensor)
         _fill(fill.tensor if is_here else fill.boxes[0].tensor, fill.distribution, None)
@@ -101,9 +101,9 @@ def _truncated_normal(
     """Draws through the inverse of the distribution function, in place, in the tensor's own dtype.
 
     A uniform number between the two bounds' images under 2 Phi - 1 goes through sqrt(2) erfinv. The order of these
-    operations is mmengine's (torch.nn.init.trunc_normal_ draws other numbers). The draw can return its lower end
-    itself: with bounds far out that is -1, erfinv gives -inf, and the value ends on the bound ``low`` however many
-    standard deviations away (4 of 2^26 float32 values at 100 sigma); ``open_low`` keeps the draw off that end.
+    operations is mmengine's (torch.nn.init.trunc_normal_ draws other numbers). The uniform draw includes its lower end.
+    For bounds far out that end is -1, where erfinv gives -inf, and the value lands on ``low`` however many standard
+    deviations away that is (4 of 2^26 float32 values at 100 sigma); ``open_low`` excludes that end.
     """
     mean, std = distribution.mean, distribution.std
     low = 2 * _phi((distribution.low - mean) / std) - 1
@@ -122,7 +122,7 @@ def _truncated_normal(
 def _truncated_normal_through_float32(
     tensor: torch.Tensor, distribution: TruncatedNormal, generator: torch.Generator | None
 ) -> None:
-    # bfloat16 has 256 numbers between 0.5 and 1: drawn in it, one value in 500 would end on a bound 100 sigma out.
+    # bfloat16 has 256 numbers in [0.5, 1): drawn in bfloat16, one value in 500 would land on a bound 100 sigma out.
     if not tensor.is_floating_point():
         raise RuntimeError(f"trunc_normal needs a floating-point dtype, but the tensor is {tensor.dtype}")
     for part in _parts(tensor):
@@ -135,7 +135,7 @@ def _truncated_normal_through_float32(
 
 
 def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields pieces of at most _CHUNK elements of a contiguous tensor, any other as it is."""
+    """Yields a contiguous tensor in pieces of at most _CHUNK elements, any other tensor whole."""
     if tensor.is_contiguous():
         yield from torch.split(tensor.view(-1), _CHUNK)
     else:

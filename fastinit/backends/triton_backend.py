@@ -1,7 +1,7 @@
-"""The ``triton`` backend: one launch of the Triton kernel (kernels/) for each device, by the number contract.
+"""The ``triton`` backend: one launch of the Triton kernel (kernels/) per device, by the number contract.
 
-Triton compiles the kernel when it is first needed, in 15 to 20 seconds of one core, and keeps it on disk, where later
-processes find it. Users need no compiler of NVIDIA's.
+Triton compiles the kernel on first use, which takes one core 15 to 20 seconds, and caches it on disk for later
+processes. Users need no NVIDIA compiler.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NUMBERS = contract.NUMBERS
 IS_CONTRACT = True
 why_not_fill = limits.why_not_fill
 
-# The oldest release with which the tests of the kernel passed; 3.3 does not compile it. Before 3.8 the kernel takes a
-# few kilobytes of shared memory.
+# The oldest release that passes the kernel's tests; 3.3 does not compile it. Before 3.8 the kernel takes a few
+# kilobytes of shared memory.
 MIN_TRITON = (3, 4)
 
 
 @lru_cache(maxsize=1)
 def why_not_installed() -> str | None:
-    """Returns why there is no Triton that can compile the kernel, None if there is."""
+    """Returns why no installed Triton can compile the kernel, None if one can."""
     try:
         found = version("triton")
     except PackageNotFoundError:
@@ -40,23 +40,23 @@ def why_not_installed() -> str | None:
 
 
 def why_not(device: torch.device) -> str | None:
-    """Returns why the backend cannot run on a device: it is no GPU, or Triton is missing."""
+    """Returns why the backend cannot run on a device: it is not a GPU, or Triton is missing."""
     return why_not_installed() or gpu_launch.why_not_device(device)
 
 
 def why_not_now(device: torch.device) -> str | None:
-    """Returns why the backend must not run at this moment: the launch would become part of a CUDA graph."""
+    """Returns why the backend must not launch now: a CUDA graph is being captured, and would record the launch."""
     return gpu_launch.why_not_now(device)
 
 
 def engine() -> str:
-    """Returns what does the work."""
+    """Returns the engine's name for reports."""
     return f"kernel of Triton {version('triton')}"
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Executes the fills, those of a device in one launch on its current stream, without waiting for the device."""
-    assert seed is not None, "a contract backend is given a seed"
+    """Runs the fills with one launch per device on its current stream, without waiting for the device."""
+    assert seed is not None, "contract backends need a seed"
     return gpu_launch.run(fills, seed, _trips(), _launch)
 
 
@@ -74,19 +74,19 @@ def _launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
 
 
 def _options(is_nvidia: bool) -> dict[str, Any]:
-    """Returns how the kernel is compiled; no multiply-add is fused that is not written as one."""
+    """Returns the compiler's options; it must not fuse a multiply and an add that the source keeps apart."""
     if not is_nvidia:  # two wavefronts of 64 are the kernel's 128 threads
         return dict(num_warps=2, enable_fp_fusion=False)
-    # 128 registers a thread: a multiprocessor has room for four programs then, and the main loops spill nothing.
+    # With 128 registers per thread a multiprocessor holds four programs, and the main loops do not spill.
     return dict(num_warps=4, enable_fp_fusion=False, maxnreg=128)
 
 
 def compiled_for(target: str, inline_ptx: bool | None = None) -> Any:
-    """Compiles the kernel for a GPU that need not be here, e.g. "sm_90" or "gfx942", and returns Triton's result.
+    """Compiles the kernel for an architecture, e.g. "sm_90" or "gfx942", without such a GPU; returns Triton's result.
 
     Args:
-        target: an architecture of NVIDIA or AMD.
-        inline_ptx: whether some of the kernel is PTX as it stands; None: for NVIDIA, whose it is.
+        target: an NVIDIA or AMD architecture.
+        inline_ptx: whether the kernel uses its inline PTX; None: on NVIDIA only.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile

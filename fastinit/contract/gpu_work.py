@@ -1,8 +1,8 @@
-"""How the records of a launch are split among the thread blocks of a GPU: the list of csrc/fill.h's Work.
+"""Splits the records of a launch among the thread blocks of a GPU: the list of csrc/fill.h's Work.
 
-What is 16-byte aligned and begins on a block of random words goes in whole trips of a kernel's main loop, without a
-mask; edges, odd strides and odd starts go block by block. All in numpy over all records at once: a model may have
-20,000 tensors.
+Memory that is 16-byte aligned and starts on a block of random words goes in whole trips of the kernel's main loop,
+without masks; edges, odd strides and odd starts go block by block. numpy handles all records at once, because a model
+may have 20,000 tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import records as lowering
 from .records import Records
 
 RUN, ROWS, BLOCKS = range(3)
-"""Positions in csrc/fill.h's Path."""
+"""Values of csrc/fill.h's Path."""
 
 # csrc/fill.h's Work, field by field.
 WORK = np.dtype(
@@ -29,23 +29,23 @@ WORK = np.dtype(
     ]
 )
 
-# Pieces of work at most, apart from one for each path of each record: some thirty for each place that the largest GPUs
-# have for a thread block, so that they end together, and each a hundred times as long as it takes to begin.
+# At most so many pieces of work, plus one per path of each record. That is some thirty for each thread block that the
+# largest GPUs run at a time, so that all end together, and a piece takes a hundred times as long as its start.
 _PIECES = 1 << 15
-# A piece for the path over blocks has as many elements as a trip: this many.
+# Elements of a block of four random words.
 _BLOCK_ELEMENTS = 4
 _LOW = np.uint64(0xFFFFFFFF)
 
 
 class Trips(NamedTuple):
-    """What a kernel's main loop does at once."""
+    """The size of one trip through a kernel's main loop."""
 
     elements: int
     constant_bytes: int
 
 
 class _Segments(NamedTuple):
-    """Parts of records that are walked along the same path."""
+    """Parts of records that take the same path."""
 
     fill: Any
     path: Any
@@ -53,15 +53,15 @@ class _Segments(NamedTuple):
     count: Any
     """Trips, or blocks."""
     step: Any
-    """What a trip or a block adds to ``first``."""
+    """How far a trip or a block advances ``first``."""
 
 
 def device_work(records: Records, trips: Trips) -> np.ndarray[Any, np.dtype[np.void]]:
     """Returns the pieces of work that fill the records, each element once; sets the records' ``blocks_per_row``.
 
     Args:
-        records: of :func:`lowering.lowered`; those of constants may get another ``first_index``, which does not matter.
-        trips: of the kernel that will do the work.
+        records: from :func:`lowering.lowered`; constants may get another ``first_index``, which does not matter.
+        trips: of the kernel that will run them.
     """
     parts = _Geometry(records, trips).segments()
     return _pieces(_Segments(*(np.concatenate(column) for column in zip(*parts))), trips)
@@ -74,7 +74,7 @@ def _pieces(segments: _Segments, trips: Trips) -> np.ndarray[Any, np.dtype[np.vo
     per_piece = max(1, -(-int(in_trips.sum()) // _PIECES))
     size = np.where(segments.path == BLOCKS, per_piece * blocks_per_trip, per_piece)
     n_pieces = -(-segments.count // size)
-    of = np.repeat(np.arange(len(n_pieces)), n_pieces)  # the segment of a piece
+    of = np.repeat(np.arange(len(n_pieces)), n_pieces)  # each piece's segment
     begin = (np.arange(len(of)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)) * size[of]
     work = np.zeros(len(of), WORK)
     work["first"] = segments.first[of] + begin * segments.step[of]
@@ -85,7 +85,7 @@ def _pieces(segments: _Segments, trips: Trips) -> np.ndarray[Any, np.dtype[np.vo
 
 
 class _Geometry:
-    """What the records' shapes allow."""
+    """Which paths the records' shapes allow."""
 
     def __init__(self, records: Records, trips: Trips) -> None:
         last = lowering.MAX_DIMS - 1
@@ -93,7 +93,7 @@ class _Geometry:
         self.is_constant = records["distribution"] == lowering.CONSTANT
         is_double = (records["dtype"] == lowering.DOUBLE) & ~self.is_constant
         self.bytes = records["element_bytes"].astype(np.int64)
-        # Copies, which lie in order: in the records a number is half a kilobyte from the next.
+        # Contiguous copies: in the records, neighbouring numbers are half a kilobyte apart.
         self.n = records["n_elements"].copy()
         self.row = records["size"][:, last].copy()
         self.is_one_row = self.n == self.row
@@ -102,11 +102,11 @@ class _Geometry:
         self.per_unit = np.maximum(16 // self.bytes, 1)
         self.per_trip = np.where(self.is_constant, trips.constant_bytes // self.bytes, trips.elements)
         self.is_dense = (records["stride"][:, last] == 1) & (self.step == 1)
-        # Elements before the first that is 16-byte aligned; an address that is no multiple of the element has none.
+        # Elements before the first 16-byte aligned one; at an address that the element's size does not divide, none is.
         behind = (-(records["data"] % np.uint64(16)).astype(np.int64)) % 16
         self.lead = behind // self.bytes
         self.is_dense &= behind % self.bytes == 0
-        # A range too small to be scaled exactly: only the path over blocks multiplies twice.
+        # A range too small to be scaled exactly needs two products, and only the path over blocks has both.
         low, high, scale = (records["params"][:, i] for i in range(3))
         is_uniform = (records["distribution"] == lowering.UNIFORM) & ~is_double
         self.is_dense &= ~is_uniform | (scale > 0) | (low == high)
@@ -146,20 +146,20 @@ class _Geometry:
         return np.where(self.step != 1, self.row, np.where(self._rows_begin_on_blocks(), on_blocks, anywhere))
 
     def segments(self) -> Iterator[_Segments]:
-        """Yields segments that together are the records."""
+        """Yields segments that together cover the records."""
         fill = np.arange(len(self.n))
         in_trips = self.is_run | self.is_rows
         lead = np.where(self.is_run, np.minimum(self.lead, self.n), 0)
         n_trips = np.where(in_trips, (self.n - lead) // self.per_trip, 0)
         end = lead + n_trips * self.per_trip
-        # In blocks of the record: those before the trips, and those behind.
+        # In blocks of the record: before the trips, and after them.
         before = np.where(n_trips > 0, (self.index_lead + lead) // self.per_block, 0)
         behind = np.where(n_trips > 0, (self.index_lead + end) // self.per_block, 0)
         zero, one = np.zeros_like(fill), np.ones_like(fill)
         yield _Segments(fill, zero + BLOCKS, zero, before, one)
         yield _Segments(fill, zero + BLOCKS, behind, self.n_blocks - behind, one)
 
-        # The lower half of the counter must not overflow within a run.
+        # The counter's low half must not overflow within a run.
         key_offset = self.records["key"][:, 1]
         counter = key_offset + (self.records["first_index"] + lead.astype(np.uint64)) // self.per_block.astype(
             np.uint64
@@ -177,7 +177,7 @@ class _Geometry:
             )
 
     def _around_overflows(self, i: Any, lead: int, n_trips: int, counter: int, per_trip: int) -> Iterator[_Segments]:
-        """Yields the trips of a run between overflows, and over blocks those in which one happens."""
+        """Yields a run's trips between overflows, and block by block each trip in which the counter overflows."""
 
         def segment(path: int, first: int, count: int, step: int) -> _Segments:
             return _Segments(*(np.array([number]) for number in (i, path, first, count, step)))

@@ -12,7 +12,7 @@ from ..plans import Fill
 
 
 def count_writes(fills: Iterable[Fill]) -> None:
-    """Counts up the versions of the fills' tensors, as an in-place operation of torch does."""
+    """Increments the version counters of the fills' tensors, as torch's in-place operations do."""
     tensors = [fill.tensor for fill in fills]
     if _TAKES_MANY:
         torch.autograd.graph.increment_version(tensors)
@@ -22,7 +22,7 @@ def count_writes(fills: Iterable[Fill]) -> None:
 
 
 def _takes_many() -> bool:
-    """Tells whether this torch counts up many tensors in one call (the oldest that fastinit runs on do not)."""
+    """Tells whether this torch increments many tensors in one call (the oldest supported ones do not)."""
     try:
         torch.autograd.graph.increment_version([torch.empty(0, device="cpu")])  # type: ignore[arg-type,unused-ignore]
     except (AttributeError, RuntimeError, TypeError):

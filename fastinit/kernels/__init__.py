@@ -1,1 +1,1 @@
-"""The Triton kernel: ``fill.fill`` is launched, the other modules are what it is made of. Nothing here imports the rest."""
+"""The Triton kernel: ``fill.fill`` is launched, the other modules are its parts. Imports nothing else of fastinit."""

@@ -1,10 +1,11 @@
-"""From random words to float32 values, rounding by rounding as csrc/distributions.h has it, which explains the numbers."""
+"""Turns random words into float32 values, rounding by rounding as csrc/distributions.h, which explains the numbers."""
 
 import struct
 
 import triton
 import triton.language as tl
 
+from . import tables
 from .layout import INSIDE, NORMAL, PARAMS, TAIL, UNIFORM, WIDE
 
 
@@ -13,92 +14,38 @@ def _f32(x):
 
 
 def _times(c, unit=1.0):
-    # Products of two float32 are exact in a double, so this is the one rounding of the C++ compiler.
+    # A product of two float32 is exact in a double, so this rounds once, as the C++ compiler does.
     return tl.constexpr(tuple(_f32(_f32(x) * unit) for x in c))
 
 
-_BEND = _times(
-    (
-        -0.6136443134447835,
-        0.3848337191266087,
-        -0.2686039475316288,
-        0.17404670412143908,
-        -0.08144713044460192,
-        0.018530501565536255,
-    )
-)
-# Minus the sine: the operations are symmetric in the sign, and -r sin needs no change of it then.
-_MINUS_SIN = _times(
-    (6.2831851600894435, -41.34165503140977, 81.60100407288746, -76.549782285581, 39.53670600855013), -1.0
-)
-_COS = _times((0.9999999534666579, -19.73917143469665, 64.93459062632053, -85.2403303108819, 56.24238037012728))
-_NOT_ZERO = tl.constexpr(2.0**-100)
+_BEND = _times(tables.BEND)
+# Minus the sine, so that -r sin needs no negation: all operations are symmetric in the sign.
+_MINUS_SIN = _times(tables.SIN, -1.0)
+_COS = _times(tables.COS)
+_NOT_ZERO = tl.constexpr(tables.NOT_ZERO)
 
-_TRUNCATED_COEFFICIENTS = (
-    -0.6134975550077484,
-    0.38206310025328616,
-    -0.25223448666089626,
-    0.13302357458700803,
-    -0.035823696555597216,
-)
-_BEND_TRUNCATED = _times(_TRUNCATED_COEFFICIENTS)
-# -2 ln 2, where the exponent stands 2^23 times too large in the bits.
-_MINUS_2_LN_2 = _f32(_f32(-1.3862943611198906) * 2.0**-23)
+_BEND_TRUNCATED = _times(tables.BEND_TRUNCATED)
+# -2 ln 2, for an exponent that comes 2^23 times too large.
+_MINUS_2_LN_2 = _f32(_f32(tables.MINUS2_LN2) * 2.0**-23)
 _SLOPE = tl.constexpr(_MINUS_2_LN_2)
 
-_INSIDE_END, _ONE_MINUS = _f32(0.2978), _f32(1.0 - _f32(0.2978))
+_INSIDE_END, _ONE_MINUS = _f32(tables.INSIDE_END), _f32(1.0 - _f32(tables.INSIDE_END))
 _INSIDE_SCALE = tl.constexpr(_f32(2.0 / _ONE_MINUS))
 _INSIDE_SHIFT = tl.constexpr(_f32(-_f32(1.0 + _INSIDE_END) / _ONE_MINUS))
-_INSIDE_POLYNOMIAL = _times(
-    (
-        1.547133957146439,
-        -0.3773243655487106,
-        0.11071793957626713,
-        -0.03708453383849878,
-        0.013982445004244375,
-        -0.0059652697513995325,
-        0.0020997107315305075,
-        -0.0004841747071564203,
-        0.0008722420665618857,
-        -0.0006398174485916866,
-    )
-)
+_INSIDE_POLYNOMIAL = _times(tables.INSIDE)
 
-_CENTRE_UNIT = _f32(2.0 / 15.5)
-_BEND_CENTRE = _times(_TRUNCATED_COEFFICIENTS, _CENTRE_UNIT)
+_CENTRE_UNIT = _f32(2.0 / tables.CENTRE_END)
+_BEND_CENTRE = _times(tables.BEND_TRUNCATED, _CENTRE_UNIT)
 _SLOPE_CENTRE = tl.constexpr(_f32(_MINUS_2_LN_2 * _CENTRE_UNIT))
-_CENTRE = _times(
-    (
-        2.5881845207340244,
-        1.2612360624362267,
-        -0.15150860123143303,
-        -0.021859110373191857,
-        0.041329025474145235,
-        -0.019671074248366175,
-        0.0006167413287614669,
-        0.004322417751120436,
-        -0.00144823348566594,
-        -0.00016379034334447652,
-    )
-)
-_TAIL_FIRST, _TAIL_LAST = _f32(4.2), _f32(7.4)
+_CENTRE = _times(tables.CENTRE)
+_TAIL_FIRST, _TAIL_LAST = _f32(tables.TAIL_FIRST), _f32(tables.TAIL_LAST)
 _TAIL_WIDTH = _f32(_TAIL_LAST - _TAIL_FIRST)
 _TAIL_SCALE = tl.constexpr(_f32(2.0 / _TAIL_WIDTH))
 _TAIL_SHIFT = tl.constexpr(_f32(-_f32(_TAIL_LAST + _TAIL_FIRST) / _TAIL_WIDTH))
-_TAIL_POLYNOMIAL = _times(
-    (
-        5.328315035016169,
-        1.685852289952468,
-        -0.01803492209548546,
-        0.003998523831134332,
-        -0.0009150268633868559,
-        0.0002391145333706455,
-        -5.876300073991592e-05,
-    )
-)
-_N_TAIL = tl.constexpr(10)  # terms of a tensor's own polynomial
+_TAIL_POLYNOMIAL = _times(tables.TAIL)
+_N_TAIL = tl.constexpr(10)  # terms of the polynomial that is interpolated per tensor
 
-# The correctly rounded root for 2^-100 <= x <= 2^100 without the call that sqrt.rn has for other numbers: Markstein's
+# The correctly rounded root for 2^-100 <= x <= 2^100 without sqrt.rn's slow path for other numbers: Markstein's
 # sequence, which csrc/lanes.h explains.
 _PTX_SQRT = tl.constexpr("""{
     .reg .f32 y, g, h, e, d;
@@ -119,9 +66,9 @@ def _hex(x):
 
 
 def _ptx_far_tails():
-    """Returns PTX that replaces those of four values of the wide form whose v is beyond 1, one in 4600 of a normal.
+    """Returns PTX that replaces those of four values of the wide form whose v exceeds 1, one in 4600 of a normal.
 
-    A branch for each thread, which Triton has no word for. Operands: $0-$3 values, $4-$7 values before, $8-$11 v,
+    It branches per thread, which Triton cannot express. Operands: $0-$3 values, $4-$7 values before, $8-$11 v,
     $12-$15 t, $16-$19 words, $20 mean, $21 std.
     """
     lines = ["{", ".reg .pred p; .reg .b32 e, b, s; .reg .f32 x, f, sum, y, g, h, d, r0, r1, r2, r3;"]
@@ -132,7 +79,7 @@ def _ptx_far_tails():
     lines += ["@!p bra NEAR${:uid};"]
     for i in range(4):
         lines += [f"setp.gt.f32 p, ${8 + i}, {one};", f"@!p bra NEXT{i}_${{:uid}};"]
-        # s = sqrt(-2 ln t), as _minus_2_ln and _sqrt have it
+        # s = sqrt(-2 ln t), as in _minus_2_ln and _sqrt
         lines += [
             f"mov.b32 b, ${12 + i};",
             "sub.s32 e, b, 0x3F800000;",
@@ -238,7 +185,7 @@ def _inside(w, mean, std, scale, middle, PTX: tl.constexpr):
 
 @triton.jit
 def _wide(w, mean, std, lower, upper, width):
-    """Returns the values of the centre, v (beyond 1 they do not count) and the tail probabilities t."""
+    """Returns the centre form's values (invalid where v > 1), v, and the tail probabilities t."""
     s = _signed(w)
     in_upper_half = s >> 31
     end = bits_of(lower) ^ ((bits_of(lower) ^ bits_of(upper)) & in_upper_half.to(tl.uint32, bitcast=True))
@@ -281,7 +228,7 @@ def _numbers(record, FIRST: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def parameters(record, SCALED: tl.constexpr, DISTRIBUTION: tl.constexpr):
-    """Returns the numbers of a distribution in the order in which values takes them."""
+    """Returns a distribution's numbers in the order that `values` takes."""
     if DISTRIBUTION == UNIFORM:
         low, high = _numbers(record, 0, 2)
         if SCALED:
@@ -305,7 +252,7 @@ def _clamp(x, low, high):
 
 @triton.jit
 def values(w0, w1, w2, w3, p, SCALED: tl.constexpr, DISTRIBUTION: tl.constexpr, PTX: tl.constexpr):
-    """Returns the four float32 values of each block's four words. SCALED: a uniform's range comes times 2^-24."""
+    """Returns the float32 values of each block's four words. SCALED: a uniform's range is already times 2^-24."""
     if DISTRIBUTION == UNIFORM:
         unit: tl.constexpr = 1.0 if SCALED else 2.0**-24
         v0 = _signed(w0 & 0x00FFFFFF).to(tl.float32) * unit * p[1] + p[0]
@@ -350,8 +297,8 @@ def values(w0, w1, w2, w3, p, SCALED: tl.constexpr, DISTRIBUTION: tl.constexpr, 
 
 @triton.jit
 def values_of_any(w0, w1, w2, w3, record, distribution, PTX: tl.constexpr):
-    """Returns values of a distribution that is known when the kernel runs, from the numbers in the record."""
-    if distribution <= NORMAL:  # nested, since the checker of the PTX knows no jump tables
+    """Returns the values of a distribution that is known only at run time, with the numbers of the record."""
+    if distribution <= NORMAL:  # nested: tools/ptx does not support jump tables
         if distribution == UNIFORM:
             v0, v1, v2, v3 = values(w0, w1, w2, w3, parameters(record, False, UNIFORM), False, UNIFORM, PTX)
         else:

@@ -1,7 +1,7 @@
 """The kernel of the ``triton`` backend: one launch fills parts of many parameters, by the number contract.
 
-The arithmetic is that of csrc/, rounding by rounding: compile with ``enable_fp_fusion=False``, so that a fused
-multiply-add stands only where it is written.
+The arithmetic is that of csrc/, rounding by rounding: compile with ``enable_fp_fusion=False``, so that only an explicit
+fma is fused.
 """
 
 import triton
@@ -43,14 +43,14 @@ from .philox import philox
 
 # --- stores of 16 bytes ---------------------------------------------------------------------------------------------
 #
-# A trip's 512 blocks are tensors of which thread t holds the places t + 128 i. Which blocks those are depends on the
-# dtype: they make whole units of 16 bytes (one block each, two or four), so nothing passes from thread to thread. The
-# shapes below only say so to Triton, and cost nothing.
+# A trip's 512 blocks are tensors in which thread t holds positions t + 128 i. The dtype decides which blocks those are:
+# they form whole units of 16 bytes (of one, two or four blocks), so threads exchange nothing. The shapes below only
+# express this to Triton, and cost nothing.
 
 
 @triton.jit
 def _places(element_bytes):
-    """Returns of a trip's 512 places the unit and the block within it, and how many blocks a unit is."""
+    """Returns the unit and the block within it of each of a trip's 512 positions, and the blocks per unit."""
     place = tl.arange(0, BLOCKS_OF_TRIP).to(tl.uint32)
     thread, i = place % THREADS, place // THREADS
     blocks_per_unit = tl.where(element_bytes == 4, 1, tl.where(element_bytes == 2, 2, 4)).to(tl.uint32)
@@ -105,7 +105,7 @@ def _store_8_bits(units, v0, v1, v2, v3, dtype):
 
 @triton.jit
 def _constant_words(record, element_bytes):
-    """Returns the four 32-bit words that a constant makes of 16 bytes."""
+    """Returns 16 bytes of a constant, as four 32-bit words."""
     low = tl.load(record + RAW).to(tl.uint64, bitcast=True)
     high = tl.load(record + RAW + 1).to(tl.uint64, bitcast=True)
     if element_bytes == 1:
@@ -136,7 +136,7 @@ def _run_of_constants(record, first, n, element_bytes):
 
 @triton.jit
 def _run(record, first, n, dtype, element_bytes, DISTRIBUTION: tl.constexpr, PTX: tl.constexpr):
-    """Does RUN of float32 and narrower random numbers."""
+    """Runs the path RUN for random numbers in float32 and narrower dtypes."""
     p = parameters(record, True, DISTRIBUTION)
     seed = tl.load(record + SEED)
     counter = tl.load(record + OFFSET) + ((tl.load(record + FIRST_INDEX) + first) >> 2)
@@ -167,7 +167,7 @@ def _n_rows(record):
 
 @triton.jit
 def _row_starts(record, row, n_rows):
-    """Returns where rows of the box begin, as elements of memory and of the index after the box's first."""
+    """Returns the offsets of rows from the start of the box, in elements of memory and of the index."""
     memory = tl.zeros_like(row).to(tl.int64)
     index = memory
     d = 4
@@ -179,7 +179,7 @@ def _row_starts(record, row, n_rows):
             coordinate -= row * size
         memory += coordinate.to(tl.int64) * tl.load(record + STRIDE + d)
         index += coordinate.to(tl.int64) * tl.load(record + INDEX_STRIDE + d)
-        n_rows = n_rows // size  # 1 after the outermost dimension
+        n_rows = n_rows // size  # 1 once the outermost dimension is done
         d -= 1
     return memory, index
 
@@ -214,7 +214,7 @@ def _divided(unit, units_per_row):
 
 @triton.jit
 def _sum(row, column, rows, columns, units_per_row):
-    """Returns the sum of two numbers of units that are given in rows and units."""
+    """Returns the sum of two offsets, each given as rows and units."""
     column += columns
     is_beyond = column >= units_per_row
     return row + rows + is_beyond.to(tl.uint32), tl.where(is_beyond, column - units_per_row, column)
@@ -222,7 +222,7 @@ def _sum(row, column, rows, columns, units_per_row):
 
 @triton.jit
 def _begin(record, row, n_rows, bytes_of_row, blocks_of_row, element_bytes, shift):
-    """Returns where rows begin, in bytes of memory and in blocks after the box's first. 1 << shift elements a block."""
+    """Returns the offsets of rows from the start of the box, in bytes and in blocks of 1 << shift elements."""
     memory, block = row.to(tl.int64) * bytes_of_row, row.to(tl.int64) * blocks_of_row
     if (bytes_of_row == 0) & (n_rows > 1):
         memory, block = _row_starts(record, row, n_rows)
@@ -232,7 +232,7 @@ def _begin(record, row, n_rows, bytes_of_row, blocks_of_row, element_bytes, shif
 
 @triton.jit
 def _strides_of_rows(record, n_rows, element_bytes, shift):
-    """Returns what a row adds to _begin's numbers where one dimension is all there is, else two zeros."""
+    """Returns by how much a row advances _begin's numbers if there is one outer dimension, else two zeros."""
     is_one = tl.load(record + SIZE + 4).to(tl.uint32) == n_rows
     memory, block = tl.load(record + STRIDE + 4) * element_bytes, tl.load(record + INDEX_STRIDE + 4) >> shift
     return tl.where(is_one, memory, 0), tl.where(is_one, block, 0)
@@ -245,11 +245,11 @@ def _units_of_row(record, element_bytes):
 
 @triton.jit
 def _rows(record, first, n, distribution, dtype, element_bytes, PTX: tl.constexpr):
-    """Does ROWS of float32 and narrower random numbers."""
+    """Runs the path ROWS for random numbers in float32 and narrower dtypes."""
     n_rows, per_row = _n_rows(record), _units_of_row(record, element_bytes)
     bytes_of_row, blocks_of_row = _strides_of_rows(record, n_rows, element_bytes, 2)
     data, counter = tl.load(record + DATA), tl.load(record + OFFSET) + (tl.load(record + FIRST_INDEX) >> 2)
-    # The division of what is the same in all trips is done once; each trip adds where it begins.
+    # Divide once what all trips have in common; each trip then adds its own start.
     unit, block, blocks_per_unit = _places(element_bytes)
     row, column = _divided(unit, per_row)
     row16, column16 = _divided(tl.arange(0, 2 * THREADS).to(tl.uint32), per_row)
@@ -276,12 +276,12 @@ def _rows(record, first, n, distribution, dtype, element_bytes, PTX: tl.constexp
 
 @triton.jit
 def _units(record, first, n, distribution, path, PTX: tl.constexpr):
-    """Does RUN and ROWS of float64, whose arithmetic takes so long that the walk hides in it."""
+    """Runs RUN and ROWS for float64, whose arithmetic takes so long that it hides the cost of the walk."""
     n_rows, per_row = _n_rows(record), _units_of_row(record, 8)
     bytes_of_row, blocks_of_row = _strides_of_rows(record, n_rows, 8, 1)
     data, counter = tl.load(record + DATA), tl.load(record + OFFSET)
     index = tl.load(record + FIRST_INDEX)
-    if path == RUN:  # one row without end
+    if path == RUN:  # as one endless row
         data += first * 8
         index += first
         first *= 0
@@ -318,7 +318,7 @@ def _store_element(address, low, high, mask, element_bytes):
 @triton.jit
 def _blocks(record, first, n, distribution, dtype, element_bytes, PTX: tl.constexpr):
     is_double = (distribution != CONSTANT) & (dtype == FLOAT64)
-    shift = tl.where(is_double, 1, 2)  # elements of a block, as a power of two
+    shift = tl.where(is_double, 1, 2)  # log2 of the elements per block
     elements = 1 << shift
     size, stride = tl.load(record + SIZE + 5), tl.load(record + STRIDE + 5)
     index_stride, first_index = tl.load(record + INDEX_STRIDE + 5), tl.load(record + FIRST_INDEX)
@@ -336,12 +336,12 @@ def _blocks(record, first, n, distribution, dtype, element_bytes, PTX: tl.conste
             memory, index = _row_starts(record, row, n_rows)
         index += first_index
         if index_stride == 1:
-            # Element j of the block is that of the column + j, where there is one.
+            # Element j of the block belongs to column + j, if the row has it.
             block = (index >> shift) + k
             column = (block << shift) - index
             begin, end = tl.zeros_like(k), tl.zeros_like(k) + size
         else:
-            # One element of the block counts, that of column k.
+            # Of the block only the element of column k is used.
             index += k * index_stride
             block = index >> shift
             column = k - (index & (elements - 1))
@@ -365,7 +365,7 @@ def _blocks(record, first, n, distribution, dtype, element_bytes, PTX: tl.conste
 
 @triton.jit
 def fill(table, work, PTX: tl.constexpr):
-    """Does one piece of the work. PTX: whether the target is NVIDIA's; the numbers are the same."""
+    """Runs one piece of work. PTX: use inline PTX, which only NVIDIA has; the numbers are the same without."""
     piece = work + WORK_WORDS * tl.program_id(0).to(tl.int64)
     first, rest, path = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2).to(tl.int32)
     n, record = rest.to(tl.int32), table + RECORD_WORDS * (rest >> 32)

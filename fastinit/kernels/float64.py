@@ -1,97 +1,23 @@
-"""From random words to float64 values: the operations of csrc/float64.h. The contract asks for 1e-12 only."""
+"""Turns random words into float64 values with the operations of csrc/float64.h. The contract asks for 1e-12 only."""
 
 import triton
 import triton.language as tl
 
+from . import tables
 from .distributions import number
 from .layout import NORMAL, UNIFORM, WIDE
 
-_ARTANH64 = tl.constexpr(tuple(2.0 / (2 * k + 1) for k in range(10)))
-_LN2_64 = tl.constexpr(0.69314718055994530942)
-_SIN64 = tl.constexpr(
-    (
-        1.0,
-        -1.0 / 6,
-        1.0 / 120,
-        -1.0 / 5040,
-        1.0 / 362880,
-        -1.0 / 39916800,
-        1.0 / 6227020800,
-        -1.0 / 1307674368000,
-        1.0 / 355687428096000,
-        -1.0 / 121645100408832000,
-        1.0 / 51090942171709440000.0,
-    )
-)
-_COS64 = tl.constexpr(
-    (
-        1.0,
-        -1.0 / 2,
-        1.0 / 24,
-        -1.0 / 720,
-        1.0 / 40320,
-        -1.0 / 3628800,
-        1.0 / 479001600,
-        -1.0 / 87178291200,
-        1.0 / 20922789888000,
-        -1.0 / 6402373705728000,
-        1.0 / 2432902008176640000,
-        -1.0 / 1124000727777607680000.0,
-    )
-)
+_ARTANH64 = tl.constexpr(tables.ARTANH64)
+_LN2_64 = tl.constexpr(tables.LN2)
+_SIN64, _COS64 = tl.constexpr(tables.SIN64), tl.constexpr(tables.COS64)
 _TURN64 = tl.constexpr(2.0**-64 * 6.283185307179586476925)
-_CENTRE_END64 = tl.constexpr(15.5)
-_CENTRE64 = tl.constexpr(
-    (
-        2.5881838843463547,
-        1.2612367878226556,
-        -0.15147396721498957,
-        -0.021876155800809566,
-        0.04102982738079329,
-        -0.01954474463796268,
-        0.001515546492978888,
-        0.003926709365306735,
-        -0.002537016922807269,
-        0.0003962642197395979,
-        0.0004259003920758782,
-        -0.0003301481527007126,
-        6.975087515696446e-05,
-        4.7262143673220825e-05,
-        -4.4808711380030805e-05,
-        1.1574830375595708e-05,
-        7.114318909388355e-06,
-        -6.447907774384362e-06,
-        3.311770422604018e-07,
-        1.2115853496497368e-06,
-        -1.977772807826543e-07,
-        -8.642644984848125e-08,
-    )
-)
-_TAIL_SCALE64 = tl.constexpr(2.0 / (9.9 - 4.2))
-_TAIL_SHIFT64 = tl.constexpr(2.0 / (9.9 - 4.2) * (4.2 + 9.9) / 2)
-_TAIL_POLYNOMIAL64 = tl.constexpr(
-    (
-        6.636001464621127,
-        2.9632684449822624,
-        -0.03554579755284418,
-        0.01177857217888502,
-        -0.004022002841936545,
-        0.0014002380750758553,
-        -0.0004942422024357984,
-        0.00017630257008574468,
-        -6.344192830514101e-05,
-        2.299335826127401e-05,
-        -8.35602757162966e-06,
-        3.065823413585893e-06,
-        -1.1849407842779155e-06,
-        4.399752747410343e-07,
-        -1.10829913224415e-07,
-        4.116545348200791e-08,
-        -4.379470447929573e-08,
-        1.660767383066906e-08,
-    )
-)
-_N_TAIL64 = tl.constexpr(26)
+_CENTRE_END64 = tl.constexpr(tables.CENTRE_END64)
+_CENTRE64 = tl.constexpr(tables.CENTRE64)
+_TAIL_FIRST64, _TAIL_LAST64 = tables.TAIL_FIRST64, tables.TAIL_LAST64
+_TAIL_SCALE64 = tl.constexpr(2.0 / (_TAIL_LAST64 - _TAIL_FIRST64))
+_TAIL_SHIFT64 = tl.constexpr(2.0 / (_TAIL_LAST64 - _TAIL_FIRST64) * (_TAIL_FIRST64 + _TAIL_LAST64) / 2)
+_TAIL_POLYNOMIAL64 = tl.constexpr(tables.TAIL64)
+_N_TAIL64 = tl.constexpr(tables.TAIL_TERMS64)
 
 _PTX_RSQRT = tl.constexpr("rsqrt.approx.ftz.f32 $0, $1;")
 
@@ -116,7 +42,7 @@ def _polynomial64(x, c: tl.constexpr):
 
 @triton.jit
 def _rsqrt_guess(x):
-    """Returns 1 / sqrt(x) to 22 bits, from float32's instruction; what is too small for it counts as 2^-100."""
+    """Returns 1 / sqrt(x) to 22 bits, from float32's instruction; numbers below 2^-100 count as 2^-100."""
     narrow = tl.maximum(x.to(tl.float32), 2.0**-100)
     guess = tl.inline_asm_elementwise(_PTX_RSQRT, "=f,f", [narrow], dtype=tl.float32, is_pure=True, pack=1)
     return guess.to(tl.float64)
@@ -137,7 +63,7 @@ def _sqrt64(x, PTX: tl.constexpr):
 
 @triton.jit
 def _quotient64(a, b, PTX: tl.constexpr):
-    """Returns a / b for b of the size of 2; the compiler's division has a slow path with a call."""
+    """Returns a / b for b of about 2; the compiler's division has a slow path with a call."""
     if PTX:
         root = _rsqrt_guess(b)
         y = root * root

@@ -1,4 +1,4 @@
-"""float32 -> narrower formats, as csrc/formats.h has it: rounded to nearest, ties to even."""
+"""float32 -> narrower formats, with the operations of csrc/formats.h: rounded to nearest, ties to even."""
 
 import triton
 import triton.language as tl
@@ -39,8 +39,8 @@ def float16_pair(x, y, PTX: tl.constexpr):
 
 @triton.jit
 def float8_format(dtype):
-    """Returns what csrc/formats.h's Format has, as numbers: dropped bits of the mantissa, bias, code of what is too
-    large, and the code of -0 (0 where there is none)."""
+    """Returns the numbers of csrc/formats.h's Format: the mantissa's dropped bits, the bias, the code of everything too
+    large, and the code of -0 (0 if the format has none)."""
     is_e4 = (dtype == E4M3FN) | (dtype == E4M3FNUZ)
     is_unsigned_zero = (dtype == E4M3FNUZ) | (dtype == E5M2FNUZ)
     dropped = tl.where(is_e4, 20, 21).to(tl.uint32)
@@ -56,7 +56,7 @@ def float8_code(value, format):
     magnitude = bits & 0x7FFFFFFF
     half = (1 << (dropped - 1)) - 1
     normal = ((magnitude + half + ((magnitude >> dropped) & 1)) >> dropped) - ((127 - bias) << (23 - dropped))
-    # Subnormal numbers are multiples of 2^(1 - bias - mantissa): the addition of this rounds them to that.
+    # Subnormal numbers are multiples of 2^(1 - bias - mantissa): adding this rounds to one.
     aligned = (128 - bias + dropped) << 23
     subnormal = bits_of(float_of(magnitude) + float_of(aligned)) - aligned
     code = tl.minimum(tl.where(magnitude < ((128 - bias) << 23), subnormal, normal), overflow)
@@ -66,7 +66,7 @@ def float8_code(value, format):
 
 @triton.jit
 def code_of(value, dtype):
-    """Returns the bits of a value of any dtype but float64, in the low bits."""
+    """Returns the bits of a value in any dtype but float64, as the low bits of a word."""
     code = bits_of(value)
     if dtype == BFLOAT16:
         code = _bfloat16_code(value)

@@ -1,17 +1,17 @@
-"""Philox-4x32-10, as csrc/philox.h has it. Letters are the paper's."""
+"""Philox-4x32-10, with the operations of csrc/philox.h. Letters are the paper's."""
 
 import triton
 import triton.language as tl
 
 _M0, _M1, _W0, _W1 = (tl.constexpr(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
 
-# Left to LLVM, some of the products' halves are taken apart and put together again.
+# Without it, LLVM splits some of the products into halves and joins them again.
 _PTX_PRODUCT = tl.constexpr("{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$1, $0}, p; }")
 
 
 @triton.jit
 def _product(c, m: tl.constexpr, PTX: tl.constexpr):
-    """Returns the upper and lower half of c * m: one 64-bit product is one instruction, its halves apart are two."""
+    """Returns the upper and lower half of c * m, in one instruction: each half alone would take one of its own."""
     if PTX:
         return tl.inline_asm_elementwise(
             _PTX_PRODUCT, "=r,=r,r,n", [c, m], dtype=(tl.uint32, tl.uint32), is_pure=True, pack=1
@@ -23,10 +23,10 @@ def _product(c, m: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def philox(low, high, seed, PTX: tl.constexpr):
-    """Returns the four words of the blocks with the given counters (its halves; the upper one may be a scalar)."""
+    """Returns the four words of the blocks of given counters, passed as halves; the upper may be a scalar."""
     k0, k1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
-    # The first round has two words of zero. The upper half of the counter reaches the third round untouched by the
-    # lower one, so that what is done with it here is done once for a piece where it is a scalar.
+    # In the first round two words are zero. Until the third round the counter's upper half does not mix with the lower
+    # one, so that where it is a scalar, this part is computed once per piece of work.
     h0, l0 = _product(low, _M0, PTX)
     c0, c2, c3 = high ^ k0, h0 ^ k1, l0
     k0 += _W0

@@ -1,4 +1,4 @@
-"""What the tests of the GPU day share: the modules of benchmarks/ can be imported, and findings are collected."""
+"""What the tests of the GPU day share: its modules can be imported, and findings are collected."""
 
 from __future__ import annotations
 

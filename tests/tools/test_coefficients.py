@@ -8,7 +8,7 @@ import sys
 import pytest
 from paths import ROOT
 
-PATH = ROOT / "csrc" / "fit_coefficients.py"
+PATH = ROOT / "tools" / "fit_coefficients.py"
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from gpu_days import collected, needs_cpp, wrong_ones
 from fastinit import plans
 from fastinit.backends import BACKENDS, cpp_backend
 
-BENCHMARKS = Path(gpu_day.__file__).parent
+TOOLS = Path(gpu_day.__file__).parent
 findings = pytest.fixture(collected, name="findings")
 
 STEPS = """
@@ -141,7 +141,7 @@ def test_each_line_of_a_day_without_a_gpu_says_so(day):
 def test_a_day_that_is_ended_ends_its_step(tmp_path):
     (tmp_path / "made_up.py").write_text(STEPS)
     code = "import gpu_day; gpu_day.STEPS = [gpu_day.Step('hangs', 50, '', 'made_up:hangs')]; gpu_day.main()"
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{BENCHMARKS}", "OUT": str(tmp_path / "out")}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{TOOLS}", "OUT": str(tmp_path / "out")}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
     log, began = tmp_path / "out" / "log.txt", time.monotonic()
     while not (log.exists() and "began" in log.read_text()) and time.monotonic() - began < 20:
@@ -155,13 +155,13 @@ def test_a_day_that_is_ended_ends_its_step(tmp_path):
 def test_every_step_of_the_day_is_there_and_listed(capsys, monkeypatch):
     for step in gpu_day.STEPS:
         module, _, name = step.run.partition(":")
-        assert (BENCHMARKS / f"{module}.py").exists()
-        assert f"def {name}(" in (BENCHMARKS / f"{module}.py").read_text(), step
+        assert (TOOLS / f"{module}.py").exists()
+        assert f"def {name}(" in (TOOLS / f"{module}.py").read_text(), step
     monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--list"])
     assert gpu_day.main() == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == [step.name for step in gpu_day.STEPS]
-    text = (BENCHMARKS.parent / "docs" / "gpu.md").read_text()
+    text = (TOOLS.parent / "docs" / "gpu.md").read_text()
     assert all(f"`{step.name}`" in text for step in gpu_day.STEPS)
 
 

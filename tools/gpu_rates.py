@@ -17,11 +17,12 @@ from itertools import pairwise
 
 import machine
 import torch
-from bench_gpu import CEILING_BYTES, ceilings, save
+from bench_gpu import CEILING_BYTES, ceilings
 from gpu_day_device import DEVICE, GPU, backends, sleep, sync
 from gpu_day_step import found, going_on
 from gpu_day_tools import answer, out
 from gpu_workloads import INSIDE, NORMAL, ONE, SEED, STD, UNIFORM, WIDE, Spec, must_have_the_contracts_bits
+from tables import save
 
 from fastinit import plans
 from fastinit.backends import BACKENDS

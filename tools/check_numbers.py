@@ -5,28 +5,31 @@ bits, and the largest distance from the formula in float64 is found. A normal ta
 through all words, at an angle where sine and cosine weigh the same, once the second, at the largest radius.
 Conversions to narrower dtypes take all 2^32 float32 but NaN, against torch's. Writes ``results/numbers.csv`` after
 each transform; rows of transforms that were not run stay. Takes some hours on two cores; ``--bits 24`` tries one word
-in 256, ``--only trunc`` the transforms whose names hold that text. Run with ``python benchmarks/check_numbers.py``.
+in 256, ``--only trunc`` the transforms whose names hold that text. Run with ``python tools/check_numbers.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import special
-from tables import RESULTS, write
 
 from fastinit import plans
 from fastinit.backends import cpp_backend
 from fastinit.contract import records as lowering
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from tables import RESULTS, read, write
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -98,12 +101,9 @@ def main() -> None:
     arguments = parser.parse_args()
     bits, only = arguments.bits, arguments.only
     isas = CORE.instruction_sets()
-    rows: dict[str, dict[str, object]] = {}
-    if (RESULTS / "numbers.csv").exists():
-        with (RESULTS / "numbers.csv").open(newline="") as file:
-            rows = {row["transform"]: {**row} for row in csv.DictReader(file)}
-            for row in rows.values():
-                del row["machine"]
+    rows: dict[str, dict[str, object]] = {row["transform"]: {**row} for row in read(RESULTS / "numbers.csv")}
+    for row in rows.values():
+        del row["machine"]
 
     def run(label: str, bits: int, check: Callable[[Words], float]) -> None:
         if only not in label:

@@ -1,28 +1,28 @@
 """How long fills should take on an H100 and an H200 by the instruction counts, beside what was measured, if it was.
 
 A loop's speed is the least of three: the memory's, and what the multiprocessors issue a second in all and in the
-busiest of their pipes (tools/gpu_pipes.py), divided by how many instructions of each an element costs. The counts are
-those of sm_90 in ``results/gpu_instructions.csv``, of the CUDA kernel. Launches, tails, and what the memory loses to
-many writers are not in the model: 85 to 95% of a prediction is what to expect.
+busiest of their pipes (gpu_pipes.py), divided by how many instructions of each an element costs. The counts are the
+CUDA kernel's on sm_90, in ``gpu_instructions.csv``. The model leaves out launches, tails and what the memory loses to
+many writers: expect 85 to 95% of a prediction.
 
-Measured are ``results/gpu_rates.csv`` and the time in kernels of ``results/bench_gpu.csv``, where a GPU day was adopted
-(adopt_gpu_day.py). Writes ``results/gpu_predictions.csv``. Run it with ``python benchmarks/gpu_predictions.py``.
+Where a GPU day was adopted (adopt_gpu_day.py), the measurements come from ``gpu_rates.csv`` and from the time in
+kernels of ``bench_gpu.csv``. Writes ``gpu_predictions.csv``; all of these are in ``benchmarks/results/``. Run it with
+``python tools/gpu_predictions.py``.
 """
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent / "tools"))
 import gpu_pipes
-from bench_gpu import save
-from gpu_workloads import INSIDE, NORMAL, label, workloads
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from gpu_workloads import INSIDE, NORMAL, label, workloads
+from tables import RESULTS, read, save
+
 N_ELEMENTS = 1 << 30
 N_SM = 132
 
@@ -85,14 +85,6 @@ class Loop:
         """Returns the resource that is used up first."""
         bounds = self.bounds(gpu)
         return min(bounds, key=bounds.__getitem__)
-
-
-def read(path: Path) -> list[Row]:
-    """Returns the rows of a CSV file, none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def loops(instructions: Iterable[Row]) -> dict[tuple[str, str], Loop]:

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What steps measure with.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
 # The file of findings; without it they are only printed.
 FINDINGS = "FASTINIT_GPU_DAY_FINDINGS"
 # Exit codes. One was not done where a tool is missing or may not look: nothing is wrong, but nothing is known either.

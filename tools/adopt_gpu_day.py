@@ -1,6 +1,6 @@
 """Takes the results of a GPU day into the project: benchmarks/results, and by them the tables of README and docs.
 
-    python benchmarks/adopt_gpu_day.py FOLDER [FOLDER...]
+    python tools/adopt_gpu_day.py FOLDER [FOLDER...]
 
 A folder is what ``gpu_day.py`` left (its ``--out``). Of several, made on one machine, a later one's steps replace an
 earlier one's. A folder that was made without a GPU is refused, and so are folders of different machines. What was
@@ -10,16 +10,18 @@ measured in a step whose checks failed is left out. At last it lists what the pa
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gpu_predictions
 import update_tables
-from bench_gpu import save
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from tables import RESULTS, read, save
 
 N_FINDINGS = 12  # of a step in the table of the day
 # What pages say as long as nothing was measured. The people who adopt a day rewrite these sentences.
@@ -28,7 +30,7 @@ UNMEASURED = re.compile(r"[Nn]o GPU has (run|filled)|[Nn]o GPU was at hand|nothi
 Results = dict[str, Any]
 
 
-def read(folder: Path) -> Results:
+def results_of(folder: Path) -> Results:
     """Returns the results of a folder.
 
     Raises:
@@ -55,7 +57,7 @@ def adopt(folders: Sequence[Path], results: Path) -> list[str]:
     Raises:
         SystemExit: a folder cannot be adopted; nothing is written then.
     """
-    days = [read(folder) for folder in folders]
+    days = [results_of(folder) for folder in folders]
     machines = {day["machine"]["description"] for day in days}
     if len(machines) > 1:
         raise SystemExit(f"these days ran on different machines: {'; '.join(sorted(machines))}")
@@ -115,11 +117,8 @@ def bench_rows(steps: dict[str, Results], folders: Sequence[Path]) -> list[dict[
         return []
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for folder in folders:
-        path = folder / "bench_gpu.csv"
-        if path.exists():
-            with path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    rows[row["workload"], row["dtype"], row["distribution"], row["contender"]] = dict(row)
+        for row in read(folder / "bench_gpu.csv"):
+            rows[row["workload"], row["dtype"], row["distribution"], row["contender"]] = row
     return list(rows.values())
 
 
@@ -137,7 +136,7 @@ def main() -> None:
     """Adopts folders, and makes the pages' tables anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    for line in adopt(parser.parse_args().folders, gpu_predictions.RESULTS):
+    for line in adopt(parser.parse_args().folders, RESULTS):
         print(line)
     update_tables.update()
     for line in untrue(update_tables.PAGES):

@@ -1,6 +1,6 @@
 """Puts the benchmarks' results into README and docs: a table stands between a comment with its CSV and an end mark.
 
-Run it after a benchmark with ``python benchmarks/update_tables.py``; a test checks that the pages are up to date.
+Run it after a benchmark with ``python tools/update_tables.py``; a test checks that the pages are up to date.
 Tables that only a GPU fills say so until one has (adopt_gpu_day.py).
 """
 

@@ -6,7 +6,7 @@ Prints for each the maximal error of the best polynomial, that of the header's r
 and the coefficients of the fit. Exits with 1 if the header's are more than 5% and 5e-8 worse. The tables for float64
 are interpolated at Chebyshev points with the decimal arithmetic of fastinit.contract.tails, and must be equal.
 
-Needs numpy, scipy and fastinit. Run with ``python csrc/fit_coefficients.py``.
+Needs numpy, scipy and fastinit. Run with ``python tools/fit_coefficients.py``.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.polynomial import polynomial as power
 from scipy import special
 
-from fastinit import tails
+from fastinit.contract import tails
 
-Values = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-HERE = Path(__file__).parent
-HEADER = (HERE / "distributions.h").read_text() + (HERE / "float64.h").read_text()
+Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
+CSRC = Path(__file__).parent.parent / "csrc"
+HEADER = (CSRC / "distributions.h").read_text() + (CSRC / "float64.h").read_text()
 N_POINTS = 4000  # Chebyshev points of the interval; 2000 give the same errors to three digits
 N_STEPS = 100  # with 500 the errors change in the third digit
 
@@ -99,32 +100,37 @@ def error_of(table: Table, coefficients: Values) -> float:
 def bend(f: Values) -> Values:
     """-2 (ln(1 + f) - f ln 2) / (f (1 - f))."""
     f = np.clip(f, 1e-9, 1 - 1e-9)
-    return -2 * (np.log1p(f) - f * np.log(2)) / (f * (1 - f))
+    result: Values = -2 * (np.log1p(f) - f * np.log(2)) / (f * (1 - f))
+    return result
 
 
 def bend_in_root(f: Values) -> Values:
     """What an error of bend is worth in sqrt(-2 ln((1 + f) / 2)), the smallest root: d sqrt(L) = dL / (2 sqrt(L))."""
     f = np.clip(f, 1e-9, 1 - 1e-9)
-    return f * (1 - f) / (2 * np.sqrt(-2 * np.log((1 + f) / 2)))
+    result: Values = f * (1 - f) / (2 * np.sqrt(-2 * np.log((1 + f) / 2)))
+    return result
 
 
 def tail_of(v: Values) -> Values:
     """The t <= 1/2 with -2 ln(4 t (1 - t)) = v."""
     q = np.exp(-v / 2) / 4
-    return 2 * q / (1 + np.sqrt(np.maximum(1 - 4 * q, 0)))
+    result: Values = 2 * q / (1 + np.sqrt(np.maximum(1 - 4 * q, 0)))
+    return result
 
 
 def centre(v: Values) -> Values:
     """z / (1 - 2 t) where t = Q(z) and v = -2 ln(4 t (1 - t))."""
     x = np.sqrt(-np.expm1(-np.maximum(v, 1e-9) / 2))  # 1 - 2 t
     near_zero = np.sqrt(np.pi / 2) * (1 + np.pi / 12 * x * x)
-    return np.where(v < 1e-4, near_zero, -special.ndtri(tail_of(np.maximum(v, 1e-9))) / x)
+    result: Values = np.where(v < 1e-4, near_zero, -special.ndtri(tail_of(np.maximum(v, 1e-9))) / x)
+    return result
 
 
 def inside(y: Values) -> Values:
     """z / x where x = 2 Phi(z) - 1 and y = sqrt(1 - x^2)."""
     x = np.maximum(np.sqrt(np.maximum(1 - y * y, 0)), 1e-7)
-    return special.ndtri((1 + x) / 2) / x
+    result: Values = special.ndtri((1 + x) / 2) / x
+    return result
 
 
 def turn(function: Callable[[Values], Values]) -> Callable[[Values], Values]:
@@ -168,13 +174,13 @@ def tables64() -> dict[str, tuple[float, ...]]:
 def main() -> int:
     """Prints all tables; returns 1 if one of the header's is not near the best."""
     worse = 0
-    for name, coefficients in tables64().items():
-        found = re.search(rf"{name}\[\d+\] = {{([^}}]*)}}", HEADER)
-        assert found, name
-        equal = [float(number) for number in found[1].split(",")] == list(coefficients)
+    for name, exact in tables64().items():
+        text = re.search(rf"{name}\[\d+\] = {{([^}}]*)}}", HEADER)
+        assert text, name
+        equal = [float(number) for number in text[1].split(",")] == list(exact)
         worse |= not equal
-        print(f"{name}[{len(coefficients)}]: {'equal' if equal else 'NOT EQUAL'} to the header's")
-        print("  ", ", ".join(map(repr, coefficients)))
+        print(f"{name}[{len(exact)}]: {'equal' if equal else 'NOT EQUAL'} to the header's")
+        print("  ", ", ".join(map(repr, exact)))
     for table in tables():
         best, coefficients = lawson(table)
         rounded = error_of(table, coefficients.astype(np.float32).astype(float))

@@ -4,9 +4,9 @@ For a machine that is lent for minutes: one command in a fresh checkout, without
 comes first; every step has a process and a limit of its own, and the next one runs whatever became of it. The whole
 ends after ``--seconds``; steps that are left then, or that need a tool that is not there, are said to be left out.
 
-    python3 benchmarks/gpu_day.py                          # all steps, in 500 s at most
-    python3 benchmarks/gpu_day.py --steps smoke,pytest     # a later call, for what is missing
-    python3 benchmarks/gpu_day.py --list                   # what each step shows
+    python3 tools/gpu_day.py                          # all steps, in 500 s at most
+    python3 tools/gpu_day.py --steps smoke,pytest     # a later call, for what is missing
+    python3 tools/gpu_day.py --list                   # what each step shows
 
 Results lie in ``--out``, else in ``$OUT``, else in a temporary folder: summary.txt (printed last, and written anew
 after every step), results.json (the same for programs), log.txt (all output), bench_gpu.csv, gpu_rates.csv, ncu_*.csv.
