@@ -6,6 +6,9 @@ import needs
 import pytest
 import skips
 
+# They hold no doctests, and all have one name, which pytest imports for doctests once only.
+collect_ignore_glob = ["*conftest.py"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

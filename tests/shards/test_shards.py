@@ -1,4 +1,4 @@
-"""Shards: the same weights however many ranks hold them. Real processes run the checks of ranks.py."""
+"""Shards: the same weights however many ranks hold them. Real processes run the checks of shard_ranks.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import needs
 import numpy as np
 import pytest
 import ranks
+import ranks_memory
+import shard_ranks
 import torch
 from helpers import same_bits
 from hypothesis import given
@@ -33,7 +35,12 @@ def of_check(world, name):
 
 @pytest.mark.parametrize(
     ("world", "name"),
-    [of_check(world, name) for world in (1, 2, 3, 4) for name, (_, worlds) in ranks.CHECKS.items() if world in worlds],
+    [
+        of_check(world, name)
+        for world in (1, 2, 3, 4)
+        for name, (_, worlds) in shard_ranks.CHECKS.items()
+        if world in worlds
+    ],
 )
 def test_on_several_ranks(world, name):
     problem = outcomes(world)[name]
@@ -42,9 +49,9 @@ def test_on_several_ranks(world, name):
 
 @needs.mark(needs.LINUX)
 def test_a_rank_needs_the_memory_of_its_shards():
-    for growth, here in ranks.memory(4, "shards"):
+    for growth, here in ranks_memory.memory(4, "shards"):
         assert here == 16 * 2048 * 2048 * 4 // 4 and growth < 1.1 * here + (8 << 20), (growth, here)
-    for growth, here in ranks.memory(4, "whole"):  # what the check is there to find
+    for growth, here in ranks_memory.memory(4, "whole"):  # what the check is there to find
         assert growth > 2 * here
 
 

@@ -28,6 +28,11 @@ def loaded(source, **options):
     return sorted(set(model.weight.flatten().tolist()))
 
 
+def files_in(cache):
+    """Returns the files of a cache, without its locks."""
+    return [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+
+
 def answer(body=b"", status=200, *, cut=None, length=True, pause=None, **headers):
     """Returns what answers a request.
 

@@ -7,6 +7,8 @@ import json
 import gpu_day_step
 import needs
 
+from fastinit.backends import cpp_backend
+
 needs_cpp = needs.mark(needs.CPP)
 
 
@@ -22,6 +24,11 @@ def collected(tmp_path, monkeypatch):
         return [(each["kind"], each["text"]) for each in map(json.loads, lines)]
 
     return so_far
+
+
+def another_seed(fills, seed):
+    """Runs fills of ``cpp`` wrongly: with the numbers of another seed."""
+    return cpp_backend.run(fills, seed + 1)
 
 
 def wrong_ones(findings):

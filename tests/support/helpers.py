@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from fastinit import plans
+from fastinit.backends import cpp_backend
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -28,6 +32,15 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
     assert list(ours) == list(theirs)
     different = [name for name in ours if not same_bits(ours[name], theirs[name])]
     assert not different, f"these differ: {different}"
+
+
+def named_fill(
+    name: str, shape: Sequence[int], distribution: plans.Distribution, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> torch.Tensor:
+    """Returns what the contract gives a parameter of this name."""
+    tensor = torch.empty(tuple(shape), dtype=dtype)
+    cpp_backend.run([plans.Fill.whole(name, tensor, distribution, "", "")], seed)
+    return tensor
 
 
 def differing_kind(one: torch.Tensor, other: torch.Tensor) -> str | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import re
-import shutil
 import struct
 import zipfile
 from io import BytesIO
@@ -21,16 +19,6 @@ import fastinit
 from fastinit.checkpoint import Request, load_checkpoint
 
 pytestmark = [folders.needs_dcp, needs_linux]
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    return folders.good(tmp_path_factory.mktemp("good"))
-
-
-@pytest.fixture
-def folder(good, tmp_path):
-    return pathlib.Path(shutil.copytree(good, tmp_path / "folder"))
 
 
 def part_of(folder, key):

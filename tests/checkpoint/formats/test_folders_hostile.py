@@ -15,22 +15,13 @@ import pytest
 import torch
 from folders import ALARM_S, MOST_BYTES, MOST_CPU_S, data_file, model, refused
 from limited import needs_linux, run_limited
+from pickle_opcodes import pickled
 from torch.distributed.checkpoint import filesystem, metadata
 
 import fastinit
 from fastinit.checkpoint import load_checkpoint
 
 pytestmark = [folders.needs_dcp, needs_linux]
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    return folders.good(tmp_path_factory.mktemp("good"))
-
-
-@pytest.fixture
-def folder(good, tmp_path):
-    return pathlib.Path(shutil.copytree(good, tmp_path / "folder"))
 
 
 # --- places (A6) -----------------------------------------------------------------------------------------------------
@@ -137,10 +128,6 @@ def test_what_does_not_fit_is_refused_with_the_key(folder, what):
     LISTED[what](folder)
     for kwargs in (dict(), dict(strict=True), dict(assign=True), dict(dtype="bfloat16")):
         refused(folder, "'0.weight'", **kwargs)
-
-
-def pickled(*parts):
-    return b"\x80\x02" + b"".join(parts) + b"."
 
 
 META = b"ctorch.distributed.checkpoint.metadata\n"

@@ -24,14 +24,6 @@ SECRET = "s3cr3t%2Fword"
 BASIC = "Basic " + base64.b64encode(b"user:s3cr3t/word").decode()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and no long pauses."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.01)
-    return tmp_path / "hub" / "checkpoints"
-
-
 # --- what is sent ----------------------------------------------------------------------------------------------------
 
 

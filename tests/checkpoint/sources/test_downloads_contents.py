@@ -15,7 +15,7 @@ import fsspec
 import pytest
 import safetensors.torch
 import torch
-from bad_servers import answer, checkpoint, loaded, serving, whole
+from bad_servers import answer, checkpoint, files_in, loaded, serving, whole
 
 from fastinit.checkpoint import CheckpointLoader
 from fastinit.checkpoint.sources import downloads
@@ -23,18 +23,6 @@ from fastinit.checkpoint.sources.contents import why_no_checkpoint, why_not_whol
 
 GOOD = checkpoint(1.0)
 LOGIN = b"<!DOCTYPE html>\n<html><head><title>Sign in \x1b[31m</title></head><body>" + b"x" * 2000
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and no long pauses."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.01)
-    return tmp_path / "hub" / "checkpoints"
-
-
-def files_in(cache):
-    return [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,11 @@ import time
 import urllib.error
 
 import pytest
-import torch
-from bad_servers import answer, checkpoint, loaded, part, serving, whole
+from bad_servers import answer, checkpoint, files_in, loaded, part, serving, whole
 
 from fastinit.checkpoint.sources import downloads, transfer
 
 GOOD = checkpoint(1.0)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and no long pauses."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.01)
-    return tmp_path / "hub" / "checkpoints"
 
 
 @pytest.fixture()
@@ -35,10 +26,6 @@ def slept(monkeypatch):
     pauses = []
     monkeypatch.setattr(downloads.time, "sleep", pauses.append)
     return pauses
-
-
-def files_in(cache):
-    return [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from bad_servers import answer, checkpoint, loaded, part, serving, whole
+from bad_servers import answer, checkpoint, files_in, loaded, part, serving, whole
 
 from fastinit.checkpoint.sources import downloads
 
@@ -15,18 +15,6 @@ OLD, NEW = checkpoint(1.0), checkpoint(2.0)
 CUT = 100_000
 YESTERDAY = email.utils.formatdate(time.time() - 86_400, usegmt=True)
 TODAY = email.utils.formatdate(time.time() - 3_600, usegmt=True)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and no long pauses."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.01)
-    return tmp_path / "hub" / "checkpoints"
-
-
-def files_in(cache):
-    return [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
 
 
 @pytest.mark.parametrize(

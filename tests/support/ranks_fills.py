@@ -1,0 +1,124 @@
+"""Checks on several ranks: fills of shards are those of one process."""
+
+from __future__ import annotations
+
+import torch
+from helpers import named_fill
+from ranks import check, empty, gathered, mesh_of, must_equal, raises, same
+from torch import nn
+
+import fastinit
+from fastinit import plans
+
+DISTRIBUTIONS = {
+    "Normal": (dict(type="Normal", mean=1, std=2), plans.Normal(1, 2)),
+    "Uniform": (dict(type="Uniform", a=-3, b=5), plans.Uniform(-3, 5)),
+    "TruncNormal": (dict(type="TruncNormal", std=0.5, a=-1, b=1), plans.TruncatedNormal(0, 0.5, -1, 1)),
+    "tail": (dict(type="TruncNormal", a=2, b=9), plans.TruncatedNormal(0, 1, 2, 9)),
+    "Constant": (dict(type="Constant", val=3), plans.Constant(3)),
+}
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def shapes_and_placements(mesh):
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    one = [Shard(0), Shard(1), Shard(-1), Replicate()]
+    shapes = [(8, 12), (7, 5), (1, 3), (3, 1), (2, 3, 5)]
+    if mesh.ndim == 1:
+        return [(shape, [p]) for shape in shapes for p in one] + [((13,), [Shard(0)]), ((), [Replicate()])]
+    two = [
+        (Shard(0), Shard(1)),
+        (Shard(0), Shard(0)),
+        (Replicate(), Shard(0)),
+        (Shard(1), Replicate()),
+        (Shard(1), Shard(0)),
+    ]
+    strided = [
+        (_StridedShard(0, split_factor=mesh.size(1)), Shard(0)),
+        (_StridedShard(1, split_factor=mesh.size(1)), Shard(1)),
+    ]
+    return [(shape, list(p)) for shape in shapes for p in two] + [((8, 12), list(p)) for p in strided]
+
+
+def each_fill_is_that_of_one_process(mesh):
+    module = nn.Module()
+    expected = {}
+    rules = []
+    for i, (shape, placements) in enumerate(shapes_and_placements(mesh)):
+        for kind, (cfg, distribution) in DISTRIBUTIONS.items():
+            dtype = DTYPES[(i + len(expected)) % 4]
+            name = f"p{i}_{kind}"
+            module.register_parameter(name, nn.Parameter(empty(mesh, placements, shape, dtype)))
+            expected[name] = named_fill(name, shape, distribution, dtype)
+            rules.append(dict(cfg, param=name))
+    plan = fastinit.plan(module, rules, backend="cpp", seed=0)
+    assert [row.shape for row in plan.rows] == [tuple(t.shape) for t in expected.values()]
+    report = fastinit.initialize(module, rules, backend="cpp", seed=0)
+    assert report.launches == {"cpu": 1} and report.unreached == ()
+    must_equal(module, expected)
+
+
+@check(1, 2, 3, 4)
+def every_distribution_dtype_and_placement_on_a_line_of_ranks(rank, world):
+    each_fill_is_that_of_one_process(mesh_of(world))
+
+
+@check(4)
+def every_distribution_dtype_and_placement_on_a_square_of_ranks(rank, world):
+    each_fill_is_that_of_one_process(mesh_of(2, 2))
+
+
+@check(2, 3, 4)
+def fans_are_those_of_the_whole(rank, world):
+    from torch.distributed.tensor import Shard
+
+    module = nn.Module()
+    module.weight = nn.Parameter(empty(mesh_of(world), [Shard(0)], (12, 6)))
+    fastinit.initialize(module, dict(type="Xavier", param="weight"), backend="cpp", seed=0)
+    must_equal(module, {"weight": named_fill("weight", (12, 6), plans.Normal(0, (2 / 18) ** 0.5))})
+
+
+@check(2)
+def what_cannot_be_filled_is_refused_by_name(rank, world):
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    mesh = mesh_of(world)
+    module = nn.Module()
+    module.sum = nn.Parameter(DTensor.from_local(torch.zeros(3), mesh, [Partial()], run_check=False))
+    for call in (fastinit.plan, fastinit.initialize):
+        raises(
+            RuntimeError,
+            "'sum'",
+            lambda call=call: call(module, dict(type="Normal", param="sum"), backend="cpp", seed=0),
+        )
+        raises(
+            RuntimeError, "a summand", lambda call=call: call(module, dict(type="Normal", param="sum"), backend="cpp")
+        )
+    module = nn.Module()
+    module.odd = nn.Parameter(
+        DTensor.from_local(torch.zeros(5 + rank, 2), mesh, [Shard(0)], run_check=False, shape=(20, 2), stride=(2, 1))
+    )
+    raises(
+        RuntimeError,
+        "its part here has shape",
+        lambda: fastinit.initialize(module, dict(type="Normal", param="odd"), backend="cpp", seed=0),
+    )
+
+
+@check(2)
+def on_torch_its_own_numbers_are_drawn(rank, world):
+    from torch.distributed.tensor import Shard
+
+    module, plain = nn.Module(), nn.Module()
+    module.weight, plain.weight = (nn.Parameter(empty(mesh_of(world), [Shard(0)], (6, 4))) for _ in range(2))
+    fastinit.initialize(module, dict(type="Normal", std=2, param="weight"), backend="torch", seed=3)
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    nn.init.normal_(plain.weight, 0, 2)
+    torch.set_rng_state(state)
+    assert same(module.weight.to_local().detach(), plain.weight.to_local().detach())
+    fastinit.initialize(module, dict(type="Constant", val=2, param="weight"), backend="torch")
+    assert (gathered(module.weight) == 2).all()

@@ -1,0 +1,140 @@
+"""Checks on several ranks: init code that is captured before, while and after a model is cut."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from ranks import check, gathered, mesh_of, must_equal, same
+from ranks_models import fsdp, llama
+from torch import nn
+
+import fastinit
+from fastinit.shards import dtensor as sharding
+
+
+@check(2, 4)
+def init_code_is_captured_after_sharding_too(rank, world):
+    model, plain = llama(), llama()
+    fsdp(model, mesh_of(world))
+
+    def code(m):
+        for name, parameter in m.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.normal_(parameter, 1, 0.1)
+        nn.init.trunc_normal_(m.lm_head.weight, std=0.02)
+        m.model.embed_tokens.weight.data.mul_(2).add_(1)
+        m.model.norm.weight.data.zero_()
+
+    for each in (model, plain):
+        with fastinit.capture(each, backend="cpp", seed=2) as recipe, torch.no_grad():
+            code(each)
+        assert recipe.report.unkeyed == () and recipe.report.launches == {"cpu": 1}
+    must_equal(model, dict(plain.named_parameters()))
+
+
+@check(2)
+def models_whose_parameters_carry_their_init_functions(rank, world):
+    """As torchtitan's do: made and cut on the meta device, given memory, then initialized parameter by parameter."""
+    from torch.distributed.fsdp import fully_shard
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.norm = nn.Linear(8, 12), nn.LayerNorm(12)
+            self.param_init = {"up.weight": lambda p: nn.init.trunc_normal_(p, std=0.02), "up.bias": nn.init.zeros_}
+            self.param_init |= {"norm.weight": nn.init.ones_, "norm.bias": nn.init.zeros_}
+
+        def init_states(self):
+            for name, parameter in self.named_parameters():
+                self.param_init[name](parameter)
+
+    with torch.device("meta"):
+        model, plain = nn.Sequential(Block(), Block()), nn.Sequential(Block(), Block())
+    for part in (*model, model):
+        fully_shard(part)
+    for each in (model, plain):
+        each.to_empty(device="cpu")
+        with fastinit.capture(each, backend="cpp", seed=3) as recipe, torch.no_grad():
+            for block in each:
+                block.init_states()
+        assert recipe.report.unreached == recipe.report.unkeyed == ()
+    must_equal(model, dict(plain.named_parameters()))
+
+
+@check(2)
+def a_recipe_is_done_to_shards_that_have_memory(rank, world):
+    with fastinit.capture() as recipe, torch.device("meta"):
+        whole = llama()
+    assert set(recipe.fills) == {name for name, _ in whole.named_parameters()}
+    model = llama()
+    fsdp(model, mesh_of(world))
+    fastinit.initialize(model, recipe, backend="cpp", seed=3)
+    must_equal(model, dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters()))
+
+
+@check(2, 3)
+def parts_of_parameters_are_drawn_where_they_lie(rank, world):
+    from torch.distributed.fsdp import fully_shard
+
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(6, 15)
+            for i in range(3):
+                nn.init.xavier_normal_(self.qkv.weight[5 * i : 5 * i + 5])
+            nn.init.uniform_(self.qkv.weight[3:13, 1:4], 2, 3)
+            nn.init.normal_(self.qkv.bias[7:])
+            self.table = nn.Embedding(12, 4, padding_idx=10)  # a row within the last rank's
+
+    built = fastinit.build(Fused, backend="cpp", seed=0)
+    with fastinit.capture() as recorded, torch.device("meta"):
+        plain = Fused()
+    fastinit.materialize(plain, recipe=recorded, backend="cpp", seed=0)
+    must_equal(plain, dict(built.named_parameters()))
+    for recipe in (True, False):
+        with fastinit.capture() as recorded, torch.device("meta"):
+            model = Fused()
+        fully_shard(model, mesh=mesh_of(world))
+        if recipe:
+            fastinit.materialize(model, recipe=recorded, backend="cpp", seed=0)
+        else:
+            model.to_empty(device="cpu")
+            fastinit.initialize(model, recorded, backend="cpp", seed=0)
+        must_equal(model, dict(built.named_parameters()))
+
+
+@check(2)
+def a_model_that_is_bound_may_be_cut_in_the_block(rank, world):
+    with fastinit.capture(backend="cpp", seed=3, strict=True) as recipe:
+        model = llama()
+        recipe.bind(model)
+        fsdp(model, mesh_of(world))
+    must_equal(model, dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters()))
+
+
+@check(2)
+def lightning_cuts_models_that_then_get_their_weights(rank, world):
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import ModelParallelStrategy
+
+    os.environ.update(
+        LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="localhost", MASTER_PORT="0"
+    )
+
+    def parallelize(model, mesh):
+        fsdp(model, mesh["data_parallel"])
+        return model
+
+    fabric = Fabric(accelerator="cpu", devices=world, strategy=ModelParallelStrategy(parallelize_fn=parallelize))
+    fabric.launch()
+    with fastinit.capture() as recipe, fabric.init_module(empty_init=True):
+        model = llama()
+    model = fabric.setup(model)
+    assert sharding.is_sharded(next(model.parameters()))
+    fastinit.initialize(model, recipe, backend="cpp", seed=3)
+    built = dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters())
+    for name, parameter in model.module.named_parameters():
+        assert same(gathered(parameter), built[name].detach()), name
