@@ -26,6 +26,7 @@ from ..plans import (
     Item,
     Plan,
     describe,
+    n_bytes_of,
     names_line,
     nothing_copied,
     rows_of,
@@ -533,7 +534,7 @@ class Session:
             numbers=self._numbers(used),
             seed=self.seed,
             seconds=time.perf_counter() - self._began,
-            n_bytes=sum(map(_n_bytes, self.items)),
+            n_bytes=sum(map(n_bytes_of, self.items)),
             provenance={
                 name: provenance[tensor]["init_info"] for tensor, name in names.items() if tensor in provenance.written
             },
@@ -651,10 +652,3 @@ def _in_one_place(fill: Fill) -> Sequence[Fill]:
 def _only_overwrites(item: Copy) -> bool:
     """Tells whether a copy writes all of the tensors that it names, and nothing else is read or written."""
     return not (item.runs_own_code or item.replaces or item.unknown)
-
-
-def _n_bytes(item: Item) -> int:
-    """Returns how many bytes an item writes, as far as that is known."""
-    if isinstance(item, Fill):
-        return item.tensor.nbytes if item.parts is None else sum(box.tensor.nbytes for box in item.parts)
-    return sum(tensor.nbytes for tensor in tensors_of(item))
