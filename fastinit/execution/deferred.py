@@ -18,30 +18,31 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..plans import Box, Constant, Distribution, Fill, may_overlap, row_major
+from ..plans import Box, Constant, Distribution, Fill, Strided, row_major
 from ..shards.dtensor import boxes_of, is_sharded, local_part
 
 
 class Place:
     """A strided view of a storage, without keeping the storage alive. Offsets and strides are in elements."""
 
-    __slots__ = ("dtype", "end", "is_dense", "numel", "offset", "ref", "shape", "start", "stride")
+    __slots__ = ("dtype", "end", "is_dense", "memory", "numel", "ref", "start")
 
     def __init__(self, tensor: torch.Tensor, ref: StorageWeakRef) -> None:
         self.ref = ref
         self.dtype = tensor.dtype
-        self.offset = int(tensor.storage_offset())
-        self.shape = tuple(tensor.shape)
-        self.stride = tensor.stride()
+        self.memory = memory = Strided.of(tensor)
         self.numel = tensor.numel()
         size = tensor.element_size()
-        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.stride)) if self.numel else -1
-        self.start = self.offset * size
+        self.start = memory.first * size
         """Of the first byte, in the storage."""
-        self.end = self.start + (last + 1) * size
+        self.end = self.start + memory.span * size
         """Behind the last byte."""
-        # Elements of one tensor may share memory (expand); then the span is smaller than the number of elements.
-        self.is_dense = last + 1 == self.numel and not may_overlap(self.shape, self.stride)
+        self.is_dense = memory.is_dense
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.memory.shape
 
     @property
     def key(self) -> int:
@@ -49,9 +50,9 @@ class Place:
         return self.ref.cdata  # type: ignore[no-any-return]
 
     @property
-    def geometry(self) -> tuple[object, ...]:
+    def geometry(self) -> tuple[torch.dtype, Strided]:
         """What two places of one storage have in common exactly where they are the same elements in the same order."""
-        return self.dtype, self.offset, self.shape, self.stride
+        return self.dtype, self.memory
 
     def meets(self, other: Place) -> bool:
         """Tells whether the spans of bytes have one in common."""
@@ -70,7 +71,7 @@ class Place:
             return None
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         if flat is None:
-            return empty.set_(storage, self.offset, self.shape, self.stride)  # type: ignore[call-overload, no-any-return]
+            return empty.set_(storage, *self.memory)  # type: ignore[call-overload, no-any-return]
         return empty.set_(storage, flat[0], (flat[1] - flat[0],), (1,))  # type: ignore[call-overload, no-any-return]
 
 
@@ -348,8 +349,8 @@ class Deferred:
             return False
         mask = torch.zeros(max(each.end for each in (*touching, place)), dtype=torch.bool, device="cpu")
         for each in touching:
-            mask.as_strided(each.shape, each.stride, each.offset).fill_(True)
-        return bool(mask.as_strided(place.shape, place.stride, place.offset).all())
+            mask.as_strided(each.memory.shape, each.memory.steps, each.memory.first).fill_(True)
+        return bool(mask.as_strided(place.memory.shape, place.memory.steps, place.memory.first).all())
 
 
 def _bytes_of(storage: _Storage) -> torch.Tensor:
@@ -388,25 +389,8 @@ def index_in(owner: Owner, place: Place) -> tuple[int, tuple[int, ...]] | None:
     """Returns the row-major index in an owner of a place's first element, and what a step along each dimension adds."""
     if is_sharded(owner.tensor):  # what is here of it, or nothing that could be called a part of the whole
         return (0, row_major(place.shape)) if place.geometry == owner.place.geometry else None
-    whole, steps = owner.place, row_major(owner.place.shape)
-    offset = place.offset - whole.offset
-    if place.geometry == whole.geometry:
-        return 0, steps
-    if owner.tensor.is_contiguous():  # memory and index run alike
-        return offset, _without_ones(place)
-    of_stride = {stride: step for stride, step, size in zip(whole.stride, steps, whole.shape) if size > 1}
-    if any(size > 1 and stride not in of_stride for size, stride in zip(place.shape, place.stride)):
-        return None
-    first = 0
-    for stride in sorted(of_stride, reverse=True):
-        first, offset = first + offset // stride * of_stride[stride], offset % stride
-    return first, tuple(of_stride.get(stride, 0) for stride in place.stride)
-
-
-def _without_ones(place: Place) -> tuple[int, ...]:
-    """Returns a place's strides, with the row-major step where a dimension of one element has any stride."""
-    steps = row_major(place.shape)
-    return tuple(stride if size > 1 else step for stride, size, step in zip(place.stride, place.shape, steps))
+    indices = place.memory.within(owner.place.memory)
+    return None if indices is None else (indices.first, indices.steps)
 
 
 def fills_of(
@@ -460,36 +444,28 @@ def fill_of(
 
 def key_as_given(fill: Fill) -> Key:
     """Returns where the numbers of a fill stand that came with a name; a part of a parameter says so itself."""
-    (box,) = fill.boxes if fill.is_part else (Box(fill.tensor, (0,), row_major(fill.shape)),)
-    return Key(fill.stream_name, box.offset[0], row_major(fill.shape) if box.steps is None else box.steps, True)
+    (box,) = fill.boxes if fill.is_part else (Box(fill.tensor, 0, row_major(fill.shape)),)
+    return Key(fill.stream_name, box.first_index, box.steps, True)
 
 
 def _boxes(place: Place, target: torch.Tensor, key: Key, later: Sequence[Place]) -> Iterator[Box]:
     """Yields what is left of a place where others write after it: stretches of memory, as long as it is contiguous."""
-    steps = row_major(place.shape)
-    is_run = _without_ones(place) == steps
-    if not later or not is_run or key.steps != steps or not all(each.is_dense for each in later):
-        plain = key.first_index == 0 and key.steps == steps
-        offset = (0,) * len(place.shape) if plain else (key.first_index,)
-        yield Box(target, offset, None if plain else key.steps)
+    is_run = place.memory.in_order and key.steps == row_major(place.shape)
+    if not later or not is_run or not all(each.is_dense for each in later):
+        yield Box(target, key.first_index, key.steps)
         return
     size = target.element_size()
-    spans = sorted((each.start // size, -(-each.end // size)) for each in later)
-    at = place.offset
-    for start, end in [*spans, (place.offset + place.numel,) * 2]:
-        if at < min(start, place.offset + place.numel):
-            stop = min(start, place.offset + place.numel)
-            piece = place.view((at, stop))
-            assert piece is not None, "the caller holds the storage"
-            yield Box(piece, (key.first_index + at - place.offset,), (1,))
-        at = max(at, end)
+    for stretch in place.memory.minus((each.start // size, -(-each.end // size)) for each in later):
+        piece = place.view(stretch)
+        assert piece is not None, "the caller holds the storage"
+        yield Box(piece, key.first_index + stretch[0] - place.memory.first, (1,))
 
 
 def _parts_left(boxes: Sequence[Box], place: Place, tensor: torch.Tensor, later: Sequence[Place]) -> Iterable[Box]:
     """Yields what is left of the parts of a distributed tensor that are here, where others write after them."""
     if later and len(boxes) == 1 and tuple(boxes[0].tensor.shape[1:]) == tuple(tensor.shape[1:]):  # rows of the whole
-        first = boxes[0].offset[0] * row_major(tensor.shape)[0]
-        return _boxes(place, boxes[0].tensor, Key("", first, row_major(place.shape), True), later)
+        (box,) = boxes
+        return _boxes(place, box.tensor, Key("", box.first_index, row_major(place.shape), True), later)
     return boxes
 
 

@@ -141,7 +141,7 @@ class Session:
                 backend = backends.BACKENDS[name]
                 if where not in why_not_device:
                     why_not_device[where] = None if self.dry else backend.why_not(device) or backend.why_not_now(device)
-                reason = why_not_device[where] or sharding.why_not(item.tensor) or backend.why_not_fill(item)
+                reason = why_not_device[where] or sharding.why_not_shards(item.tensor) or backend.why_not_fill(item)
                 if reason is not None:
                     raise RuntimeError(
                         f"{item.rule}: the backend {name!r} cannot fill the parameter {item.name!r} "

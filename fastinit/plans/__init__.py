@@ -13,7 +13,7 @@ from .distributions import (
     describe,
     numbers_of,
 )
-from .geometry import byte_span, may_overlap, row_major
+from .geometry import Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, n_bytes_of, tensors_of
 from .rows import COLUMNS, MAX_ROWS, Plan, Row, row_json, rows_of, table_of
 from .texts import MAX_NAMES, names_line, nothing_copied
@@ -35,6 +35,7 @@ __all__ = [
     "Number",
     "Plan",
     "Row",
+    "Strided",
     "TruncatedNormal",
     "Uniform",
     "byte_span",

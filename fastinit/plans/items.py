@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Union
 
 import torch
 
 from .distributions import Distribution
+from .geometry import Strided, row_major
 
 # A model may have 20,000 parameters. The records that there is one of for each are immutable to the type checker only
 # (Final): a frozen dataclass takes five times as long to make, a microsecond.
@@ -21,16 +22,39 @@ from .distributions import Distribution
 
 @dataclass(slots=True, eq=False)
 class Box:
-    """A rectangular part of a parameter: where it lies in the full tensor, and the memory that holds it."""
+    """A part of a parameter: the memory that holds it, and which elements of the full tensor they are.
+
+    A rectangle of the full tensor, or another view of it (reshaped, transposed, strided).
+    """
 
     tensor: Final[torch.Tensor] = field(repr=False)
     """The local memory, any strides; its shape is the box's."""
-    offset: Final[tuple[int, ...]]
-    """Index of the box's first element in the full tensor, in elements, one number a dimension."""
-    steps: Final[tuple[int, ...] | None] = None
-    """What a step along each dimension of ``tensor`` adds to the row-major index in the full tensor, where the box is
-    no rectangle of it but another view (reshaped, transposed, strided); ``offset`` is one number then, the row-major
-    index of the first element. None: the steps are those of the full tensor."""
+    first_index: Final[int]
+    """Row-major index of the first element in the full tensor."""
+    steps: Final[tuple[int, ...]]
+    """What a step along each dimension of ``tensor`` adds to that index."""
+
+    @staticmethod
+    def whole(tensor: torch.Tensor) -> Box:
+        """Returns the box of a tensor that is here in one piece."""
+        return Box(tensor, 0, row_major(tensor.shape))
+
+    @staticmethod
+    def at(tensor: torch.Tensor, index: Sequence[int], shape: Sequence[int]) -> Box:
+        """Returns the rectangle that begins at an index of a full tensor of ``shape``."""
+        steps = row_major(shape)
+        return Box(tensor, sum(at * step for at, step in zip(index, steps)), steps)
+
+    def index(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the first element's index in the full tensor, which has this shape; zeros where that is empty."""
+        if 0 in shape:
+            return (0,) * len(shape)
+        return tuple(self.first_index // step % size for step, size in zip(row_major(shape), shape))
+
+    @property
+    def indices(self) -> Strided:
+        """The row-major indices of the elements in the full tensor."""
+        return Strided(self.first_index, tuple(self.tensor.shape), self.steps)
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +62,7 @@ class Fill:
     """One parameter (or the parts of it that are here) gets the values of one distribution."""
 
     name: Final[str]
-    """Canonical, from the root that the user passed; the key of the parameter's random stream."""
+    """Canonical, from the root that the user passed; it names the parameter's random stream."""
     tensor: Final[torch.Tensor] = field(repr=False)
     """The object that the module holds."""
     distribution: Final[Distribution]
@@ -50,18 +74,18 @@ class Fill:
     """Of the full, unsharded tensor; of the part, where only a part of it is filled."""
     parts: Final[tuple[Box, ...] | None] = None
     """The parts to write, which together hold what is here of the full tensor; None: it is here in one piece."""
-    key: Final[str] = ""
+    stream: Final[str] = ""
     """The name of the random stream, where it is not ``name``: the values are those of another parameter."""
 
     @property
     def stream_name(self) -> str:
         """The name whose random stream gives the values."""
-        return self.key or self.name
+        return self.stream or self.name
 
     @property
     def boxes(self) -> tuple[Box, ...]:
         """The parts to write."""
-        return (Box(self.tensor, (0,) * self.tensor.dim()),) if self.parts is None else self.parts
+        return (Box.whole(self.tensor),) if self.parts is None else self.parts
 
     @property
     def is_part(self) -> bool:
@@ -80,7 +104,7 @@ class CopyEntry:
 
     name: str
     tensor: torch.Tensor = field(repr=False)
-    key: str
+    name_in_file: str
     """Its name in the checkpoint, after prefix and revisions."""
     shape: tuple[int, ...]
     """The checkpoint's: a lazy parameter has none before it is loaded."""

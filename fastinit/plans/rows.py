@@ -69,8 +69,8 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
         if isinstance(item, Fill):
             values, text = _values_of(item.distribution)
             replaced = last.get(id(item.tensor), 0) > len(rows)
-            if item.key:
-                text += f", the values of {item.key}"
+            if item.stream:
+                text += f", the values of {item.stream}"
             rows.append(
                 _tensor_row(item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced)
             )
@@ -80,8 +80,8 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
             rows.append(Row("", None, "", "", "copy", values, text, item.rule, item.info, ""))
         elif isinstance(item, Copy):
             for entry in item.entries:
-                values = {"kind": "copy", "checkpoint": item.source, "key": entry.key}
-                text = f"copy of {entry.key} in {item.source}"
+                values = {"kind": "copy", "checkpoint": item.source, "key": entry.name_in_file}
+                text = f"copy of {entry.name_in_file} in {item.source}"
                 replaced = last[id(entry.tensor)] > len(rows)
                 rows.append(
                     _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced)

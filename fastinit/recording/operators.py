@@ -19,8 +19,7 @@ from ..execution.provenance import tensors_in
 from ..execution.session import Session
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
-from ..shards.dtensor import fill_of, is_sharded
-from ..shards.dtensor import why_not as why_not_shards
+from ..shards.dtensor import is_sharded, shard_fill, why_not_shards
 
 aten = torch.ops.aten
 Operator = Any
@@ -299,12 +298,12 @@ class Operators:
 
     def _share(self, sources: list[Entry], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
         """Notes that a copy has the draws of its source."""
-        start = sources[0].place.offset
+        start = sources[0].place.memory.first
         for entry, after in zip(sources, values):
-            at = entry.place
+            at = entry.place.memory
             part = copy
             if entry is not sources[0]:
-                part = copy.as_strided(at.shape, at.stride, copy.storage_offset() + at.offset - start)
+                part = copy.as_strided(at.shape, at.steps, copy.storage_offset() + at.first - start)
             place = self.deferred.place_of(part)
             assert place is not None, "its source has plain memory"
             self.deferred.add(
@@ -321,7 +320,7 @@ def is_contract(session: Session, device: torch.device) -> bool:
 def why_not(session: Session, tensor: torch.Tensor, distribution: Distribution) -> str | None:
     """Returns why the backend of a device cannot do a fill, None if it can."""
     backend = backends.BACKENDS[session.backend_on(tensor.device)]
-    return why_not_shards(tensor) or backend.why_not_fill(fill_of("", tensor, distribution, "", ""))
+    return why_not_shards(tensor) or backend.why_not_fill(shard_fill("", tensor, distribution, "", ""))
 
 
 def _number(value: Any) -> float | None:

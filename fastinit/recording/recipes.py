@@ -12,8 +12,8 @@ from ..execution.deferred import Entry, Owner, index_in, key_as_given, keyed
 from ..execution.reports import Report
 from ..execution.session import Session
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Box, Constant, Distribution, Fill, describe, row_major
-from ..shards.dtensor import boxes_of, fill_of, is_sharded
+from ..plans import Box, Constant, Distribution, Fill, Strided, describe, row_major
+from ..shards.dtensor import boxes_of, is_sharded, shard_fill
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RecordedFill:
                 f"recipe: {name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
             )
         if self.is_whole and is_sharded(tensor):
-            return replace(fill_of(name, tensor, self.distribution, self.rule, self.info), key=self.key)
+            return replace(shard_fill(name, tensor, self.distribution, self.rule, self.info), stream=self.key)
         if is_sharded(tensor):
             boxes = tuple(self._boxes_in(name, tensor))
             return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.key)
@@ -63,43 +63,27 @@ class RecordedFill:
             if not tensor.is_contiguous():
                 raise RuntimeError(f"recipe: a part of {name!r} was recorded, and the tensor is not contiguous here")
             target = tensor.detach().as_strided(self.shape, self.steps, tensor.storage_offset() + self.first_index)
-        index, steps = self.key_index
-        plain = index == 0 and steps == row_major(self.shape)
-        box = Box(target, (0,) * len(self.shape)) if plain else Box(target, (index,), steps)
+        box = Box(target, *self.key_index)
         return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, (box,), self.key)
 
     def _boxes_in(self, name: str, tensor: torch.Tensor) -> Iterator[Box]:
         """Yields what is here of the part, in the boxes that are here of a distributed tensor."""
-        rectangle = self._rectangle()
+        rectangle = Strided(self.first_index, self.shape, self.steps).rectangle(self.full_shape)
         if rectangle is None or (self.key and self.key_index != (self.first_index, self.steps)):
             raise RuntimeError(
                 f"recipe: a part of {name!r} was recorded that is no rectangle of it ({self.shape}, steps "
                 f"{self.steps}), and the tensor is distributed here"
             )
-        steps = row_major(self.full_shape)
         for box in boxes_of(tensor):
-            view, index = box.tensor, 0
-            for dim, (start, end) in enumerate(rectangle):
-                first = max(start, box.offset[dim])
-                last = min(end, box.offset[dim] + box.tensor.shape[dim])
+            view, index = box.tensor, []
+            for dim, ((start, end), here) in enumerate(zip(rectangle, box.index(self.full_shape))):
+                first, last = max(start, here), min(end, here + box.tensor.shape[dim])
                 if first >= last:
                     break
-                view = view.narrow(dim, first - box.offset[dim], last - first)
-                index += first * steps[dim]
+                view = view.narrow(dim, first - here, last - first)
+                index.append(first)
             else:
-                yield Box(view, (index,), steps)
-
-    def _rectangle(self) -> list[tuple[int, int]] | None:
-        """Returns from where to where the part reaches in each dimension; None if it is no rectangle."""
-        left = {step: size for step, size in zip(self.steps, self.shape) if size > 1}
-        found, index = [], self.first_index
-        for size, step in zip(self.full_shape, row_major(self.full_shape)):
-            start, index = index // step, index % step
-            length = left.pop(step, 1) if size > 1 else 1
-            if start + length > size:
-                return None
-            found.append((start, start + length))
-        return None if left else found
+                yield Box.at(view, index, self.full_shape)
 
 
 class Recipe:

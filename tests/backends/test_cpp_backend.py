@@ -42,8 +42,9 @@ answers = pytest.mark.parametrize("answer", CONTRACT, ids=lambda answer: f"{answ
 
 def fill(tensor, distribution=NORMAL, *, name="weight", seed=0, shape=None, offset=None, isa="", threads=2):
     """Fills a tensor that is the box at ``offset`` of a parameter of ``shape``, and returns it."""
-    box = plans.Box(tensor, tuple(offset or (0,) * tensor.dim()))
-    made = plans.Fill(name, tensor, distribution, "rule", "", tuple(shape or tensor.shape), (box,))
+    shape = tuple(shape or tensor.shape)
+    box = plans.Box.at(tensor, offset or (0,) * tensor.dim(), shape)
+    made = plans.Fill(name, tensor, distribution, "rule", "", shape, (box,))
     assert cpp_backend.why_not_fill(made) is None
     NATIVE.fill(lowering.lowered([made], seed).view(np.uint8), threads, isa)
     return tensor

@@ -10,7 +10,7 @@ from gpu_machines import Case
 from hypothesis import strategies as st
 
 from fastinit import plans
-from fastinit.backends import lowering
+from fastinit.contract import records as lowering
 
 INF = math.inf
 # Torch 2.1 fills no float8.
