@@ -39,7 +39,7 @@ def engine() -> str:
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Executes the fills, those of a device in one launch on its current stream, without waiting for the device.
+    """Executes the fills of a device in one launch on its current stream, without waiting for the device.
 
     Raises:
         RuntimeError: CUDA refused the launch; the message is CUDA's.

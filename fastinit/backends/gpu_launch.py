@@ -1,4 +1,4 @@
-"""What the backends for GPUs share: lowering fills of several devices to launches, and the tables that kernels read."""
+"""What the backends for GPUs share: from the fills of a device to launches, and the tables that kernels read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from ..contract import records as lowering
 from ..contract.gpu_work import Trips, device_work
 from ..plans import Fill
-from .versions import count_writes
 
 # Before it there is no conversion of two float32 to bfloat16 at once, which the kernels use.
 MIN_CAPABILITY = (8, 0)
@@ -50,25 +49,22 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
-    """Executes the fills with one launch for each device, on its current stream, without waiting for the device.
+    """Executes the fills of one device in one launch on its current stream, without waiting for the device.
 
     Tensors that write each other's memory need one more launch each.
 
     Raises:
-        RuntimeError: the stream of a device is captured into a CUDA graph; nothing has been launched.
+        RuntimeError: the stream is captured into a CUDA graph; nothing has been launched.
     """
-    by_device: dict[torch.device, list[Fill]] = {}
-    for fill in fills:
-        by_device.setdefault(fill.tensor.device, []).append(fill)
-    for device in by_device:
-        if reason := why_not_now(device):  # fills may have waited since they were checked
-            raise RuntimeError(reason)
+    if not fills:
+        return 0
+    device = fills[0].tensor.device
+    if reason := why_not_now(device):  # fills may have waited since they were checked
+        raise RuntimeError(reason)
     n_launches = 0
-    for device, group in by_device.items():
-        for batch, records in lowering.launches(group, seed):
-            execute(records, device, trips, launch)
-            count_writes(batch)
-            n_launches += 1
+    for _, records in lowering.launches(fills, seed):
+        execute(records, device, trips, launch)
+        n_launches += 1
     return n_launches
 
 

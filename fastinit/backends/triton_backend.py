@@ -55,7 +55,7 @@ def engine() -> str:
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Executes the fills, those of a device in one launch on its current stream, without waiting for the device."""
+    """Executes the fills of a device in one launch on its current stream, without waiting for the device."""
     assert seed is not None, "a contract backend is given a seed"
     return gpu_launch.run(fills, seed, _trips(), _launch)
 

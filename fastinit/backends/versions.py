@@ -1,4 +1,4 @@
-"""Version counters: what kernels that torch does not see tell autograd of their writes."""
+"""Version counters: whoever runs kernels that torch does not see tells autograd of their writes."""
 
 from __future__ import annotations
 

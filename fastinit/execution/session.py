@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .. import backends
+from ..backends.versions import count_writes
 from ..contract.streams import check_seed, streams_of
 from ..errors import warn_user
 from ..naming import Names, Prefix
@@ -302,8 +303,15 @@ class Session:
             backend.run(fills, self.seed)
             return
         seed = self._drawn_seed()
-        for device, chosen in _grouped(fills, lambda fill: fill.tensor.device).items():
-            self.launches[device] = self.launches.get(device, 0) + backend.run(chosen, seed)
+        by_device = _grouped(fills, lambda fill: fill.tensor.device)
+        for device in by_device:
+            if reason := backend.why_not_now(device):  # fills may have waited since they were checked
+                raise RuntimeError(reason)
+        for device, chosen in by_device.items():
+            try:
+                self.launches[device] = self.launches.get(device, 0) + backend.run(chosen, seed)
+            finally:
+                count_writes(chosen)
 
     def _wrote(self, fills: Sequence[Fill]) -> None:
         if self.provenance is not None:

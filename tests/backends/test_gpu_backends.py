@@ -17,6 +17,7 @@ from fastinit import backends, plans
 from fastinit.backends import cpp_backend, cuda_backend, gpu_launch, limits, triton_backend
 from fastinit.contract import gpu_work as device_work
 from fastinit.contract import records as lowering
+from fastinit.execution.session import Session
 
 CUDA = torch.device("cuda")
 NORMAL = dict(type="Normal", std=0.5, layer="Linear")
@@ -210,7 +211,9 @@ def test_fills_are_grouped_by_device_and_bump_version_counters(monkeypatch):
     )
     several = [plans.Fill.whole(f"p{i}", torch.empty(4), plans.Normal(0, 1), "", "") for i in range(3)]
     several += [plans.Fill.whole("meta", torch.empty(4, device="meta"), plans.Normal(0, 1), "", "")]
-    gpu_launch.run(several, 0, device_work.Trips(4096, 16384), lambda *_: None)
+    trips = device_work.Trips(4096, 16384)
+    monkeypatch.setattr(cpp_backend, "run", lambda fills, seed: gpu_launch.run(fills, seed, trips, lambda *_: None))
+    Session(None, backend="cpp", seed=0, prefix="")._run_fills("cpp", several)
     assert launches == [(torch.device("cpu"), 3), (torch.device("meta"), 1)]
     assert all(fill.tensor._version == 1 for fill in several)
 
