@@ -285,7 +285,7 @@ def must_have_the_contracts_bits(what: str, specs: Sequence[Spec], tensors: Sequ
         spec, tensor = specs[i], tensors[i]
         for offset, size in windows(spec.shape):
             right = torch.full(size, math.nan, dtype=tensor.dtype)
-            box = plans.Box(right, offset)
+            box = plans.Box.at(right, offset, spec.shape)
             cpp_backend.run([plans.Fill(spec.name, right, spec.distribution, "", "", spec.shape, (box,))], SEED)
             found = tensor[tuple(slice(start, start + n) for start, n in zip(offset, size))]
             if not as_promised(found, right, spec.distribution):

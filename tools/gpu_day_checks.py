@@ -64,7 +64,7 @@ class Case:
         n = self.start + sum((size - 1) * step for size, step in zip(self.size, self.stride)) + MARGIN
         base = torch.full((n * self.dtype.itemsize,), PATTERN, dtype=torch.uint8, device=device)
         view = base.view(self.dtype).as_strided(self.size, self.stride, self.start)
-        box = plans.Box(view, self.offset)
+        box = plans.Box.at(view, self.offset, self.shape)
         return base, plans.Fill(self.name, view, self.distribution, "", "", self.shape, (box,))
 
 
@@ -219,7 +219,7 @@ def huge(backend: str, dtype: torch.dtype, n: int, distribution: plans.Distribut
     n_wrong = 0
     for start in starts:
         right = torch.empty(HUGE_WINDOW, dtype=dtype)
-        box = plans.Box(right, (start,))
+        box = plans.Box(right, start, (1,))
         BACKENDS["cpp"].run([plans.Fill("w", right, distribution, "", "", (n,), (box,))], SEED)
         n_wrong += not torch.equal(bits(tensor[start : start + HUGE_WINDOW]), bits(right))
     words, unset = (tensor.view(torch.uint8), 0xFF) if dtype.itemsize == 1 else (tensor.view(torch.int16), -1)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from ..plans import Fill
-from ..shards.dtensor import why_not as why_not_shards
+from ..shards.dtensor import why_not_shards
 from . import cpp_backend, cuda_backend, torch_backend, triton_backend
 
 
@@ -38,7 +38,8 @@ class Backend(Protocol):
     def run(self, fills: Sequence[Fill], seed: int | None) -> int:
         """Executes fills that it can do, in order, and returns in how many launches of a kernel.
 
-        A contract backend needs the seed; another ignores it.
+        A contract backend is given fills of one device, and the seed; its caller counts the versions of the tensors
+        (``versions.count_writes``). Another may be given fills of several devices, ignores the seed and counts itself.
         """
 
 

@@ -39,7 +39,7 @@ def engine() -> str:
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Runs the fills with one launch per device on its current stream, without waiting for the device.
+    """Runs the fills of one device with one launch on its current stream, without waiting for the device.
 
     Raises:
         RuntimeError: CUDA refused the launch; its message is included.

@@ -1,4 +1,4 @@
-"""Shared by the GPU backends: grouping fills into launches by device, and uploading the tables that kernels read."""
+"""Shared by the GPU backends: from the fills of a device to launches, and uploading the tables that kernels read."""
 
 from __future__ import annotations
 
@@ -49,24 +49,22 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
-    """Runs the fills with one launch per device on its current stream, without waiting for the device.
+    """Runs the fills of one device with one launch on its current stream, without waiting for the device.
 
     Fills that overlap in memory need one more launch each.
 
     Raises:
-        RuntimeError: a device's stream is being captured into a CUDA graph; nothing has been launched.
+        RuntimeError: the stream is being captured into a CUDA graph; nothing has been launched.
     """
-    by_device: dict[torch.device, list[Fill]] = {}
-    for fill in fills:
-        by_device.setdefault(fill.tensor.device, []).append(fill)
-    for device in by_device:
-        if reason := why_not_now(device):  # the fills were checked earlier, and may have been pending since
-            raise RuntimeError(reason)
+    if not fills:
+        return 0
+    device = fills[0].tensor.device
+    if reason := why_not_now(device):  # the fills were checked earlier, and may have been pending since
+        raise RuntimeError(reason)
     n_launches = 0
-    for device, group in by_device.items():
-        for _, records in lowering.launches(group, seed):
-            execute(records, device, trips, launch)
-            n_launches += 1
+    for _, records in lowering.launches(fills, seed):
+        execute(records, device, trips, launch)
+        n_launches += 1
     return n_launches
 
 

@@ -55,7 +55,7 @@ def engine() -> str:
 
 
 def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Runs the fills with one launch per device on its current stream, without waiting for the device."""
+    """Runs the fills of one device with one launch on its current stream, without waiting for the device."""
     assert seed is not None, "contract backends need a seed"
     return gpu_launch.run(fills, seed, _trips(), _launch)
 

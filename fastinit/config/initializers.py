@@ -21,7 +21,7 @@ from ..execution.calls import Step, open_call
 from ..execution.scope import Scope
 from ..plans import Call, Constant, Distribution, Fill, Item, Normal, TruncatedNormal, Uniform
 from ..registry import WEIGHT_INITIALIZERS, imports_allowed
-from ..shards.dtensor import fill_of
+from ..shards.dtensor import shard_fill
 from .matching import modules_of_layers, nearest_layers, nearest_parameters, parameters_of_patterns, post_order
 from .schemes import bias_init_with_prob, kaiming_std, uniform_bound, xavier_std
 
@@ -133,7 +133,7 @@ def parameter_fill(
     except Exception:  # the context is only made when there is something to tell: there are many parameters
         with locating(f"parameter {name!r}"):
             raise
-    return fill_of(name, tensor, values, rule, info)
+    return shard_fill(name, tensor, values, rule, info)
 
 
 def is_recomputed(module: nn.Module, attribute: str) -> bool:

@@ -23,8 +23,8 @@ from ..plans import (
     TruncatedNormal,
     Uniform,
     byte_span,
-    row_major,
 )
+from ..plans.geometry import merged
 from .streams import parameter_keys, streams_of
 from .tails import Centre, truncation
 
@@ -44,8 +44,8 @@ DOUBLE, RAW = 3, 8
 MAX_DIMS = 6
 MAX_PARAMS = 36
 _WHOLE = (None,)
-# Sizes but the last, and strides, of what lies in order.
-_ONES, _ONE_STEP = (1,) * (MAX_DIMS - 1), (0,) * (MAX_DIMS - 1) + (1,)
+# The strides of what lies in order.
+_ONE_STEP = (0,) * (MAX_DIMS - 1) + (1,)
 
 # csrc/fill.h's FillDesc, field by field.
 RECORD = np.dtype(
@@ -148,7 +148,7 @@ def _records(boxes: Boxes, seed: int) -> Records:
     walks: list[Walk] = []
     for i in np.flatnonzero(~is_simple).tolist():
         fill = fills[boxes.fill[i]]
-        for walk in _walks(boxes.parts[i] or fill.boxes[0], fill.shape, isinstance(fill.distribution, Constant)):
+        for walk in _walks(boxes.parts[i] or fill.boxes[0], isinstance(fill.distribution, Constant)):
             walks.append(walk)
             others.append(i)
     box_of = np.concatenate([simple, np.array(others, np.int64)])
@@ -167,7 +167,7 @@ def _records(boxes: Boxes, seed: int) -> Records:
         rest["n_elements"] = rest["size"].prod(axis=1)
         by_box = np.argsort(box_of, kind="stable")
         records, box_of = records[by_box], box_of[by_box]
-    keys = parameter_keys(seed, streams_of([fill.key or fill.name for fill in fills]))
+    keys = parameter_keys(seed, streams_of([fill.stream or fill.name for fill in fills]))
     is_random = records["distribution"] != CONSTANT
     records["key"] = np.where(is_random[:, None], keys[boxes.fill[box_of]], 0)
     return records
@@ -262,39 +262,33 @@ def _raw(distribution: Distribution, dtype: torch.dtype) -> tuple[int, ...]:
 
 
 Walk = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-Dim = tuple[int, int, int]  # size, stride, index stride
+Dim = tuple[int, ...]  # size, stride, index stride
 
 
-def _walks(box: Box, shape: tuple[int, ...], is_constant: bool) -> Iterator[Walk]:
+def _walks(box: Box, is_constant: bool) -> Iterator[Walk]:
     """Yields (address, index, size, stride, index stride) of nested loops that visit the box, of MAX_DIMS dimensions.
 
     Dimensions that can be walked as one are merged; what is left is cut where a kernel could not count it.
     """
     tensor = box.tensor
-    n_elements = tensor.numel()
-    if n_elements == 0:
+    if tensor.numel() == 0:
         return
-    if box.steps is None and tensor.shape == shape and tensor.is_contiguous():
-        yield tensor.data_ptr(), 0, (*_ONES, n_elements), _ONE_STEP, _ONE_STEP
-        return
-    if box.steps is None:
-        index_strides = row_major(shape)
-        index = sum(offset * stride for offset, stride in zip(box.offset, index_strides))
-    else:
-        index_strides, (index,) = box.steps, box.offset
-    dims = [dim for dim in zip(tensor.shape, tensor.stride(), index_strides) if dim[0] > 1]
     if is_constant:  # in the order of the memory; the index does not matter
-        dims = [(n, stride, stride) for n, stride, _ in sorted(dims, key=lambda dim: -dim[1])]
-    merged: list[Dim] = []
-    for n, stride, index_stride in dims:
-        if merged and merged[-1][1] == n * stride and merged[-1][2] == n * index_stride:
-            merged[-1] = (merged[-1][0] * n, stride, index_stride)
-        else:
-            merged.append((n, stride, index_stride))
-    for offset, index_offset, inner in _cut(merged or [(1, 1, 1)]):
+        by_stride = sorted(zip(tensor.stride(), tensor.shape), reverse=True)
+        strides = [stride for stride, _ in by_stride]
+        dims = merged([size for _, size in by_stride], strides, strides)
+    else:
+        dims = merged(tensor.shape, tensor.stride(), box.steps)
+    for offset, index_offset, inner in _cut(dims or [(1, 1, 1)]):
         padded = [(1, 0, 0)] * (MAX_DIMS - len(inner)) + inner
-        sizes, strides, index_steps = (tuple(column) for column in zip(*padded))
-        yield tensor.data_ptr() + tensor.element_size() * offset, index + index_offset, sizes, strides, index_steps
+        sizes, steps, index_steps = (tuple(column) for column in zip(*padded))
+        yield (
+            tensor.data_ptr() + tensor.element_size() * offset,
+            box.first_index + index_offset,
+            sizes,
+            steps,
+            index_steps,
+        )
 
 
 # The GPU kernels number the blocks of a box of several rows with 32 bits; half of them, so that sums do not overflow.

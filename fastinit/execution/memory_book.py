@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..plans import Constant, Distribution, Fill
+from ..plans import Constant, Distribution, Fill, Strided
 from ..plans.arithmetic import Chain
 from .done import Done
 from .ledger import Ledger
@@ -40,8 +40,8 @@ class Stream(NamedTuple):
     """The random stream of a draw, and where its numbers stand in it."""
 
     name: str
-    first_index: int
-    steps: tuple[int, ...]
+    indices: Strided
+    """Of the numbers, row-major in the tensor that the stream is for."""
     is_name: bool
     """It is the name of a parameter or buffer, and no ordinal."""
 
@@ -350,8 +350,8 @@ class MemoryBook:
             return False
         mask = torch.zeros(max(each.end for each in (*touching, place)), dtype=torch.bool, device="cpu")
         for each in touching:
-            mask.as_strided(each.shape, each.stride, each.offset).fill_(True)
-        return bool(mask.as_strided(place.shape, place.stride, place.offset).all())
+            mask.as_strided(each.memory.shape, each.memory.steps, each.memory.first).fill_(True)
+        return bool(mask.as_strided(place.memory.shape, place.memory.steps, place.memory.first).all())
 
 
 def _bytes_of(storage: _Storage) -> torch.Tensor:

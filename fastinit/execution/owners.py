@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..plans import Box, Constant, Fill, row_major
+from ..plans import Box, Constant, Fill, Strided, row_major
 from ..shards.dtensor import boxes_of, is_sharded
 from .memory_book import MemoryBook, PendingFill, Stream
 from .places import Place
@@ -58,17 +58,19 @@ def stream_of(pending: PendingFill, owners: Owners) -> Stream:
             owner = owners.of(other.place)
             index = None if owner is None else index_in(owner, other.place)
             if owner is not None and index is not None and (best is None or owner.rank < best[0]):
-                best = owner.rank, Stream(owner.name, *index, True)
+                best = owner.rank, Stream(owner.name, index, True)
         draw.stream = (
-            best[1] if best is not None else Stream(owners.ordinal(), 0, row_major(pending.place.shape), False)
+            best[1] if best is not None else Stream(owners.ordinal(), Strided.whole(pending.place.shape), False)
         )
     return draw.stream
 
 
 def _stream_as_named(fill: Fill) -> Stream:
     """Returns the stream of a fill that came with a name; a part of a parameter says itself where it stands."""
-    (box,) = fill.boxes if fill.is_part else (Box(fill.tensor, (0,), row_major(fill.shape)),)
-    return Stream(fill.stream_name, box.offset[0], row_major(fill.shape) if box.steps is None else box.steps, True)
+    if not fill.is_part:
+        return Stream(fill.stream_name, Strided.whole(fill.shape), True)
+    (box,) = fill.boxes
+    return Stream(fill.stream_name, box.indices, True)
 
 
 def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) -> Fill | None:
@@ -81,7 +83,7 @@ def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) 
         return None
     owner = owners.of(place)
     is_constant = isinstance(pending.distribution, Constant)
-    stream = Stream("", 0, row_major(place.shape), True) if is_constant else stream_of(pending, owners)
+    stream = Stream("", Strided.whole(place.shape), True) if is_constant else stream_of(pending, owners)
     name, tensor = (stream.name, view) if owner is None else (owner.name, owner.tensor)
     target = owner.tensor if owner is not None and owner.place.geometry == place.geometry else view
     if owner is not None and is_sharded(owner.tensor):
@@ -89,7 +91,7 @@ def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) 
             parts = tuple(_parts_left(boxes_of(tensor), place, tensor, later))
             return _fill(pending, name, tensor, tuple(tensor.shape), parts, stream)
         name, tensor = stream.name, view
-    boxes = tuple(_boxes(place, target, stream, later))
+    boxes = tuple(_boxes(place, target, stream.indices, later))
     if not boxes and place.numel:
         return None
     return _fill(pending, name, tensor, place.shape, boxes, stream)
@@ -116,55 +118,30 @@ def fills_for(pending: Iterable[PendingFill], book: MemoryBook, owners: Owners) 
             yield each, fill
 
 
-def index_in(owner: Owner, place: Place) -> tuple[int, tuple[int, ...]] | None:
-    """Returns the row-major index in an owner of a place's first element, and what a step along each dimension adds."""
+def index_in(owner: Owner, place: Place) -> Strided | None:
+    """Returns the row-major indices, in an owner, of the elements of a place; None if they are no part of it."""
     if is_sharded(owner.tensor):  # what is here of it, or nothing that could be called a part of the whole
-        return (0, row_major(place.shape)) if place.geometry == owner.place.geometry else None
-    whole, steps = owner.place, row_major(owner.place.shape)
-    offset = place.offset - whole.offset
-    if place.geometry == whole.geometry:
-        return 0, steps
-    if owner.tensor.is_contiguous():  # memory and index run alike
-        return offset, _without_ones(place)
-    of_stride = {stride: step for stride, step, size in zip(whole.stride, steps, whole.shape) if size > 1}
-    if any(size > 1 and stride not in of_stride for size, stride in zip(place.shape, place.stride)):
-        return None
-    first = 0
-    for stride in sorted(of_stride, reverse=True):
-        first, offset = first + offset // stride * of_stride[stride], offset % stride
-    return first, tuple(of_stride.get(stride, 0) for stride in place.stride)
+        return Strided.whole(place.shape) if place.geometry == owner.place.geometry else None
+    return place.memory.within(owner.place.memory)
 
 
-def _without_ones(place: Place) -> tuple[int, ...]:
-    """Returns a place's strides, with the row-major step where a dimension of one element has any stride."""
-    steps = row_major(place.shape)
-    return tuple(stride if size > 1 else step for stride, size, step in zip(place.stride, place.shape, steps))
-
-
-def _boxes(place: Place, target: torch.Tensor, stream: Stream, later: Sequence[Place]) -> Iterator[Box]:
+def _boxes(place: Place, target: torch.Tensor, indices: Strided, later: Sequence[Place]) -> Iterator[Box]:
     """Yields what is left of a place where others write after it: stretches of memory, as long as it is contiguous."""
-    steps = row_major(place.shape)
-    is_run = _without_ones(place) == steps
-    if not later or not is_run or stream.steps != steps or not all(each.is_dense for each in later):
-        plain = stream.first_index == 0 and stream.steps == steps
-        offset = (0,) * len(place.shape) if plain else (stream.first_index,)
-        yield Box(target, offset, None if plain else stream.steps)
+    is_run = place.memory.in_order and indices.steps == row_major(place.shape)
+    if not later or not is_run or not all(each.is_dense for each in later):
+        yield Box(target, indices.first, indices.steps)
         return
     size = target.element_size()
-    spans = sorted((each.start // size, -(-each.end // size)) for each in later)
-    at = place.offset
-    for start, end in [*spans, (place.offset + place.numel,) * 2]:
-        if at < min(start, place.offset + place.numel):
-            stop = min(start, place.offset + place.numel)
-            piece = place.view((at, stop))
-            assert piece is not None, "the caller holds the storage"
-            yield Box(piece, (stream.first_index + at - place.offset,), (1,))
-        at = max(at, end)
+    for stretch in place.memory.minus((each.start // size, -(-each.end // size)) for each in later):
+        piece = place.view(stretch)
+        assert piece is not None, "the caller holds the storage"
+        yield Box(piece, indices.first + stretch[0] - place.memory.first, (1,))
 
 
 def _parts_left(boxes: Sequence[Box], place: Place, tensor: torch.Tensor, later: Sequence[Place]) -> Iterable[Box]:
     """Yields what is left of the parts of a distributed tensor that are here, where others write after them."""
     if later and len(boxes) == 1 and tuple(boxes[0].tensor.shape[1:]) == tuple(tensor.shape[1:]):  # rows of the whole
-        first = boxes[0].offset[0] * row_major(tensor.shape)[0]
-        return _boxes(place, boxes[0].tensor, Stream("", first, row_major(place.shape), True), later)
+        (box,) = boxes
+        rows = Strided(box.first_index, place.shape, row_major(place.shape))
+        return _boxes(place, box.tensor, rows, later)
     return boxes

@@ -7,42 +7,41 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..plans import may_overlap
+from ..plans import Strided
 from ..shards.dtensor import is_sharded, local_part
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Place:
-    """A strided view of a storage, without keeping the storage alive. Offsets and strides are in elements."""
+    """A strided view of a storage, without keeping the storage alive."""
 
-    __slots__ = ("dtype", "end", "is_dense", "numel", "offset", "ref", "shape", "start", "storage_id", "stride")
+    __slots__ = ("dtype", "end", "is_dense", "memory", "numel", "ref", "start", "storage_id")
 
     def __init__(self, tensor: torch.Tensor, ref: StorageWeakRef) -> None:
         self.ref = ref
         self.storage_id: int = ref.cdata
         """The identity of the storage, for as long as ``ref`` is held."""
         self.dtype = tensor.dtype
-        self.offset = int(tensor.storage_offset())
-        self.shape = tuple(tensor.shape)
-        self.stride = tensor.stride()
+        self.memory = memory = Strided.of(tensor)
         self.numel = tensor.numel()
         size = tensor.element_size()
-        if tensor.is_contiguous():  # as nearly all are
-            last, self.is_dense = self.numel - 1, True
-        else:
-            last = sum((n - 1) * stride for n, stride in zip(self.shape, self.stride)) if self.numel else -1
-            # Elements of one tensor may share memory (expand); then the span is smaller than the number of elements.
-            self.is_dense = last + 1 == self.numel and not may_overlap(self.shape, self.stride)
-        self.start = self.offset * size
+        is_contiguous = tensor.is_contiguous()  # as nearly all are
+        self.is_dense = is_contiguous or memory.is_dense
+        self.start = memory.first * size
         """Of the first byte, in the storage."""
-        self.end = self.start + (last + 1) * size
+        self.end = self.start + (self.numel if is_contiguous else memory.span) * size
         """Behind the last byte."""
 
     @property
-    def geometry(self) -> tuple[object, ...]:
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.memory.shape
+
+    @property
+    def geometry(self) -> tuple[torch.dtype, Strided]:
         """What two places of one storage have in common exactly where they are the same elements in the same order."""
-        return self.dtype, self.offset, self.shape, self.stride
+        return self.dtype, self.memory
 
     def meets(self, other: Place) -> bool:
         """Tells whether the spans of bytes have one in common."""
@@ -61,7 +60,7 @@ class Place:
             return None
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         if flat is None:
-            return empty.set_(storage, self.offset, self.shape, self.stride)  # type: ignore[call-overload, no-any-return]
+            return empty.set_(storage, *self.memory)  # type: ignore[call-overload, no-any-return]
         return empty.set_(storage, flat[0], (flat[1] - flat[0],), (1,))  # type: ignore[call-overload, no-any-return]
 
     def is_of(self, tensor: torch.Tensor) -> bool:

@@ -77,10 +77,16 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
             backend.run(chosen, scope.seed.value)
             continue
         seed = scope.seed.drawn()
-        for device, group in _grouped(chosen, lambda fill: fill.tensor.device).items():
-            scope.launches[device] = scope.launches.get(device, 0) + backend.run(group, seed)
-            if not are_counted:
-                count_writes(group)
+        by_device = _grouped(chosen, lambda fill: fill.tensor.device)
+        for device in by_device:
+            if reason := backend.why_not_now(device):  # they were checked earlier, and may have been pending since
+                raise RuntimeError(reason)
+        for device, group in by_device.items():
+            try:
+                scope.launches[device] = scope.launches.get(device, 0) + backend.run(group, seed)
+            finally:
+                if not are_counted:
+                    count_writes(group)
 
 
 def _check_streams(fills: Sequence[Fill]) -> None:

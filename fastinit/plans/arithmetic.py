@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import Constant, Distribution, Normal, TruncatedNormal, Uniform
+from .distributions import Constant, Distribution, Normal, TruncatedNormal, Uniform
 
 
 def in_dtype(distribution: Distribution, old: torch.dtype, new: torch.dtype) -> Distribution | None:

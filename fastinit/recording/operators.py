@@ -21,8 +21,7 @@ from ..execution.scope import Scope
 from ..execution.versions import tensors_in
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
-from ..shards.dtensor import fill_of, is_sharded, mesh_of
-from ..shards.dtensor import why_not as why_not_shards
+from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
 
 aten = torch.ops.aten
 Operator = Any
@@ -303,12 +302,12 @@ class Operators:
 
     def _share(self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
         """Notes that a copy has the draws of its source."""
-        start = sources[0].place.offset
+        start = sources[0].place.memory.first
         for entry, after in zip(sources, values):
-            at = entry.place
+            at = entry.place.memory
             part = copy
             if entry is not sources[0]:
-                part = copy.as_strided(at.shape, at.stride, copy.storage_offset() + at.offset - start)
+                part = copy.as_strided(at.shape, at.steps, copy.storage_offset() + at.first - start)
             place = self.book.place_of(part)
             assert place is not None, "its source has plain memory"
             state = State.PENDING if entry.is_pending else State.RUN
@@ -318,7 +317,7 @@ class Operators:
 def _can(scope: Scope, tensor: torch.Tensor, values: Distribution) -> bool:
     """Tells whether the backend of a device can give a tensor the values of a distribution."""
     backend = BACKENDS[scope.backends.on(tensor.device)]
-    return why_not_shards(tensor) is None and backend.why_not_fill(fill_of("", tensor, values, "", "")) is None
+    return why_not_shards(tensor) is None and backend.why_not_fill(shard_fill("", tensor, values, "", "")) is None
 
 
 def _number(value: Any) -> float | None:

@@ -14,9 +14,9 @@ from ..execution.owners import Owner, Owners, index_in, stream_of
 from ..execution.reports import Report
 from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Box, Constant, Distribution, Fill, Item, describe, row_major
+from ..plans import Box, Constant, Distribution, Fill, Item, Strided, describe
 from ..plans.arithmetic import Chain
-from ..shards.dtensor import boxes_of, fill_of, is_sharded
+from ..shards.dtensor import boxes_of, is_sharded, shard_fill
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,26 @@ class RecordedFill:
     distribution: Distribution
     full_shape: tuple[int, ...]
     """Of the parameter."""
-    shape: tuple[int, ...]
-    """Of the part that is filled."""
-    first_index: int
-    """Row-major index in the parameter of the part's first element."""
-    steps: tuple[int, ...]
-    """What a step along each dimension of the part adds to that index."""
-    key: str
+    part: Strided
+    """The row-major indices, in the parameter, of the elements that are filled."""
+    stream: str
     """The name whose stream gives the values, where it is not the parameter's own."""
-    key_index: tuple[int, tuple[int, ...]]
-    """``first_index`` and ``steps`` in the tensor that the stream is for."""
+    numbers: Strided
+    """The row-major indices of the values in the tensor that the stream is for."""
     order: int
     """Its position in what was recorded."""
     rule: str
     info: str
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the part that is filled."""
+        return self.part.shape
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is all of the parameter."""
-        return self.shape == self.full_shape and self.first_index == 0 and self.steps == row_major(self.full_shape)
+        return self.part == Strided.whole(self.full_shape)
 
     def fill(self, name: str, tensor: torch.Tensor) -> Fill:
         """Returns it as a fill of a tensor.
@@ -57,52 +58,37 @@ class RecordedFill:
                 f"recipe: {name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
             )
         if self.is_whole and is_sharded(tensor):
-            return replace(fill_of(name, tensor, self.distribution, self.rule, self.info), key=self.key)
-        if is_sharded(tensor):
-            boxes = tuple(self._boxes_in(name, tensor))
-            return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.key)
+            return replace(shard_fill(name, tensor, self.distribution, self.rule, self.info), stream=self.stream)
+        boxes = tuple(self._boxes_in(name, tensor)) if is_sharded(tensor) else (self._box_in(name, tensor),)
+        return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.stream)
+
+    def _box_in(self, name: str, tensor: torch.Tensor) -> Box:
+        """Returns the part of a tensor that is here in one piece."""
         target = tensor
         if not self.is_whole:
             if not tensor.is_contiguous():
                 raise RuntimeError(f"recipe: a part of {name!r} was recorded, and the tensor is not contiguous here")
-            target = tensor.detach().as_strided(self.shape, self.steps, tensor.storage_offset() + self.first_index)
-        index, steps = self.key_index
-        plain = index == 0 and steps == row_major(self.shape)
-        box = Box(target, (0,) * len(self.shape)) if plain else Box(target, (index,), steps)
-        return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, (box,), self.key)
+            target = tensor.detach().as_strided(self.shape, self.part.steps, tensor.storage_offset() + self.part.first)
+        return Box(target, self.numbers.first, self.numbers.steps)
 
     def _boxes_in(self, name: str, tensor: torch.Tensor) -> Iterator[Box]:
         """Yields what is here of the part, in the boxes that are here of a distributed tensor."""
-        rectangle = self._rectangle()
-        if rectangle is None or (self.key and self.key_index != (self.first_index, self.steps)):
+        rectangle = self.part.rectangle(self.full_shape)
+        if rectangle is None or (self.stream and self.numbers != self.part):
             raise RuntimeError(
                 f"recipe: a part of {name!r} was recorded that is no rectangle of it ({self.shape}, steps "
-                f"{self.steps}), and the tensor is distributed here"
+                f"{self.part.steps}), and the tensor is distributed here"
             )
-        steps = row_major(self.full_shape)
         for box in boxes_of(tensor):
-            view, index = box.tensor, 0
-            for dim, (start, end) in enumerate(rectangle):
-                first = max(start, box.offset[dim])
-                last = min(end, box.offset[dim] + box.tensor.shape[dim])
+            view, index = box.tensor, []
+            for dim, ((start, end), here) in enumerate(zip(rectangle, box.index(self.full_shape))):
+                first, last = max(start, here), min(end, here + box.tensor.shape[dim])
                 if first >= last:
                     break
-                view = view.narrow(dim, first - box.offset[dim], last - first)
-                index += first * steps[dim]
+                view = view.narrow(dim, first - here, last - first)
+                index.append(first)
             else:
-                yield Box(view, (index,), steps)
-
-    def _rectangle(self) -> list[tuple[int, int]] | None:
-        """Returns from where to where the part reaches in each dimension; None if it is no rectangle."""
-        left = {step: size for step, size in zip(self.steps, self.shape) if size > 1}
-        found, index = [], self.first_index
-        for size, step in zip(self.full_shape, row_major(self.full_shape)):
-            start, index = index // step, index % step
-            length = left.pop(step, 1) if size > 1 else 1
-            if start + length > size:
-                return None
-            found.append((start, start + length))
-        return None if left else found
+                yield Box.at(view, index, self.full_shape)
 
 
 class Recipe:
@@ -222,20 +208,18 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[Rec
 
 def _recorded(pending: PendingFill, owner: Owner, owners: Owners) -> RecordedFill | None:
     place = pending.place
-    index = index_in(owner, place)
-    if index is None or place.dtype != owner.place.dtype:
+    part = index_in(owner, place)
+    if part is None or place.dtype != owner.place.dtype:
         return None
-    key, key_index = "", (0, row_major(place.shape))
+    stream, numbers = "", Strided.whole(place.shape)
     if not isinstance(pending.distribution, Constant):
-        stream = stream_of(pending, owners)
-        key, key_index = stream.name, (stream.first_index, stream.steps)
+        stream, numbers, _ = stream_of(pending, owners)
     return RecordedFill(
         pending.distribution,
         owner.place.shape,
-        place.shape,
-        *index,
-        "" if key == owner.name else key,
-        key_index,
+        part,
+        "" if stream == owner.name else stream,
+        numbers,
         pending.order,
         pending.rule,
         pending.info,

@@ -46,7 +46,7 @@ def mesh_of(tensor: Any) -> Any:
     return tensor._spec.mesh
 
 
-def why_not(tensor: Any) -> str | None:
+def why_not_shards(tensor: Any) -> str | None:
     """Returns why the parts of a tensor cannot be filled, None if they can or if it is not distributed."""
     if not is_sharded(tensor):
         return None
@@ -129,7 +129,7 @@ def boxes_of(tensor: Any) -> tuple[Box, ...]:
         for dim, (start, end, position) in enumerate(combination):
             if end - start != local.shape[dim]:
                 view = view.narrow(dim, position, end - start)
-        boxes.append(Box(view, tuple(start for start, _, _ in combination)))
+        boxes.append(Box.at(view, [start for start, _, _ in combination], tensor.shape))
     return tuple(boxes)
 
 
@@ -142,9 +142,9 @@ def _with_positions(intervals: Sequence[Interval]) -> list[tuple[int, int, int]]
     return found
 
 
-def fill_of(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:
+def shard_fill(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:
     """Returns the fill of a parameter, wherever its parts are."""
-    if not is_sharded(tensor) or why_not(tensor) is not None:  # an error that `Session.check` tells
+    if not is_sharded(tensor) or why_not_shards(tensor) is not None:  # an error that `Session.check` tells
         return Fill.whole(name, tensor, distribution, rule, info)
     return Fill(name, tensor, distribution, rule, info, tuple(tensor.shape), boxes_of(tensor))
 

@@ -134,15 +134,15 @@ def test_one_huge_tensor_is_many_pieces_and_many_tensors_are_not_many_more():
 
 
 def test_boxes_of_more_than_2_to_the_31_blocks_are_cut():
-    place = dict(shape=(1 << 20, 1 << 20), offset=(0, 4))
+    place = dict(shape=(1 << 20, 1 << 20), index=(0, 4))
     tensor = torch.empty(1, dtype=torch.float32).as_strided((1,), (1,))
-    box = plans.Box(tensor.as_strided((1, 1), (1, 1)), place["offset"])
+    one = tensor.as_strided((1, 1), (1, 1))
 
     class Wide:  # the shape of a tensor that no memory here holds
         shape, dtype = (1 << 16, 1 << 18), torch.float32
 
         def __getattr__(self, name):
-            return getattr(box.tensor, name)
+            return getattr(one, name)
 
         def stride(self):
             return (1 << 20, 1)
@@ -150,7 +150,7 @@ def test_boxes_of_more_than_2_to_the_31_blocks_are_cut():
         def numel(self):
             return 1 << 34
 
-    walks = list(lowering._walks(plans.Box(Wide(), place["offset"]), place["shape"], False))
+    walks = list(lowering._walks(plans.Box.at(Wide(), **place), False))
     assert len(walks) > 1
     total, expected = 0, 0
     for address, index, size, _, _ in walks:

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 import needs
 import pytest
 import torch
+from fastinit.execution.session import Session
 from torch import nn
 
 import fastinit
 from fastinit import backends, plans
-from fastinit.backends import cpp_backend, gpu_launch
+from fastinit.backends import cpp_backend, cuda_backend, gpu_launch
 from fastinit.contract import gpu_work as device_work
 
 NORMAL = dict(type="Normal", std=0.5, layer="Linear")
@@ -61,21 +62,40 @@ def test_a_momentary_reason_does_not_change_what_auto_takes(busy):
     assert {row.backend for row in plan.rows} == {"cpp"}
 
 
-def test_fills_that_waited_into_a_capture_are_not_launched(capturing, monkeypatch):
-    launched = []
-    monkeypatch.setattr(gpu_launch, "execute", lambda *arguments: launched.append(arguments))
+class Elsewhere:
+    """A tensor of the second GPU."""
 
-    class Elsewhere:  # a tensor of the second GPU
-        device = torch.device("cuda", 1)
+    device = torch.device("cuda", 1)
 
+
+@pytest.fixture
+def launched(monkeypatch):
+    found = []
+    monkeypatch.setattr(gpu_launch, "execute", lambda *arguments: found.append(arguments))
+    return found
+
+
+def test_fills_that_waited_into_a_capture_are_not_launched(capturing, launched):
+    fill = plans.Fill("captured", Elsewhere(), plans.Normal(0, 1), "", "", (4,))
+    with pytest.raises(RuntimeError, match="captured into a CUDA graph"):
+        gpu_launch.run([fill], 0, TRIPS, lambda *_: None)
+    assert launched == []
+
+
+def test_fills_that_waited_into_a_capture_on_one_device_are_launched_on_none(capturing, launched, monkeypatch):
+    monkeypatch.setattr(cuda_backend, "run", lambda fills, seed: gpu_launch.run(fills, seed, TRIPS, lambda *_: None))
     free, captured = torch.empty(4), Elsewhere()
     fills = [
         plans.Fill.whole("free", free, plans.Normal(0, 1), "", ""),
         plans.Fill("captured", captured, plans.Normal(0, 1), "", "", (4,)),
     ]
     with pytest.raises(RuntimeError, match="captured into a CUDA graph"):
-        gpu_launch.run(fills, 0, TRIPS, lambda *_: None)
+        Session(None, backend="cuda", seed=0, prefix="")._run_fills("cuda", fills)
     assert launched == [] and free._version == 0
+
+
+def test_a_launch_of_nothing_is_none(launched):
+    assert gpu_launch.run([], 0, TRIPS, lambda *_: None) == 0 and launched == []
 
 
 def test_both_tables_reach_the_launch_in_one_piece_of_memory(monkeypatch):

@@ -25,7 +25,9 @@ def whole(name, tensor, distribution=NORMAL):
 
 
 def part(name, tensor, shape, *boxes):
-    return plans.Fill(name, tensor, NORMAL, "", "", shape, tuple(plans.Box(*box) for box in boxes))
+    return plans.Fill(
+        name, tensor, NORMAL, "", "", shape, tuple(plans.Box.at(memory, index, shape) for memory, index in boxes)
+    )
 
 
 def several():
@@ -40,11 +42,11 @@ def several():
         part("d", matrix, (12, 8), (matrix[:3], (2, 0)), (matrix[3:], (9, 0))),
         whole("scalar", torch.empty(())),
         part("nothing here", torch.empty(0), (9,)),
-        part("e", flat, (5, 4), (flat[:20], (3,), (2,))),
+        plans.Fill("e", flat, NORMAL, "", "", (5, 4), (plans.Box(flat[:20], 3, (2,)),)),
         whole("channels last", torch.empty(2, 3, 4, 4).to(memory_format=torch.channels_last)),
         part("f", rows, (5, 4), (rows, (0, 0))),
         whole("g", torch.empty(9, dtype=torch.bfloat16), plans.Normal(0, 1)),
-        plans.Fill("h", torch.empty(9), plans.Normal(0, 1), "", "", (9,), key="a"),
+        plans.Fill("h", torch.empty(9), plans.Normal(0, 1), "", "", (9,), stream="a"),
     ]
 
 
@@ -71,7 +73,7 @@ def test_a_fill_that_names_its_only_box_has_the_record_of_one_that_does_not():
         == lowering.lowered([whole("w", tensor)], SEED).tobytes()
     )
     (box,) = whole("w", tensor).boxes
-    assert box.tensor is tensor and box.offset == (0, 0) and box.steps is None
+    assert box.tensor is tensor and box.index((5, 4)) == (0, 0) and box.steps == (4, 1)
 
 
 def test_equal_distributions_share_a_template_whichever_objects_they_are():
@@ -109,7 +111,8 @@ def test_fills_whose_spans_of_memory_meet_come_one_by_one(views, expected):
 
 def test_boxes_of_one_fill_do_not_part_it():
     memory = torch.empty(20)
-    fill = part("0", memory, (20,), (memory[0:20:2], (0,), (2,)), (memory[1:20:2], (1,), (2,)))
+    boxes = plans.Box(memory[0:20:2], 0, (2,)), plans.Box(memory[1:20:2], 1, (2,))
+    fill = plans.Fill("0", memory, NORMAL, "", "", (20,), boxes)
     assert groups([fill, whole("1", torch.empty(3))]) == ["01"]
 
 

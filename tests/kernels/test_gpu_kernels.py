@@ -211,7 +211,7 @@ def test_windows_of_tensors_beyond_2_to_the_33_elements(machine):
             memory.add(window, addr=begin)
             machine.launch(records, small, memory)
             expected = torch.empty(count, dtype=dtype)
-            box = plans.Box(expected, (first,))
+            box = plans.Box(expected, first, (1,))
             cpp_backend.run([plans.Fill("weight", expected, NORMAL, "", "", (n,), (box,))], 7)
             assert torch.equal(window, expected), (dtype, at)
 

@@ -123,7 +123,7 @@ def laid_out(layout: Layout, dtype: torch.dtype) -> tuple[Array, plans.Box]:
         last += strides[d] * (layout.sizes[d] - 1)
     memory = np.full((layout.lead + last + 1) * dtype.itemsize, PATTERN, np.uint8)
     tensor = torch.from_numpy(memory).view(dtype).as_strided(layout.sizes, strides, layout.lead)
-    return memory, plans.Box(tensor, layout.offset or (0,) * n_dims)
+    return memory, plans.Box.at(tensor, layout.offset or (0,) * n_dims, layout.shape or layout.sizes)
 
 
 def lowered(parts: Sequence[Part]) -> Call:

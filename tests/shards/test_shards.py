@@ -97,7 +97,7 @@ def test_the_parts_of_all_ranks_tile_the_whole_and_carry_its_values(case):
         boxes = []
         for combination in itertools.product(*map(sharding._with_positions, parts)):
             view = local[tuple(slice(at, at + end - start) for start, end, at in combination)]
-            boxes.append(plans.Box(view, tuple(start for start, _, _ in combination)))
+            boxes.append(plans.Box.at(view, [start for start, _, _ in combination], shape))
         fill = plans.Fill("w", local, plans.Normal(0, 1), "", "", shape, tuple(boxes))
         assert sum(records["n_elements"].sum() for records in [lowering.lowered([fill], 7)]) == local.numel()
         cpp_backend.run([fill], 7)

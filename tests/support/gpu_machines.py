@@ -53,8 +53,8 @@ class Case:
         end = self.start + sum((n - 1) * step for n, step in zip(self.size, self.strides)) + 1
         base = torch.full(((end + 9) * self.dtype.itemsize,), 0xAA, dtype=torch.uint8, device=device)
         view = base.view(self.dtype).as_strided(self.size, self.strides, self.start)
-        box = plans.Box(view, tuple(self.offset or (0,) * len(self.size)), self.steps)
-        shape = tuple(self.shape or self.size)
+        shape, offset = tuple(self.shape or self.size), self.offset or (0,) * len(self.size)
+        box = plans.Box.at(view, offset, shape) if self.steps is None else plans.Box(view, offset[0], self.steps)
         return base, plans.Fill(self.name, view, self.distribution, "rule", "", shape, (box,))
 
     @property

@@ -73,7 +73,7 @@ def filled(distribution: plans.Distribution, dtype: str, first_index: int) -> to
     from fastinit.backends import cpp_backend
 
     tensor = torch.empty(N_ELEMENTS, dtype=getattr(torch, dtype))
-    box = plans.Box(tensor, (first_index,))
+    box = plans.Box(tensor, first_index, (1,))
     fill = plans.Fill(NAME, tensor, distribution, "", "", (1 << 40,), (box,))
     if cpp_backend.why_not_fill(fill) is not None:
         return None

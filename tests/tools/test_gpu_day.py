@@ -13,7 +13,7 @@ from pathlib import Path
 import gpu_day
 import pytest
 
-BENCHMARKS = Path(gpu_day.__file__).parent
+TOOLS = Path(gpu_day.__file__).parent
 
 STEPS = """
 import json, os, signal, subprocess, sys, time

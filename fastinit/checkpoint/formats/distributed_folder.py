@@ -18,7 +18,7 @@ import torch
 
 from ...execution.memory import allocate_like
 from ...plans import names_line
-from ...shards.dtensor import boxes_of, is_sharded, why_not
+from ...shards.dtensor import boxes_of, is_sharded, why_not_shards
 from ..storage.current import loading
 from ..storage.files import File
 from ..storage.stored import Storage, StoredTensor
@@ -96,7 +96,7 @@ class FolderStorage(Storage):
         Raises:
             OSError, RuntimeError: as ``check``; or a distributed tensor is placed so that nothing can be read into it.
         """
-        if (reason := why_not(destination)) is not None:
+        if (reason := why_not_shards(destination)) is not None:
             raise RuntimeError(reason)
         met = sorted(self._meeting(destination), key=lambda each: _place(each[0]))
         for chunk, _, _ in met:
@@ -117,7 +117,7 @@ class FolderStorage(Storage):
         """Yields the chunks that meet what is here of a destination: (chunk, where it goes, box within the chunk)."""
         destination = destination.detach()
         boxes: Sequence[tuple[torch.Tensor, Sequence[int]]] = (
-            [(box.tensor, box.offset) for box in boxes_of(destination)]
+            [(box.tensor, box.index(destination.shape)) for box in boxes_of(destination)]
             if is_sharded(destination)
             else [(destination, (0,) * destination.dim())]
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...plans import row_major
 from ..storage.files import File
 from ..storage.stored import Storage, StoredTensor
 from ..storage.stubs import shown
@@ -77,10 +78,8 @@ def read(file: File, location: torch.device) -> OrderedDict[str, StoredTensor]:
                 f"the tensor {shown(name)} {what}: it begins at byte {start:,} of the data, expected is {at:,}"
             )
         at = end
-        strides = [1] * len(shape)
-        for dim in range(len(shape) - 1, 0, -1):
-            strides[dim - 1] = strides[dim] * shape[dim]
-        tensors[name] = StoredTensor.at(Storage(file, begin + start, end - start), 0, shape, strides, dtype, location)
+        storage = Storage(file, begin + start, end - start)
+        tensors[name] = StoredTensor.at(storage, 0, shape, row_major(shape), dtype, location)
     if begin + at != file.size:
         raise ValueError(f"its table describes {at:,} bytes of data, but the file holds {file.size - begin:,}")
     return tensors

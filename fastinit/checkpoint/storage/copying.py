@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ...shards.dtensor import is_sharded, why_not
+from ...shards.dtensor import is_sharded, why_not_shards
 from .current import current, reading
 from .placing import Batch, is_memory, run_copies
 from .stored import StoredTensor, in_memory
@@ -60,7 +60,7 @@ class Copies:
             if isinstance(source, StoredTensor) and source.is_in_file:
                 if destination.shape != source.geometry.shape:
                     raise RuntimeError(f"shapes {tuple(destination.shape)} and {source.geometry.shape}")
-                if (reason := why_not(destination)) is not None:
+                if (reason := why_not_shards(destination)) is not None:
                     raise RuntimeError(reason)
         else:
             dtype = source.geometry.dtype if type(source) is StoredTensor else getattr(source, "dtype", None)
@@ -166,7 +166,7 @@ def _check(copies: Iterable[_Copy]) -> None:
             if id(storage.file) not in checked:
                 checked.add(id(storage.file))
                 storage.check()
-        elif copy.destination.shape == source.shape and why_not(copy.destination) is None:
+        elif copy.destination.shape == source.shape and why_not_shards(copy.destination) is None:
             storage.check(copy.destination)
         elif copy.destination.numel() == source.numel():  # scalars had one dimension before torch 0.4
             storage.check()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from ...plans import byte_span, may_overlap
+from ...plans import Strided, byte_span, may_overlap
 from ...shards.dtensor import boxes_of, is_sharded
 from .batches import Stretch, Turned, places, run
 from .current import current
@@ -41,7 +41,9 @@ class Batch:
                 return False
             if is_sharded(destination):
                 for box in boxes_of(destination):
-                    self._copies.append((box.tensor, source.part(box.offset, tuple(box.tensor.shape))))
+                    self._copies.append(
+                        (box.tensor, source.part(box.index(destination.shape), tuple(box.tensor.shape)))
+                    )
                     self._written.add(_memory_of(box.tensor))
                 self._sharded.append(destination)
                 return True
@@ -111,18 +113,11 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() or not may_overlap(tensor.shape, tensor.stride())
 
 
-def _span_in_memory(tensor: torch.Tensor) -> tuple[int, int]:
-    if tensor.is_contiguous():
-        start = tensor.data_ptr()
-        return start, start + tensor.nbytes
-    return byte_span(tensor)
-
-
 def _independent(
     copies: list[tuple[torch.Tensor, StoredTensor]],
 ) -> Iterator[list[tuple[torch.Tensor, StoredTensor]]]:
     """Yields copies in batches whose order within does not matter: first all that share memory with no other."""
-    spans = sorted((*_span_in_memory(destination), index) for index, (destination, _) in enumerate(copies))
+    spans = sorted((*byte_span(destination), index) for index, (destination, _) in enumerate(copies))
     together: list[list[tuple[int, int, int]]] = []
     end = 0
     for span in spans:
@@ -170,7 +165,7 @@ def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
         if in_same_order:
             view, shape, steps = view.as_strided((n_elements,), (1,)), (n_elements,), (1,)
         for part, size, at in places(item_bytes, view, shape, steps, 0):
-            n_bytes = (1 + sum((n - 1) * step for n, step in zip(size, steps))) * item_bytes
+            n_bytes = Strided(at, tuple(size), tuple(steps)).span * item_bytes
             pieces.append(
                 Turned(file, first + at * item_bytes, n_bytes, part, size, steps, source.dtype_in_file, source.dtype)
             )
@@ -188,17 +183,5 @@ def _in_same_order(destination: torch.Tensor, source: torch.Tensor) -> bool:
     """Tells whether the elements of both, of one shape, lie together and in the same order."""
     if destination.is_contiguous() and source.is_contiguous():
         return True
-    # Steps along dimensions of one element lead nowhere.
-    steps = [
-        (ours, theirs, size)
-        for size, ours, theirs in zip(destination.shape, destination.stride(), source.stride())
-        if size > 1
-    ]
-    if any(ours != theirs for ours, theirs, _ in steps):
-        return False
-    expected = 1  # dense: sorted by step, each step is the product of the sizes before
-    for step, _, size in sorted(steps):
-        if step != expected:
-            return False
-        expected *= size
-    return True
+    ours, theirs = Strided.of(destination), Strided.of(source)
+    return ours.is_dense and ours.canonical.steps == theirs.canonical.steps

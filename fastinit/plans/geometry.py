@@ -1,0 +1,207 @@
+"""Geometry: what elements at regular steps cover, whether they overlap, and which part of a tensor they are.
+
+A leaf that knows shapes and steps only. One form, ``Strided``, stands for memory (counted in the elements of a storage)
+and for the row-major index of a tensor alike; no step is negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Strided(NamedTuple):
+    """Elements at regular steps, in an order: that of a tensor of ``shape``."""
+
+    first: int
+    """Where the first element is."""
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+    """How far apart neighbours along each dimension are."""
+
+    @staticmethod
+    def whole(shape: Sequence[int]) -> Strided:
+        """Returns the row-major indices of all elements of a tensor."""
+        return Strided(0, tuple(shape), row_major(shape))
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> Strided:
+        """Returns the memory of a strided tensor, in elements from the beginning of its storage."""
+        return Strided(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """From the first element to the last, both included, and with what lies between them."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.steps))
+
+    @property
+    def overlaps_itself(self) -> bool:
+        """Whether two elements may be one and the same, as ``may_overlap`` has it."""
+        return 0 not in self.shape and may_overlap(self.shape, self.steps)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the elements are all of the span, each once, in whatever order."""
+        if 0 in self.shape:
+            return True
+        expected = 1  # sorted, each step is the product of the sizes before
+        for step, size in sorted((step, size) for step, size in zip(self.steps, self.shape) if size > 1):
+            if step != expected:
+                return False
+            expected *= size
+        return True
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the elements are all of the span in row-major order."""
+        return 0 in self.shape or self.canonical.steps == row_major(self.shape)
+
+    @property
+    def canonical(self) -> Strided:
+        """The same with row-major steps along dimensions of one element, where any would do, so that they compare."""
+        if 1 not in self.shape:
+            return self
+        steps = zip(self.shape, self.steps, row_major(self.shape))
+        return Strided(self.first, self.shape, tuple(plain if size == 1 else step for size, step, plain in steps))
+
+    def within(self, whole: Strided) -> Strided | None:
+        """Returns which part of a tensor these elements of memory are.
+
+        Args:
+            whole: the memory of the tensor.
+
+        Returns:
+            The row-major indices of the elements in the tensor, in the form of ``canonical``. None where one of them is
+            not the tensor's, where the tensor overlaps itself, or where a step goes forth along one dimension of the
+            tensor and back along another (as it does at the end of a row, in memory across the rows of a matrix).
+        """
+        if self == whole or 0 in self.shape:
+            return Strided.whole(self.shape)
+        if whole.overlaps_itself or 0 in whole.shape:
+            return None
+        dims = merged(whole.shape, whole.steps, row_major(whole.shape))
+        dims.sort(key=lambda dim: -dim[1])  # no step spans as much as the next larger one
+        first = _decomposed(self.first - whole.first, dims)
+        if first is None:
+            return None
+        last = list(first)
+        steps: list[int] = []
+        for size, step, plain in zip(self.shape, self.steps, row_major(self.shape)):
+            if size == 1:
+                steps.append(plain)
+                continue
+            ahead = _decomposed(step, dims)
+            if ahead is None:
+                return None
+            last = [at + (size - 1) * count for at, count in zip(last, ahead)]
+            steps.append(sum(count * index_step for count, (_, _, index_step) in zip(ahead, dims)))
+        if any(at >= size for at, (size, _, _) in zip(last, dims)):
+            return None
+        return Strided(sum(at * index_step for at, (_, _, index_step) in zip(first, dims)), self.shape, tuple(steps))
+
+    def rectangle(self, shape: Sequence[int]) -> list[tuple[int, int]] | None:
+        """Returns the rectangle of a tensor whose row-major indices these are.
+
+        Args:
+            shape: of the tensor.
+
+        Returns:
+            First index and the index behind the last along each dimension of the tensor; the order of the elements
+            does not count. None if they are no rectangle, or one that goes over dimensions as over one.
+        """
+        if 0 in self.shape:
+            return [(0, 0)] * len(shape)
+        left = [(step, size) for step, size in zip(self.steps, self.shape) if size > 1]
+        of_step = dict(left)
+        if len(of_step) < len(left) or 0 in shape:
+            return None
+        found, index = [], self.first
+        for size, step in zip(shape, row_major(shape)):
+            start, index = index // step, index % step
+            length = of_step.pop(step, 1) if size > 1 else 1
+            if start + length > size:
+                return None
+            found.append((start, start + length))
+        return None if of_step or index else found
+
+    def minus(self, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Returns what is left of elements in order when spans are taken out of them.
+
+        Args:
+            spans: (first, behind the last) of each, in any order; they may overlap and reach beyond this.
+
+        Returns:
+            (first, behind the last) of the stretches that are left, in order.
+        """
+        at, end = self.first, self.first + self.span
+        left = []
+        for start, stop in sorted(spans):
+            if at < min(start, end):
+                left.append((at, min(start, end)))
+            at = max(at, stop)
+        return [*left, (at, end)] if at < end else left
+
+
+def _decomposed(distance: int, dims: Sequence[tuple[int, ...]]) -> list[int] | None:
+    """Returns how many steps along each dimension lead that far; None if none do. The largest steps come first."""
+    if distance < 0:
+        return None
+    counts = []
+    for _, step, *_ in dims:
+        count, distance = divmod(distance, step)
+        counts.append(count)
+    return None if distance else counts
+
+
+def merged(shape: Sequence[int], *steps: Sequence[int]) -> list[tuple[int, ...]]:
+    """Returns the loops that visit elements in order: (size, step in the first of ``steps``, in the second, ...).
+
+    Dimensions that can be walked as one, by all of the steps, are one; those of one element are left out.
+    """
+    found: list[tuple[int, ...]] = []
+    for size, *inner in zip(shape, *steps):
+        if size == 1:
+            continue
+        if found and all(outer == size * step for outer, step in zip(found[-1][1:], inner)):
+            found[-1] = (found[-1][0] * size, *inner)
+        else:
+            found.append((size, *inner))
+    return found
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns what a step along each dimension adds to the row-major index."""
+    steps = [1] * len(shape)
+    for dim in range(len(shape) - 1, 0, -1):
+        steps[dim - 1] = steps[dim] * shape[dim]
+    return tuple(steps)
+
+
+def may_overlap(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Tells whether two elements may share memory: a dimension does not step over all that the smaller ones span.
+
+    "No" is certain. A "yes" may be wrong of elements that are interleaved in such a way that none meets another.
+    """
+    span = 1
+    for step, size in sorted((step, size) for step, size in zip(stride, shape) if size > 1):
+        if step < span:
+            return True
+        span += (size - 1) * step
+    return False
+
+
+def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Returns the addresses of a strided tensor's first byte and of the byte behind its last."""
+    start = tensor.data_ptr()
+    n_elements = tensor.numel() if tensor.is_contiguous() else Strided.of(tensor).span
+    return start, start + n_elements * tensor.element_size()

@@ -1,0 +1,176 @@
+"""Items: immutable records of what is written where.
+
+- ``Fill``: one tensor gets the values of one distribution,
+- ``Copy``: tensors get what a checkpoint holds,
+- ``Call``: code that fastinit cannot see into runs as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Union
+
+import torch
+
+from .distributions import Distribution
+from .geometry import Strided, row_major
+
+# A model may have 20,000 parameters. The records that there is one of for each are immutable to the type checker only
+# (Final): a frozen dataclass takes five times as long to make, a microsecond.
+
+
+@dataclass(slots=True, eq=False)
+class Box:
+    """A part of a parameter: the memory that holds it, and which elements of the full tensor they are.
+
+    A rectangle of the full tensor, or another view of it (reshaped, transposed, strided).
+    """
+
+    tensor: Final[torch.Tensor] = field(repr=False)
+    """The local memory, any strides; its shape is the box's."""
+    first_index: Final[int]
+    """Row-major index of the first element in the full tensor."""
+    steps: Final[tuple[int, ...]]
+    """What a step along each dimension of ``tensor`` adds to that index."""
+
+    @staticmethod
+    def whole(tensor: torch.Tensor) -> Box:
+        """Returns the box of a tensor that is here in one piece."""
+        return Box(tensor, 0, row_major(tensor.shape))
+
+    @staticmethod
+    def at(tensor: torch.Tensor, index: Sequence[int], shape: Sequence[int]) -> Box:
+        """Returns the rectangle that begins at an index of a full tensor of ``shape``."""
+        steps = row_major(shape)
+        return Box(tensor, sum(at * step for at, step in zip(index, steps)), steps)
+
+    def index(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the first element's index in the full tensor, which has this shape; zeros where that is empty."""
+        if 0 in shape:
+            return (0,) * len(shape)
+        return tuple(self.first_index // step % size for step, size in zip(row_major(shape), shape))
+
+    @property
+    def indices(self) -> Strided:
+        """The row-major indices of the elements in the full tensor."""
+        return Strided(self.first_index, tuple(self.tensor.shape), self.steps)
+
+
+@dataclass(slots=True, eq=False)
+class Fill:
+    """One parameter (or the parts of it that are here) gets the values of one distribution."""
+
+    name: Final[str]
+    """Canonical, from the root that the user passed; it names the parameter's random stream."""
+    tensor: Final[torch.Tensor] = field(repr=False)
+    """The object that the module holds."""
+    distribution: Final[Distribution]
+    rule: Final[str]
+    """Where it was asked for, e.g. ``init_cfg[2].override``."""
+    info: Final[str]
+    """What provenance logs say of it, e.g. ``NormalInit: mean=0, std=0.01, bias=0``; "": leave that to the caller."""
+    shape: Final[tuple[int, ...]] = ()
+    """Of the full, unsharded tensor; of the part, where only a part of it is filled."""
+    parts: Final[tuple[Box, ...] | None] = None
+    """The parts to write, which together hold what is here of the full tensor; None: it is here in one piece."""
+    stream: Final[str] = ""
+    """The name of the random stream, where it is not ``name``: the values are those of another parameter."""
+
+    @property
+    def stream_name(self) -> str:
+        """The name whose random stream gives the values."""
+        return self.stream or self.name
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The parts to write."""
+        return (Box.whole(self.tensor),) if self.parts is None else self.parts
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only a part of the parameter is filled: a row, a slice."""
+        return self.tensor.shape != self.shape
+
+    @staticmethod
+    def whole(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:
+        """Returns the fill of a tensor that is here in one piece."""
+        return Fill(name, tensor, distribution, rule, info, tuple(tensor.shape))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CopyEntry:
+    """One tensor that a checkpoint has values for."""
+
+    name: str
+    tensor: torch.Tensor = field(repr=False)
+    name_in_file: str
+    """Its name in the checkpoint, after prefix and revisions."""
+    shape: tuple[int, ...]
+    """The checkpoint's: a lazy parameter has none before it is loaded."""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What became of the names of a module and the keys of a checkpoint."""
+
+    copied: tuple[str, ...]
+    """Names that got values."""
+    missing: tuple[str, ...]
+    """Names that the checkpoint lacks: they kept their values."""
+    unexpected: tuple[str, ...]
+    """Keys of the checkpoint that nothing in the module is called by."""
+    mismatched: tuple[str, ...]
+    """Names whose shape differs: they kept their values."""
+    stripped: tuple[str, ...] = ()
+    """What wrappers (DDP, torch.compile) put into names, where it was left out of account: what, and in how many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """The tensors of a module that a checkpoint holds are overwritten."""
+
+    module: torch.nn.Module = field(repr=False)
+    entries: tuple[CopyEntry, ...]
+    source: str
+    """The checkpoint, as the user wrote it."""
+    rule: str
+    info: str
+    replaces: bool
+    """The module gets the checkpoint's tensors in place of its own."""
+    runs_own_code: bool
+    """Modules have loading code or hooks of their own, which may write anything."""
+    load: Callable[[], tuple[LoadResult, tuple[CopyEntry, ...]]] = field(repr=False)
+    """Copies, and tells what was copied; modules with loading code of their own may differ from ``entries``."""
+    unknown: str = ""
+    """Why ``entries`` are not known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Code that fastinit cannot see into."""
+
+    module: torch.nn.Module = field(repr=False)
+    """The one that the code is called for."""
+    label: str
+    """What is called, e.g. ``backbone.init_weights()``."""
+    rule: str
+    info: str
+    function: Callable[[], object] = field(repr=False)
+
+
+Item = Union[Fill, Copy, Call]
+
+
+def tensors_of(item: Item) -> list[torch.Tensor]:
+    """Returns the tensors that an item is known to write."""
+    if isinstance(item, Fill):
+        return [item.tensor]
+    return [entry.tensor for entry in item.entries] if isinstance(item, Copy) else []
+
+
+def n_bytes_of(item: Item) -> int:
+    """Returns how many bytes an item writes, as far as that is known."""
+    if isinstance(item, Fill):
+        return item.tensor.nbytes if item.parts is None else sum(box.tensor.nbytes for box in item.parts)
+    return sum(tensor.nbytes for tensor in tensors_of(item))

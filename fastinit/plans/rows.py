@@ -1,0 +1,210 @@
+"""Rows: a plan or a report as plain data, line by line, as a table and as JSON; and the plan itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from .distributions import Distribution, describe, numbers_of
+from .items import Call, Copy, Fill, Item, tensors_of
+from .texts import names_line
+
+
+class Row(NamedTuple):
+    """One line of a plan or a report: plain data, no tensors."""
+
+    parameter: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    device: str
+    action: str
+    """"fill", "copy" or "call"."""
+    values: Mapping[str, Any]
+    """The distribution with its numbers, or the checkpoint and key, or what is called."""
+    description: str
+    """``values`` for a person."""
+    rule: str
+    info: str
+    backend: str
+    replaced: bool = False
+    """A later row writes the same parameter."""
+
+    @property
+    def n_elements(self) -> int:
+        """How many elements the row writes, 0 where that is not known."""
+        return 0 if self.shape is None else math.prod(self.shape)
+
+
+@lru_cache(maxsize=256)
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_device_name = lru_cache(maxsize=256)(str)
+
+
+def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
+    """Returns the rows of the items, one for each tensor or call, in order; ``backends`` are those of the items."""
+    last: dict[int, int] = {}  # tensor -> index of the last row that writes it
+    n_rows = 0
+    for item in items:
+        if isinstance(item, Fill):
+            if not item.is_part:
+                last[id(item.tensor)] = n_rows
+            n_rows += 1
+            continue
+        for tensor in tensors_of(item):
+            last[id(tensor)] = n_rows
+            n_rows += 1
+        n_rows += isinstance(item, Call) or (isinstance(item, Copy) and bool(item.unknown))
+
+    rows: list[Row] = []
+    for item, backend in zip(items, backends):
+        if isinstance(item, Fill):
+            values, text = _values_of(item.distribution)
+            replaced = last.get(id(item.tensor), 0) > len(rows)
+            if item.stream:
+                text += f", the values of {item.stream}"
+            rows.append(
+                _tensor_row(item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced)
+            )
+        elif isinstance(item, Copy) and item.unknown:
+            values = {"kind": "copy", "checkpoint": item.source, "key": None}
+            text = f"copy of what {item.source} holds ({item.unknown})"
+            rows.append(Row("", None, "", "", "copy", values, text, item.rule, item.info, ""))
+        elif isinstance(item, Copy):
+            for entry in item.entries:
+                values = {"kind": "copy", "checkpoint": item.source, "key": entry.name_in_file}
+                text = f"copy of {entry.name_in_file} in {item.source}"
+                replaced = last[id(entry.tensor)] > len(rows)
+                rows.append(
+                    _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced)
+                )
+        else:
+            values = {"kind": "call", "call": item.label}
+            rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))
+    return tuple(rows)
+
+
+@lru_cache(maxsize=4096)  # a large model has few different distributions and many fills
+def _values_of(distribution: Distribution) -> tuple[Mapping[str, Any], str]:
+    return {"kind": distribution.kind, **numbers_of(distribution)}, describe(distribution)
+
+
+def _tensor_row(
+    item: Fill | Copy,
+    name: str,
+    shape: tuple[int, ...],
+    tensor: torch.Tensor,
+    action: str,
+    values: Mapping[str, Any],
+    description: str,
+    backend: str,
+    replaced: bool,
+) -> Row:
+    dtype, device = _dtype_name(tensor.dtype), _device_name(tensor.device)
+    return Row(name, shape, dtype, device, action, values, description, item.rule, item.info, backend, replaced)
+
+
+COLUMNS = ("parameter", "shape", "dtype", "device", "distribution", "rule", "backend")
+# A terminal shows a screen or two; the rest is in `table(max_rows=None)` and the JSON.
+MAX_ROWS = 60
+
+
+def table_of(rows: Sequence[Row], max_rows: int | None = MAX_ROWS) -> str:
+    """Returns the rows as a table of aligned columns; of more than ``max_rows`` the middle is left out."""
+    cut = max_rows is not None and len(rows) > max_rows
+    head = len(rows) if max_rows is None or not cut else max_rows - max_rows // 4
+    tail = len(rows) if max_rows is None or not cut else len(rows) - max_rows // 4
+    lines = [COLUMNS, *map(_cells, rows[:head]), *map(_cells, rows[tail:])]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    if cut:
+        text.insert(2 + head, f"... {tail - head} more rows ...")
+    return "\n".join(text)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    shape = "" if row.shape is None else "x".join(map(str, row.shape)) or "()"
+    what = row.description + (" (replaced below)" if row.replaced else "")
+    return row.parameter, shape, row.dtype, row.device, what, row.rule, row.backend
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """Returns a row as JSON-ready data. The keys and their order are part of the public format."""
+    return {
+        "parameter": row.parameter,
+        "shape": None if row.shape is None else list(row.shape),
+        "dtype": row.dtype,
+        "device": row.device,
+        "action": row.action,
+        "values": {name: _plain(value) for name, value in row.values.items()},
+        "rule": row.rule,
+        "info": row.info,
+        "backend": row.backend,
+        "replaced": row.replaced,
+    }
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no complex numbers and no infinities: such numbers are written as text.
+    if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What an ``initialize`` with the same arguments would do, before it is done.
+
+    ``print(plan)`` shows a table. The items hold references to the module's tensors, never their values.
+    """
+
+    items: tuple[Item, ...] = field(repr=False)
+    backends: tuple[str, ...]
+    """The backend that runs each item, "" for what is no fill."""
+    numbers: str
+    """Which numbers the backends produce: "torch" (torch's own generators, device by device) or a contract version."""
+    seed: int | None
+    """The seed that was given, here or by ``use``; None: drawn or continued when the plan is executed."""
+    unreached: tuple[str, ...]
+    """Parameters that no row writes (rows of calls may still do so)."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The items as plain data, a row for each tensor or call."""
+        return rows_of(self.items, self.backends)
+
+    def table(self, max_rows: int | None = MAX_ROWS) -> str:
+        """Returns the rows as text; ``max_rows=None`` shows all of them."""
+        return table_of(self.rows, max_rows)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Returns the plan as JSON. Equal plans give equal text; the format's version is in ``fastinit_plan``."""
+        document = {
+            "fastinit_plan": 1,
+            "numbers": self.numbers,
+            "seed": self.seed,
+            "rows": [row_json(row) for row in self.rows],
+            "unreached": list(self.unreached),
+        }
+        return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        rows = self.rows
+        live = [row for row in rows if not row.replaced]
+        lines = [
+            table_of(rows),
+            f"{len(rows):,} rows, {sum(row.n_elements for row in live):,} elements; numbers: {self.numbers}; "
+            f"seed: {self.seed}",
+        ]
+        if self.unreached:
+            lines.append(names_line("parameters that no row writes", self.unreached))
+        return "\n".join(lines)

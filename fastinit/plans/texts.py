@@ -1,0 +1,36 @@
+"""Lines of text about many names, for messages, plans and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .items import LoadResult
+
+# Enough to see what kind of name was left out; the report object has them all.
+MAX_NAMES = 12
+
+
+def names_line(what: str, names: Sequence[str]) -> str:
+    """Returns e.g. ``2 parameters that no rule reached: a, b``, of many names only the first.
+
+    Names may come from a file: nothing in them controls a terminal, and none is longer than a line.
+    """
+    shown = ", ".join(
+        name if name.isprintable() and len(name) <= 200 else ascii(name[:200])[1:-1] for name in names[:MAX_NAMES]
+    )
+    shown += ", ..." if len(names) > MAX_NAMES else ""
+    return f"{len(names):,} {what}: {shown}"
+
+
+def nothing_copied(source: str, result: LoadResult) -> str:
+    """Returns what a checkpoint and a module have in place of common names."""
+    told = [
+        names_line(what, names)
+        for what, names in (
+            ("keys of the checkpoint that nothing is called by", result.unexpected),
+            ("names that it lacks", result.missing),
+            ("names of another shape", result.mismatched),
+        )
+        if names
+    ]
+    return f"nothing is copied from {source}" + (f": {'; '.join(told)}" if told else "")
