@@ -88,7 +88,10 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
             return
         with open_call(self, strict=strict) as call, _keeping_ledger(self, call) as ledger:
             if call.scope.strict:
-                call.scope.check_complete(item for step in call.planned(steps_of_tree, self) for item in step.items)
+                with call.pending.own_work():
+                    steps = steps_of_tree(self, call.scope)
+                call.check(steps)
+                call.scope.check_complete(item for step in steps for item in step.items)
             with recording(call) if _may_wait(self, call.scope) else nullcontext():
                 _init_tree(self, _Runner(call))
             call.flush()
@@ -141,7 +144,10 @@ class _Runner:
         self.scope = call.scope
 
     def plan(self, rules: list[Rule]) -> list[Step]:
-        return self._call.planned(steps_of, rules)
+        with self._call.pending.own_work():
+            steps = steps_of(rules, self.scope)
+        self._call.check(steps)
+        return steps
 
     def rules(self, rules: list[Rule]) -> None:
         self._call.run(self.plan(rules))

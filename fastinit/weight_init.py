@@ -118,7 +118,10 @@ def initialize(
     """
     check_module(module)
     with open_call(module, backend=backend, seed=seed, prefix=prefix, strict=strict) as call:
-        steps = call.planned(steps_of, parse(module, init_cfg))
+        rules = parse(module, init_cfg)
+        with call.pending.own_work():
+            steps = steps_of(rules, call.scope)
+        call.check(steps)
         call.scope.check_complete(item for step in steps for item in step.items)
         call.run(steps)
         return call.report()

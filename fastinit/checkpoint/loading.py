@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..execution.collector import uncollected
 from ..execution.defaults import default_strict
 from ..execution.versions import version_of
 from ..logs import is_rank_zero
@@ -29,7 +30,7 @@ from .sources.addresses import shown_address
 from .sources.downloads import NotDownloaded
 from .sources.schemes import CheckpointLoader
 from .storage.copying import check
-from .storage.current import loading, uncollected
+from .storage.current import loading
 from .storage.stored import StoredTensor, in_memory, read_everything
 from .versions import with_metadata
 from .wrappers import matched

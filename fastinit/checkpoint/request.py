@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from ..execution.collector import uncollected
 from .formats.by_content import Reading
 from .sources.schemes import tree_of
-from .storage.current import uncollected
 from .storage.stored import StoredTensor
 from .storage.stubs import Foreign, refuse
 from .versions import checked_metadata, with_metadata

@@ -502,13 +502,12 @@ def items_of(initializer: Any, module: nn.Module, scope: Scope, rule: str) -> li
 
 def run_initializer(initializer: BaseInit | PretrainedInit, module: nn.Module) -> None:
     """Executes one of fastinit's own initializers on a module, in a call of its own or in the one that is open."""
-
-    def steps_of(source: BaseInit | PretrainedInit, scope: Scope) -> list[Step]:
-        items = partial(source.plan_items, module, scope, type(source).__name__)
-        return [Step(module, items(), items)]
-
     with open_call(module) as call:
-        call.run(call.planned(steps_of, initializer))
+        items = partial(initializer.plan_items, module, call.scope, type(initializer).__name__)
+        with call.pending.own_work():
+            steps = [Step(module, items(), items)]
+        call.check(steps)
+        call.run(steps)
 
 
 def _check_runs_no_code(weights_only: object, allow: Any) -> None:

@@ -122,7 +122,7 @@ class ByMemory:
         found = list(fills_for(pending, self.book, self.owners(scope)))
         if scope.strict:
             for each, fill in found:
-                if each.draw.stream is not None and not each.draw.stream.is_name:
+                if each.stream is not None and not each.stream.is_name:
                     raise RuntimeError(
                         f"strict: {each.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the "
                         f"numbers are needed before it is known what the tensor will be called. Without strict they "
@@ -167,8 +167,9 @@ class ByMemory:
         with self.book.paused():
             unkeyed: dict[str, None] = {}
             owners, is_whole = self.owners(scope), scope.effective is scope
-            ledger = done.open_ledger(self.named())
-            for each in self.book.fills():
+            fills = self.book.fills()
+            ledger = done.open_ledger(each.named for each in fills if each.named is not None)
+            for each in fills:
                 # A part of a larger call reports what it requested itself, and leaves the rest to that.
                 if each.scope is scope if is_whole else each.asked_by is done:
                     self._settle(each, owners, ledger, done, unkeyed)
@@ -181,7 +182,7 @@ class ByMemory:
             return tuple(unkeyed)
 
     def _settle(self, each: PendingFill, owners: Owners, ledger: Ledger, done: Done, unkeyed: dict[str, None]) -> None:
-        owner, stream = owners.of(each.place), each.draw.stream
+        owner, stream = owners.of(each.place), each.stream
         if stream is not None and not stream.is_name:
             shape = "x".join(map(str, each.place.shape))
             unkeyed[owner.name if owner is not None else f"{stream.name} ({shape}, {each.rule})"] = None

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +27,6 @@ from .reports import Report, report_of
 from .runner import check
 from .scope import Scope
 from .seeds import seeded_generators
-
-Source = TypeVar("Source")
 
 _current: ContextVar[OpenCall | None] = ContextVar("fastinit_call", default=None)
 
@@ -68,16 +66,10 @@ class OpenCall:
 
     # --- items, check -------------------------------------------------------------------------------------------------
 
-    def planned(self, steps_of: Callable[[Source, Scope], list[Step]], source: Source) -> list[Step]:
-        """Returns the steps that a source gives in the scope of the call, checked; nothing is written.
-
-        Raises:
-            RuntimeError: an item cannot run.
-        """
+    def check(self, steps: Iterable[Step]) -> None:
+        """Raises RuntimeError if an item cannot run; nothing is written."""
         with self.pending.own_work():
-            steps = steps_of(source, self.scope)
-        self.check(steps)
-        return steps
+            check(chain.from_iterable(step.items for step in steps), self.scope)
 
     # --- run ----------------------------------------------------------------------------------------------------------
 
@@ -115,11 +107,6 @@ class OpenCall:
                 if _exchanges_parameters(item):
                     self.scope.names.renew()
                     self.ledger().adopt(self.scope.names.parameters(), item.info)
-
-    def check(self, steps: Iterable[Step]) -> None:
-        """Raises RuntimeError if an item cannot run; nothing is written."""
-        with self.pending.own_work():
-            check(chain.from_iterable(step.items for step in steps), self.scope)
 
     def fill(self, fills: Sequence[Fill]) -> None:
         """Checks fills and executes them."""

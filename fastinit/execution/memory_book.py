@@ -48,10 +48,10 @@ class Stream(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Draw:
-    """One set of random numbers; copies and multiples of a tensor share it."""
+    """One set of random numbers that several fills share: copies and multiples of a tensor."""
 
-    fills: list[PendingFill] = field(default_factory=list)
-    stream: Stream | None = None
+    fills: list[PendingFill]
+    stream: Stream | None
     """Once it is known."""
 
 
@@ -76,7 +76,6 @@ class OtherWrite(Write):
 class PendingFill(Write):
     """One requested fill, from the request to the report."""
 
-    draw: Draw
     values: Distribution | Chain
     scope: Scope
     """Whose seed, names and backend count."""
@@ -88,6 +87,10 @@ class PendingFill(Write):
     state: State = State.PENDING
     ran: Fill | None = None
     """As what it was executed."""
+    draw: Draw | None = None
+    """The numbers that it shares with other fills."""
+    _stream: Stream | None = None
+    """Of a draw of its own."""
 
     @property
     def is_pending(self) -> bool:
@@ -99,9 +102,34 @@ class PendingFill(Write):
         """What is drawn; in-place operations may have to be done to it afterwards (``Chain``)."""
         return self.values.base if isinstance(self.values, Chain) else self.values
 
+    @property
+    def stream(self) -> Stream | None:
+        """Where its numbers come from, once that is known."""
+        return self._stream if self.draw is None else self.draw.stream
+
+    @stream.setter
+    def stream(self, stream: Stream) -> None:
+        if self.draw is None:
+            self._stream = stream
+        else:
+            self.draw.stream = stream
+
+    @property
+    def sharing(self) -> Sequence[PendingFill]:
+        """The fills with the same numbers, itself among them."""
+        return (self,) if self.draw is None else self.draw.fills
+
+    def share_with(self, other: PendingFill) -> None:
+        """Gives another fill the same numbers."""
+        if self.draw is None:
+            self.draw = Draw([self], self._stream)
+        self.draw.fills.append(other)
+        other.draw = self.draw
+
     def leave(self) -> None:
-        """Takes it out of its draw: it is overwritten, or its memory is gone."""
-        self.draw.fills = [other for other in self.draw.fills if other is not self]
+        """Takes it out of a shared draw: it is overwritten, or its memory is gone."""
+        if self.draw is not None:
+            self.draw.fills = [other for other in self.draw.fills if other is not self]
 
 
 @dataclass(eq=False, slots=True)
@@ -201,7 +229,6 @@ class MemoryBook:
         rule: str,
         info: str,
         *,
-        draw: Draw | None = None,
         asked_by: Done | None = None,
         named: Fill | None = None,
         state: State = State.PENDING,
@@ -211,10 +238,7 @@ class MemoryBook:
         storage = self._storage(place)
         if storage.writes:
             self.forget(place)
-        fill = PendingFill(
-            place, info, order, Draw() if draw is None else draw, values, scope, rule, asked_by, named, state
-        )
-        fill.draw.fills.append(fill)
+        fill = PendingFill(place, info, order, values, scope, rule, asked_by, named, state)
         storage.writes.append(fill)
         self.touch(place)
         return fill

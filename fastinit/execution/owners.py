@@ -51,18 +51,18 @@ def stream_of(pending: PendingFill, owners: Owners) -> Stream:
     """Returns the stream of a fill's draw: that of the first parameter by name that holds it, else an ordinal."""
     if pending.named is not None:
         return _stream_as_named(pending.named)
-    draw = pending.draw
-    if draw.stream is None:
+    stream = pending.stream
+    if stream is None:
         best: tuple[int, Stream] | None = None
-        for other in draw.fills:
+        for other in pending.sharing:
             owner = owners.of(other.place)
             index = None if owner is None else index_in(owner, other.place)
             if owner is not None and index is not None and (best is None or owner.rank < best[0]):
                 best = owner.rank, Stream(owner.name, index, True)
-        draw.stream = (
-            best[1] if best is not None else Stream(owners.ordinal(), Strided.whole(pending.place.shape), False)
-        )
-    return draw.stream
+        unnamed = Stream(owners.ordinal(), Strided.whole(pending.place.shape), False) if best is None else None
+        pending.stream = stream = unnamed if best is None else best[1]  # type: ignore[assignment]
+    assert stream is not None
+    return stream
 
 
 def _stream_as_named(fill: Fill) -> Stream:
@@ -78,20 +78,25 @@ def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) 
     place = pending.place
     if pending.named is not None and not later and place.is_of(pending.named.tensor):
         return pending.named
-    view = place.view()
-    if view is None:
-        return None
     owner = owners.of(place)
     is_constant = isinstance(pending.distribution, Constant)
     stream = Stream("", Strided.whole(place.shape), True) if is_constant else stream_of(pending, owners)
-    name, tensor = (stream.name, view) if owner is None else (owner.name, owner.tensor)
-    target = owner.tensor if owner is not None and owner.place.geometry == place.geometry else view
-    if owner is not None and is_sharded(owner.tensor):
-        if target is tensor:
+    is_owner = owner is not None and owner.place.geometry == place.geometry
+    if owner is not None and is_owner:
+        name, tensor = owner.name, owner.tensor
+        if is_sharded(tensor):
             parts = tuple(_parts_left(boxes_of(tensor), place, tensor, later))
             return _fill(pending, name, tensor, tuple(tensor.shape), parts, stream)
+        if not later and stream.indices == Strided.whole(place.shape):
+            return _fill(pending, name, tensor, place.shape, None, stream)
+    view = place.view()
+    if view is None:
+        return None
+    if owner is None or (is_sharded(owner.tensor) and not is_owner):
         name, tensor = stream.name, view
-    boxes = tuple(_boxes(place, target, stream.indices, later))
+    else:
+        name, tensor = owner.name, owner.tensor
+    boxes = tuple(_boxes(place, tensor if is_owner else view, stream.indices, later))
     if not boxes and place.numel:
         return None
     return _fill(pending, name, tensor, place.shape, boxes, stream)
@@ -102,7 +107,7 @@ def _fill(
     name: str,
     tensor: torch.Tensor,
     shape: tuple[int, ...],
-    boxes: tuple[Box, ...],
+    boxes: tuple[Box, ...] | None,
     stream: Stream,
 ) -> Fill:
     stream_name = "" if stream.name == name else stream.name
@@ -122,6 +127,8 @@ def index_in(owner: Owner, place: Place) -> Strided | None:
     """Returns the row-major indices, in an owner, of the elements of a place; None if they are no part of it."""
     if is_sharded(owner.tensor):  # what is here of it, or nothing that could be called a part of the whole
         return Strided.whole(place.shape) if place.geometry == owner.place.geometry else None
+    if place.memory == owner.place.memory:  # as nearly all are
+        return Strided.whole(place.shape)
     return place.memory.within(owner.place.memory)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import check_module
 from ..execution.calls import OpenCall, open_call
+from ..execution.collector import uncollected
 from ..execution.defaults import Strict
 from ..execution.memory import ask_for_huge_pages
 from ..naming import Prefix
@@ -191,7 +192,7 @@ def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None
             problem = _find_roots(watch, call, recipe)
     for each in [root] if root is not None else recipe.bound:
         initialize_like_its_library(each)
-    with watch.book.paused():
+    with watch.book.paused(), uncollected():
         _execute(watch, call, recipe, problem)
     if problem:
         raise RuntimeError(problem)

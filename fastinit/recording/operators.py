@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -42,13 +43,13 @@ class Operators:
 
     def run(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
-        effect = _effect_of(func)
+        handler = HANDLERS.get(func)
         with self.book.lock:
-            handler = HANDLERS.get(func)
             if handler is not None:
                 result = handler(self, func, args, kwargs)
                 if result is not NOT_HANDLED:
                     return result
+            effect = _effect_of(func)
             if effect.moves:
                 self.book.generation += 1
             if effect.is_random and effect.written:
@@ -311,7 +312,7 @@ class Operators:
             place = self.book.place_of(part)
             assert place is not None, "its source has plain memory"
             state = State.PENDING if entry.is_pending else State.RUN
-            self.book.add(place, after, entry.scope, entry.rule, entry.info, draw=entry.draw, state=state)
+            entry.share_with(self.book.add(place, after, entry.scope, entry.rule, entry.info, state=state))
 
 
 def _can(scope: Scope, tensor: torch.Tensor, values: Distribution) -> bool:
@@ -515,9 +516,17 @@ def where() -> str:
     """Returns the place in the code that asked for what is running: the innermost that is neither torch's nor ours."""
     frame = sys._getframe(1)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in _OWN_AND_TORCH and module not in _BETWEEN:
-            code = frame.f_code
-            return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {code.co_name}"
+        if not _is_between(frame.f_globals.get("__name__", "")):
+            return _place_in(frame.f_code, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return "an unknown place"
+
+
+@lru_cache(maxsize=4096)  # a constructor asks again and again
+def _is_between(module: str) -> bool:
+    return module.partition(".")[0] in _OWN_AND_TORCH or module in _BETWEEN
+
+
+@lru_cache(maxsize=4096)  # the layers of a model are made by the same lines
+def _place_in(code: CodeType, line: int) -> str:
+    return f"{code.co_filename.rpartition('/')[2]}:{line} in {code.co_name}"

@@ -182,6 +182,9 @@ _SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
+_NOT_PLAIN = _RAW | {_SETS_DATA, _ASKS_FOR_META}
+
+
 class _Functions(TorchFunctionMode):
     """Sees the ways to a tensor's memory that are no operators."""
 
@@ -193,7 +196,7 @@ class _Functions(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         watch = self._watch
-        if not watch.is_idle:
+        if func in _NOT_PLAIN and not watch.is_idle:
             if func in _RAW:
                 with watch.book.paused():
                     for tensor in args:

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 import needs
 import pytest
 import torch
-from fastinit.execution.session import Session
 from torch import nn
 
 import fastinit
 from fastinit import backends, plans
 from fastinit.backends import cpp_backend, cuda_backend, gpu_launch
 from fastinit.contract import gpu_work as device_work
+from fastinit.execution import runner
+from fastinit.execution.scope import Scope
 
 NORMAL = dict(type="Normal", std=0.5, layer="Linear")
 TRIPS = device_work.Trips(4096, 16384)
@@ -90,7 +91,7 @@ def test_fills_that_waited_into_a_capture_on_one_device_are_launched_on_none(cap
         plans.Fill("captured", captured, plans.Normal(0, 1), "", "", (4,)),
     ]
     with pytest.raises(RuntimeError, match="captured into a CUDA graph"):
-        Session(None, backend="cuda", seed=0, prefix="")._run_fills("cuda", fills)
+        runner.execute(fills, Scope(None, None, backend="cuda", seed=0))
     assert launched == [] and free._version == 0
 
 

@@ -27,7 +27,7 @@ def test_copies_share_a_draw_and_are_called_by_the_first_name_that_holds_it():
     assert same_bits(model[1].weight, model[0].weight) and model[1].weight is not model[0].weight
     assert same_bits(model[2].weight, named_fill("2.weight", (4, 4), bound))
     assert recipe.report.launches == {"cpu": 1} and recipe.report.unkeyed == ()
-    assert recipe.fills["1.weight"][0].key == "0.weight" and "the values of 0.weight" in str(recipe.report)
+    assert recipe.fills["1.weight"][0].stream == "0.weight" and "the values of 0.weight" in str(recipe.report)
 
 
 @cpp

@@ -38,8 +38,9 @@ BOUNDS += [(-INF, -1.55), (1.6, INF), (1.5, 3), (-2.001, 2.001), (-2.0, -1.9)]
 
 def fill(tensor, distribution=NORMAL, *, name="weight", seed=0, shape=None, offset=None, isa="", threads=2):
     """Fills a tensor that is the box at ``offset`` of a parameter of ``shape``, and returns it."""
-    box = plans.Box(tensor, tuple(offset or (0,) * tensor.dim()))
-    made = plans.Fill(name, tensor, distribution, "rule", "", tuple(shape or tensor.shape), (box,))
+    shape = tuple(shape or tensor.shape)
+    box = plans.Box.at(tensor, offset or (0,) * tensor.dim(), shape)
+    made = plans.Fill(name, tensor, distribution, "rule", "", shape, (box,))
     assert cpp_backend.why_not_fill(made) is None
     NATIVE.fill(lowering.lowered([made], seed).view(np.uint8), threads, isa)
     return tensor

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..storage.current import uncollected
+from ...execution.collector import uncollected
 from ..storage.stubs import Foreign, Name, Refusal, name_of, shown
 from . import pickles
 from .pickles import Kind, Machine, PickleError, containers
