@@ -19,6 +19,7 @@ from .agreement import agreed_seed
 from .defaults import Strict, check_strict, default_backend, default_seed, default_strict
 from .deferred import Deferred, Entry, Owner, Owners, Place, fill_of, fills_of
 from .errors import warn_user
+from .memory import uncollected
 from .naming import Names, Prefix
 from .plans import Call, Constant, Copy, Fill, Item, Plan, describe, names_line, nothing_copied, rows_of, tensors_of
 from .provenance import Provenance, logger
@@ -227,6 +228,11 @@ class Session:
                     self.track().adopt(self.names.parameters(), item.info)
 
     def _copy(self, item: Copy) -> None:
+        # Code of others may make cycles that have to be freed.
+        with nullcontext() if item.runs_own_code else uncollected():
+            self._load(item)
+
+    def _load(self, item: Copy) -> None:
         provenance = self.track()
         # Watching what is written takes longer than loading a small model: only code of others is watched.
         if item.runs_own_code:

@@ -1,9 +1,11 @@
-"""Memory for tensors that are about to be filled."""
+"""Memory for tensors that are about to be filled, and when Python looks for what it can free."""
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -50,3 +52,19 @@ def ask_for_huge_pages(tensors: Iterable[torch.Tensor]) -> None:
     for start, end in stretches:
         if end - start >= _HUGE_PAGE:
             madvise(start, end - start, _MADV_HUGEPAGE)  # advice: a kernel that does not take it changes nothing
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keeps Python's collector of cycles out of the block, which makes many objects and no cycles.
+
+    Of 20,000 tensors it would look through all again and again: more than half of the time that reading what a file
+    lists takes, and a third of the load.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

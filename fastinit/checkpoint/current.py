@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -64,19 +63,3 @@ def reading() -> Iterator[None]:
         if opened is not None and opened.failure is None:
             opened.failure = error
         raise
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Keeps Python's collector of cycles out of the block, which makes many objects and no cycles.
-
-    Of 20,000 tensors it would look through all again and again: more than half of the time that reading what a file
-    lists takes, and a third of the load.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from ..memory import uncollected
 from . import pickles
-from .current import uncollected
 from .pickles import Kind, Machine, PickleError, containers
 from .stubs import Foreign, Name, Refusal, name_of, shown
 from .tiling import why_not_tiled

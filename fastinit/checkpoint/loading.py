@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..defaults import default_strict
+from ..memory import uncollected
 from ..naming import Names, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult, nothing_copied
 from ..provenance import is_rank_zero, version_of
@@ -22,7 +23,7 @@ from ..provenance import logger as own_logger
 from ..sharding import is_sharded
 from .addresses import shown_address
 from .copying import check
-from .current import loading, uncollected
+from .current import loading
 from .downloads import NotDownloaded
 from .messages import log
 from .modules import Descent, Slot, Tree
@@ -99,7 +100,7 @@ def load_checkpoint(
     reading = Reading(map_location, access, weights_only, tuple(allow))
     request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
     tree = request.tree(logger=logger)
-    result = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
+    result, _ = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
     if default_strict() and not result.copied:
         raise RuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
     _log_stripped(result, logger)
@@ -130,7 +131,8 @@ def _load(
     logger: logging.Logger | str | None,
     assign: bool = False,
     source: object = "the state dict",
-) -> LoadResult:
+) -> tuple[LoadResult, list[Slot]]:
+    """Returns what was copied and what was not, and what stands in the model now."""
     tree = Tree.of(module)
     match = matched(state_dict, tree, source)
     taken = [slot for slot in tree.slots if slot.asked in match.state_dict]
@@ -173,7 +175,7 @@ def _load(
         if is_rank_zero():
             log(text, logger, logging.WARNING)
     mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
-    return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped)
+    return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped), now
 
 
 def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:
@@ -292,6 +294,21 @@ def plan_copy(
 
         return Copy(module, (), source, rule, info, request.assign, False, not_yet, "not downloaded yet")
 
+    with uncollected():
+        return _planned(module, request, state_dict, names=names, trees=trees, rule=rule, info=info)
+
+
+def _planned(
+    module: nn.Module,
+    request: Request,
+    state_dict: OrderedDict[str, Any],
+    *,
+    names: Names,
+    trees: dict[int, Any],
+    rule: str,
+    info: str,
+) -> Copy:
+    source = shown_address(request.checkpoint)
     tree = Tree.of(module)
     match = matched(state_dict, tree, source)
 
@@ -316,12 +333,13 @@ def plan_copy(
         where = f"{request.prefix} in model" if request.prefix is not None else "model"
         own_logger.info("load %s from: %s", where, source)
         trees.pop(id(request), None)
-        result = _load(module, state_dict, request.strict, "current", request.assign, source)
+        result, slots = _load(module, state_dict, request.strict, "current", request.assign, source)
         _log_stripped(result, "current")
         if request.assign:
             names.renew()
         copied = set(result.copied)
-        return result, entries(slot for slot in Tree.of(module).slots if slot.key in copied)
+        with uncollected():
+            return result, entries(slot for slot in slots if slot.key in copied)
 
     planned = entries(slot for slot in tree.slots if _fits(match.state_dict.get(slot.asked), slot.tensor))
     return Copy(module, planned, source, rule, info, request.assign, bool(tree.own_code), load)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .current import uncollected
+from ..memory import uncollected
 from .readers import Reading
 from .schemes import tree_of
 from .stored import StoredTensor
