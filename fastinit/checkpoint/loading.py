@@ -103,7 +103,7 @@ def load_checkpoint(
     result, _ = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
     if default_strict() and not result.copied:
         raise RuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
-    _log_stripped(result, logger)
+    _log_notes(request, tree, result, logger)
     return tree
 
 
@@ -332,9 +332,9 @@ def _planned(
     def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
         where = f"{request.prefix} in model" if request.prefix is not None else "model"
         own_logger.info("load %s from: %s", where, source)
-        trees.pop(id(request), None)
+        whole = trees.pop(id(request), None)
         result, slots = _load(module, state_dict, request.strict, "current", request.assign, source)
-        _log_stripped(result, "current")
+        _log_notes(request, whole, result, "current")
         if request.assign:
             names.renew()
         copied = set(result.copied)
@@ -366,6 +366,11 @@ def _shape_of(value: torch.Tensor) -> tuple[int, ...]:
     return value.geometry.shape if type(value) is StoredTensor else tuple(value.shape)
 
 
-def _log_stripped(result: LoadResult, logger: logging.Logger | str | None) -> None:
-    if result.stripped and is_rank_zero():
+def _log_notes(request: Request, tree: Any, result: LoadResult, logger: logging.Logger | str | None) -> None:
+    """Logs what was stripped of names, and what the user may want to know of the checkpoint besides."""
+    if not is_rank_zero():
+        return
+    if result.stripped:
         log(f"names were matched without what wrappers add: {', '.join(result.stripped)}", logger)
+    for hint in request.hints(tree, result.copied, result.unexpected):
+        log(hint, logger, logging.WARNING)
