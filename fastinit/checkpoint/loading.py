@@ -75,8 +75,8 @@ def load_checkpoint(
             is used, training does not change the file, and models on the meta device get their values so. The file
             must stay as it is while the model lives: cutting it off kills the process (SIGBUS).
         dtype: that floating-point tensors are turned into on the way; None: the model's (``assign``: the file's).
-        access: "map", "read" (through ``pread``: for files that another process might cut off), or "auto": "read" on
-            network file systems, else "map".
+        access: "map", "read" (through ``pread``: for files that another process might cut off), or "auto": what is
+            copied is read, and what is adopted is mapped but on network file systems.
         weights_only: False unpickles whatever the file holds, and so runs code that it may bring.
         allow: classes and functions, or their import paths, that a pickle may use besides data.
 

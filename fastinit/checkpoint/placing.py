@@ -35,7 +35,7 @@ class Batch:
         """The storages that they read and write."""
         self._copies: list[_Copy] = []
         self._counted: list[torch.Tensor] = []
-        """Those of which only views are written: their versions must count it, too."""
+        """Distributed tensors: their versions, which are not those of their memory, must count it, too."""
         self._written: set[int | None] = set()
         """The storages that copies out of files write."""
 
@@ -71,7 +71,8 @@ class Batch:
         if not all(part.is_in_file for _, part in pieces):  # conjugated, of a subclass, ...
             return False
         self._add(memory, pieces)
-        self._counted.append(destination)
+        if memory is not destination:
+            self._counted.append(destination)
         return True
 
     def _add(self, memory: torch.Tensor, pieces: list[tuple[torch.Tensor, StoredTensor]]) -> None:
