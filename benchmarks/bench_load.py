@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import safetensors.torch
 import torch
 from tables import write
 from torch import nn
+from torch.distributed.checkpoint.state_dict_loader import load as load_folder
+from torch.distributed.checkpoint.state_dict_saver import save as write_folder
 
 import fastinit
 from fastinit.demo import GPT
@@ -28,8 +31,8 @@ from fastinit.demo import GPT
 ROUNDS = 3
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 27, 1280, 50257, 1024  # 597 million parameters
 PREFIX = "blocks.0"  # one of 27 layers
-PTH, SAFE = "model.pth", "model.safetensors"
-# For the cost of a load besides its bytes: 200 groups of 50 layers, each with a weight of 4 KiB and a bias.
+PTH, SAFE, FOLDER = "model.pth", "model.safetensors", "model.folder"
+# What a load costs beside its bytes: 200 groups of 50 layers, each with a weight of 4 KiB and a bias.
 GROUPS, IN_GROUP, SMALL_WIDTH = 200, 50, 32
 MANY_PTH, MANY_SAFE = "many.pth", "many.safetensors"
 
@@ -92,6 +95,13 @@ def safetensors_load(model: nn.Module, path: str) -> None:
     safetensors.torch.load_model(model, path)
 
 
+def torch_folder(model: nn.Module, path: str) -> None:
+    """torch.distributed.checkpoint, straight into the model's tensors."""
+    with warnings.catch_warnings():  # that the process is alone
+        warnings.simplefilter("ignore")
+        load_folder(model.state_dict(), checkpoint_id=path, no_dist=True)
+
+
 def ours(model: nn.Module, path: str) -> None:
     """Ours, by default."""
     fastinit.initialize(model, dict(type="Pretrained", checkpoint=path))
@@ -129,6 +139,8 @@ WAYS: list[tuple[str, str, str, Way, str]] = [
     ("copy", "model", SAFE, safetensors_load, "safetensors load_model"),
     ("copy", "model", SAFE, ours, "fastinit"),
     ("copy", "model", SAFE, ours_map, "fastinit, access='map'"),
+    ("copy", "model", FOLDER, torch_folder, "torch.distributed.checkpoint.load"),
+    ("copy", "model", FOLDER, ours, "fastinit"),
     ("20,000 tensors", "many", MANY_PTH, mmengine_load, "mmengine load_checkpoint"),
     ("20,000 tensors", "many", MANY_PTH, torch_load, "torch.load, load_state_dict"),
     ("20,000 tensors", "many", MANY_PTH, torch_mmap, "torch.load(mmap=True), load_state_dict"),
@@ -166,7 +178,9 @@ def _tiny(path: str, prefix: str) -> str:
     tiny = Path(path).with_name(f"tiny-{prefix}{Path(path).name}")
     if not tiny.exists():
         state = {f"{prefix}weight": torch.ones(1, 1), f"{prefix}bias": torch.ones(1)}
-        if tiny.suffix == ".pth":
+        if tiny.suffix == ".folder":
+            save_folder(state, tiny)
+        elif tiny.suffix == ".pth":
             torch.save({"state_dict": state}, tiny)
         else:
             safetensors.torch.save_file(state, tiny)
@@ -199,14 +213,26 @@ def _number(process: int, file: str, name: str) -> int:
 
 
 def _cache(path: Path, wanted: bool) -> None:
-    """Puts a file into the page cache, or drops it."""
-    with path.open("rb") as file:
-        if wanted:
-            while file.read(1 << 24):
-                pass
-        else:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """Puts a file, or those of a folder, into the page cache, or takes them out."""
+    for each in _files(path):
+        with each.open("rb") as file:
+            if wanted:
+                while file.read(1 << 24):
+                    pass
+            else:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _files(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else [path]
+
+
+def save_folder(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes a folder of torch.distributed.checkpoint."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_folder(state, checkpoint_id=folder, no_dist=True)
 
 
 def save(folder: Path) -> dict[str, nn.Module]:
@@ -216,8 +242,9 @@ def save(folder: Path) -> dict[str, nn.Module]:
         fastinit.initialize(model, dict(type="Normal", param="*"), backend="cpp", seed=0)
         torch.save({"state_dict": model.state_dict(), "meta": {"epoch": 12}}, folder / name)
         safetensors.torch.save_model(model, str((folder / name).with_suffix(".safetensors")))
+    save_folder(sources[PTH].state_dict(), folder / FOLDER)
     os.sync()
-    return {**sources, SAFE: sources[PTH], MANY_SAFE: sources[MANY_PTH]}
+    return {**sources, SAFE: sources[PTH], FOLDER: sources[PTH], MANY_SAFE: sources[MANY_PTH]}
 
 
 def must_be_right(folder: Path, sources: dict[str, nn.Module]) -> None:
@@ -244,7 +271,7 @@ def main() -> None:
                     if turn < ROUNDS - 1 or not cold:
                         found.setdefault((index, cold), []).append(measure(index, folder / file, cold))
             print(f"round {turn + 1} of {ROUNDS}", file=sys.stderr)
-        n_bytes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        n_bytes = {path.name: sum(file.stat().st_size for file in _files(path)) for path in folder.iterdir()}
     rows: list[dict[str, Any]] = []
     middle = {
         key: tuple(statistics.median(each[i] for each in measured) for i in range(3)) for key, measured in found.items()

@@ -76,8 +76,8 @@ def load_checkpoint(
             is used, training does not change the file, and models on the meta device get their values so. The file
             must stay as it is while the model lives: cutting it off kills the process (SIGBUS).
         dtype: that floating-point tensors are turned into on the way; None: the model's (``assign``: the file's).
-        access: "map", "read" (through ``pread``: for files that another process might cut off), or "auto": "read" on
-            network file systems, else "map".
+        access: "map", "read" (through ``pread``: for files that another process might cut off), or "auto": what is
+            copied is read, and what is adopted is mapped but on network file systems.
         weights_only: False unpickles whatever the file holds, and so runs code that it may bring.
         allow: classes and functions, or their import paths, that a pickle may use besides data.
 
@@ -101,10 +101,10 @@ def load_checkpoint(
     reading = Reading(map_location, access, weights_only, tuple(allow))
     request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
     tree = request.tree(logger=logger)
-    result = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
+    result, _ = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
     if default_strict() and not result.copied:
         raise RuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
-    _log_stripped(result, logger)
+    _log_notes(request, tree, result, logger)
     return tree
 
 
@@ -132,7 +132,8 @@ def _load(
     logger: logging.Logger | str | None,
     assign: bool = False,
     source: object = "the state dict",
-) -> LoadResult:
+) -> tuple[LoadResult, list[Slot]]:
+    """Returns what was copied and what was not, and what stands in the model now."""
     tree = Tree.of(module)
     match = matched(state_dict, tree, source)
     taken = [slot for slot in tree.slots if slot.asked in match.state_dict]
@@ -175,7 +176,7 @@ def _load(
         if is_rank_zero():
             log(text, logger, logging.WARNING)
     mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
-    return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped)
+    return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped), now
 
 
 def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:
@@ -294,6 +295,21 @@ def plan_copy(
 
         return Copy(module, (), source, rule, info, request.assign, False, not_yet, "not downloaded yet")
 
+    with uncollected():
+        return _planned(module, request, state_dict, names=names, trees=trees, rule=rule, info=info)
+
+
+def _planned(
+    module: nn.Module,
+    request: Request,
+    state_dict: OrderedDict[str, Any],
+    *,
+    names: Names,
+    trees: dict[int, Any],
+    rule: str,
+    info: str,
+) -> Copy:
+    source = shown_address(request.checkpoint)
     tree = Tree.of(module)
     match = matched(state_dict, tree, source)
 
@@ -317,13 +333,14 @@ def plan_copy(
     def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
         where = f"{request.prefix} in model" if request.prefix is not None else "model"
         own_logger.info("load %s from: %s", where, source)
-        trees.pop(id(request), None)
-        result = _load(module, state_dict, request.strict, "current", request.assign, source)
-        _log_stripped(result, "current")
+        whole = trees.pop(id(request), None)
+        result, slots = _load(module, state_dict, request.strict, "current", request.assign, source)
+        _log_notes(request, whole, result, "current")
         if request.assign:
             names.renew()
         copied = set(result.copied)
-        return result, entries(slot for slot in Tree.of(module).slots if slot.key in copied)
+        with uncollected():
+            return result, entries(slot for slot in slots if slot.key in copied)
 
     planned = entries(slot for slot in tree.slots if _fits(match.state_dict.get(slot.asked), slot.tensor))
     return Copy(module, planned, source, rule, info, request.assign, bool(tree.own_code), load)
@@ -350,6 +367,11 @@ def _shape_of(value: torch.Tensor) -> tuple[int, ...]:
     return value.geometry.shape if type(value) is StoredTensor else tuple(value.shape)
 
 
-def _log_stripped(result: LoadResult, logger: logging.Logger | str | None) -> None:
-    if result.stripped and is_rank_zero():
+def _log_notes(request: Request, tree: Any, result: LoadResult, logger: logging.Logger | str | None) -> None:
+    """Logs what was stripped of names, and what the user may want to know of the checkpoint besides."""
+    if not is_rank_zero():
+        return
+    if result.stripped:
         log(f"names were matched without what wrappers add: {', '.join(result.stripped)}", logger)
+    for hint in request.hints(tree, result.copied, result.unexpected):
+        log(hint, logger, logging.WARNING)

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +16,10 @@ import torch
 
 from ..execution.collector import uncollected
 from .formats.by_content import Reading
+from .messages import listed
 from .sources.schemes import tree_of
 from .storage.stored import StoredTensor
-from .storage.stubs import Foreign, refuse
+from .storage.stubs import Foreign, refuse, shown
 from .versions import checked_metadata, with_metadata
 from .wrappers import below
 
@@ -27,6 +28,9 @@ Revisions = Sequence[tuple[str, str]]
 STRIP_MODULE: Revisions = ((r"^module\.", ""),)
 # Where training scripts put the weights among other things, the first that is there.
 _NESTS = ("state_dict", "model", "state_dict_ema")
+
+# What stands behind the name of a weight of 8 bits where its scale is: DeepSeek's files, compressed-tensors.
+_SCALES = ("_scale_inv", "_scale")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,23 @@ class Request:
                     state_dict[key] = value.to(self.dtype)
         return state_dict
 
+    def hints(self, tree: Any, copied: Collection[str], unexpected: Collection[str]) -> list[str]:
+        """Returns what people should be told who may have meant something else.
+
+        Args:
+            tree: what the checkpoint holds.
+            copied, unexpected: keys of its state dict that the model took, and that nothing is called by.
+        """
+        if not isinstance(tree, Mapping):
+            return []
+        if not copied and self.key is None:
+            return _weights_elsewhere(tree)
+        scales = [name for name in unexpected if name.endswith(_SCALES)]
+        state_dict = self._state_dict(tree) if scales else {}
+        scales = [name for name in scales if _is_scale(name, state_dict)]
+        line = "copied as they are, without the scales beside them that would make weights of them"
+        return [f"values of 8 bits are {line}: {listed(scales)}"] if scales else []
+
     def _state_dict(self, tree: Any) -> OrderedDict[str, Any]:
         prefix = self._dotted_prefix
         for revisions in self._candidates():
@@ -120,6 +141,29 @@ def _cut(state_dict: OrderedDict[str, Any], rest: Callable[[str], str | None]) -
     """Returns what of a state dict is below a prefix, by the rest of its names."""
     found = OrderedDict((new, value) for name, value in state_dict.items() if (new := rest(name)))
     return with_metadata(found, getattr(state_dict, "_metadata", {}), rest)
+
+
+def _weights_elsewhere(tree: Mapping[Any, Any]) -> list[str]:
+    """Returns a line about dicts of tensors that a checkpoint holds under keys that are not looked into."""
+    if any(nest in tree for nest in _NESTS):
+        return []
+    found = [
+        key
+        for key, value in tree.items()
+        if isinstance(key, str)
+        and isinstance(value, Mapping)
+        and any(isinstance(each, torch.Tensor) for each in value.values())
+    ]
+    if not found:
+        return []
+    others = f" (or {', '.join(map(shown, found[1:6]))})" if found[1:] else ""
+    return [f"nothing was copied; the checkpoint holds tensors under another key: pass key={shown(found[0])}{others}"]
+
+
+def _is_scale(name: str, state_dict: Mapping[str, Any]) -> bool:
+    """Tells whether a tensor is the scale of another one, whose values are floating-point numbers of 8 bits."""
+    weight = state_dict.get(next(name.removesuffix(ending) for ending in _SCALES if name.endswith(ending)))
+    return isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.element_size() == 1
 
 
 def state_dict_of(

@@ -6,7 +6,7 @@ Every public function reads: open a call; items; ``check``; ``run``; ``report``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -18,6 +18,7 @@ from torch import nn
 from ..logs import logger
 from ..naming import Prefix
 from ..plans import Call, Copy, Fill, Item, nothing_copied
+from .collector import uncollected
 from .defaults import Strict
 from .done import CheckpointReport, Done
 from .hosts import host_of
@@ -115,6 +116,11 @@ class OpenCall:
         self.run_items(fills)
 
     def _copy(self, item: Copy) -> None:
+        # Code of others may make cycles that have to be freed.
+        with nullcontext() if item.runs_own_code else uncollected():
+            self._load(item)
+
+    def _load(self, item: Copy) -> None:
         ledger = self.ledger()
         # Watching what is written takes longer than loading a small model: only code of others is watched.
         if item.runs_own_code:

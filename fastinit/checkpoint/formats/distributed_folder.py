@@ -99,10 +99,8 @@ class FolderStorage(Storage):
         if (reason := why_not_shards(destination)) is not None:
             raise RuntimeError(reason)
         met = sorted(self._meeting(destination), key=lambda each: _place(each[0]))
-        for chunk, _, _ in met:
-            self._stored(chunk)
-        for chunk, view, (first, shape) in met:
-            part = self._stored(chunk).part(first, shape)
+        parts = [(view, self._stored(chunk).part(*box)) for chunk, view, box in met]
+        for view, part in parts:
             yield view, part if dtype is None or dtype == part.dtype else part.turned_into(dtype)
 
     def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:

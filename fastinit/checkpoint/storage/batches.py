@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,10 @@ _MAX_GAP_BYTES = 4096
 # Of rows that lie apart (a rank's part of a matrix), so much is read between two; that is what a system call and a
 # piece of its own cost in time.
 _MAX_APART_BYTES = 64 << 10
+# The system is told to read further ahead where a batch takes so much of a file, and at least half of what is between:
+# 512 MiB that no cache had came in 0.28 s and not in 0.46 (medians of 8; disk of a virtual machine). Telling a mapping
+# the same (MADV_SEQUENTIAL) is no way: two threads in it took 20 s.
+_FAR_BYTES = 64 << 20
 # Every tensor in memory beside begins at a multiple of this, as torch's own allocator has it.
 _ALIGNMENT = 64
 # How many places one preadv may fill; 16 is what POSIX promises.
@@ -88,6 +93,7 @@ def run(pieces: Iterable[Stretch | Turned]) -> None:
         OSError: a file cannot be read, or was changed meanwhile: some places may have been written.
     """
     jobs = _jobs(pieces)
+    _hurry(jobs)
     if len(jobs) == 1:  # a thread would cost more than it gains
         _finish(jobs[0], _read(jobs[0]))
         return
@@ -133,6 +139,16 @@ def _jobs(pieces: Iterable[Stretch | Turned]) -> list[_Job]:
             job.n_bytes += n_bytes
             begin += n_bytes
     return jobs
+
+
+def _hurry(jobs: list[_Job]) -> None:
+    """Lets the system read far ahead in files of which these jobs, which are in their order, take a long part."""
+    for _, group in groupby(jobs, key=lambda job: id(job.file)):
+        of_one = list(group)
+        (first, _, _), (last, n_last, _) = of_one[0].parts[0], of_one[-1].parts[-1]
+        n_bytes = sum(job.n_bytes for job in of_one)
+        if n_bytes >= max(_FAR_BYTES, (last + n_last - first) // 2):
+            of_one[0].file.hurry()
 
 
 def _job_bytes(file: File) -> int:

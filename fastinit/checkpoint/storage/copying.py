@@ -93,7 +93,9 @@ class Copies:
             batch = Batch()
             try:
                 for copy in noted:
-                    if batch.takes(copy.destination, copy.source):
+                    with _not_read():
+                        is_taken = batch.takes(copy.destination, copy.source)
+                    if is_taken:
                         continue
                     if batch.meets(copy.destination, copy.source):
                         has_begun = True

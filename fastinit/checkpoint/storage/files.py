@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class File:
         """"auto" only where adopted tensors are mapped."""
         if access == "auto" and is_on_network(path):
             self.access = "read"
+        self._hurries = False
         self._mapping: mmap.mmap | None = None
         self._mapped: torch.Tensor | None = None
         self._lock = threading.Lock()
@@ -98,6 +100,13 @@ class File:
             if n_read == 0:
                 self.check()
                 raise OSError(f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read")
+
+    def hurry(self) -> None:
+        """Tells the system that most of the file is about to be read from front to back, so that it reads ahead."""
+        if not self._hurries and hasattr(os, "posix_fadvise"):
+            self._hurries = True
+            with suppress(OSError):  # a hint: some file systems take none
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def mapped(self) -> torch.Tensor:
         """Returns the file as bytes in memory (read-only), mapped once; it is read where it is looked at."""

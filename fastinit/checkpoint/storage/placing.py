@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ...plans import Strided, byte_span, may_overlap
-from ...shards.dtensor import boxes_of, is_sharded
+from ...shards.dtensor import boxes_of, is_sharded, local_part
 from .batches import Stretch, Turned, places, run
 from .current import current
 from .stored import StoredTensor
 
 _PLAIN_TYPES = (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))
+
+
+class _Copy(NamedTuple):
+    """What makes all values of one stretch of memory."""
+
+    memory: torch.Tensor
+    pieces: list[tuple[torch.Tensor, StoredTensor]]
+    """(a part of the memory, what is for it in one file), none of which overlap."""
 
 
 class Batch:
@@ -24,8 +33,9 @@ class Batch:
         """These are made first, in their order."""
         self._used: set[int | None] = set()
         """The storages that they read and write."""
-        self._copies: list[tuple[torch.Tensor, StoredTensor]] = []
-        self._sharded: list[torch.Tensor] = []
+        self._copies: list[_Copy] = []
+        self._counted: list[torch.Tensor] = []
+        """Distributed tensors: their versions, which are not those of their memory, must count it, too."""
         self._written: set[int | None] = set()
         """The storages that copies out of files write."""
 
@@ -37,21 +47,38 @@ class Batch:
         with torch._C.DisableTorchFunction():
             if not isinstance(source, StoredTensor):
                 return self._takes_in_memory(destination, source)
-            if not source.is_in_file:
+            if type(source) is not StoredTensor or source.is_read:
                 return False
+            if not source.storage_in_file.is_in_one_file:
+                return self._takes_chunks(destination, source)
             if is_sharded(destination):
                 for box in boxes_of(destination):
-                    self._copies.append(
-                        (box.tensor, source.part(box.index(destination.shape), tuple(box.tensor.shape)))
-                    )
-                    self._written.add(_memory_of(box.tensor))
-                self._sharded.append(destination)
+                    part = source.part(box.index(destination.shape), tuple(box.tensor.shape))
+                    self._add(box.tensor, [(box.tensor, part)])
+                self._counted.append(destination)
                 return True
             if destination.shape != source.shape or not _is_plain(destination):
                 return False
-            self._copies.append((destination, source))
-            self._written.add(_memory_of(destination))
+            self._add(destination, [(destination, source)])
         return True
+
+    def _takes_chunks(self, destination: torch.Tensor, source: StoredTensor) -> bool:
+        """Takes a copy out of a folder, of whose chunks each lies in a file of its own."""
+        storage = source.storage_in_file
+        memory = local_part(destination) if is_sharded(destination) else destination
+        if not storage.is_in_few_files or destination.shape != source.shape or not _is_plain(memory):
+            return False
+        pieces = list(storage.pieces(destination, source.dtype))
+        if not all(part.is_in_file for _, part in pieces):  # conjugated, of a subclass, ...
+            return False
+        self._add(memory, pieces)
+        if memory is not destination:
+            self._counted.append(destination)
+        return True
+
+    def _add(self, memory: torch.Tensor, pieces: list[tuple[torch.Tensor, StoredTensor]]) -> None:
+        self._copies.append(_Copy(memory, pieces))
+        self._written.add(_memory_of(memory))
 
     def _takes_in_memory(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
         if not (_is_plain(destination) and is_memory(source) and destination.shape == source.shape):
@@ -75,16 +102,16 @@ class Batch:
 
     def run(self) -> None:
         """Makes the copies."""
-        in_memory, copies, sharded = self._in_memory, self._copies, self._sharded
+        in_memory, copies, counted = self._in_memory, self._copies, self._counted
         self.__init__()  # type: ignore[misc]
         with torch._C.DisableTorchFunction():
             for destination, source in in_memory:
                 destination.copy_(source)
             try:
                 for independent in _independent(copies):
-                    run_copies(independent)
+                    run_copies(piece for copy in independent for piece in copy.pieces)
             finally:
-                for tensor in sharded:
+                for tensor in counted:
                     torch.autograd.graph.increment_version(tensor)
 
 
@@ -113,11 +140,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() or not may_overlap(tensor.shape, tensor.stride())
 
 
-def _independent(
-    copies: list[tuple[torch.Tensor, StoredTensor]],
-) -> Iterator[list[tuple[torch.Tensor, StoredTensor]]]:
+def _independent(copies: list[_Copy]) -> Iterator[list[_Copy]]:
     """Yields copies in batches whose order within does not matter: first all that share memory with no other."""
-    spans = sorted((*byte_span(destination), index) for index, (destination, _) in enumerate(copies))
+    spans = sorted((*byte_span(copy.memory), index) for index, copy in enumerate(copies))
     together: list[list[tuple[int, int, int]]] = []
     end = 0
     for span in spans:
@@ -131,7 +156,7 @@ def _independent(
     for group in together:
         start, stop, last = group[-1]
         is_one_place = all(span[:2] == (start, stop) for span in group)
-        if is_one_place and all(copies[index][0].nbytes == stop - start for _, _, index in group):
+        if is_one_place and all(copies[index].memory.nbytes == stop - start for _, _, index in group):
             alone.append(last)  # each writes all of it: a tied weight under all of its names
         else:
             in_turn.extend(index for _, _, index in group)

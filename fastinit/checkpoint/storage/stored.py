@@ -24,7 +24,7 @@ class Storage:
     """A stretch of a file that one tensor, or several that share memory, are made of."""
 
     is_in_one_file = True
-    """Else it is a ``distributed_folder``'s, which reads it by itself."""
+    """Else it is a ``distributed_folder``'s, in chunks."""
 
     def __init__(self, file: File, offset: int, n_bytes: int) -> None:
         self.file = file
@@ -36,6 +36,11 @@ class Storage:
         # A tensor's attributes may be of the same storage.
         self.lock: AbstractContextManager[Any] = threading.RLock()
 
+    @property
+    def is_in_few_files(self) -> bool:
+        """Whether all files that it lies in may be open at a time; else it can only ``load_into`` a tensor."""
+        return True
+
     def check(self, destination: torch.Tensor | None = None) -> None:
         """Raises OSError if its bytes are not where they were: asked before anything is written.
 
@@ -43,6 +48,12 @@ class Storage:
             destination: where they are to go, for storages of which a part may be enough.
         """
         self.file.check()
+
+    def pieces(
+        self, destination: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> Iterable[tuple[torch.Tensor, StoredTensor]]:
+        """Returns the copies out of single files that fill a destination, for storages in chunks."""
+        raise NotImplementedError
 
     def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         """Reads into a tensor of the same shape, by way of a dtype: for storages that read by themselves."""
