@@ -19,12 +19,12 @@ from fastinit import plans
 from fastinit.backends import BACKENDS, lowering
 
 SEED = 20261126
-PATTERN = 0xAA  # of the memory around the tensors, and in their gaps: what a kernel must leave as it is
-MARGIN = 10  # elements of it behind a tensor
+PATTERN = 0xAA  # of the memory around the tensors and in their gaps, which a kernel must not change
+MARGIN = 10  # elements of it after a tensor
 INF = math.inf
 C, U, N, T = plans.Constant, plans.Uniform, plans.Normal, plans.TruncatedNormal
 
-# Each kind of record, and the ends of its numbers: denormal scales, no width, float16's limits, tails, narrow bounds.
+# Each kind of record with extreme numbers: denormal scales, zero width, float16's limits, tails, narrow bounds.
 DISTRIBUTIONS: list[plans.Distribution] = [
     *(U(-0.37, 1.93), U(0, 3e-38), U(2.0, 2.0), N(0.25, 1.5), N(0, 0.02), N(0, 1e-38), N(3, 0), N(0, 6e4)),
     *(T(0.25, 1.5, -2.5, 3.0), T(0, 1, -100, 100), T(0, 1, -1, 3), T(0, 1, 6, INF), T(0.5, 0.02, -INF, 0.4)),
@@ -46,20 +46,20 @@ class Case:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     start: int
-    """Elements before the first."""
+    """Elements in front of the first."""
     shape: tuple[int, ...]
-    """Of the whole parameter, of which it is the box at ``offset``."""
+    """Of the whole parameter, whose box at ``offset`` this is."""
     offset: tuple[int, ...]
 
     @staticmethod
     def whole(
         name: str, distribution: plans.Distribution, dtype: torch.dtype, size: tuple[int, ...], start: int = 0
     ) -> Case:
-        """Returns a parameter that is here in one piece."""
+        """Returns a case that is a whole parameter."""
         return Case(name, distribution, dtype, size, plans.row_major(size), start, size, (0,) * len(size))
 
     def made_on(self, device: torch.device) -> tuple[torch.Tensor, plans.Fill]:
-        """Returns memory full of a pattern, and the fill of a view of it."""
+        """Returns memory full of the pattern, and the fill of a view of it."""
         n = self.start + sum((size - 1) * step for size, step in zip(self.size, self.stride)) + MARGIN
         base = torch.full((n * self.dtype.itemsize,), PATTERN, dtype=torch.uint8, device=device)
         view = base.view(self.dtype).as_strided(self.size, self.stride, self.start)
@@ -68,7 +68,7 @@ class Case:
 
 
 def compare(what: str, backend: str, cases: Sequence[Case]) -> None:
-    """Fills all cases in one call, and on the CPU; every byte of the memory around them counts too."""
+    """Fills all cases in one call, and on the CPU; compares every byte, those around the tensors too."""
     references = [case.made_on(CPU) for case in cases]
     kept = [i for i, (_, fill) in enumerate(references) if lowering.why_not_fill(fill) is None]
     results = [cases[i].made_on(DEVICE) for i in kept]
@@ -144,7 +144,7 @@ def many(n: int) -> list[Case]:
 
 
 def smoke() -> None:
-    """Whether the kernels are right at all."""
+    """Checks the kernels' bits."""
     for backend in backends():
         with going_on(backend):
             first = [Case.whole("w", N(0, 1), torch.float32, (100,)).made_on(DEVICE)[1]]
@@ -230,7 +230,7 @@ def huge(backend: str, dtype: torch.dtype, n: int, distribution: plans.Distribut
 
 
 def determinism(backend: str) -> None:
-    """The same fill gives the same bits each time."""
+    """Checks that the same fill gives the same bits each time."""
     n = 2**27 if GPU else 2**16
     tensors = [torch.empty(n, device=DEVICE) for _ in range(3)]
     for tensor in tensors:
@@ -240,7 +240,7 @@ def determinism(backend: str) -> None:
 
 
 def sanitize(backend: str) -> None:
-    """A small launch of all kinds, for tools that make a kernel slow: each path, each dtype; and right, too."""
+    """Checks a small launch with each path and dtype, for tools that slow kernels down."""
     if not GPU:
         backend = "cpp"
     big = Case.whole("big", N(0, 1), torch.bfloat16, (300_001,))
