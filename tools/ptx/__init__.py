@@ -8,8 +8,8 @@
     assert (memory.writes(out) == 1).all()              # each byte is written once
 
 Bit-exact: integers, comparisons, conversions, minima and maxima; add, sub, mul, div, sqrt and rcp in float32 and
-float64, rounded to nearest (.rn); fma.rn; .ftz and .sat in float32. Approximations (.approx, .full) are not, because the
-hardware's tables are not public: they are computed in float64 and rounded once, and `Stats.approx` names those that
+float64, rounded to nearest (.rn); fma.rn; .ftz and .sat in float32. Approximations (.approx, .full) are not: the
+hardware's tables are not public, so they are computed in float64 and rounded once, and `Stats.approx` names those that
 ran. Atomics, calls, half-precision arithmetic, directed rounding and tensor cores are not supported: they are errors
 when threads reach them, and `Kernel.unsupported` lists them beforehand.
 
