@@ -38,10 +38,10 @@ from fastinit.checkpoint import CheckpointLoader, load_checkpoint, request
 # The promises of docs/checkpoints.md for small files.
 MOST_BYTES = 100 << 20
 MOST_CPU_S = 1.0
-# Beyond all doubt: the kernel ends the child after this much CPU time, or after this long of waiting on a busy machine.
+# Far beyond them the kernel ends the child: after so much CPU time, or so much time in all on a busy machine.
 _STOPPED_AFTER_CPU_S = 10.0
 _STOPPED_AFTER_S = 120.0
-# A child costs a fork and a warm-up of 0.1 s; what one mutant leaves behind must not be blamed on many others.
+# Mutants per child: a child takes a fork and 0.1 s of warm-up, but leftovers of a mutant affect the rest of its batch.
 BATCH = 500
 _LONGEST_MESSAGE = 5000
 # The errors that load_checkpoint documents. Subclasses such as RecursionError are failures.

@@ -48,7 +48,7 @@ class Case:
     start: int
     """Elements in front of the first."""
     shape: tuple[int, ...]
-    """Of the whole parameter, whose box at ``offset`` this is."""
+    """The shape of the whole parameter; this case is its box at ``offset``."""
     offset: tuple[int, ...]
 
     @staticmethod
@@ -166,7 +166,7 @@ def smoke() -> None:
             determinism(backend)
 
 
-# More than 2^32 elements, and more than 2^33 at one byte each; 8.6 GB both.
+# More than 2^32 elements, and more than 2^33 of one byte each; 8.6 GB each.
 HUGE: list[tuple[torch.dtype, int, plans.Distribution]] = [
     (torch.bfloat16, 2**32 + 12347, N(0.25, 1.5)),
     (getattr(torch, "float8_e4m3fn", torch.float16), 2**33 + 7, U(-1, 1)),
@@ -176,7 +176,7 @@ HUGE_WINDOW = 1 << 16  # elements
 
 
 def pending(backend: str) -> None:
-    """Tables and tensors are let go of while the device is busy; streams take turns, and others reuse the memory."""
+    """Checks launches whose tables are freed while the device is busy, on alternating streams that reuse the memory."""
     streams: list[Any] = [torch.cuda.Stream() for _ in range(4)] if GPU else []  # type: ignore[no-untyped-call]
     n, rounds = (300_001, 200) if GPU else (3001, 8)
     kept = []
@@ -190,7 +190,7 @@ def pending(backend: str) -> None:
         BACKENDS[backend].run(fills, i)
         del junk, fills
         kept.append(tensor)
-        for n_bytes in (2048, 4096, 65536):  # what takes the freed memory of tables, were it free already
+        for n_bytes in (2048, 4096, 65536):  # would reuse the memory of tables, if it were free already
             torch.full((n_bytes,), 77, dtype=torch.uint8, device=DEVICE)
     sync()
     if streams:
@@ -205,10 +205,10 @@ def pending(backend: str) -> None:
 
 
 def huge(backend: str, dtype: torch.dtype, n: int, distribution: plans.Distribution) -> None:
-    """One tensor of more elements than 32 bits count: windows of it, and whether all of it was written."""
+    """Checks a tensor with more elements than 32 bits count: windows of it, and that every element is written."""
     gc.collect()
     tensor = torch.empty(n, dtype=dtype, device=DEVICE)
-    tensor.view(torch.uint8).fill_(0xFF)  # a NaN in both dtypes, which no distribution gives
+    tensor.view(torch.uint8).fill_(0xFF)  # a NaN in both dtypes, which no distribution yields
     fills = [plans.Fill.whole("w", tensor, distribution, "", "")]
     BACKENDS[backend].run(fills, SEED)
     _, seconds = seconds_of(lambda: BACKENDS[backend].run(fills, SEED))

@@ -85,7 +85,7 @@ class Stored:
     """The stores of a trip through a loop."""
 
     n_bytes: int
-    """Of a thread."""
+    """Bytes per thread."""
     conversion: str
     """The two-byte format that it converts to, "BF16" or "F16", or ""."""
 

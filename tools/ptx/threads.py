@@ -67,7 +67,7 @@ class Launch:
     parameters: bytes
     memory: Memory
     n_shared_bytes: int
-    """Of dynamic shared memory."""
+    """Bytes of dynamic shared memory."""
     n_instructions: int = 0
     """Executed instructions, whatever their number of threads."""
     n_partings: int = 0
