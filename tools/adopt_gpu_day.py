@@ -41,9 +41,7 @@ def results_of(folder: Path) -> Results:
         raise SystemExit(f"{folder}: there is no results.json; expected the --out folder of gpu_day.py")
     results: Results = json.loads(path.read_text())
     if results.get("fastinit_gpu_day") != 1:
-        raise SystemExit(
-            f"{path}: results.json holds no results of a GPU day, or those of another version of gpu_day.py"
-        )
+        raise SystemExit(f"{path}: no results of a GPU day, or those of another version of gpu_day.py")
     if not results["machine"].get("is_gpu"):
         what = results["machine"].get("description", "a machine that is not known")
         raise SystemExit(f"{folder}: made without a GPU ({what}): only results from a GPU can be adopted")
