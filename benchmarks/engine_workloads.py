@@ -41,15 +41,15 @@ IDLE_S = 15
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed. A repeat calls ``run`` on what ``prepare`` returns; only ``run`` is timed."""
+    """A workload. Each repeat passes the result of ``prepare`` to ``run``, and only ``run`` is timed."""
 
     n_tensors: int
     prepare: Callable[[], Any]
     run: Callable[[Any], Any]
     digest: Callable[[Any], str]
-    """Of what ``run`` returned."""
+    """Returns the digest of the result of ``run``."""
     peer: Callable[[Any], Any] | None = None
-    """The same without fastinit, timed in turns with ``run``."""
+    """Does the same without fastinit; timed in turns with ``run``."""
     is_peers_bits: bool = False
     """``run`` must give what ``peer`` gives, bit for bit."""
     n_fresh_bytes: int = 0

@@ -1,10 +1,10 @@
-"""Takes the results of a GPU day into the project: benchmarks/results, and by them the tables of README and docs.
+"""Adopts the results of a GPU day: writes benchmarks/results, and updates the tables of README and docs.
 
     python tools/adopt_gpu_day.py FOLDER [FOLDER...]
 
-A folder is what ``gpu_day.py`` left (its ``--out``). Of several, made on one machine, a later one's steps replace an
-earlier one's. A folder that was made without a GPU is refused, and so are folders of different machines. What was
-measured in a step whose checks failed is left out. At last it lists what the pages still say of a time before.
+A folder is the ``--out`` of ``gpu_day.py``. Several folders must come from one machine; a later folder's steps replace
+an earlier one's. Folders made without a GPU are refused. Measurements of steps whose checks failed are left out. At the
+end it lists the sentences of the pages that still say that nothing was measured.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import update_tables
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from tables import RESULTS, read, save
 
-N_FINDINGS = 12  # of a step in the table of the day
-# What pages say as long as nothing was measured. The people who adopt a day rewrite these sentences.
+N_FINDINGS = 12  # per step, in the day's table
+# How the pages say that nothing was measured. Whoever adopts a day rewrites these sentences.
 UNMEASURED = re.compile(r"[Nn]o GPU has (run|filled)|[Nn]o GPU was at hand|nothing has been timed|no GPU timing")
 
 Results = dict[str, Any]
@@ -34,22 +34,22 @@ def results_of(folder: Path) -> Results:
     """Returns the results of a folder.
 
     Raises:
-        SystemExit: it holds none, or was made without a GPU.
+        SystemExit: it has none, or was made without a GPU.
     """
     path = folder / "results.json"
     if not path.exists():
-        raise SystemExit(f"{folder}: there is no results.json in it; a GPU day leaves one")
+        raise SystemExit(f"{folder}: there is no results.json; expected the --out folder of gpu_day.py")
     results: Results = json.loads(path.read_text())
     if results.get("fastinit_gpu_day") != 1:
-        raise SystemExit(f"{path}: these are no results of a GPU day, or of another version of it")
+        raise SystemExit(f"{path}: no results of a GPU day, or those of another version of gpu_day.py")
     if not results["machine"].get("is_gpu"):
         what = results["machine"].get("description", "a machine that is not known")
-        raise SystemExit(f"{folder}: made without a GPU ({what}): it says nothing of one, and is not adopted")
+        raise SystemExit(f"{folder}: made without a GPU ({what}): only results from a GPU can be adopted")
     return results
 
 
 def adopt(folders: Sequence[Path], results: Path) -> list[str]:
-    """Writes the CSV files of a day's folders into the project's results.
+    """Writes the CSV files of a day's folders to the project's results.
 
     Returns:
         What was left out and why.
@@ -77,7 +77,7 @@ def adopt(folders: Sequence[Path], results: Path) -> list[str]:
     left_out = []
     for name, rows in tables.items():
         if not rows:
-            left_out.append(f"{name}: the day brought nothing for it, or its checks failed; what is there stays")
+            left_out.append(f"{name}: nothing measured, or its checks failed; the file is unchanged")
             continue
         save(results / name, [{**row, "machine": machine} for row in rows])
     gpu_predictions.write(results)
@@ -85,7 +85,7 @@ def adopt(folders: Sequence[Path], results: Path) -> list[str]:
 
 
 def summary_of(step: Results) -> dict[str, str]:
-    """Returns a step's row in the table of the day."""
+    """Returns a step's row of the day's table."""
     findings = [each for each in step["findings"] if not (step["table"] and each["kind"] == "found")]
     findings.sort(key=lambda each: each["kind"] == "found")
     texts = [("" if each["kind"] == "found" else each["kind"].upper() + ": ") + each["text"] for each in findings]
@@ -99,19 +99,19 @@ def summary_of(step: Results) -> dict[str, str]:
 
 
 def numbers_of(steps: dict[str, Results], name: str, column: str) -> list[dict[str, str]]:
-    """Returns the rows that a step found, those with a column; none of a step that failed."""
+    """Returns the findings of a step that have a certain column; none if the step failed."""
     step = steps.get(name)
     if step is None or step["state"] == "FAILED":
         return []
     rows = [each["numbers"] for each in step["findings"] if column in each["numbers"]]
-    columns = dict.fromkeys(key for row in rows for key in row)  # a profiler need not have every number of each kernel
+    columns = dict.fromkeys(key for row in rows for key in row)  # a profiler may lack some numbers of a kernel
     return [{**dict.fromkeys(columns, ""), **row} for row in rows]
 
 
 def bench_rows(steps: dict[str, Results], folders: Sequence[Path]) -> list[dict[str, str]]:
-    """Returns the rows of the days' bench_gpu.csv, a later folder's in place of an earlier's, the ceilings once.
+    """Returns the rows of all folders' bench_gpu.csv; later folders win, and the ceilings appear once.
 
-    The benchmark checks the bits of a workload before it times it, and writes no row of one that is wrong.
+    The benchmark checks the bits of a workload before timing it, and writes no row if they are wrong.
     """
     if not any(steps[name]["findings"] for name in ("llama", "tensor", "experts") if name in steps):
         return []
@@ -123,7 +123,7 @@ def bench_rows(steps: dict[str, Results], folders: Sequence[Path]) -> list[dict[
 
 
 def untrue(pages: Sequence[Path]) -> list[str]:
-    """Returns the lines of pages that say that nothing has been measured, as ``file:line: text``."""
+    """Returns the lines of the pages that say that nothing was measured, as ``file:line: text``."""
     return [
         f"{page.name}:{number}: {line.strip()}"
         for page in pages
@@ -133,7 +133,7 @@ def untrue(pages: Sequence[Path]) -> list[str]:
 
 
 def main() -> None:
-    """Adopts folders, and makes the pages' tables anew."""
+    """Adopts folders, and updates the pages' tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     for line in adopt(parser.parse_args().folders, RESULTS):

@@ -1,11 +1,11 @@
-"""All random words there are, through every transform of one word: the error against float64, and equal bits.
+"""Runs all 2^32 random words through every transform: equal bits, and the error against float64.
 
-For each transform and all 2^32 words (a uniform uses 24 bits of a word: 2^24) every instruction set must give the same
-bits, and the largest distance from the formula in float64 is found. A normal takes two words: once the first runs
-through all words, at an angle where sine and cosine weigh the same, once the second, at the largest radius.
-Conversions to narrower dtypes take all 2^32 float32 but NaN, against torch's. Writes ``results/numbers.csv`` after
-each transform; rows of transforms that were not run stay. Takes some hours on two cores; ``--bits 24`` tries one word
-in 256, ``--only trunc`` the transforms whose names hold that text. Run with ``python tools/check_numbers.py``.
+For each transform and all words (a uniform uses 24 bits: 2^24) every instruction set must give the same bits; the
+result is the largest distance from the formula in float64. A normal takes two words: first one takes all values, at an
+angle of 45 degrees, then the other, at the largest radius. Conversions to narrower dtypes take all float32 but NaN, and
+must equal torch's. Writes ``results/numbers.csv`` after each transform, and keeps the rows of transforms that were not
+run. Takes some hours on two cores; ``--bits 24`` tries one word in 256, ``--only trunc`` the transforms whose names
+contain that text. Run with ``python tools/check_numbers.py``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from tables import RESULTS, read, write
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 CORE = cpp_backend._core()
-CHUNK = 1 << 20  # words at a time: what a chunk needs stays in the cache
+CHUNK = 1 << 20  # words at a time: a chunk fits in the cache
 
 
 def from_words(words: Words, distribution: plans.Distribution | None, dtype: torch.dtype, isa: str) -> torch.Tensor:
-    """Returns what a distribution (None: the words' bits as float32) makes of words, whole tiles of them."""
+    """Returns a distribution's values (None: the bits as float32) of given words, whole tiles of them."""
     out = torch.empty(len(words), dtype=dtype)
     fill = plans.Fill.whole("", out, distribution or plans.Uniform(0, 1), "", "")
     table = lowering.lowered([fill], 0)
@@ -61,7 +61,7 @@ def normals(words: Words) -> Floats:
 
 
 def truncated(low: float, high: float) -> Callable[[Words], Floats]:
-    """The inverse of the distribution function between two bounds that are not above the mean, or on both its sides."""
+    """The contract's formula between two bounds, both at most the mean or on either side of it."""
 
     def exact(words: Words) -> Floats:
         u, u_bar = (words + 0.5) * 2.0**-32, (~words + 0.5) * 2.0**-32
@@ -79,17 +79,17 @@ def truncated(low: float, high: float) -> Callable[[Words], Floats]:
 
 
 def first_of_pairs(words: Words) -> Words:
-    """The words as the first of pairs, at 45 degrees."""
+    """Makes the words the first of pairs, at 45 degrees."""
     return np.stack([words, np.full_like(words, 1 << 29)], 1).reshape(-1)
 
 
 def second_of_pairs(words: Words) -> Words:
-    """The words as the second of pairs, at the largest radius."""
+    """Makes the words the second of pairs, at the largest radius."""
     return np.stack([np.zeros_like(words), words], 1).reshape(-1)
 
 
 def same(words: Words) -> Words:
-    """The words themselves."""
+    """Returns the words unchanged."""
     return words
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     """Runs all comparisons; exits with 1 at the first difference between instruction sets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=int, default=32, help="try 2^bits words, evenly spaced (32: all)")
-    parser.add_argument("--only", default="", help="run the transforms whose names hold this")
+    parser.add_argument("--only", default="", help="run the transforms whose names contain this")
     arguments = parser.parse_args()
     bits, only = arguments.bits, arguments.only
     isas = CORE.instruction_sets()

@@ -1,10 +1,10 @@
-"""Fits the polynomials of distributions.h and float64.h anew, and compares what stands there with the best there is.
+"""Fits the polynomials of distributions.h and float64.h anew, and compares them with the headers.
 
 Each table is the minimax polynomial of a function on an interval (least maximal weighted error, found by Lawson's
 iteration: weighted least squares whose weights grow where the error is large), its coefficients rounded to float32.
 Prints for each the maximal error of the best polynomial, that of the header's rounded coefficients in double precision,
-and the coefficients of the fit. Exits with 1 if the header's are more than 5% and 5e-8 worse. The tables for float64
-are interpolated at Chebyshev points with the decimal arithmetic of fastinit.contract.tails, and must be equal.
+and the fitted coefficients. Exits with 1 if the header's are more than 5% and 5e-8 worse. The float64 tables are
+interpolated at Chebyshev points with the decimal arithmetic of fastinit.contract.tails, and must be equal to the header's.
 
 Needs numpy, scipy and fastinit. Run with ``python tools/fit_coefficients.py``.
 """
@@ -35,7 +35,7 @@ N_STEPS = 100  # with 500 the errors change in the third digit
 
 @dataclass(frozen=True)
 class Table:
-    """A polynomial P in ``name``: f = P on [low, high], error times weight least; in powers of x or of x mapped."""
+    """The polynomial of table ``name``, which minimizes the weighted error of ``function`` on [low, high]."""
 
     name: str
     n: int
@@ -43,7 +43,7 @@ class Table:
     high: float
     function: Callable[[Values], Values]
     weight: Callable[[Values], Values]
-    centred: bool = False  # the polynomial's variable is x mapped to [-1, 1]
+    centred: bool = False  # in powers of x mapped to [-1, 1], not of x
 
 
 def constant(name: str) -> float:
@@ -54,14 +54,14 @@ def constant(name: str) -> float:
 
 
 def in_header(name: str) -> Values:
-    """Returns a table of the header, as float32 has it."""
+    """Returns a table of the header, rounded to float32."""
     found = re.search(rf"{name}\[\d+\] = {{([^}}]*)}}", HEADER)
     assert found, name
     return np.array([float(number.strip().rstrip("f")) for number in found[1].split(",")], np.float32).astype(float)
 
 
 def lawson(table: Table) -> tuple[float, Values]:
-    """Returns the maximal error and the coefficients of the best polynomial found."""
+    """Returns the maximal error and the coefficients of the best polynomial."""
     nodes = np.cos(np.pi * (np.arange(N_POINTS) + 0.5) / N_POINTS)
     x = (table.low + table.high) / 2 + (table.high - table.low) / 2 * nodes
     y, weight = table.function(x), table.weight(x)
@@ -105,7 +105,7 @@ def bend(f: Values) -> Values:
 
 
 def bend_in_root(f: Values) -> Values:
-    """What an error of bend is worth in sqrt(-2 ln((1 + f) / 2)), the smallest root: d sqrt(L) = dL / (2 sqrt(L))."""
+    """The weight of an error of bend in sqrt(-2 ln((1 + f) / 2)), the smallest root: d sqrt(L) = dL / (2 sqrt(L))."""
     f = np.clip(f, 1e-9, 1 - 1e-9)
     result: Values = f * (1 - f) / (2 * np.sqrt(-2 * np.log((1 + f) / 2)))
     return result

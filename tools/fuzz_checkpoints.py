@@ -1,9 +1,9 @@
-"""Reads damaged checkpoints by the hundred thousand, and tells which of fastinit's promises one of them breaks.
+"""Loads damaged checkpoints by the hundred thousand, and reports those that break a promise of fastinit.
 
-Every mutant is loaded into a model in a child process with limits. What is a failure: the process dies, reads a file
-outside the mutant's folder, imports or runs something; an error that is not documented, or that is not short and
-printable; more memory or CPU time than is promised; a model that is changed although the load failed; values that are
-not those of ``torch.load(weights_only=True)`` or ``safetensors`` where they read the file too. Linux only.
+Every mutant is loaded into a model in a child process with limits. It is a failure if the process dies, reads a file
+outside the mutant's folder, or imports or runs something; if an error is undocumented, long or not printable; if the
+load takes more memory or CPU time than promised, or fails and has changed the model; or if values differ from those of
+``torch.load(weights_only=True)`` or ``safetensors``, where they read the file too. Linux only.
 
     python tools/fuzz_checkpoints.py --seed 1 --seconds 60 --keep found
 """
@@ -35,18 +35,18 @@ from torch import nn
 
 from fastinit.checkpoint import CheckpointLoader, load_checkpoint, request
 
-# What docs/checkpoints.md promises for small files.
+# The promises of docs/checkpoints.md for small files.
 MOST_BYTES = 100 << 20
 MOST_CPU_S = 1.0
-# Beyond all doubt: the kernel ends the child after this much CPU time, or after this long of waiting on a busy machine.
+# Far beyond them the kernel ends the child: after so much CPU time, or so much time in all on a busy machine.
 _STOPPED_AFTER_CPU_S = 10.0
 _STOPPED_AFTER_S = 120.0
-# A child costs a fork and a warm-up of 0.1 s; what one mutant leaves behind must not be blamed on many others.
+# Mutants per child: a child takes a fork and 0.1 s of warm-up, but leftovers of a mutant affect the rest of its batch.
 BATCH = 500
 _LONGEST_MESSAGE = 5000
-# What load_checkpoint documents. Subclasses such as RecursionError are faults.
+# The errors that load_checkpoint documents. Subclasses such as RecursionError are failures.
 DOCUMENTED = (RuntimeError, FileNotFoundError, OSError)
-# What no load of a file may do; Python tells of it before it happens.
+# Forbidden while loading; Python's audit hooks report these before they happen.
 _FORBIDDEN = ("os.", "subprocess.", "socket.", "exec", "compile", "pickle.", "import", "shutil.", "ctypes.dlopen")
 _HARMLESS = ("os.listdir", "os.scandir")
 
@@ -54,17 +54,17 @@ Read = Callable[..., Any]
 
 
 class Verdict(NamedTuple):
-    """What became of one mutant."""
+    """The outcome of one mutant."""
 
     outcome: str
     """``accepted``, ``refused``, or ``died``."""
     problem: str | None = None
     compared: bool = False
-    """Another library read it too."""
+    """Whether another library read it too."""
 
 
 class Watch:
-    """Notes what this process does that loading a file must not do; there is one for the process, as hooks stay."""
+    """Records forbidden actions of this process; a process has only one, because audit hooks cannot be removed."""
 
     def __init__(self) -> None:
         self.folder: str | None = None
@@ -95,21 +95,21 @@ def examine(
     list_of_folder: bytes = b"",
     read: Read | None = None,
 ) -> Verdict:
-    """Loads a checkpoint into a model of ``mutants.model`` in this process, and judges what happens.
+    """Loads a checkpoint into a model of ``mutants.model`` in this process, and judges the outcome.
 
     Args:
-        path: of the checkpoint, in a folder that holds its files and no others.
+        path: of the checkpoint, in a folder with no other files.
         format: one of ``FORMATS``.
         strict, assign, access: as for ``load_checkpoint``.
-        list_of_folder: the undamaged list of a folder, without which its values are not compared.
-        read: instead of ``load_checkpoint``.
+        list_of_folder: the undamaged metadata of a folder; without it, values are not compared.
+        read: to call instead of ``load_checkpoint``.
     """
     if not _watch:
         _watch.append(Watch())
     watch = _watch[0]
     target = model()
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     memory, start = status_bytes("VmRSS"), time.process_time()
     watch.seen, watch.folder = [], str(path if path.is_dir() else path.parent)
     error: BaseException | None = None
@@ -131,7 +131,7 @@ def examine(
         return Verdict(outcome, wrong)
     after = target.state_dict()
     if changed := [key for key in before if not same(before[key], after[key])]:
-        # With strict, a file that is fine but not for this model is refused as well; it must not be written either.
+        # strict also refuses good files that do not fit this model; these must not be written either.
         return Verdict(outcome, f"failed, and had changed {changed}: {error!s:.200}")
     return Verdict(outcome)
 
@@ -159,13 +159,13 @@ def _compared(target: nn.Module, path: Path, format: str, assign: bool, list_of_
             expected = model()
             try:
                 expected.load_state_dict(found, assign=assign)
-            except RuntimeError:  # what does not fit, after what does was copied
+            except RuntimeError:  # the rest, after the matching tensors were copied
                 if assign:
                     return Verdict("accepted")
-    except BaseException:  # they refuse it, each in its way
+    except BaseException:  # they refuse it, each with its own error
         return Verdict("accepted")
     ours, others = target.state_dict(), expected.state_dict()
-    if assign:  # a bool may keep another byte than 0 and 1, or have been read as one of them: a copy makes them so
+    if assign:  # a bool may keep a byte other than 0 and 1, or be read as 0 or 1, as torch's copies do
         ours, others = ({key: value.clone() for key, value in each.items()} for each in (ours, others))
     if different := [key for key in others if not same(ours[key], others[key])]:
         pairs = [(bytes_of(ours[key])[:8], bytes_of(others[key])[:8]) for key in different[:1]]
@@ -173,7 +173,7 @@ def _compared(target: nn.Module, path: Path, format: str, assign: bool, list_of_
     if format in ("zip", "legacy"):
         try:
             whole = CheckpointLoader.load_checkpoint(path, logger="silent")
-        except DOCUMENTED:  # something beside the weights that is not data
+        except DOCUMENTED:  # something besides the weights that is not data
             return Verdict("accepted", None, True)
         if (where := difference(whole, theirs, "")) is not None:
             return Verdict("accepted", f"another value than torch.load's at {where}"[:500], True)
@@ -187,12 +187,12 @@ _answers: list[int] = []
 
 
 def run_batch(jobs: list[tuple[int, str, Honest, dict[str, Any]]], read: Read | None = None) -> list[Verdict]:
-    """Judges checkpoints in one child, or, where one ends the child, the rest of them in another."""
+    """Judges checkpoints in a child process, with a new child for the rest after one that kills it."""
 
     def work(pipe: int) -> None:
         _answers.append(pipe)
-        torch.set_num_threads(1)  # those of a parent do not survive a fork
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # what is left open is soon missed
+        torch.set_num_threads(1)  # the parent's threads do not survive a fork
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # a leak of open files soon shows
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
             for _, format, content, options in jobs[len(verdicts) :]:
                 path = _written(content, Path(folder) / "c")
@@ -211,7 +211,7 @@ def run_batch(jobs: list[tuple[int, str, Honest, dict[str, Any]]], read: Read | 
         verdicts += [Verdict(*json.loads(line)) for line in lines if line.startswith("[")]
         if len(verdicts) < len(jobs):
             how = killed_by.name if killed_by else f"no word, after {lines[-1:]}"
-            if lines[-1:] == ["theirs"]:  # the other library's fault
+            if lines[-1:] == ["theirs"]:  # caused by the other library
                 verdicts.append(Verdict("accepted"))
             else:
                 verdicts.append(Verdict("died", f"the process ended by {how}"))
@@ -220,7 +220,7 @@ def run_batch(jobs: list[tuple[int, str, Honest, dict[str, Any]]], read: Read | 
 
 @lru_cache(maxsize=1)
 def settled() -> dict[str, list[Honest]]:
-    """Returns the honest checkpoints, and has this process import all that loading needs, so that no mutant does."""
+    """Returns the honest checkpoints, and imports everything that loading needs, so that no mutant seems to."""
     honest = honest_checkpoints()
     for codec in ("cp437", "raw_unicode_escape", "unicode_escape", "utf-16", "utf-32"):  # of archives, text and JSON
         codecs.lookup(codec)
@@ -243,7 +243,7 @@ def _written(content: Honest, folder: Path) -> Path:
 def fuzz(
     seed: int, n_mutants: int, seconds: float, keep: Path | None, read: Read | None = None
 ) -> dict[str, Counter[str]]:
-    """Judges mutants until there were enough or time is up, prints what failed, and returns the counts by format."""
+    """Judges mutants until there are enough or time is up, prints failures, and returns counts by format."""
     honest = settled()
     counts = {format: Counter[str]() for format in FORMATS}
     plain = {"strict": False, "assign": False, "access": "auto"}
@@ -278,10 +278,10 @@ def fuzz(
 def main() -> None:
     """Runs the fuzzer; the exit status is 1 if a mutant broke a promise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="mutants follow from it and their number")
+    parser.add_argument("--seed", type=int, default=0, help="the mutants follow from it and their numbers")
     parser.add_argument("--mutants", type=int, default=10**9, help="how many at most")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long at most, to the end of a batch")
-    parser.add_argument("--keep", type=Path, help="folder for the mutants that fail")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit; the last batch is finished")
+    parser.add_argument("--keep", type=Path, help="folder for failing mutants")
     args = parser.parse_args()
     counts = fuzz(args.seed, args.mutants, args.seconds, args.keep)
     columns = ("mutants", "accepted", "refused", "died", "compared", "failures")

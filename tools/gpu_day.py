@@ -1,19 +1,19 @@
-"""The GPU day: builds fastinit where a GPU is at hand, proves its kernels against cpp, times and profiles them.
+"""The GPU day: builds fastinit on a machine with a GPU, checks its kernels against cpp, times and profiles them.
 
-For a machine that is lent for minutes: one command in a fresh checkout, without any installation. What is worth most
-comes first; every step has a process and a limit of its own, and the next one runs whatever became of it. The whole
-ends after ``--seconds``; steps that are left then, or that need a tool that is not there, are said to be left out.
+For a machine that you have for minutes: one command in a fresh checkout, without installation. The most valuable steps
+come first; each runs in its own process with its own time limit, and a failure does not stop the next one. The whole
+ends after ``--seconds``; steps without enough time or without their tools are reported as left out.
 
-    python3 tools/gpu_day.py                          # all steps, in 500 s at most
-    python3 tools/gpu_day.py --steps smoke,pytest     # a later call, for what is missing
-    python3 tools/gpu_day.py --list                   # what each step shows
+    python3 tools/gpu_day.py                          # all steps, within 500 s
+    python3 tools/gpu_day.py --steps smoke,pytest     # later: only these steps
+    python3 tools/gpu_day.py --list                   # what each step checks
 
-Results lie in ``--out``, else in ``$OUT``, else in a temporary folder: summary.txt (printed last, and written anew
-after every step), results.json (the same for programs), log.txt (all output), bench_gpu.csv, gpu_rates.csv, ncu_*.csv.
-``adopt_gpu_day.py`` takes them into the project. Without a GPU the same code runs over the backend cpp in small sizes,
-and each line of the summary says so.
+Results are in ``--out``, else in ``$OUT``, else in a temporary folder: summary.txt (rewritten after every step, printed
+at the end), results.json (the same for programs), log.txt (all output), bench_gpu.csv, gpu_rates.csv, ncu_*.csv.
+``adopt_gpu_day.py`` adopts them into the project. Without a GPU the same code runs small sizes on the backend cpp, and
+each line of the summary says so.
 
-Exit codes: 0 all right, 1 something failed, 3 nothing failed and something was left out.
+Exit codes: 0 all steps passed, 1 some failed, 3 none failed but some were left out.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ from typing import Any
 from gpu_day_step import FINDINGS, NOT_DONE, RIGHT, WRONG
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 500.0  # of the 600 that a lent machine may give a command: time to start it and to bring results back
-SHORTEST_S = 15.0  # importing torch and making a context on the GPU take a third of it; less is no step
-GRACE_S = 5.0  # between asking a step to end and killing it
-N_FINDINGS = 60  # of a step in the summary; results.json has all
-N_IN_SHORT = 4  # of what is wrong in a step, at the summary's end
-N_LAST_WORDS = 6  # lines of its output, where it failed
+SECONDS = 500.0  # some machines stop a command after 600 s: leaves time to start it and to fetch the results
+SHORTEST_S = 15.0  # a third of it goes into importing torch and creating a GPU context; less is not worth a start
+GRACE_S = 5.0  # between SIGTERM and SIGKILL
+N_FINDINGS = 60  # per step in the summary; results.json has all
+N_IN_SHORT = 4  # of failures per step, at the summary's end
+N_LAST_WORDS = 6  # lines of a failed step's output
 NO_GPU = "[NO GPU, over cpp] "
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to try."""
+    """One step of the day."""
 
     name: str
     limit_s: float
     shows: str
     run: str
-    """MODULE:FUNCTION, of which gpu_day_step.py makes a process."""
+    """MODULE:FUNCTION, which gpu_day_step.py runs in a process."""
     arguments: tuple[str, ...] = ()
     table: str = ""
-    """The table that has the step's findings, where one has them."""
+    """The table with the step's findings, if any."""
 
 
 BENCH = "gpu_day_tools:bench"
-# Most valuable first. The limits are two to four times what is expected on an H100, and together more than there is.
+# Most valuable first. The limits are two to four times the expected time on an H100; their sum exceeds the day's.
 STEPS = [
     Step(
         "facts",
         40,
-        "GPU, driver, versions, tools; fails where torch does not see a GPU that is there",
+        "GPU, driver, versions, tools; fails if torch does not see the GPU that the driver sees",
         "gpu_day_tools:facts",
     ),
-    Step("build", 150, "both extensions import, else they are built, for this GPU alone", "gpu_day_tools:build"),
+    Step("build", 150, "both extensions import, or are built for this GPU only", "gpu_day_tools:build"),
     Step(
         "smoke",
         110,
@@ -102,7 +102,7 @@ STEPS = [
     Step(
         "ncu",
         75,
-        "what the profiler sees of both kernels: memory, issue slots, occupancy",
+        "the profiler on both kernels: memory, issue slots, occupancy",
         "gpu_day_tools:ncu",
         table="gpu_ncu.csv",
     ),
@@ -124,11 +124,11 @@ STEPS = [
 
 @dataclass
 class Outcome:
-    """What became of a step."""
+    """The outcome of a step."""
 
     step: str
     state: str
-    """``right``, ``FAILED``, ``not done`` (of a part at least) or ``left out``."""
+    """``right``, ``FAILED``, ``not done`` (at least in part) or ``left out``."""
     why: str = ""
     rc: int | None = None
     seconds: float = 0.0
@@ -149,23 +149,23 @@ class Day:
         self.log = (out / "log.txt").open("ab")
 
     def close(self) -> None:
-        """Ends the log, and removes what no result needs."""
+        """Closes the log, and removes temporary files."""
         self.log.close()
         shutil.rmtree(self.work, ignore_errors=True)
 
     def environment(self, findings: Path) -> dict[str, str]:
-        """Returns what a step's process sees: this checkout, nothing installed over it, and no network."""
+        """Returns a step's environment: this checkout before any installed fastinit, and no network."""
         found = {**os.environ, FINDINGS: str(findings), "FASTINIT_GPU_DAY_OUT": str(self.out)}
         paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
         found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         found.update(
             PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
         )
-        found.setdefault("TRITON_CACHE_DIR", str(self.work / "triton"))  # one for all steps: compilation takes 15 s
+        found.setdefault("TRITON_CACHE_DIR", str(self.work / "triton"))  # shared by all steps: compilation takes 15 s
         return found
 
     def run(self, step: Step) -> Outcome:
-        """Runs a step, or says why not, and writes the results so far."""
+        """Runs a step, or records why not, and writes the results so far."""
         left = self.ends - time.monotonic()
         if left < min(SHORTEST_S, step.limit_s):
             outcome = Outcome(step.name, "left out", f"{max(0.0, left):.0f} s were left", table=step.table)
@@ -175,7 +175,7 @@ class Day:
             self.machine = outcome.findings[0]["numbers"]
         self.outcomes.append(outcome)
         self.write()
-        print(self.lines_of(outcome)[0], flush=True)  # the rest in the summary, which is printed last
+        print(self.lines_of(outcome)[0], flush=True)  # the rest is in the summary, printed at the end
         return outcome
 
     def _run(self, step: Step, limit_s: float) -> Outcome:
@@ -191,7 +191,7 @@ class Day:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own, which is killed as a whole
+            start_new_session=True,  # its own process group, to be killed as a whole
         )
         is_late = False
         try:
@@ -212,7 +212,7 @@ class Day:
         return outcome
 
     def write(self) -> None:
-        """Writes summary.txt and results.json; whoever is killed meanwhile leaves those before."""
+        """Writes summary.txt and results.json; if killed meanwhile, leaves the previous ones."""
         steps = [{**asdict(each), "seconds": round(each.seconds, 2)} for each in self.outcomes]
         results = {"fastinit_gpu_day": 1, "machine": self.machine, "exit_code": self.exit_code(), "steps": steps}
         for name, text in (("summary.txt", self.summary()), ("results.json", json.dumps(results, indent=1))):
@@ -223,14 +223,14 @@ class Day:
 
     @property
     def mark(self) -> str:
-        """What each line of the summary begins with: nothing on a GPU."""
+        """The prefix of each line of the summary: empty on a GPU."""
         return "" if self.machine.get("is_gpu") else NO_GPU
 
     def lines_of(self, outcome: Outcome) -> list[str]:
-        """Returns what the summary says of a step."""
+        """Returns a step's lines of the summary."""
         why = f" ({outcome.why})" if outcome.why else ""
         lines = [f"{outcome.step}: {outcome.state}{why}, {outcome.seconds:.1f} s"]
-        # What is wrong first, then what there is room for.
+        # Failures first, then as many others as there is room for.
         ordered = sorted(outcome.findings, key=lambda each: each["kind"] == "found")
         for finding in ordered[:N_FINDINGS]:
             lines.append(f"    {'' if finding['kind'] == 'found' else finding['kind'].upper() + ': '}{finding['text']}")
@@ -240,7 +240,7 @@ class Day:
         return [self.mark + line for line in lines]
 
     def summary(self) -> str:
-        """Returns all that is known; at its end, which a cut output shows, a line for each step and what is wrong."""
+        """Returns the summary; its end, which survives truncation, has a line per step and the failures."""
         lines = [self.mark + str(self.machine.get("description", "the machine is not known"))]
         for outcome in self.outcomes:
             lines += self.lines_of(outcome)
@@ -257,13 +257,13 @@ class Day:
         return "\n".join([*lines, f"{self.mark}{len(self.outcomes)} steps: {', '.join(counts)}"])
 
     def exit_code(self) -> int:
-        """Returns what the steps so far come to."""
+        """Returns the exit code of the steps so far."""
         states = {each.state for each in self.outcomes}
         return WRONG if "FAILED" in states else NOT_DONE if states - {"right"} else RIGHT
 
 
 def verdict(rc: int, findings: Sequence[dict[str, Any]], killed: str) -> tuple[str, str]:
-    """Returns the state of a step and why, by its exit code and by what it, or a program that it ran, found."""
+    """Returns a step's state and the reason, from its exit code and from its findings or its programs'."""
     kinds = {finding["kind"] for finding in findings}
     if killed:
         return "FAILED", killed
@@ -277,7 +277,7 @@ def verdict(rc: int, findings: Sequence[dict[str, Any]], killed: str) -> tuple[s
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it has started, politely at first."""
+    """Ends a process and everything that it started, with SIGTERM first."""
     for number, seconds in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -288,7 +288,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_day(steps: Sequence[Step], out: Path, seconds: float) -> int:
-    """Runs steps in order and returns the exit code; the results lie in ``out``."""
+    """Runs steps in order, with results in ``out``, and returns the exit code."""
     day = Day(out, seconds)
     try:
         for step in steps:
@@ -300,10 +300,10 @@ def run_day(steps: Sequence[Step], out: Path, seconds: float) -> int:
 
 
 def chosen(names: str) -> list[Step]:
-    """Returns the steps of a comma list, in the day's order, the facts always among them.
+    """Returns the steps of a comma-separated list, in the day's order and always with the facts.
 
     Raises:
-        SystemExit: a name is not known.
+        SystemExit: a name is unknown.
     """
     wanted = [name for name in names.split(",") if name]
     if unknown := set(wanted) - {step.name for step in STEPS}:
@@ -312,10 +312,10 @@ def chosen(names: str) -> list[Step]:
 
 
 def new_folder(out: Path) -> Path:
-    """Returns the folder for the results, in full.
+    """Returns the absolute path of the results' folder.
 
     Raises:
-        SystemExit: another day's lie there.
+        SystemExit: it already has another day's results.
     """
     if (out / "results.json").exists():
         raise SystemExit(f"{out} holds the results of a day already; adopt_gpu_day.py takes several folders")
@@ -325,7 +325,7 @@ def new_folder(out: Path) -> Path:
 def main() -> int:
     """Runs the day."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", default="", help="a comma list of steps, instead of all; the facts come always")
+    parser.add_argument("--steps", default="", help="comma-separated steps to run instead of all; facts always run")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"after which the day ends, {SECONDS:.0f} if not given"
     )
@@ -337,7 +337,7 @@ def main() -> int:
             print(f"{step.name:<11}{step.limit_s:4.0f} s  {step.shows}")
         return RIGHT
     steps = chosen(arguments.steps)
-    # Whoever ends the day from outside ends the step that runs, too.
+    # Terminating the day also terminates the running step.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     out = new_folder(Path(arguments.out or tempfile.mkdtemp(prefix="fastinit-gpu-day-results-")))
     print(f"results: {out}", flush=True)

@@ -20,12 +20,12 @@ from fastinit.backends import BACKENDS, limits
 from fastinit.contract import records as lowering
 
 SEED = 20261126
-PATTERN = 0xAA  # of the memory around the tensors, and in their gaps: what a kernel must leave as it is
-MARGIN = 10  # elements of it behind a tensor
+PATTERN = 0xAA  # of the memory around the tensors and in their gaps, which a kernel must not change
+MARGIN = 10  # elements of it after a tensor
 INF = math.inf
 C, U, N, T = plans.Constant, plans.Uniform, plans.Normal, plans.TruncatedNormal
 
-# Each kind of record, and the ends of its numbers: denormal scales, no width, float16's limits, tails, narrow bounds.
+# Each kind of record with extreme numbers: denormal scales, zero width, float16's limits, tails, narrow bounds.
 DISTRIBUTIONS: list[plans.Distribution] = [
     *(U(-0.37, 1.93), U(0, 3e-38), U(2.0, 2.0), N(0.25, 1.5), N(0, 0.02), N(0, 1e-38), N(3, 0), N(0, 6e4)),
     *(T(0.25, 1.5, -2.5, 3.0), T(0, 1, -100, 100), T(0, 1, -1, 3), T(0, 1, 6, INF), T(0.5, 0.02, -INF, 0.4)),
@@ -47,20 +47,20 @@ class Case:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     start: int
-    """Elements before the first."""
+    """Elements in front of the first."""
     shape: tuple[int, ...]
-    """Of the whole parameter, of which it is the box at ``offset``."""
+    """The shape of the whole parameter; this case is its box at ``offset``."""
     offset: tuple[int, ...]
 
     @staticmethod
     def whole(
         name: str, distribution: plans.Distribution, dtype: torch.dtype, size: tuple[int, ...], start: int = 0
     ) -> Case:
-        """Returns a parameter that is here in one piece."""
+        """Returns a case that is a whole parameter."""
         return Case(name, distribution, dtype, size, plans.row_major(size), start, size, (0,) * len(size))
 
     def made_on(self, device: torch.device) -> tuple[torch.Tensor, plans.Fill]:
-        """Returns memory full of a pattern, and the fill of a view of it."""
+        """Returns memory full of the pattern, and the fill of a view of it."""
         n = self.start + sum((size - 1) * step for size, step in zip(self.size, self.stride)) + MARGIN
         base = torch.full((n * self.dtype.itemsize,), PATTERN, dtype=torch.uint8, device=device)
         view = base.view(self.dtype).as_strided(self.size, self.stride, self.start)
@@ -69,7 +69,7 @@ class Case:
 
 
 def compare(what: str, backend: str, cases: Sequence[Case]) -> None:
-    """Fills all cases in one call, and on the CPU; every byte of the memory around them counts too."""
+    """Fills all cases in one call, and on the CPU; compares every byte, those around the tensors too."""
     references = [case.made_on(CPU) for case in cases]
     kept = [i for i, (_, fill) in enumerate(references) if limits.why_not_fill(fill) is None]
     results = [cases[i].made_on(DEVICE) for i in kept]
@@ -145,7 +145,7 @@ def many(n: int) -> list[Case]:
 
 
 def smoke() -> None:
-    """Whether the kernels are right at all."""
+    """Checks the kernels' bits."""
     for backend in backends():
         with going_on(backend):
             first = [Case.whole("w", N(0, 1), torch.float32, (100,)).made_on(DEVICE)[1]]
@@ -167,7 +167,7 @@ def smoke() -> None:
             determinism(backend)
 
 
-# More than 2^32 elements, and more than 2^33 at one byte each; 8.6 GB both.
+# More than 2^32 elements, and more than 2^33 of one byte each; 8.6 GB each.
 HUGE: list[tuple[torch.dtype, int, plans.Distribution]] = [
     (torch.bfloat16, 2**32 + 12347, N(0.25, 1.5)),
     (getattr(torch, "float8_e4m3fn", torch.float16), 2**33 + 7, U(-1, 1)),
@@ -177,7 +177,7 @@ HUGE_WINDOW = 1 << 16  # elements
 
 
 def pending(backend: str) -> None:
-    """Tables and tensors are let go of while the device is busy; streams take turns, and others reuse the memory."""
+    """Checks launches whose tables are freed while the device is busy, on alternating streams that reuse the memory."""
     streams: list[Any] = [torch.cuda.Stream() for _ in range(4)] if GPU else []  # type: ignore[no-untyped-call]
     n, rounds = (300_001, 200) if GPU else (3001, 8)
     kept = []
@@ -191,7 +191,7 @@ def pending(backend: str) -> None:
         BACKENDS[backend].run(fills, i)
         del junk, fills
         kept.append(tensor)
-        for n_bytes in (2048, 4096, 65536):  # what takes the freed memory of tables, were it free already
+        for n_bytes in (2048, 4096, 65536):  # would reuse the memory of tables, if it were free already
             torch.full((n_bytes,), 77, dtype=torch.uint8, device=DEVICE)
     sync()
     if streams:
@@ -206,10 +206,10 @@ def pending(backend: str) -> None:
 
 
 def huge(backend: str, dtype: torch.dtype, n: int, distribution: plans.Distribution) -> None:
-    """One tensor of more elements than 32 bits count: windows of it, and whether all of it was written."""
+    """Checks a tensor with more elements than 32 bits count: windows of it, and that every element is written."""
     gc.collect()
     tensor = torch.empty(n, dtype=dtype, device=DEVICE)
-    tensor.view(torch.uint8).fill_(0xFF)  # a NaN in both dtypes, which no distribution gives
+    tensor.view(torch.uint8).fill_(0xFF)  # a NaN in both dtypes, which no distribution yields
     fills = [plans.Fill.whole("w", tensor, distribution, "", "")]
     BACKENDS[backend].run(fills, SEED)
     _, seconds = seconds_of(lambda: BACKENDS[backend].run(fills, SEED))
@@ -231,7 +231,7 @@ def huge(backend: str, dtype: torch.dtype, n: int, distribution: plans.Distribut
 
 
 def determinism(backend: str) -> None:
-    """The same fill gives the same bits each time."""
+    """Checks that the same fill gives the same bits each time."""
     n = 2**27 if GPU else 2**16
     tensors = [torch.empty(n, device=DEVICE) for _ in range(3)]
     for tensor in tensors:
@@ -241,7 +241,7 @@ def determinism(backend: str) -> None:
 
 
 def sanitize(backend: str) -> None:
-    """A small launch of all kinds, for tools that make a kernel slow: each path, each dtype; and right, too."""
+    """Checks a small launch with each path and dtype, for tools that slow kernels down."""
     if not GPU:
         backend = "cpp"
     big = Case.whole("big", N(0, 1), torch.bfloat16, (300_001,))

@@ -1,4 +1,4 @@
-"""What the steps of the GPU day run on: the GPU and its backends, or without one the CPU and the reference itself."""
+"""The device of the GPU day's steps: the GPU and its backends, or without one the CPU and the reference."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GPU_BACKENDS = ("triton", "cuda")
 
 @lru_cache(maxsize=1)
 def backends() -> list[str]:
-    """Returns the backends to try; on a GPU each that is missing makes the step fail, and so does a missing reference.
+    """Returns the backends to try; a missing one fails the step on a GPU, as does a missing reference.
 
     Raises:
-        SystemExit: there is nothing to compare with, or nothing to try.
+        SystemExit: the reference is missing, or no backend can run.
     """
     if reason := cpp_backend.why_not(CPU):
         raise SystemExit(f"cpp, which all is compared with, is MISSING: {reason}")
@@ -43,13 +43,13 @@ def sync() -> None:
 
 
 def sleep() -> None:
-    """Keeps the GPU's current stream busy for some ten milliseconds, so that what the host launches next queues up."""
+    """Keeps the GPU's current stream busy for some ten milliseconds, so that the next launches queue up."""
     if GPU:
         torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]
 
 
 def seconds_of(call: Callable[[], object]) -> tuple[float, float]:
-    """Returns the seconds until a call returned, and until the GPU was done with it."""
+    """Returns the seconds until a call returned, and until the GPU finished it."""
     sync()
     began = time.perf_counter()
     call()

@@ -1,8 +1,8 @@
-"""One step of the GPU day in a process of its own: runs a function, and keeps what it finds line by line.
+"""Runs one step of the GPU day, a function, in its own process, and records its findings line by line.
 
 ``python gpu_day_step.py MODULE:FUNCTION [ARGUMENT...]``. A finding is printed and appended to a file of JSON lines at
-once, so that a step that is killed loses nothing. Steps call ``found``, ``wrong`` and ``not_done``; the exit code says
-which of them were called.
+once, so that a killed step loses nothing. Steps call ``found``, ``wrong`` and ``not_done``; the exit code says which of
+them were called.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What steps measure with.
+# Steps use the benchmarks' modules.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-# The file of findings; without it they are only printed.
+# Names the file of findings; if unset, they are only printed.
 FINDINGS = "FASTINIT_GPU_DAY_FINDINGS"
-# Exit codes. One was not done where a tool is missing or may not look: nothing is wrong, but nothing is known either.
+# Exit codes. NOT_DONE: a tool is missing or lacks permission, so nothing is known to be wrong or right.
 RIGHT, WRONG, NOT_DONE = 0, 1, 3
 
 _kinds: set[str] = set()
 
 
 def found(text: str, **numbers: object) -> None:
-    """Keeps a finding, as a text and as numbers by name (anything that JSON can hold)."""
+    """Records a finding: a text, and numbers by name (anything that JSON can hold)."""
     _record("found", text, numbers)
 
 
 def wrong(text: str, **numbers: object) -> None:
-    """Keeps a finding that makes the step fail."""
+    """Records a finding that fails the step."""
     _record("wrong", text, numbers)
 
 
 def not_done(reason: str) -> None:
-    """Keeps why a part of the step could not be done here."""
+    """Records why part of the step could not be done here."""
     _record("not done", reason, {})
 
 
 def check(good: bool, text: str, **numbers: object) -> None:
-    """Keeps a finding that is one of the two, as ``good`` says."""
+    """Records a finding, which fails the step unless ``good``."""
     _record("found" if good else "wrong", text, numbers)
 
 
@@ -57,16 +57,16 @@ def _record(kind: str, text: str, numbers: dict[str, object]) -> None:
 
 @contextmanager
 def going_on(what: str) -> Iterator[None]:
-    """Turns an exception into a finding that is wrong, so that what comes after it is tried too."""
+    """Turns an exception into a failing finding, so that the rest of the step still runs."""
     try:
         yield
-    except (Exception, SystemExit) as error:  # the second: how a benchmark stops at a wrong value
+    except (Exception, SystemExit) as error:  # SystemExit is how a benchmark stops at a wrong value
         traceback.print_exc()
         wrong(f"{what}: {type(error).__name__}: {str(error)[:200]}")
 
 
 def exit_code() -> int:
-    """Returns what the findings of this process come to."""
+    """Returns the exit code for the findings of this process."""
     return WRONG if "wrong" in _kinds else NOT_DONE if "not done" in _kinds else RIGHT
 
 
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # The module that steps import, and not a second copy of it named __main__, holds the findings.
+    # The findings are in the module that steps import, not in this copy named __main__.
     import gpu_day_step
 
     sys.exit(gpu_day_step.main(sys.argv[1:]))

@@ -21,17 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 STEP = Path(__file__).resolve().parent / "gpu_day_step.py"
 PROGRAMS = ("nvcc", "g++", "ncu", "compute-sanitizer")
 PACKAGES = ("torch", "triton", "numpy", "transformers", "pytest", "hypothesis", "scipy", "pybind11", "ninja")
-BENCH_REPEATS = 7  # of bench_gpu's 11: a third of the time, for the day's sake
-MACHINE_CODE = "90"  # what is built where there is no GPU to ask: an H100's
+BENCH_REPEATS = 7  # instead of bench_gpu's 11, to save a third of the time
+MACHINE_CODE = "90"  # built if there is no GPU to ask: an H100's
 
 
 def out() -> Path:
-    """Returns the folder for files that a step leaves."""
+    """Returns the folder for a step's files."""
     return Path(os.environ["FASTINIT_GPU_DAY_OUT"])
 
 
 def answer(command: Sequence[str], timeout_s: float = 30) -> str:
-    """Returns what a program says, "" if it cannot be run or fails."""
+    """Returns a program's output, "" if it cannot be run or fails."""
     try:
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -43,7 +43,7 @@ def answer(command: Sequence[str], timeout_s: float = 30) -> str:
 
 
 def facts() -> None:
-    """What machine this is."""
+    """Records what machine this is."""
     import machine
     from gpu_day_device import DEVICE, GPU
 
@@ -74,7 +74,7 @@ def facts() -> None:
     for line in listed.splitlines():
         found(f"nvidia-smi: {line}")
     if not GPU and (listed or Path("/dev/nvidiactl").exists()):
-        wrong("there is a GPU that torch does not see: a day over cpp proves nothing of the kernels")
+        wrong("torch does not see this machine's GPU: a day on cpp proves nothing about the kernels")
     found(", ".join(f"{name} {text or 'is missing'}" for name, text in {"Python": facts["python"], **versions}.items()))
     missing = [name for name, path in tools.items() if not path]
     found(f"{os.cpu_count()} processors; " + (f"no {', '.join(missing)}" if missing else "all programs are there"))
@@ -86,16 +86,16 @@ IMPORT_BOTH = "from fastinit import _cuda, _native; print(_cuda.RUNTIME_VERSION)
 
 
 def imported() -> str:
-    """Returns the CUDA runtime of the extensions of this checkout, "" where one does not import."""
+    """Returns the CUDA runtime of this checkout's extensions, "" if one does not import."""
     return answer([sys.executable, "-c", IMPORT_BOTH])
 
 
 def build(setup: str = "setup.py") -> None:
-    """Both extensions import in this Python, or are built in place for the one kind of GPU that is here."""
+    """Checks that both extensions import in this Python, or builds them in place for this machine's GPU."""
     from gpu_day_device import GPU
 
     if runtime := imported():
-        found(f"the builds that are in this checkout are used, runtime {runtime}")
+        found(f"uses the extensions in this checkout, runtime {runtime}")
         return
     code = "".join(map(str, torch.cuda.get_device_capability(0))) if GPU else MACHINE_CODE
     environment = {**os.environ, "FASTINIT_CUDA_ARCHS": code}
@@ -114,7 +114,7 @@ def build(setup: str = "setup.py") -> None:
 
 
 def bench(*only: str) -> None:
-    """Measures workloads of bench_gpu.py; the table in the results is written after each."""
+    """Runs workloads of bench_gpu.py, and writes the table after each."""
     import bench_gpu
     import gpu_workloads
     from gpu_day_device import GPU, backends
@@ -125,7 +125,7 @@ def bench(*only: str) -> None:
 
 
 def told(rows: Sequence[Mapping[str, str]]) -> None:
-    """Keeps each row that was measured."""
+    """Records each measured row."""
     for row in rows:
         what = ", ".join(filter(None, (row["workload"], row["dtype"], row["distribution"], row["contender"])))
         cells = {
@@ -140,7 +140,7 @@ TESTS = ("tests/backends/test_gpu_backends.py", "tests/kernels/test_gpu_kernels.
 
 
 def suite(*more: str) -> None:
-    """The tests of GPU kernels on the GPU, all backends required; without one, those of the host's side."""
+    """Runs the tests of the GPU kernels with all backends required; without a GPU, those of the host's side."""
     from gpu_day_device import GPU
 
     arguments = ["-q", "--maxfail=12", "-p", "no:cacheprovider", "-rfEs", "--durations=5", *more]
@@ -160,7 +160,7 @@ def suite(*more: str) -> None:
         print(line, end="", flush=True)
         if line.startswith("E   "):
             reason = line[1:].strip()
-        elif re.match(r"(FAILED|ERROR)\b", line):  # a file that does not import is named without its reason
+        elif re.match(r"(FAILED|ERROR)\b", line):  # pytest names a file that does not import without the reason
             wrong(line.strip()[:300] + ("" if " - " in line else f" - {reason[:200]}"))
         elif line.startswith("SKIPPED"):
             found(line.strip()[:200])
@@ -172,12 +172,12 @@ def suite(*more: str) -> None:
 
 # --- compute-sanitizer ------------------------------------------------------------------------------------------------
 
-# What it says where it may not look: nothing is known of the kernels then.
+# How it reports missing permissions; the kernels were not checked then.
 REFUSALS = ("Device not supported", "Unable to find injection library", "error 999")
 
 
 def memcheck() -> None:
-    """No kernel touches memory that is not its own, says compute-sanitizer."""
+    """Checks with compute-sanitizer that no kernel touches foreign memory."""
     from gpu_day_device import GPU, backends
 
     for backend in backends():
@@ -197,7 +197,7 @@ def memcheck() -> None:
 
 
 def memcheck_verdict(backend: str, rc: int, text: str) -> None:
-    """Keeps what the tool's output says."""
+    """Records the verdict of the tool's output."""
     refusal = next((each for each in REFUSALS if each in text), "")
     summaries = re.findall(r"ERROR SUMMARY: (.*)", text)
     if refusal:
@@ -210,10 +210,10 @@ def memcheck_verdict(backend: str, rc: int, text: str) -> None:
 
 
 def expandable() -> None:
-    """Memory of expandable segments, which the allocator maps page by page, is filled like any other."""
+    """Checks fills of expandable segments, which the allocator maps page by page."""
     from gpu_day_device import backends
 
-    setting = "expandable_segments:True"  # the first name is that of torch before 2.9
+    setting = "expandable_segments:True"  # the first is the name before torch 2.9
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": setting, "PYTORCH_ALLOC_CONF": setting}
     for backend in backends():
         command = [sys.executable, str(STEP), "gpu_day_checks:sanitize", backend]
@@ -228,7 +228,7 @@ SECTIONS = (
     *("InstructionStats", "SchedulerStats", "WarpStateStats"),
 )
 KERNELS = "regex:^(fill|fastinit_fill)$"  # Triton's and CUDA's
-# Column of our table, and the names that releases of ncu have for it, the first that is there counts.
+# Our columns, and their names in releases of ncu; the first that exists counts.
 METRICS = {
     "ms": ("gpu__time_duration.sum",),
     "memory, %": ("gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed",),
@@ -251,7 +251,7 @@ NCU_REFUSALS = ("ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Failed to initialize th
 
 
 def ncu() -> None:
-    """One launch of each distribution and dtype under Nsight Compute, which changes no clocks."""
+    """Profiles a launch of each distribution and dtype with Nsight Compute, without changing clocks."""
     from gpu_day_device import GPU, backends
 
     for backend in backends():
@@ -271,7 +271,7 @@ def ncu() -> None:
 
 
 def ncu_verdict(backend: str, rc: int, path: Path) -> None:
-    """Keeps the rows of a file that ncu wrote, or why there are none."""
+    """Records the rows of a file that ncu wrote, or why there are none."""
     import gpu_rates
 
     rows = list(ncu_rows(path))
@@ -289,7 +289,7 @@ def ncu_verdict(backend: str, rc: int, path: Path) -> None:
 def ncu_rows(path: Path) -> Iterator[dict[str, str]]:
     """Yields our columns of each kernel in a file that ``ncu --csv --page raw`` wrote.
 
-    Lines of other programs stand before the table, and its first row holds the units.
+    Other programs' lines may precede the table, whose first row holds the units.
     """
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.startswith('"')]
     units: Mapping[str, str] = {}

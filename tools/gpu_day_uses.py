@@ -29,7 +29,7 @@ SMALL["vocab_size"] = 512
 
 
 def model() -> None:
-    """A whole Llama 8B in bfloat16, by the library's own init and by ours; each twice, as the first is cold."""
+    """Makes a whole Llama 8B in bfloat16, with the library's own init and with ours; twice, as the first is cold."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(**{**LLAMA, **({} if GPU else SMALL)})
@@ -40,7 +40,7 @@ def model() -> None:
             return make()
 
     def built(backend: str) -> Any:
-        # In a function, as from_config has a keyword dtype of its own, and build might take it.
+        # In a function, because build would take from_config's keyword dtype.
         return fastinit.build(lambda: make(), device=DEVICE, backend=backend, seed=SEED)
 
     def captured(backend: str) -> Any:
@@ -56,7 +56,7 @@ def model() -> None:
 
 
 def timed_model(what: str, way: Callable[[], Any], is_ours: bool) -> None:
-    """Makes a model twice and keeps seconds and peak memory; what is ours must have the contract's bits."""
+    """Makes a model twice, and records seconds and peak memory; ours must have the contract's bits."""
     with going_on(what):
         seconds = []
         for _ in range(2):
@@ -72,7 +72,7 @@ def timed_model(what: str, way: Callable[[], Any], is_ours: bool) -> None:
 
 
 def made_once(way: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Returns a model, the seconds that it took, and the GPU's peak memory in GB, of which nothing was held before."""
+    """Returns a model, the seconds that it took, and the GPU's peak memory in GB, starting from none."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
@@ -83,14 +83,14 @@ def made_once(way: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def must_be_as_configured(what: str, made: nn.Module) -> None:
-    """Raises SystemExit unless windows of all matrices hold cpp's normals, and norms hold ones."""
+    """Raises SystemExit unless windows of all matrices hold cpp's normals, and norms are ones."""
     named = {name: parameter.detach() for name, parameter in made.named_parameters()}
     specs = [Spec(name, tuple(each.shape), NORMAL if each.dim() > 1 else ONE) for name, each in named.items()]
     must_have_the_contracts_bits(what, specs, list(named.values()))
 
 
 def shard() -> None:
-    """FSDP2 and DTensor over a fake group of four, as rank 2 on this device: its shards against the whole tensors."""
+    """Compares shards of FSDP2 and DTensor, as rank 2 of a fake group of four, with the whole tensors."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -99,21 +99,21 @@ def shard() -> None:
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     mesh = init_device_mesh(DEVICE.type, (world,))
     if GPU:
-        torch.cuda.set_device(0)  # the mesh may have taken the rank's
+        torch.cuda.set_device(0)  # the mesh may have set the rank's
     for backend in backends():
         with going_on(f"{backend}: FSDP2"):
             fsdp(backend, mesh, rank, world)
         with going_on(f"{backend}: DTensor"):
             columns(backend, mesh, rank, world)
     sys.stdout.flush()
-    os._exit(exit_code())  # a group of ranks that are not there cannot be taken down
+    os._exit(exit_code())  # a group with fake ranks cannot be torn down
 
 
 RULES = [dict(type="TruncNormal", std=0.02, layer="Linear"), dict(type="Constant", val=1, layer="LayerNorm")]
 
 
 def net() -> nn.Sequential:
-    """Returns layers whose rows no four ranks share evenly, in two dtypes."""
+    """Returns layers whose rows do not divide by four, in two dtypes."""
     return nn.Sequential(nn.Linear(96, 130), nn.LayerNorm(130), nn.Linear(130, 64, dtype=torch.bfloat16))
 
 
@@ -147,7 +147,7 @@ def fsdp(backend: str, mesh: Any, rank: int, world: int) -> None:
 
 
 def columns(backend: str, mesh: Any, rank: int, world: int) -> None:
-    """Initializes a weight whose columns are sharded, and compares this rank's."""
+    """Initializes a weight with sharded columns, and compares this rank's."""
     from torch.distributed.tensor import Shard, distribute_tensor
 
     rule = dict(type="Normal", std=1, layer="Linear")
@@ -166,7 +166,7 @@ RULE = dict(type="Normal", std=0.5, layer="Linear")
 
 
 def odd() -> None:
-    """What users do around an initialization."""
+    """Checks what users do around an initialization."""
     ways = [through_compile, saved_for_backward, in_inference_mode, under_a_default_device]
     if GPU:
         ways += [in_a_graph, before_a_replay]
@@ -180,7 +180,7 @@ def odd() -> None:
 
 
 def must_equal_cpp(what: str, layer: nn.Linear, seed: int) -> None:
-    """Keeps whether a layer has the weights that cpp gives it."""
+    """Checks that a layer has the weights that cpp gives it."""
     right = nn.Linear(layer.in_features, layer.out_features, device="cpu")
     fastinit.initialize(right, RULE, backend="cpp", seed=seed)
     good = torch.equal(layer.weight.detach().cpu(), right.weight.detach())
@@ -188,7 +188,7 @@ def must_equal_cpp(what: str, layer: nn.Linear, seed: int) -> None:
 
 
 def in_a_graph(backend: str) -> None:
-    """A captured stream is refused: a replay would read a table that is gone. Auto refuses too, and takes no other."""
+    """Checks that a capturing stream is refused, by auto too: a replay would read a table that was freed."""
     layer, refusal = nn.Linear(64, 64, device=DEVICE), ""
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         try:
@@ -200,7 +200,7 @@ def in_a_graph(backend: str) -> None:
 
 
 def before_a_replay(backend: str) -> None:
-    """A graph that was captured before sees the new weights."""
+    """Checks that an earlier graph sees the new weights."""
     layer, x = nn.Linear(64, 64, device=DEVICE), torch.randn(8, 64, device=DEVICE)
     fastinit.initialize(layer, RULE, backend=backend, seed=0)
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ def before_a_replay(backend: str) -> None:
 
 
 def through_compile(backend: str) -> None:
-    """A compiled module is initialized like the one it wraps."""
+    """Checks that a compiled module gets the weights of the module it wraps."""
     layer = nn.Linear(64, 64, device=DEVICE)
     fastinit.initialize(layer, RULE, backend=backend, seed=0)
     compiled: Any = torch.compile(layer, backend="eager")
@@ -228,7 +228,7 @@ def through_compile(backend: str) -> None:
 
 
 def saved_for_backward(backend: str) -> None:
-    """Autograd notices that a weight was written since it was saved."""
+    """Checks that autograd notices a write to a saved weight."""
     layer = nn.Linear(4, 4, device=DEVICE)
     y = (layer.weight * layer.weight).sum()
     fastinit.initialize(layer, RULE, backend=backend, seed=0)
@@ -241,7 +241,7 @@ def saved_for_backward(backend: str) -> None:
 
 
 def in_inference_mode(backend: str) -> None:
-    """Inference tensors have no version counter to bump."""
+    """Checks inference tensors, which have no version counter."""
     with torch.inference_mode():
         layer = nn.Linear(64, 64, device=DEVICE)
         fastinit.initialize(layer, RULE, backend=backend, seed=2)
@@ -249,7 +249,7 @@ def in_inference_mode(backend: str) -> None:
 
 
 def under_a_default_device(backend: str) -> None:
-    """The tables of a launch are made on the CPU, whatever device new tensors go to."""
+    """Checks that the tables of a launch are made on the CPU, whatever the default device."""
     torch.set_default_device(DEVICE)
     try:
         layer = nn.Linear(300, 300)

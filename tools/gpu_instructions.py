@@ -1,10 +1,10 @@
-"""Machine instructions that the main loops of the GPU kernels spend on an element, counted without a GPU.
+"""Counts the machine instructions per element in the GPU kernels' main loops, without a GPU.
 
-Compiles each loop for each architecture and reads the disassembly (sass.py): instructions of a trip, width of the
-stores, what does not belong into a loop (shared memory, spills, calls), and the busiest pipe of a multiprocessor
-(gpu_pipes.py). Where a loop has a branch for rare values, the path without it counts. Needs nvcc and the package
-triton, which has the disassembler. Writes ``benchmarks/results/gpu_instructions.csv``; run with
-``python tools/gpu_instructions.py``.
+Compiles each loop for each architecture and reads the disassembly (sass.py): instructions per trip, width of the
+stores, anything that does not belong in a loop (shared memory, spills, calls), and the busiest pipe of a multiprocessor
+(gpu_pipes.py). If a loop branches for rare values, the other path counts. Needs nvcc and the package triton, which
+includes the disassembler. Writes ``benchmarks/results/gpu_instructions.csv``; run with ``python
+tools/gpu_instructions.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tables import RESULTS, save
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 DISTRIBUTIONS = ["constant", "uniform", "normal", "truncated_inside", "truncated_wide", "truncated_tail"]
-# By the bytes that a trip of 16 elements a thread stores, and by the conversion to two bytes.
+# By the bytes that a trip of 16 elements per thread stores, and the conversion to two bytes.
 DTYPES = {
     Stored(64, ""): "float32",
     Stored(32, "BF16"): "bfloat16",
@@ -38,29 +38,29 @@ TRIP_ELEMENTS = 16
 # "any": constants are stored four bytes at a time.
 ELEMENT_BYTES = {"any": 4, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "float64": 8}
 NOT_IN_FASTINIT = ["normal_by_hardware", "normal_by_hardware_from_16_bits"]
-"""What normals would cost that are not the same on every GPU, by the approximations that are one instruction."""
+"""Normals with the hardware's approximations, one instruction each, whose bits differ between GPUs."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What a loop of a kernel costs."""
+    """The cost of a loop."""
 
     backend: str
     architecture: str
     distribution: str
     dtype: str
     work: dict[str, float]
-    """Instructions an element, on the path of values that are not rare, by the pipe that executes them."""
+    """Instructions per element, by pipe, on the path without rare values."""
     unknown: set[str]
-    """Instructions of which it is not known which pipe executes them."""
+    """Instructions whose pipe is unknown."""
     narrowest_store: int
     """In bytes."""
     smells: tuple[str, ...]
-    """Of barriers, shared memory, spills and calls those that occur in the loop."""
+    """Barriers, shared memory, spills and calls in the loop."""
 
     @property
     def instructions(self) -> float:
-        """All instructions an element."""
+        """All instructions per element."""
         return round(self.work[gpu_pipes.ISSUE], 2)
 
 
@@ -98,7 +98,7 @@ def triton_loops(architecture: str) -> Iterator[Loop]:
 
 
 def counted(backend: str, architecture: str, distribution: str, ops: list[Op]) -> Iterator[Loop]:
-    """Yields what the storing loop of a kernel costs, for each dtype that it can store."""
+    """Yields the cost of a kernel's storing loop, for each dtype that it can store."""
     loop = storing_loop(ops)
     assert loop is not None, f"{backend}: {distribution} has no loop that stores"
     for stored, trip in loop.trips.items():
@@ -114,7 +114,7 @@ def counted(backend: str, architecture: str, distribution: str, ops: list[Op]) -
 
 
 def rows() -> list[dict[str, str]]:
-    """Returns the table: a row for each backend, distribution and dtype."""
+    """Returns the table: a row per backend, distribution and dtype."""
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for architecture in ARCHITECTURES:
         for loop in [*cuda_loops(architecture), *triton_loops(architecture)]:
@@ -143,7 +143,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def compilers() -> str:
-    """Returns what compiled the loops: the same on every machine."""
+    """Returns the compilers' versions, on which alone the counts depend."""
     import triton
 
     text = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
@@ -154,7 +154,7 @@ def compilers() -> str:
 def main() -> None:
     """Counts all loops and writes the table."""
     if shutil.which("nvcc") is None or why_not_disassembled():
-        print("Nothing is counted: it needs nvcc and the package triton.")
+        print("Nothing counted: this needs nvcc and the package triton.")
         return
     table, machine = rows(), compilers()
     save(RESULTS / "gpu_instructions.csv", [{**row, "machine": machine} for row in table])

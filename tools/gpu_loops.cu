@@ -1,12 +1,12 @@
-// The main loops of the CUDA kernel one by one, to count their instructions (gpu_instructions.py). Each is a kernel of its own,
-// with the bounds of the whole, so that a loop of the disassembly has a name.
+// The CUDA kernel's main loops one by one, for gpu_instructions.py to count. Each is its own kernel, with the launch bounds of
+// the real one, so that the disassembly names it.
 #include "walks_cuda.h"
 
 namespace fastinit {
 using namespace FASTINIT_ISA;
 
-// What bit-equal numbers cost: normals made with the GPU's own approximations of logarithm, root, sine and cosine, whose bits
-// differ between kinds of GPU and from the CPU's. Not in fastinit; counted for docs/gpu.md.
+// To show the price of reproducible bits: normals from the GPU's own approximations of logarithm, root, sine and cosine, whose
+// bits differ between GPU models and from the CPU. Not in fastinit; counted for docs/gpu.md.
 FASTINIT_DEVICE void approximate_pair(float u, float turn, const Normal& p, f32& value0, f32& value1) {
   float logarithm, root, sine, cosine;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(logarithm) : "f"(u));
@@ -26,7 +26,7 @@ struct ApproximateNormal {
   }
 };
 
-// And with 16 random bits for a number instead of 32: a block of Philox is eight numbers then.
+// The same with 16 random bits per number instead of 32: a Philox block gives eight numbers.
 struct HalfWords {
   static constexpr int kElements = 8, kBytes = 2;
   Normal form;

@@ -1,4 +1,4 @@
-"""The main loops of the Triton kernel one distribution at a time, to count their instructions (gpu_instructions.py)."""
+"""The Triton kernel's main loops, one distribution at a time, for gpu_instructions.py to count."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ from fastinit.kernels.layout import CONSTANT, ELEMENT, KIND, RECORD_WORDS, WORK_
 
 @triton.jit
 def loop(table, work, DISTRIBUTION: tl.constexpr):
-    """Does RUN of one distribution, as fill() does."""
+    """Runs the path RUN for one distribution, as fill() does."""
     piece = work + WORK_WORDS * tl.program_id(0).to(tl.int64)
     first, rest = tl.load(piece), tl.load(piece + 1)
     n, record = rest.to(tl.int32), table + RECORD_WORDS * (rest >> 32)

@@ -1,12 +1,11 @@
-"""How long fills should take on an H100 and an H200 by the instruction counts, beside what was measured, if it was.
+"""Predicts the time of fills on an H100 and an H200 from instruction counts, beside the measured times, if any.
 
-A loop's speed is the least of three: the memory's, and what the multiprocessors issue a second in all and in the
-busiest of their pipes (gpu_pipes.py), divided by how many instructions of each an element costs. The counts are the
-CUDA kernel's on sm_90, in ``gpu_instructions.csv``. The model leaves out launches, tails and what the memory loses to
-many writers: expect 85 to 95% of a prediction.
+A loop is bound by the memory, by the multiprocessors' issue rate, or by their busiest pipe (gpu_pipes.py), divided by
+the element's number of instructions. The counts are the CUDA kernel's on sm_90, in ``gpu_instructions.csv``. Launches,
+tail effects and contention among writers are not modelled: expect 85 to 95% of the predicted speed.
 
-Where a GPU day was adopted (adopt_gpu_day.py), the measurements come from ``gpu_rates.csv`` and from the time in
-kernels of ``bench_gpu.csv``. Writes ``gpu_predictions.csv``; all of these are in ``benchmarks/results/``. Run it with
+Measurements exist once a GPU day was adopted (adopt_gpu_day.py); they come from ``gpu_rates.csv`` and from the time in
+kernels in ``bench_gpu.csv``. Writes ``gpu_predictions.csv``; all of these are in ``benchmarks/results/``. Run it with
 ``python tools/gpu_predictions.py``.
 """
 
@@ -29,7 +28,7 @@ N_SM = 132
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU at a clock. The memory's speed is that of plain writes."""
+    """A GPU at a certain clock, with its memory's speed in plain writes."""
 
     name: str
     ghz: float
@@ -39,13 +38,13 @@ class Gpu:
         return f"{self.name} at {self.ghz} GHz"
 
 
-# 1.755 GHz is the boost clock of an SXM card, 1.98 the highest that it runs at. A copy moves 3.0 TB/s on an H100 and
-# 4.3 on an H200; writes alone come to some 2.8 and 4.0.
+# 1.755 GHz is the boost clock of an SXM card, 1.98 its maximum. Copies reach 3.0 TB/s on an H100 and 4.3 on an H200,
+# writes alone some 2.8 and 4.0.
 WRITES_TB_S = {"H100": 2.8, "H200": 4.0}
 GPUS = [Gpu("H100", 1.755, 2.8), Gpu("H100", 1.98, 2.8), Gpu("H200", 1.98, 4.0)]
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1, "float64": 8}
 KINDS = ["constant", "uniform", "normal", "truncated inside", "truncated wide", "truncated tail"]
-# A truncated normal within two sigma in float64 is drawn as a wide one, and a constant has no dtype of its own.
+# float64 draws a truncated normal within two sigma as a wide one; constants are counted in one dtype.
 LOOPS = [
     (kind, dtype)
     for kind in KINDS
@@ -59,17 +58,17 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop of the CUDA kernel and what an element costs in it."""
+    """A loop of the CUDA kernel, with its cost per element."""
 
     distribution: str
     dtype: str
     instructions: float
     pipe: str
     in_pipe: float
-    """Instructions of the busiest pipe."""
+    """Instructions of the busiest pipe, per element."""
 
     def bounds(self, gpu: Gpu) -> dict[str, float]:
-        """Returns the elements a second, in units of 10^12, that each resource allows."""
+        """Returns the elements per second, in 10^12, that each resource allows."""
         cycles = N_SM * gpu.ghz / 1e3
         return {
             "memory": gpu.terabytes_s / ITEM_BYTES[self.dtype],
@@ -82,7 +81,7 @@ class Loop:
         return n_elements / min(self.bounds(gpu).values()) / 1e9
 
     def bound_by(self, gpu: Gpu) -> str:
-        """Returns the resource that is used up first."""
+        """Returns the resource that binds."""
         bounds = self.bounds(gpu)
         return min(bounds, key=bounds.__getitem__)
 
@@ -93,7 +92,7 @@ def loops(instructions: Iterable[Row]) -> dict[tuple[str, str], Loop]:
     found = {}
     for distribution, dtype in LOOPS:
         row, words = counts.get((distribution, dtype)), 1.0
-        if row is None:  # a constant, counted for elements of four bytes
+        if row is None:  # a constant, counted for four-byte elements
             row, words = counts[distribution, "any"], ITEM_BYTES[dtype] / ITEM_BYTES["float32"]
         pipe, _, n = row["busiest pipe, sm_90"].partition(", ")
         found[distribution, dtype] = Loop(
@@ -103,7 +102,7 @@ def loops(instructions: Iterable[Row]) -> dict[tuple[str, str], Loop]:
 
 
 def rows_of(results: Path) -> list[Row]:
-    """Returns the table of predictions and of what lies measured in a folder of results."""
+    """Returns the table of predictions, with the measurements in a folder of results."""
     known = loops(read(results / "gpu_instructions.csv"))
     rates, bench = read(results / "gpu_rates.csv"), read(results / "bench_gpu.csv")
     machines = {row["machine"] for row in [*rates, *bench]}
@@ -128,7 +127,7 @@ def rows_of(results: Path) -> list[Row]:
 
 
 def row_of(what: str, loop: Loop, n_elements: int, measured: Mapping[str, str], gpu: Gpu | None) -> Row:
-    """Returns a row: what is predicted for all GPUs, what was measured, and how much of the prediction that is."""
+    """Returns a row: predictions for all GPUs, the measurement, and its share of the prediction."""
     row = {
         "what": what,
         "distribution": loop.distribution,
@@ -147,13 +146,13 @@ def row_of(what: str, loop: Loop, n_elements: int, measured: Mapping[str, str], 
 
 
 def gpu_of(machine: str, ghz: float) -> Gpu | None:
-    """Returns the GPU that was measured, at the clock that it had; None if the model does not know it, or no clock."""
+    """Returns the measured GPU at its clock; None if the GPU or the clock is unknown."""
     names = [name for name in WRITES_TB_S if name in machine]
     return Gpu(names[0], ghz, WRITES_TB_S[names[0]]) if len(names) == 1 and ghz else None
 
 
 def write(results: Path = RESULTS) -> None:
-    """Makes the table anew."""
+    """Writes the table."""
     save(results / "gpu_predictions.csv", rows_of(results))
 
 

@@ -1,9 +1,8 @@
-"""How fast each loop of the kernels writes: one large tensor for each distribution and dtype, the host out of the way.
+"""Measures how fast each loop of the kernels writes, on a large tensor per distribution and dtype, without the host.
 
-The launches queue up behind a kernel that sleeps, so that what is timed between two events is the kernel and the copy
-of its table, and not Python. Values are compared with cpp's first. A step of the GPU day (gpu_day.py) runs this, and
-``gpu_rates.csv`` lies in its results; gpu_predictions.py puts it beside what the instruction counts predict. Without a
-GPU: over cpp, in small sizes.
+The launches queue up behind a sleeping kernel, so that two events time the kernel and the copy of its table, but not
+Python. Values are compared with cpp's first. A step of the GPU day (gpu_day.py) runs this and leaves ``gpu_rates.csv``
+in its results; gpu_predictions.py compares it with the instruction counts. Without a GPU it runs small sizes on cpp.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ DISTRIBUTIONS: dict[str, plans.Distribution] = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 if hasattr(torch, "float8_e4m3fn"):
     DTYPES["float8"] = torch.float8_e4m3fn
-# What ncu looks at: few, as it runs each kernel a dozen times.
+# For ncu: few, because it runs each kernel a dozen times.
 TARGETS = [(name, dtype) for dtype in ("float32", "bfloat16") for name in DISTRIBUTIONS if name != "truncated tail"]
-CLOCKED = "normal"  # the distribution whose clock is read, once for each dtype: it takes longer than all the rest
-CLOCK_S = 0.4  # of the GPU's work while its clock is read, which takes nvidia-smi a tenth of a second
+CLOCKED = "normal"  # read the clock for this distribution only, once per dtype: that takes longer than all the rest
+CLOCK_S = 0.4  # of GPU work while nvidia-smi reads the clock, which takes it a tenth of a second
 
 
 def rates() -> None:
@@ -62,7 +61,7 @@ def rates() -> None:
 
 
 def rate(backend: str, name: str, dtype: str, ceiling: float) -> dict[str, str]:
-    """Returns the table's row of a loop, and keeps it as a finding.
+    """Returns a loop's row of the table, and records it as a finding.
 
     Raises:
         SystemExit: the values are wrong.
@@ -91,7 +90,7 @@ def rate(backend: str, name: str, dtype: str, ceiling: float) -> dict[str, str]:
 
 
 def kernel_seconds(call: Callable[[], object]) -> float:
-    """Returns the median seconds of a call on the GPU, its host time hidden behind what the GPU does before."""
+    """Returns the median seconds of a call on the GPU, with its host time hidden behind earlier GPU work."""
     if not GPU:
         began = time.perf_counter()
         call()
@@ -109,7 +108,7 @@ def kernel_seconds(call: Callable[[], object]) -> float:
 
 
 def clock_while(call: Callable[[], object], seconds: float) -> str:
-    """Returns the multiprocessors' clock in MHz while the GPU repeats a call, "" where it is not to be had."""
+    """Returns the multiprocessors' clock in MHz while the GPU repeats a call, "" if unknown."""
     if not GPU:
         return ""
     for _ in range(min(1000, math.ceil(CLOCK_S / seconds))):
@@ -120,7 +119,7 @@ def clock_while(call: Callable[[], object], seconds: float) -> str:
 
 
 def target(backend: str) -> None:
-    """Launches each kind of TARGETS once, in their order, for a profiler to look at."""
+    """Launches each of TARGETS once, in order, for a profiler."""
     for name, dtype in TARGETS:
         tensor = torch.empty(N_ELEMENTS // 4, dtype=DTYPES[dtype], device=DEVICE)
         fill = plans.Fill.whole("weight", tensor, DISTRIBUTIONS[name], "", "")

@@ -1,4 +1,4 @@
-"""A child process with limits: what hostile input costs, and whether it survives. Linux only."""
+"""Runs code in a child process with limits, to see what hostile input costs and whether it survives. Linux only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-# Beyond what the process has: what hostile input may take before it is stopped, more than any is allowed to take.
+# In addition to the process's own: hostile input is stopped here, well above what it is allowed to take.
 MEMORY_LIMIT = 2 << 30
 CPU_LIMIT_S = 30
 
 
 def status_bytes(name: str) -> int:
-    """Returns one of the sizes of this process that the kernel keeps, such as VmRSS, in bytes."""
+    """Returns one of this process's sizes in /proc, such as VmRSS, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
@@ -26,18 +26,18 @@ def in_limited_child(work: Callable[[int], None], cpu_s: int = CPU_LIMIT_S) -> t
     """Runs a function in a fork of this process, with a limit on address space and CPU time.
 
     Args:
-        work: is called in the child with the end of a pipe that it writes its answer to.
+        work: called in the child with the write end of a pipe, for its answer.
         cpu_s: CPU time after which the kernel ends the child.
 
     Returns:
-        What it wrote, and the signal that ended the child, if one did.
+        The answer, and the signal that ended the child, if any.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(reader)
-            faulthandler.disable()  # pytest's; the parent tells how the child ended
+            faulthandler.disable()  # pytest's; the parent reports how the child ended
             resource.setrlimit(resource.RLIMIT_AS, (status_bytes("VmSize") + MEMORY_LIMIT,) * 2)
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

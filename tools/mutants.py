@@ -1,6 +1,6 @@
-"""Small honest checkpoints of every format, and damaged copies of them: what tools/fuzz_checkpoints.py reads.
+"""Small honest checkpoints of every format, and damaged copies of them, for tools/fuzz_checkpoints.py.
 
-Every mutant follows from a seed and its number alone.
+Every mutant is determined by a seed and its number.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from torch import nn
 
 FORMATS = ("zip", "legacy", "safetensors", "index", "folder")
 DATA_FILE = "__0_0.distcp"
-# Where counts, sizes and signs turn over.
+# Where counts, sizes and signs overflow.
 _EDGES = (0, 1, 2, 7, 127, 128, 255, 256, 32767, 65535, 65536, 10**6, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63)
 _TEXTS = ("0", "-1", "1e999", "null", "[]", "{}", '""', "true", "18446744073709551616", "9" * 40, "0.5", "[0,0]")
-# What honest files ask for, and what hostile ones do.
+# Names that honest files ask for, and hostile ones.
 _NAMES = tuple(
     line.encode()
     for line in (
@@ -44,13 +44,13 @@ _NAMES = tuple(
     )
 )
 _OPCODES = pickletools.opcodes
-# More changes at once only make the file unreadable at its first byte.
+# More changes at a time only make the file unreadable from its first byte.
 _MOST_CHANGES = 8
 
 
 @dataclass(frozen=True)
 class Honest:
-    """A checkpoint as it should be: the bytes of its files by their names, and which of them is opened."""
+    """An undamaged checkpoint: the bytes of its files by name, and which of them to open."""
 
     format: str
     files: dict[str, bytes]
@@ -58,7 +58,7 @@ class Honest:
 
 
 def model() -> nn.Module:
-    """Returns the model that all checkpoints are for, with the values that it has before it is loaded."""
+    """Returns the model that all checkpoints fit, with its values from before the load."""
     made = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     for name, dtype in (("bf16", torch.bfloat16), ("u8", torch.uint8), ("flag", torch.bool), ("i64", torch.int64)):
         made.register_buffer(name, torch.zeros(5, dtype=dtype))
@@ -69,7 +69,7 @@ def model() -> nn.Module:
 
 
 def honest_checkpoints() -> dict[str, list[Honest]]:
-    """Returns the checkpoints that are damaged, by format."""
+    """Returns the checkpoints to damage, by format."""
     with tempfile.TemporaryDirectory() as folder:
         return {format: _saved(format, Path(folder) / format) for format in FORMATS}
 
@@ -94,7 +94,7 @@ def _saved(format: str, folder: Path) -> list[Honest]:
         shared["0.weight"] = nn.Parameter(state["0.weight"])
         special = OrderedDict(state, wide=state["wide"].to_sparse())
         found = []
-        # torch reads protocol 2 and calls others untested.
+        # torch reads protocol 2, and calls the others untested.
         for content, protocol in ((state, 2), (nested, 2), (shared, 2), (special, 2), (nested, 4)):
             memory = io.BytesIO()
             if format == "zip":
@@ -124,7 +124,7 @@ def _saved(format: str, folder: Path) -> list[Honest]:
 
 
 def _save_legacy(content: object, file: io.BytesIO, protocol: int) -> None:
-    """Writes torch's older format; torch.save names storages by their addresses, which no two runs share."""
+    """Writes torch's older format; torch.save names storages by their addresses, which differ between runs."""
     storages: dict[int, Any] = {}
 
     class Pickler(pickle.Pickler):
@@ -151,7 +151,7 @@ def _save_legacy(content: object, file: io.BytesIO, protocol: int) -> None:
 def _saved_folder(state: OrderedDict[str, Any], folder: Path) -> Honest:
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    logging.disable(logging.CRITICAL)  # torch warns that the process is alone
+    logging.disable(logging.CRITICAL)  # torch warns about a single process
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -159,7 +159,7 @@ def _saved_folder(state: OrderedDict[str, Any], folder: Path) -> Honest:
     finally:
         logging.disable(logging.NOTSET)
     contents = pickle.loads((folder / ".metadata").read_bytes())
-    contents.storage_meta = None  # a path and a number of this run
+    contents.storage_meta = None  # a path and a number that differ between runs
     return Honest("folder", {".metadata": pickle.dumps(contents), DATA_FILE: (folder / DATA_FILE).read_bytes()}, "")
 
 
@@ -167,7 +167,7 @@ def _saved_folder(state: OrderedDict[str, Any], folder: Path) -> Honest:
 
 
 def mutant(honest: dict[str, list[Honest]], format: str, seed: int, number: int) -> tuple[Honest, str]:
-    """Returns a damaged checkpoint, and what was done to it."""
+    """Returns a damaged checkpoint, and a description of the damage."""
     rng = random.Random(f"{seed}:{format}:{number}")
     original = rng.choice(honest[format])
     name = rng.choice(sorted(original.files))
@@ -249,7 +249,7 @@ def _pickle(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     """Changes whole instructions of the pickles that a file begins with."""
     places, end = [], 0
     try:
-        while True:  # legacy files have five, and then the tensors
+        while True:  # legacy files have five, followed by the tensors
             for _, _, at in pickletools.genops(data[end:]):
                 assert at is not None
                 places.append(end + at)
@@ -258,7 +258,7 @@ def _pickle(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         pass
     places = [at for at in places if at < max(end, 1)]
     changed, done = data, []
-    # The last place goes first, so that those before it stay where they are.
+    # From the back, so that earlier positions stay valid.
     for k in sorted((rng.randrange(len(places) - 1) for _ in range(rng.choice((1, 1, 1, 2, 3)))), reverse=True):
         old = data[places[k] : places[k + 1]]
         other = rng.randrange(len(places) - 1)

@@ -1,4 +1,4 @@
-"""What other libraries read from a checkpoint, and whether two of them read the same."""
+"""Reads checkpoints with other libraries, and compares the results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mutants import DATA_FILE
 
 
 def read_by_others(path: Path, format: str, list_of_folder: bytes) -> Any:
-    """Returns what torch and safetensors read; raises whatever they raise.
+    """Returns what torch or safetensors reads; raises whatever it raises.
 
     Args:
         path: of the checkpoint.
         format: one of ``mutants.FORMATS``.
-        list_of_folder: the undamaged list of a folder.
+        list_of_folder: the undamaged metadata of a folder.
     """
     if format in ("zip", "legacy"):
         return torch.load(path, weights_only=True)
@@ -33,7 +33,7 @@ def read_by_others(path: Path, format: str, list_of_folder: bytes) -> Any:
         }
         return {key: read[name][key] for key, name in places.items()}
     if (path / ".metadata").read_bytes() != list_of_folder:
-        raise ValueError("a damaged list is a pickle, which nobody else reads without running it")
+        raise ValueError("the metadata is a pickle, and damaged: others would have to run it to read it")
     data, found = (path / DATA_FILE).read_bytes(), {}
     for index, place in pickle.loads(list_of_folder).storage_data.items():
         part = io.BytesIO(data[place.offset : place.offset + place.length])
@@ -57,7 +57,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def bytes_of(tensor: torch.Tensor) -> list[int]:
-    """Returns the bytes of a tensor's values in their order."""
+    """Returns the bytes of a tensor's values in order."""
     if tensor.numel() == 0:
         return []
     return tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).tolist()  # type: ignore[no-any-return]

@@ -1,13 +1,13 @@
-"""Reads the machine code of a GPU kernel: what a trip of the loops that store costs, without a GPU.
+"""Reads the machine code of a GPU kernel, and prints the cost of a trip through its storing loops, without a GPU.
 
     python tools/sass.py fill.cubin --element-bytes 2 [--kernel NAME]
 
-prints for each such loop, and for each way through it that stores something else, the instructions for an element, by
-the pipe that executes them (gpu_pipes.py), the share of an H100's memory that they allow, and what does not belong into
-such a loop. A cubin comes from `nvcc -cubin`, or from Triton as `compile(...).asm["cubin"]`. The disassembler,
-nvdisasm, is that of the triton package.
+prints for each such loop, and for each path through it that stores something different, the instructions per element by
+pipe (gpu_pipes.py), the share of an H100's memory speed that they allow, and anything that does not belong in such a
+loop. A cubin comes from `nvcc -cubin`, or from Triton as `compile(...).asm["cubin"]`. The disassembler, nvdisasm, comes
+with the package triton.
 
-Where a branch leads around instructions, the shorter way counts: loops have branches for rare values, and for formats.
+If a branch skips instructions, the shorter path counts: loops branch for rare values, and for formats.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from typing import NamedTuple
 
 import gpu_pipes
 
-# Barriers, shared memory, spills and calls: none of them belongs into the loop of a fill.
+# Barriers, shared memory, spills and calls do not belong in the loop of a fill.
 _SMELLS = {"BAR", "LDS", "STS", "LDL", "STL", "CALL"}
 _STORE_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _GUARD = re.compile(r"(!?)(U?P\d)\b")
-# P1 becomes UP0: PT is true, and the table 0x80 is that of "and".
+# P1 becomes UP0: PT is true, and 0x80 is the truth table of "and".
 _COPY = re.compile(r"\s*(U?P\d), U?PT, U?PT, U?PT, (U?P\d), 0x80, 0x")
 _LINE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 
 
 @dataclass(frozen=True)
 class Op:
-    """A line of the disassembly."""
+    """An instruction of the disassembly."""
 
     predicate: str
-    """E.g. "@!P1": the predicate without which it does nothing, or nothing."""
+    """The guard, e.g. "@!P1", or ""."""
     code: str
     """E.g. "IMAD.WIDE.U32"."""
     operands: str
@@ -48,7 +48,7 @@ class Op:
 
     @property
     def kind(self) -> str:
-        """The code without what follows its first dot."""
+        """The code up to its first dot."""
         return self.code.partition(".")[0]
 
     @property
@@ -58,12 +58,12 @@ class Op:
 
     @property
     def store_bytes(self) -> int:
-        """Bytes that a thread stores by it."""
+        """The bytes that it stores per thread."""
         return next((_STORE_BYTES[part] for part in self.code.split(".") if part in _STORE_BYTES), 4)
 
     @property
     def guard(self) -> tuple[str, bool] | None:
-        """The predicate that decides whether it stores or jumps, and the value with which it does."""
+        """The predicate that makes it store or jump, and the value for which it does."""
         found = _GUARD.search(self.predicate) or (
             _GUARD.match(self.operands.strip()) if self.target is not None else None
         )
@@ -71,50 +71,50 @@ class Op:
 
     @property
     def copied(self) -> tuple[str, str] | None:
-        """Of a copy of a predicate the destination and the source."""
+        """The destination and the source, if it copies a predicate."""
         found = _COPY.match(self.operands) if self.kind == "PLOP3" and not self.predicate else None
         return (found[1], found[2]) if found else None
 
     def may_write(self, predicate: str) -> bool:
-        """Whether it may write a predicate: those are among its first three operands."""
+        """Whether it may write a predicate, which would be among its first three operands."""
         return any(re.search(rf"\b{predicate}\b", operand) for operand in self.operands.split(",")[:3])
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a trip of a loop stores."""
+    """The stores of a trip through a loop."""
 
     n_bytes: int
-    """Of a thread."""
+    """Bytes per thread."""
     conversion: str
-    """The two-byte format to which it converts, "BF16" or "F16", or nothing."""
+    """The two-byte format that it converts to, "BF16" or "F16", or ""."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop that stores, and the shortest trip for each of the things that it can store."""
+    """A loop that stores, and the shortest trip for each of its kinds of stores."""
 
     body: list[Op]
     trips: dict[Stored, list[Op]]
 
     @property
     def smells(self) -> tuple[str, ...]:
-        """Of barriers, shared memory, spills and calls those that occur in it."""
+        """The barriers, shared memory accesses, spills and calls in it."""
         return tuple(sorted({op.kind for op in self.body} & _SMELLS))
 
     @property
     def narrowest_store(self) -> int:
-        """Bytes of its narrowest store."""
+        """The bytes of its narrowest store."""
         return min(op.store_bytes for op in self.body if op.is_store)
 
 
 def why_not_disassembled() -> str | None:
-    """Returns why nothing can be disassembled here."""
+    """Returns why nothing can be disassembled here, None if it can."""
     return None if importlib.util.find_spec("triton") else "the package triton, which has nvdisasm, is not installed"
 
 
 def disassembled(cubin: Path) -> dict[str, list[Op]]:
-    """Returns the instructions of the kernels of a cubin, by their names."""
+    """Returns the instructions of a cubin's kernels, by name."""
     spec = importlib.util.find_spec("triton")
     assert spec is not None and spec.origin is not None, why_not_disassembled()
     command = [str(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"), "-c", str(cubin)]
@@ -122,7 +122,7 @@ def disassembled(cubin: Path) -> dict[str, list[Op]]:
 
 
 def parsed(text: str) -> dict[str, list[Op]]:
-    """Returns the instructions of kernels from what nvdisasm wrote."""
+    """Returns the instructions of kernels from nvdisasm's output."""
     lines: dict[str, list[tuple[str, str, str]]] = {}
     labels: dict[str, int] = {}
     current: list[tuple[str, str, str]] = []
@@ -147,19 +147,19 @@ def storing_loop(ops: list[Op]) -> Loop | None:
     spans = [span for span in jumps_back if any(op.is_store for op in ops[span[0] : span[1] + 1])]
     if not spans:
         return None
-    # Innermost; a jump back from rare code, which the compiler put behind the loop, spans more than the loop itself.
+    # The innermost: a jump back from rare code that the compiler moved behind the loop spans more than the loop.
     start, end = min(spans, key=lambda span: span[1] - span[0])
     return Loop(ops[start : end + 1], _shortest_trips(ops, start, end))
 
 
 class _Path(NamedTuple):
-    """The instructions of a way through a loop, from the last to the first."""
+    """The instructions of a path through a loop, last to first."""
 
     op: Op
     before: _Path | None
 
     def ops(self) -> list[Op]:
-        """Returns them from the first to the last."""
+        """Returns them first to last."""
         found: list[Op] = []
         path: _Path | None = self
         while path is not None:
@@ -169,18 +169,18 @@ class _Path(NamedTuple):
 
 
 class _Predicates(NamedTuple):
-    """What a way through a loop says of predicates."""
+    """What a path through a loop implies about predicates."""
 
     values: frozenset[tuple[str, bool]] = frozenset()
     copies: frozenset[tuple[str, str]] = frozenset()
-    """Predicates, and those of which they are copies."""
+    """Predicates, and the ones that they are copies of."""
 
     def original(self, name: str) -> str:
-        """Returns the predicate of which one is a copy, or itself."""
+        """Returns the predicate that one is a copy of, or itself."""
         return dict(self.copies).get(name, name)
 
     def outcomes(self, guard: tuple[str, bool] | None) -> Iterator[tuple[bool, _Predicates]]:
-        """Yields whether an instruction with a guard may act, and what is known then."""
+        """Yields whether a guarded instruction may act, and what is known in that case."""
         if guard is None:
             yield True, self
             return
@@ -190,7 +190,7 @@ class _Predicates(NamedTuple):
                 yield found == value, self._replace(values=self.values | {(name, found)})
 
     def after(self, op: Op) -> _Predicates:
-        """Returns what holds behind an instruction, which may write some."""
+        """Returns what is known after an instruction, which may write predicates."""
         values = frozenset(pair for pair in self.values if not op.may_write(pair[0]))
         copies = frozenset(pair for pair in self.copies if not any(map(op.may_write, pair)))
         if op.copied is not None:
@@ -200,7 +200,7 @@ class _Predicates(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Where a way through a loop has come to."""
+    """The state of a path through a loop."""
 
     at: int
     stored: Stored
@@ -208,14 +208,14 @@ class _State(NamedTuple):
 
 
 def _shortest_trips(ops: list[Op], start: int, end: int) -> dict[Stored, list[Op]]:
-    """Returns the fewest instructions from ``start`` to the jump at ``end``, for everything that they may store.
+    """Returns the shortest path from ``start`` to the jump at ``end``, for each kind of stores.
 
-    A predicate that a store or a jump asked about has the same value for those that ask again: some compilers guard
-    stores, and then jump around others by the same predicate.
+    On a path, a predicate keeps its value between the stores and jumps that test it: some compilers guard a store, and
+    then branch around others with the same predicate.
     """
     found: dict[Stored, list[Op]] = {}
     seen: set[_State] = set()
-    order = itertools.count()  # of equal ways the one that was found first
+    order = itertools.count()  # on a tie, the one found first
     queue: list[tuple[int, int, _State, _Path | None]] = [(0, 0, _State(start, Stored(0, ""), _Predicates()), None)]
     while queue:
         cost, _, state, before = heapq.heappop(queue)
@@ -232,7 +232,7 @@ def _shortest_trips(ops: list[Op], start: int, end: int) -> dict[Stored, list[Op
 
 
 def _following(op: Op, state: _State) -> Iterator[_State]:
-    """Yields where a way may go on behind an instruction."""
+    """Yields where a path may continue after an instruction."""
     at, stored, known = state
     if not op.is_store and op.target is None:
         conversion = ("BF16" if "BF16" in op.code else "F16") if op.kind == "F2FP" else stored.conversion
@@ -249,10 +249,10 @@ def _following(op: Op, state: _State) -> Iterator[_State]:
 
 
 def main() -> None:
-    """Prints what the loops of a cubin cost."""
+    """Prints the cost of a cubin's loops."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cubin", type=Path)
-    parser.add_argument("--element-bytes", type=int, required=True, help="of what is stored: 2 for bfloat16")
+    parser.add_argument("--element-bytes", type=int, required=True, help="bytes of an element: 2 for bfloat16")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     arguments = parser.parse_args()
     if reason := why_not_disassembled():

@@ -63,7 +63,7 @@ def _why_missing(name: str, what: str, reason: Path) -> str:
     if others := _built(PACKAGE, name, for_this_python=False):
         how = f"run `pip install -e .` in {root}" if is_checkout else "install the package"
         return (
-            f"{what} in {PACKAGE} was built for another Python or machine ({', '.join(others)}), but this one loads "
+            f"{what} in {PACKAGE} was built for another Python or machine ({', '.join(others)}), and this one loads "
             f"{name}{EXTENSION_SUFFIXES[0]}: {how} with this Python"
         )
     hidden = next((folder for folder in _installed() if _built(folder, name)), None)

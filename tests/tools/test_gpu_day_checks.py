@@ -126,7 +126,7 @@ def test_a_gpu_that_torch_does_not_see_is_wrong(findings, monkeypatch):
     monkeypatch.setattr(gpu_day_tools, "answer", lambda command, *_: "NVIDIA H200, 580" if "smi" in command[0] else "")
     gpu_day_tools.facts()
     assert wrong_ones(findings) == [
-        "there is a GPU that torch does not see: a day over cpp proves nothing of the kernels"
+        "torch does not see this machine's GPU: a day on cpp proves nothing about the kernels"
     ]
 
 

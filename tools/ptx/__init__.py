@@ -8,17 +8,17 @@
     assert (memory.writes(out) == 1).all()              # each byte is written once
 
 Bit-exact: integers, comparisons, conversions, minima and maxima; add, sub, mul, div, sqrt and rcp in float32 and
-float64, rounded to nearest (.rn); fma.rn; .ftz and .sat in float32. Not so are the approximations (.approx, .full), as
-the tables of the hardware are not public: they are computed in float64 and rounded once, and `Stats.approx` names those
-that were executed. Not supported are atomics, calls, arithmetic in half precision, directed rounding and tensor cores;
-what is not supported is an error when threads reach it, and `Kernel.unsupported` lists it before.
+float64, rounded to nearest (.rn); fma.rn; .ftz and .sat in float32. Approximations (.approx, .full) are not: the
+hardware's tables are not public, so they are computed in float64 and rounded once, and `Stats.approx` names those that
+ran. Atomics, calls, half-precision arithmetic, directed rounding and tensor cores are not supported: they are errors
+when threads reach them, and `Kernel.unsupported` lists them beforehand.
 
-Errors name the PTX line: an access that is misaligned or outside of the memory that was added, a register that is used
-and was never written. Of a register that only some threads wrote, the others read a pattern (0xDEADBEEF).
+Errors name the PTX line: a misaligned access, an access outside the registered memory, or a read of a register that was
+never written. If only some threads wrote a register, the others read a pattern (0xDEADBEEF).
 
-Triton's kernels have one or two pointers to scratch memory as their last parameters (0 does), take `metadata.shared`
-bytes of dynamic shared memory, and 32 threads a warp. nvcc and Triton must not fuse what the source does not:
-`-fmad=false`, `enable_fp_fusion=False`; `Kernel.contractable` lists what the assembler might still fuse.
+Triton's kernels have one or two pointers to scratch memory as their last parameters (pass 0), and take
+`metadata.shared` bytes of dynamic shared memory and 32 threads per warp. nvcc and Triton must not fuse multiplies and
+adds: `-fmad=false`, `enable_fp_fusion=False`; `Kernel.contractable` lists what the assembler might still fuse.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arithmetic to the last bit as a GPU does it, where numpy has no such operation."""
+"""GPU arithmetic, exact to the last bit, for operations that numpy lacks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 from .types import F32, F64, I64, U16, U32, U64, Array
 
-# What a GPU makes of every float32 that is not a number.
+# The one NaN that a GPU returns in float32.
 _NAN32 = U32(0x7FFFFFFF)
 _SIGN32, _EXPONENT32 = U32(0x80000000), U32(0x7F800000)
-# A float64 has 29 more bits than a float32; where they are these it lies halfway between two of them.
+# A float64 has 29 more bits than a float32; with these it is halfway between two float32.
 _BELOW_FLOAT32, _HALF = I64((1 << 29) - 1), I64(1 << 28)
-# Twice the smallest normal float32: below it a float32 has fewer bits, so the test for halfway does not hold.
+# Twice the smallest normal float32: below it a float32 has fewer bits, and the test for halfway does not apply.
 _FEWER_BITS = F64(2.0**-125)
 
 _libm = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")
@@ -23,7 +23,7 @@ _fma64 = np.frompyfunc(_libm.fma, 3, 1)
 
 
 def canonical(value: Array) -> Array:
-    """Returns floats with the NaN of the hardware; those of float64 are left as they are."""
+    """Returns floats with the hardware's NaN; float64 stays as it is."""
     if value.itemsize == 4 and np.isnan(value.max()):
         value = value.copy()
         value.view(U32)[np.isnan(value)] = _NAN32
@@ -31,7 +31,7 @@ def canonical(value: Array) -> Array:
 
 
 def flushed(value: Array) -> Array:
-    """Returns float32 with zeros, of the same sign, for subnormal numbers (.ftz)."""
+    """Returns float32 with subnormal numbers replaced by zeros of the same sign (.ftz)."""
     bits = value.view(U32)
     return np.where((bits & _EXPONENT32) == 0, bits & _SIGN32, bits).view(F32)
 
@@ -39,8 +39,8 @@ def flushed(value: Array) -> Array:
 def fma32(a: Array, b: Array, c: Array) -> Array:
     """Returns a * b + c in float32, rounded once.
 
-    The product is exact in float64. The sum is rounded twice, to float64 and to float32, which shows only where the
-    first lands halfway between two float32: there it is made odd, which leaves the second rounding to what the sum was.
+    The product is exact in float64. The sum is rounded twice, to float64 and to float32. That matters only if the first
+    rounding lands halfway between two float32: there it is made odd, so that the second one rounds by the exact sum.
     """
     product, addend = a.astype(F64) * b.astype(F64), c.astype(F64)
     total = product + addend
@@ -54,7 +54,7 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
 
 
 def _rounded_to_odd(total: Array, product: Array, addend: Array) -> Array:
-    """Returns sums of float64 with an odd last bit where they are not exact: of their two neighbours, the odd one."""
+    """Returns sums of float64 rounded to odd: an inexact sum becomes its neighbour with an odd last bit."""
     # Knuth's two-sum: the exact error of the rounded sum.
     shared = total - product
     error = (product - (total - shared)) + (addend - shared)
@@ -91,7 +91,7 @@ def multiply_high(a: Array, b: Array) -> Array:
 def divided(a: Array, b: Array) -> tuple[Array, Array]:
     """Returns quotients and remainders of integers, towards zero.
 
-    The hardware's answer to a division by zero is all ones and the dividend; the smallest number by -1 is itself.
+    As on the hardware, division by zero gives all ones and the dividend; the smallest number divided by -1 is itself.
     """
     a, b = np.broadcast_arrays(a, b)
     one, zero = b.dtype.type(1), b.dtype.type(0)
@@ -100,7 +100,7 @@ def divided(a: Array, b: Array) -> tuple[Array, Array]:
     divisor = np.where(by_zero | by_minus_one, one, b)
     quotient = a // divisor
     remainder = a - quotient * divisor
-    # numpy rounds down.
+    # numpy rounds towards minus infinity.
     is_below = (remainder != 0) & ((a < 0) != (divisor < 0))
     quotient = quotient + is_below.astype(b.dtype)
     remainder = remainder - np.where(is_below, divisor, zero)
@@ -109,7 +109,7 @@ def divided(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def bfloat16_of(value: Array) -> Array:
-    """Returns the bits of float32 rounded to the nearest bfloat16, to even where two are as near."""
+    """Returns the bits of float32 rounded to bfloat16, to nearest even."""
     bits = value.view(U32)
     rounded: Array = ((bits + U32(0x7FFF) + ((bits >> U32(16)) & U32(1))) >> U32(16)).astype(U16)
     is_nan = (bits & ~_SIGN32) > _EXPONENT32
@@ -117,7 +117,7 @@ def bfloat16_of(value: Array) -> Array:
 
 
 def float16_of(value: Array) -> Array:
-    """Returns the bits of floats rounded to the nearest float16."""
+    """Returns the bits of floats rounded to float16, to nearest even."""
     return np.where(np.isnan(value), U16(0x7FFF), value.astype(np.float16).view(U16))
 
 

@@ -1,4 +1,4 @@
-"""Modules and their kernels: launched, and asked what of them is not supported, not reached or not certain."""
+"""Modules and their kernels: launches them, and lists what is unsupported, was not reached, or may be fused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .parsing import Parameter, Program, parsed
 from .threads import Launch, Threads
 from .types import Array, PtxError
 
-# Threads that are executed together: their registers fit a processor's cache.
+# Threads executed together: their registers fit a processor's cache.
 _CHUNK = 8192
-# Of a block, on every GPU.
+# Per block, on every GPU.
 _MOST_THREADS = 1024
 
 Argument = int | float | bytes
@@ -24,15 +24,15 @@ Argument = int | float | bytes
 
 @dataclass(frozen=True)
 class Stats:
-    """What a launch did."""
+    """Counts of a launch."""
 
     threads: int
     instructions: int
-    """Executed, each by some number of threads."""
+    """Executed instructions, whatever their number of threads."""
     divergent: int
-    """Branches that only some of the threads took that came to them."""
+    """Branches that only some of the threads at them took."""
     approx: list[str]
-    """Executed instructions whose bits are not those of a GPU."""
+    """Executed instructions whose bits may differ from a GPU's."""
 
 
 class Module:
@@ -66,12 +66,12 @@ class Kernel:
         self.name = program.name
         self._program, self._variables = program, variables
         self._steps = [built(instruction) for instruction in program.instructions]
-        # How many threads executed each instruction, over all launches.
+        # The number of threads that executed each instruction, over all launches.
         self._n_executed = [0] * len(self._steps)
 
     @property
     def params(self) -> dict[str, Parameter]:
-        """Where each parameter lies among those of a launch."""
+        """Each parameter's offset in the parameter memory."""
         return self._program.parameters
 
     def launch(
@@ -83,18 +83,18 @@ class Kernel:
         shared: int = 0,
         ctas: Array | None = None,
     ) -> Stats:
-        """Executes the kernel to its end.
+        """Runs the kernel to its end.
 
         Args:
             grid: blocks, in up to three dimensions.
-            block: threads of a block, likewise.
-            args: integers, which pointers are too, floats, or the bytes of structures.
-            mem: what of the host's memory it may use.
+            block: threads per block, likewise.
+            args: integers (pointers included), floats, or the bytes of structures.
+            mem: the host memory that it may use.
             shared: bytes of dynamic shared memory.
-            ctas: the numbers of the blocks to execute, to try parts of a grid that is too large; None: all.
+            ctas: indices of the blocks to run, for parts of a large grid; None: all.
 
         Raises:
-            PtxError: with the line of the instruction that does what it must not, or is not supported.
+            PtxError: an instruction is unsupported or does something forbidden; names its line.
         """
         x, y, z = (*grid, 1, 1)[:3]
         launch = Launch((x, y, z), self._block(block), self._parameters(args), mem, shared, approximate=set())
@@ -114,16 +114,16 @@ class Kernel:
         return Stats(n_threads, launch.n_instructions, launch.n_partings, sorted(launch.approximate or ()))
 
     def unsupported(self) -> list[str]:
-        """Returns the instructions that cannot be executed, and why."""
+        """Returns the unsupported instructions, with reasons."""
         pairs = zip(self._program.instructions, self._steps)
         return [f"{instruction}  [{step.reason}]" for instruction, step in pairs if isinstance(step, Unsupported)]
 
     def unreached(self) -> list[str]:
-        """Returns the instructions that no thread has executed yet: nothing is known about them."""
+        """Returns the instructions that no thread has executed yet, so that nothing is known about them."""
         return [str(each) for each, n in zip(self._program.instructions, self._n_executed) if not n]
 
     def contractable(self) -> list[tuple[int, int, str]]:
-        """Returns products that the assembler may fuse with a sum, so that a GPU would compute other bits.
+        """Returns products that the assembler may fuse with a sum, which would change the bits on a GPU.
 
         Those are mul and add or sub without .rn, in the order of the text.
 
@@ -147,7 +147,7 @@ class Kernel:
         return found
 
     def _block(self, block: Sequence[int]) -> tuple[int, int, int]:
-        """Returns the three dimensions of a block that the kernel's bounds allow."""
+        """Returns a block's three dimensions; raises PtxError if the kernel's bounds do not allow them."""
         x, y, z = (*block, 1, 1)[:3]
         n_threads = x * y * z
         if not 0 < n_threads <= _MOST_THREADS:
@@ -160,7 +160,7 @@ class Kernel:
         return x, y, z
 
     def _parameters(self, arguments: Sequence[Argument]) -> bytes:
-        """Returns the memory of the parameters."""
+        """Returns the parameter memory."""
         if len(arguments) != len(self.params):
             raise PtxError(f"{self.name} takes {len(self.params)} parameters, got {len(arguments)}")
         found = bytearray(self._program.n_parameter_bytes)

@@ -1,4 +1,4 @@
-"""Memory: buffers of the program that runs kernels, and the memories that threads and blocks have of their own."""
+"""Memory: the host's buffers, and the private memories of threads and blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .types import U8, U64, Array, PtxError
 
 
 class Tensor(Protocol):
-    """What a torch tensor on the CPU says of its memory."""
+    """The methods of a torch CPU tensor that give its memory."""
 
     def data_ptr(self) -> int: ...  # noqa: D102
     def numel(self) -> int: ...  # noqa: D102
@@ -30,20 +30,20 @@ class _Buffer:
     end: int
     name: str
     data: Array | None
-    """Its bytes; None: it is reserved, what is stored is dropped."""
+    """Its bytes; None: reserved, stores are dropped."""
     writes: Array | None
-    """How often each byte was written, 255 for more; None: not counted."""
+    """How often each byte was written, at most 255; None: not counted."""
     owner: object
-    """Kept, so that the memory is not given to another."""
+    """The owner, kept alive."""
 
     def units(self, array: Array, size: int) -> tuple[Array, int]:
-        """Returns an array of a value a byte as rows of ``size`` at aligned addresses, and where the first begins."""
+        """Returns a byte-wise array as rows of ``size`` at aligned addresses, and the first row's offset."""
         first = -self.start % size
         return array[first : first + (array.size - first) // size * size].reshape(-1, size), first
 
 
 class Memory:
-    """Global memory: buffers at their own addresses, so that a kernel's pointers are those of the host.
+    """Global memory: buffers at their own addresses, so that kernels use the host's pointers.
 
     Args:
         track: whether to count how often each byte is written.
@@ -52,16 +52,16 @@ class Memory:
     def __init__(self, track: bool = False) -> None:
         self._buffers: list[_Buffer] = []
         self._starts: list[int] = []
-        # The same for numpy, made when they change.
+        # The same for numpy, rebuilt when they change.
         self._start_array, self._end_array = np.zeros(0, U64), np.zeros(0, U64)
         self._track = track
 
     def add(self, array: Array | Tensor, addr: int | None = None, name: str | None = None) -> int:
-        """Lets kernels use an array or a torch tensor, and returns its address.
+        """Registers an array or a torch tensor for kernels, and returns its address.
 
         Args:
             array: contiguous.
-            addr: where kernels find it; None: where it is.
+            addr: its address for kernels; None: its own.
             name: for messages.
 
         Raises:
@@ -79,28 +79,28 @@ class Memory:
         return self._insert(_Buffer(start, start + data.size, name or f"buffer at {start:#x}", data, writes, array))
 
     def reserve(self, addr: int, size: int, name: str = "a range") -> int:
-        """Lets kernels store to addresses that have no memory, where it is dropped; to load from them is an error.
+        """Registers addresses without memory: kernels may store there, which is dropped, but not load.
 
-        For tensors too large to hold: with ``add(window, addr=...)`` inside.
+        For tensors too large for memory, with ``add(window, addr=...)`` inside.
         """
         return self._insert(_Buffer(addr, addr + size, f"reserved {name}", None, None, None))
 
     def writes(self, array: Array | Tensor) -> Array:
-        """Returns how often each byte of an array that was added was written; 255 stands for more."""
+        """Returns how often each byte of a registered array was written, at most 255."""
         at = array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
         writes = self._buffers[self._starts.index(at)].writes
         assert writes is not None, "Memory(track=True) counts"
         return writes
 
     def holds(self, address: int) -> bool:
-        """Returns whether a buffer begins there."""
+        """Tells whether a buffer starts there."""
         return address in self._starts
 
     def load(self, addresses: Array, dtype: np.dtype[Any], n: int) -> Array:
-        """Returns n values from each address, (addresses, n).
+        """Loads n values from each address, (addresses, n).
 
         Raises:
-            PtxError: misaligned, outside of all buffers, or reserved.
+            PtxError: misaligned, outside all buffers, or reserved.
         """
         size = dtype.itemsize * n
         parts: list[tuple[slice | Array, Array]] = []
@@ -120,7 +120,7 @@ class Memory:
         """Stores the rows of values, (addresses, n).
 
         Raises:
-            PtxError: misaligned, or outside of all buffers.
+            PtxError: misaligned, or outside all buffers.
         """
         size = values.itemsize * values.shape[1]
         for threads, buffer, offsets in self._places(addresses, size, "store"):
@@ -131,7 +131,7 @@ class Memory:
             units.view(values.dtype)[at] = values[threads]
             if buffer.writes is not None:
                 counts, _ = buffer.units(buffer.writes, size)
-                if (at[1:] > at[:-1]).all():  # the usual case: each unit once
+                if (at[1:] > at[:-1]).all():  # usually each unit occurs once
                     counts[at] += counts[at] < 255
                 else:
                     at, times = np.unique(at, return_counts=True)
@@ -153,7 +153,7 @@ class Memory:
         return buffer.start
 
     def _places(self, addresses: Array, size: int, what: str) -> Iterator[tuple[slice | Array, _Buffer, Array]]:
-        """Yields (which threads, the buffer, offsets in it) for accesses of ``size`` bytes."""
+        """Yields (threads, buffer, offsets in it) for accesses of ``size`` bytes."""
         odd = addresses & U64(size - 1)
         if odd.any():
             raise PtxError(f"misaligned {what} of {size} bytes at {int(addresses[odd != 0][0]):#x}")
@@ -178,10 +178,10 @@ class Memory:
 
 
 class OwnMemory:
-    """Memory of which each thread (.local), each block (.shared) or each launch (.param) has its own: a row.
+    """Memory private to each thread (.local), block (.shared) or launch (.param): a row for each.
 
     Args:
-        n_rows: how many have one.
+        n_rows: number of owners.
         n_bytes: of each.
         space: its state space, for messages.
     """
@@ -191,7 +191,7 @@ class OwnMemory:
         self._space = space
 
     def load(self, rows: Array, addresses: Array, dtype: np.dtype[Any], n: int) -> Array:
-        """Returns n values from each address, (threads, n).
+        """Loads n values from each address, (threads, n).
 
         Raises:
             PtxError: misaligned, or out of bounds.

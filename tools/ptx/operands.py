@@ -1,4 +1,4 @@
-"""Operands of instructions, and how their values are read and written."""
+"""Operands of instructions: reading and writing their values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRED, U32_TYPE, B64 = type_of("pred"), type_of("u32"), type_of("b64")
 
 @dataclass(frozen=True)
 class Register:
-    """A virtual register: ``slot`` is its place among the registers of a thread."""
+    """A virtual register: ``slot`` is its index in a thread's registers."""
 
     name: str
     slot: int
@@ -38,35 +38,35 @@ class Not:
 
 @dataclass(frozen=True)
 class Immediate:
-    """A number in the text."""
+    """A literal number."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A number that the text names: the address or the offset of a variable."""
+    """A named number: the address or offset of a variable."""
 
     value: int
 
 
 @dataclass(frozen=True)
 class Special:
-    """A register that is read only, such as %tid.x."""
+    """A read-only special register, such as %tid.x."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A name that is none of a register."""
+    """A name that is not a register's."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Label:
-    """A place to jump to: the number of an instruction."""
+    """A jump target: the index of an instruction."""
 
     target: int
 
@@ -96,12 +96,12 @@ class Address:
 
 @dataclass(frozen=True)
 class Sink:
-    """The destination _, where a value is dropped."""
+    """The destination _, which drops the value."""
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """What is not understood; an error where it is used."""
+    """An operand that was not understood; using it is an error."""
 
     text: str
 
@@ -114,7 +114,7 @@ NUMBER = re.compile(
 
 
 def integer_of(text: str) -> int:
-    """Returns the value of an integer constant, whose octal form begins with a 0 alone."""
+    """Parses an integer constant; octal ones start with a bare 0."""
     sign, digits = (text[0], text[1:]) if text[0] in "-~" else ("", text)
     digits = digits.rstrip("U")
     is_octal = len(digits) > 1 and digits.isdigit() and digits[0] == "0"
@@ -123,7 +123,7 @@ def integer_of(text: str) -> int:
 
 
 def bits_of(text: str, type_: Type) -> int:
-    """Returns the bits that a number in the text has in a type."""
+    """Returns the bits of a literal number in a type."""
     kind, number = text.lstrip("-")[:2].lower(), text.lstrip("-")
     if kind in ("0f", "0d"):
         bits, dtype = np.dtype(U32 if kind == "0f" else U64), np.dtype(F32 if kind == "0f" else F64)
@@ -139,7 +139,7 @@ def bits_of(text: str, type_: Type) -> int:
 
 
 def reader(operand: Operand, type_: Type) -> Read:
-    """Returns what reads an operand in a type, for the active threads: one element each, or one for all.
+    """Returns a function that reads an operand for the active threads: one element each, or one for all.
 
     Raises:
         PtxError: it has no value.
@@ -179,7 +179,7 @@ def _register_reader(register: Register, type_: Type) -> Read:
 
 
 def _converted(value: Array, type_: Type) -> Array:
-    """Returns bits in a type: cut off, or extended as the type says."""
+    """Returns bits in a type: truncated, or extended according to the type."""
     if "b" in (value.dtype.kind, type_.number.kind):
         return value
     if type_.is_signed and value.itemsize < type_.raw.itemsize:
@@ -188,7 +188,7 @@ def _converted(value: Array, type_: Type) -> Array:
 
 
 def writer(operand: Operand) -> Write:
-    """Returns what writes a register for the active threads; a value that is too narrow is extended by its own sign.
+    """Returns a function that writes a register for the active threads; narrow values are sign-extended by their type.
 
     Raises:
         PtxError: it cannot be written.
@@ -213,10 +213,10 @@ def writer(operand: Operand) -> Write:
 
 
 def address_reader(operand: Operand) -> Read:
-    """Returns what reads the address of a memory operand.
+    """Returns a function that reads the address of a memory operand.
 
     Raises:
-        PtxError: it is none.
+        PtxError: it is no address.
     """
     if not isinstance(operand, Address):
         raise PtxError("address form")

@@ -1,4 +1,4 @@
-"""The text of PTX, parsed: variables of the module, and kernels as programs of instructions with registers resolved."""
+"""Parses PTX: a module's variables, and its kernels as programs with resolved registers."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _VARIABLE = re.compile(
     r"(?:\.align\s+(?P<align>\d+)\s+)?(?:\.attribute\([^)]*\)\s*)?\.(?P<type>\w+)\s+(?P<name>[\w$]+)(?P<sizes>(?:\[\d*\])*)"
 )
 _MODULE_VARIABLE = re.compile(r"\.(global|const|shared)\s+([^;{}]*?)(?:=\s*(\{[^}]*\}|[^;]+))?;")
-# One after the other, from where the last one ended. A brace that begins an operand is within a statement.
+# Matched one after the other. A brace that opens an operand is part of its statement.
 _TOKEN = re.compile(
     r"\s*(?:(?P<open>\{)|(?P<close>\})|(?P<directive>\.(?:loc|file)\b[^\n]*)|(?P<label>[\w$]+)\s*:(?!:)|(?P<statement>[^;]+);)"
 )
 _ADDRESS = re.compile(r"\[\s*([\w$%.]+)\s*(?:\+\s*(-?\w+)\s*)?\]")
-# Shared and local variables begin at multiples of it, whatever less they ask for.
+# Shared and local variables are aligned to at least this.
 _ALIGNMENT = 16
 
 
 class Parameter(NamedTuple):
-    """Where a parameter lies among those of a launch."""
+    """A parameter's offset in the parameter memory."""
 
     offset: int
     n_bytes: int
@@ -63,15 +63,15 @@ class Instruction:
     text: str
     opcode: str
     modifiers: list[str] = field(default_factory=list)
-    """What follows the opcode and is no type, without dots."""
+    """The modifiers after the opcode, types excluded, without dots."""
     types: list[Type] = field(default_factory=list)
     guard: Register | None = None
-    """The predicate of the threads that execute it."""
+    """The guard predicate, if any."""
     is_negated: bool = False
-    """Whether those execute it whose guard is false."""
+    """Whether threads execute it if their guard is false."""
     arguments: list[Operand] = field(default_factory=list)
     error: str = ""
-    """Why it was not understood."""
+    """Why it was not understood, if so."""
 
     @property
     def type(self) -> Type:
@@ -86,13 +86,13 @@ class Instruction:
 
 @dataclass
 class Program:
-    """A kernel: its parameters, its instructions, and what it needs to be executed."""
+    """A kernel: its parameters, its instructions, and its memory needs."""
 
     name: str
     parameters: dict[str, Parameter]
     n_parameter_bytes: int
     directives: str
-    """What stands between its parameters and its body."""
+    """The directives between its parameters and its body."""
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     symbols: dict[str, int] = field(default_factory=lambda: {"WARP_SZ": 32})
@@ -101,21 +101,21 @@ class Program:
     n_local_bytes: int = 0
     n_shared_bytes: int = 0
     meetings: frozenset[int] = frozenset()
-    """Where threads that took different ways may meet: the instructions that have a label."""
+    """The labelled instructions, where diverged threads may meet."""
 
     def bound(self, directive: str) -> tuple[int, ...] | None:
-        """Returns what .reqntid or .maxntid says of the size of blocks."""
+        """Returns the block size of .reqntid or .maxntid."""
         found = re.search(rf"\.{directive}\s+([\d, ]+)", self.directives)
         return tuple(int(n) for n in found[1].split(",")) if found else None
 
     def place_shared(self, name: str, n_bytes: int, align: int) -> None:
-        """Gives a shared variable its offset."""
+        """Assigns a shared variable its offset."""
         self.n_shared_bytes = _rounded_up(self.n_shared_bytes, max(align, _ALIGNMENT))
         self.symbols[name] = self.n_shared_bytes
         self.n_shared_bytes += n_bytes
 
     def place_local(self, name: str, n_bytes: int) -> None:
-        """Gives a local variable its offset."""
+        """Assigns a local variable its offset."""
         self.n_local_bytes = _rounded_up(self.n_local_bytes, _ALIGNMENT)
         self.symbols[name] = self.n_local_bytes
         self.n_local_bytes += n_bytes
@@ -145,10 +145,10 @@ class _Variable(NamedTuple):
 
 
 def parsed(text: str) -> tuple[dict[str, Program], dict[str, Array]]:
-    """Returns the kernels of a module, and the memory of its variables, by their names.
+    """Returns a module's kernels, and its variables' memory, by name.
 
     Raises:
-        PtxError: with the line that cannot be parsed. An instruction that is not understood is one with an ``error``.
+        PtxError: a line cannot be parsed. Instructions that are not understood have an ``error`` instead.
     """
     text = re.sub(r"/\*.*?\*/", lambda found: "\n" * found[0].count("\n"), text, flags=re.DOTALL)
     text = re.sub(r"//[^\n]*", "", text)
@@ -171,7 +171,7 @@ def parsed(text: str) -> tuple[dict[str, Program], dict[str, Array]]:
 
 
 def _closing_brace(text: str, start: int) -> int:
-    """Returns the position behind the brace that closes the one before ``start``."""
+    """Returns the position after the brace that closes the one before ``start``."""
     depth = 1
     for brace in re.compile(r"[{}]").finditer(text, start):
         depth += 1 if brace[0] == "{" else -1
@@ -198,7 +198,7 @@ def _module_variables(text: str) -> tuple[dict[str, Array], list[_Variable]]:
 
 
 def _parameters(text: str) -> tuple[dict[str, Parameter], int]:
-    """Returns where parameters lie, and the bytes of all."""
+    """Returns the parameters' offsets, and their total bytes."""
     found, end = {}, 0
     for declaration in filter(None, (each.strip() for each in text.split(","))):
         if not (each := _PARAMETER.fullmatch(declaration)):
@@ -216,11 +216,11 @@ class _Body:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        # What the names of registers mean, in the braces around a statement; the outermost first.
+        # Register names by scope, for the braces around a statement; the outermost first.
         self.scopes: list[dict[str, Register]] = [{}]
 
     def parse(self, body: str, line: int) -> None:
-        """Parses it; ``line`` is that of its beginning."""
+        """Parses it; ``line`` is where it starts."""
         program = self.program
         for position, kind, text in _tokens(body, line):
             if kind == "open":
@@ -250,7 +250,7 @@ class _Body:
             self.program.instructions.append(self._instruction(line, text))
 
     def _declare(self, name: str, type_: Type) -> None:
-        """Makes a register, or as many as ``%r<5>`` says."""
+        """Declares a register, or several, as in ``%r<5>``."""
         several = re.fullmatch(r"([\w$%]+)<(\d+)>", name)
         for each in [f"{several[1]}{i}" for i in range(int(several[2]))] if several else [name]:
             self.scopes[-1][each] = Register(each, self.program.n_registers, type_)
@@ -299,7 +299,7 @@ class _Body:
         return Special(text) if text[0] == "%" else Symbol(text)
 
     def _resolved(self, operand: Operand) -> Operand:
-        """Returns an operand with what a name stands for, which may be declared after it."""
+        """Resolves an operand's name, which may be declared after it."""
         if isinstance(operand, Symbol):
             if (value := self.program.symbols.get(operand.name)) is not None:
                 return Constant(value)
@@ -327,7 +327,7 @@ def _tokens(body: str, line: int) -> Iterator[tuple[int, str, str]]:
 
 
 def _split(text: str) -> list[str]:
-    """Returns what commas separate outside of braces."""
+    """Splits at commas outside braces."""
     parts = text.split(",") if "{" not in text else re.findall(r"(?:[^,{]|\{[^}]*\})+", text)
     return [part.strip() for part in parts if part.strip()]
 

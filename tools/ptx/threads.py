@@ -1,8 +1,8 @@
-"""Threads: blocks that run together, and the order in which those that took different ways go on.
+"""Threads: runs blocks together, and schedules threads that diverged.
 
-Registers are arrays of one element a thread, or of one element alone while all threads have the same value; they are
-never changed in place. Threads that part are groups at different instructions: the one that is furthest behind runs
-first, and groups that meet become one. A barrier holds a group until nothing else can run.
+Registers are arrays with one element per thread, or a single element while all threads have the same value; they are
+never changed in place. Diverged threads form groups at different instructions: the group that is furthest behind runs
+first, and groups that meet are merged. A barrier holds a group until no other can run.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .types import I64, U8, U32, U64, Array, PtxError
 if TYPE_CHECKING:
     from .parsing import Program
 
-# What a register holds in threads that never wrote it, where others did.
+# The value of a register in threads that never wrote it, if others did.
 _POISON = 0xDEADBEEFDEADBEEF
-# Where generic addresses find memories that are not global: the highest byte of the address.
+# The windows of non-global memories in generic addresses: the highest byte.
 WINDOWS = {"shared": 0x7E << 56, "local": 0x7D << 56, "param": 0x7C << 56}
 
 
 class Leap(NamedTuple):
-    """What an instruction says where its threads don't go on with the next one."""
+    """The result of an instruction whose threads do not simply continue with the next one."""
 
     target: int | None = None
-    """The instruction to go on with."""
+    """The instruction to continue with."""
     waits: bool = False
-    """Whether they wait for the others, and go on with the next one then."""
+    """Whether they wait for the others before they continue."""
 
 
 Run = Callable[["Threads"], "Leap | None"]
@@ -41,12 +41,12 @@ Run = Callable[["Threads"], "Leap | None"]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Threads that are at one instruction."""
+    """Threads at the same instruction."""
 
     ids: Array
-    """Their numbers, ascending."""
+    """Their indices, ascending."""
     selection: slice | Array | None
-    """What selects them from a register; None: all."""
+    """Their index into a register; None: all."""
 
     @classmethod
     def of(cls, ids: Array, n_threads: int) -> Group:
@@ -54,26 +54,26 @@ class Group:
         if ids.size == n_threads:
             return cls(ids, None)
         first, last = int(ids[0]), int(ids[-1])
-        # A slice is a view, where an array of numbers makes a copy.
+        # A slice gives a view, an index array a copy.
         return cls(ids, slice(first, last + 1) if last - first + 1 == ids.size else ids)
 
 
 @dataclass
 class Launch:
-    """A grid that is launched, and what is counted of it."""
+    """A launch: its grid and its counters."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     parameters: bytes
     memory: Memory
     n_shared_bytes: int
-    """Of dynamic shared memory."""
+    """Bytes of dynamic shared memory."""
     n_instructions: int = 0
-    """Executed, each by some number of threads."""
+    """Executed instructions, whatever their number of threads."""
     n_partings: int = 0
-    """Branches that only some of their threads took."""
+    """Branches that only some of the threads at them took."""
     approximate: set[str] | None = None
-    """Executed instructions whose bits are not those of a GPU."""
+    """Executed instructions whose bits may differ from a GPU's."""
 
     @property
     def block_size(self) -> int:
@@ -82,13 +82,13 @@ class Launch:
 
 
 class Threads:
-    """Some blocks of a launch: registers, own memories, and the group that is active.
+    """Some blocks of a launch: registers, private memories, and the active group.
 
     Args:
-        program: what they execute, in ``steps``.
-        steps: what executes each of its instructions.
-        launch: of which they are part.
-        blocks: the numbers of their blocks.
+        program: their program.
+        steps: a function for each of its instructions.
+        launch: their launch.
+        blocks: the indices of their blocks.
     """
 
     def __init__(self, program: Program, steps: list[Run], launch: Launch, blocks: Array) -> None:
@@ -98,7 +98,7 @@ class Threads:
         self.everyone = Group(np.arange(self.n), None)
         self.group = self.everyone
         self.registers: list[Array | None] = [None] * program.n_registers
-        # Of registers of 64 bits one half of which is undefined, both halves; the undefined one is None.
+        # The halves of 64-bit registers that are half undefined; the undefined half is None.
         self.halves: dict[int, tuple[Array | None, Array | None]] = {}
         self._special = _special_registers(launch, blocks)
         self._block = np.repeat(np.arange(len(blocks)), self.block_size)
@@ -128,20 +128,20 @@ class Threads:
             self.registers[slot] = self._merged(self.registers[slot], value)
 
     def undefined(self, register: Register) -> PtxError:
-        """Returns what to say of the use of a register that has no value."""
+        """Returns the error for reading a register without a value."""
         if register.slot in self.halves:
             return PtxError(f"register {register.name} is used whole, and half of it was never written")
         return PtxError(f"read of register {register.name} before any write")
 
     def get_halves(self, register: Register) -> tuple[Array | None, Array | None]:
-        """Returns both halves of a register of 64 bits for the active threads; of an undefined one None."""
+        """Returns both halves of a 64-bit register for the active threads; None for an undefined half."""
         if (halves := self.halves.get(register.slot)) is not None:
             return self._selected(halves[0]), self._selected(halves[1])
         value = self._selected(self.registers[register.slot])
         return _split(value) if value is not None else (None, None)
 
     def put_halves(self, register: Register, halves: tuple[Array | None, Array | None]) -> None:
-        """Writes both halves of a register of 64 bits; a half that is None is undefined then, for all threads."""
+        """Writes both halves of a 64-bit register; None makes a half undefined, for all threads."""
         low, high = halves
         if low is not None and high is not None:
             self.put(register.slot, _joined(low, high))
@@ -153,7 +153,7 @@ class Threads:
         self.halves[register.slot] = low, high
 
     def forget(self, register: Register) -> None:
-        """Makes a register undefined, as far as it can be told: where all threads are active."""
+        """Makes a register undefined; only possible while all threads are active."""
         self.halves.pop(register.slot, None)
         if self.group.selection is None:
             self.registers[register.slot] = None
@@ -161,7 +161,7 @@ class Threads:
             self.registers[register.slot] = self._merged(value, _poison(1, value.dtype))
 
     def _complete(self, slot: int, value: Array) -> None:
-        """Writes all of a register that was half undefined: it stays so in threads that are not active, so for all."""
+        """Writes a register that was half undefined: it stays so for inactive threads, and therefore for all."""
         halves = self.halves.pop(slot)
         if self.group.selection is None:
             self.registers[slot] = value
@@ -185,7 +185,7 @@ class Threads:
     # --- memory -------------------------------------------------------------------------------------------------------
 
     def load(self, space: str, addresses: Array, dtype: np.dtype[Any], n: int) -> Array:
-        """Returns n values from each address of a state space, (threads, n); one row where all read the same."""
+        """Loads n values from each address of a state space, (threads, n); one row if all read the same."""
         space, addresses = _without_window(space, addresses)
         if space in ("global", "const"):
             if addresses.shape[0] != 1 and (addresses == addresses[0]).all():
@@ -195,7 +195,7 @@ class Threads:
         return memory.load(rows, addresses, dtype, n)
 
     def store(self, space: str, addresses: Array, values: list[Array]) -> None:
-        """Stores the values of each thread, which are side by side."""
+        """Stores each thread's values, side by side."""
         space, addresses = _without_window(space, addresses)
         n = self.group.ids.size
         rows = np.empty((n, len(values)), values[0].dtype)
@@ -210,18 +210,18 @@ class Threads:
             raise PtxError(f"store to state space .{space}")
 
     def _own_memory(self, space: str) -> tuple[OwnMemory, Array]:
-        """Returns a state space that is not global, and which row of it each active thread has."""
+        """Returns a non-global state space, and each active thread's row of it."""
         ids = self.group.ids
         return self._own[space], {"shared": self._block[ids], "local": ids, "param": np.zeros(1, np.intp)}[space]
 
     # --- execution ----------------------------------------------------------------------------------------------------
 
     def run(self, n_executed: list[int]) -> None:
-        """Executes the program to its end, and adds to how many threads executed each instruction."""
+        """Runs the program to its end, and adds up how many threads executed each instruction."""
         waiting: dict[int, list[Array]] = {0: [self.everyone.ids]}
         held: list[tuple[int, Array]] = []
         while waiting or held:
-            if not waiting:  # all that still run are at a barrier
+            if not waiting:  # all remaining groups are at a barrier
                 for at, ids in held:
                     waiting.setdefault(at, []).append(ids)
                 held = []
@@ -234,7 +234,7 @@ class Threads:
     def _advance(
         self, at: int, waiting: dict[int, list[Array]], held: list[tuple[int, Array]], n_executed: list[int]
     ) -> None:
-        """Executes the active group's instructions until it parts, ends, or comes to where it may meet others."""
+        """Runs the active group until it diverges, ends, or reaches a point where it may meet others."""
         group, steps, meetings = self.group, self.steps, self.program.meetings
         instructions = self.program.instructions
         while at < len(steps):
@@ -265,7 +265,7 @@ class Threads:
             return
 
     def _skipping(self, guard: Register, is_negated: bool) -> Array | None:
-        """Makes those active that execute a guarded instruction; returns the others, None if there are none."""
+        """Activates the threads whose guard holds; returns the others, None if there are none."""
         runs = self._selected(self.registers[guard.slot])
         if runs is None:
             raise self.undefined(guard)

@@ -1,4 +1,4 @@
-"""The types of PTX, and how arrays hold their values."""
+"""The types of PTX, and their representation in arrays."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-"""A value of every thread: one element a thread, or one element alone where all threads have the same."""
+"""A value per thread: one element each, or a single one if all threads have the same."""
 
 U8, U16, U32, U64 = np.uint8, np.uint16, np.uint32, np.uint64
 I64, F32, F64 = np.int64, np.float32, np.float64
 
-# Types that arrays hold as bits: half precision, and two numbers in one register.
+# Types represented as bits: half precision, and two numbers in a register.
 _BITS = {"bf16": 16, "bf16x2": 32, "f16x2": 32, "f32x2": 64}
 _KINDS = {"b": "u", "u": "u", "s": "i", "f": "f"}
 
 
 class PtxError(Exception):
-    """A kernel that cannot be parsed or executed, or that does what it must not do."""
+    """A kernel cannot be parsed or executed, or does something forbidden."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Type:
     name: str
     bits: int
     raw: np.dtype[Any]
-    """What registers hold: unsigned integers, or booleans."""
+    """The representation in registers: unsigned integers, or booleans."""
     number: np.dtype[Any]
-    """What is computed with; where numpy has no such number it is ``raw``."""
+    """The type for arithmetic; ``raw`` if numpy has none."""
 
     @property
     def is_float(self) -> bool:
-        """Whether numpy computes with it in floating point."""
+        """Whether numpy computes it in floating point."""
         return self.number.kind == "f"
 
     @property

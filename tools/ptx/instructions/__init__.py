@@ -1,4 +1,4 @@
-"""Instructions by kind: each module registers functions that build what executes one."""
+"""Instructions by kind: each module registers builders of the functions that execute them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .building import Function, computing, in_floats, only, opcode
 
 
 def _rounded(instruction: Instruction, function: Function, n: int) -> Run:
-    """Returns what computes in f32, f64 or f32x2, to nearest, from n sources."""
+    """Builds arithmetic in f32, f64 or f32x2, rounded to nearest, with n sources."""
     type_ = instruction.type
     if type_.name == "f32x2":
         only(instruction, "rn")
@@ -25,7 +25,7 @@ def _rounded(instruction: Instruction, function: Function, n: int) -> Run:
 
 
 def _in_pairs(instruction: Instruction, function: Function, n: int) -> Run:
-    """Returns what computes both halves of 64 bits in float32; a half of what is undefined is undefined."""
+    """Builds float32 arithmetic on both halves of 64 bits; a half with an undefined source is undefined."""
     destination, *sources = instruction.arguments
     if not isinstance(destination, Register) or len(sources) != n:
         raise PtxError("operands")
@@ -51,7 +51,7 @@ def _in_pairs(instruction: Instruction, function: Function, n: int) -> Run:
 
 
 def _approximate(instruction: Instruction, function: Function, n: int) -> Run:
-    """Returns what computes in float64 and rounds once: not the bits of a GPU, whose tables are not public."""
+    """Builds an approximation: float64, rounded once. A GPU's bits differ; its tables are not public."""
     if instruction.type.name != "f32":
         raise PtxError(f"approximation of .{instruction.type.name}")
     only(instruction, "approx", "full", "ftz", "sat")
@@ -107,7 +107,7 @@ def _fma(instruction: Instruction) -> Run:
 
 
 def _product(instruction: Instruction) -> Run:
-    """Returns what multiplies integers, and adds a third to the product."""
+    """Builds integer multiplication, with a third source added."""
     type_ = result = instruction.type
     multiply: Function
     match instruction.modifiers:
@@ -168,7 +168,7 @@ def _transcendental(instruction: Instruction) -> Run:
 
 @opcode("neg", "abs")
 def _neg(instruction: Instruction) -> Run:
-    """Changes the sign bit of floats, also of NaNs; of packed ones none is supported."""
+    """Changes the sign bit of floats, NaNs included; packed floats are not supported."""
     type_, negates = instruction.type, instruction.opcode == "neg"
     if not (type_.is_float or type_.name == "bf16"):
         return _integers(instruction, np.negative if negates else np.abs, 1)

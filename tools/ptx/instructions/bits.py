@@ -1,4 +1,4 @@
-"""Logic, shifts, fields of bits, and permutations of bytes."""
+"""Logic, shifts, bit fields, and byte permutations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cnot(instruction: Instruction) -> Run:
 
 @opcode("shl", "shr")
 def _shift(instruction: Instruction) -> Run:
-    """Shifts by the width or more leave nothing but signs."""
+    """Shifts; by the width or more, only sign bits remain."""
     only(instruction)
     type_, is_left = instruction.type, instruction.opcode == "shl"
     last = U32(type_.bits - 1)
@@ -46,7 +46,7 @@ def _shift(instruction: Instruction) -> Run:
 
 @opcode("shf")
 def _funnel(instruction: Instruction) -> Run:
-    """Shifts 64 bits in two registers, and gives the upper half of a left shift, the lower of a right one."""
+    """Shifts two registers as 64 bits; returns the upper half of a left shift, the lower of a right one."""
     only(instruction, "l", "r", "wrap", "clamp")
     is_left, wraps = "l" in instruction.modifiers, "wrap" in instruction.modifiers
 
@@ -61,7 +61,7 @@ def _funnel(instruction: Instruction) -> Run:
 
 @opcode("lop3")
 def _lop3(instruction: Instruction) -> Run:
-    """Looks each bit up in a table of 8, by the bits of three registers."""
+    """Looks up each bit in a table of 8, indexed by the bits of three registers."""
     only(instruction)
     *registers, table = instruction.arguments
     if not isinstance(table, Immediate):
@@ -80,7 +80,7 @@ def _lop3(instruction: Instruction) -> Run:
 
 @opcode("prmt")
 def _permute(instruction: Instruction) -> Run:
-    """Chooses 4 of the 8 bytes in two registers, or their signs."""
+    """Picks 4 of the 8 bytes in two registers, or their signs."""
     only(instruction)
 
     def permuted(a: Array, b: Array, selector: Array) -> Array:
@@ -98,7 +98,7 @@ def _permute(instruction: Instruction) -> Run:
 
 @opcode("bfe")
 def _extract(instruction: Instruction) -> Run:
-    """Takes a field out; where it reaches beyond the register, or is signed, it is filled with its sign."""
+    """Extracts a bit field; beyond the register, or if signed, it is filled with its sign."""
     only(instruction)
     type_ = instruction.type
     last, zero = type_.bits - 1, type_.number.type(0)
@@ -108,7 +108,7 @@ def _extract(instruction: Instruction) -> Run:
         field: Array = x >> np.minimum(start, last).astype(type_.number)
         if not type_.is_signed:
             field = np.where(start > last, zero, field)
-        # Up to the top and down again, which extends it by its sign where the type has one.
+        # Up to the top and down again, which sign-extends it in signed types.
         above = type_.bits - np.clip(n, 1, type_.bits)
         field = (field.view(type_.raw) << above.astype(type_.raw)).view(type_.number) >> above.astype(type_.number)
         return np.where(n == 0, np.zeros(1, type_.number), field)

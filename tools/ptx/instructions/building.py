@@ -1,4 +1,4 @@
-"""How what executes an instruction is built: a registry by opcode, and the forms that most have."""
+"""Builds the functions that execute instructions: a registry by opcode, and the common forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BUILDERS: dict[str, Builder] = {}
 
 
 class Unsupported:
-    """Stands for an instruction that cannot be executed: an error where threads reach it."""
+    """An unsupported instruction: an error when threads reach it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -30,7 +30,7 @@ class Unsupported:
 
 
 def opcode(*names: str) -> Callable[[Builder], Builder]:
-    """Registers what builds the instructions of opcodes."""
+    """Decorator: registers the builder of opcodes."""
 
     def registered(builder: Builder) -> Builder:
         _BUILDERS.update(dict.fromkeys(names, builder))
@@ -40,7 +40,7 @@ def opcode(*names: str) -> Callable[[Builder], Builder]:
 
 
 def built(instruction: Instruction) -> Run:
-    """Returns what executes an instruction; what is not supported says so when it is executed."""
+    """Builds an instruction; an unsupported one raises when it is executed."""
     if instruction.error:
         return Unsupported(instruction.error)
     builder = _BUILDERS.get(instruction.opcode)
@@ -50,7 +50,7 @@ def built(instruction: Instruction) -> Run:
         return builder(instruction)
     except PtxError as error:
         return Unsupported(str(error))
-    except ValueError:  # more or fewer operands than the builder takes apart
+    except ValueError:  # another number of operands than the builder unpacks
         return Unsupported("operands")
 
 
@@ -62,7 +62,7 @@ def only(instruction: Instruction, *allowed: str) -> None:
 
 
 def computing(instruction: Instruction, function: Function, *types: Type) -> Run:
-    """Returns what writes a function of the sources, each of which has a type."""
+    """Builds an instruction that writes a function of its sources, each read in its type."""
     destination, *sources = instruction.arguments
     if len(types) != len(sources):
         raise PtxError("operands")
@@ -77,12 +77,12 @@ def computing(instruction: Instruction, function: Function, *types: Type) -> Run
 
 
 def in_floats(instruction: Instruction, function: Function, source: Type | None = None) -> Function:
-    """Returns a function of floats with what .ftz and .sat ask for, and the NaN of the hardware.
+    """Returns a function of floats with .ftz, .sat and the hardware's NaN applied.
 
     Args:
-        instruction: its first type is that of the result.
-        function: of sources in one type.
-        source: this type; None: that of the result.
+        instruction: its first type is the result's.
+        function: of sources of one type.
+        source: that type; None: the result's.
     """
     flushes = "ftz" in instruction.modifiers
     flushes_result = flushes and instruction.type.name == "f32"

@@ -1,4 +1,4 @@
-"""Comparisons, and choices between two values."""
+"""Comparisons, and selection between two values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COMBINATIONS: dict[str, Function] = {"and": np.logical_and, "or": np.logical_or
 
 
 def _comparison(name: str, type_: Type) -> Function:
-    """Returns a comparison by its name: e.g. "ltu" of floats is true also where one is not a number."""
+    """Returns a comparison by name: e.g. "ltu" of floats is also true if one is NaN."""
     if not type_.is_float:
         if name not in _COMPARISONS:
             raise PtxError(f"comparison .{name}")
@@ -48,7 +48,7 @@ def _comparison(name: str, type_: Type) -> Function:
 
 @opcode("setp", "set")
 def _setp(instruction: Instruction) -> Run:
-    """Compares, and combines the result with a predicate; setp writes its opposite too, into the second of a pair."""
+    """Compares, and combines the result with a predicate; setp also writes the opposite to the second of a pair."""
     comparison, *others = instruction.modifiers
     type_ = instruction.types[-1]
     if "f16" in type_.name:
@@ -88,7 +88,7 @@ def _setp(instruction: Instruction) -> Run:
 
 
 def _set_values(type_: Type) -> tuple[Array, Array]:
-    """Returns what set writes for true and for false: 1 and 0 in floating point, else all bits or none."""
+    """Returns the values that set writes for true and false: 1 and 0 in floating point, else all bits or none."""
     if type_.is_float:
         return np.ones(1, type_.number), np.zeros(1, type_.number)
     return ~np.zeros(1, type_.raw), np.zeros(1, type_.raw)
@@ -100,7 +100,7 @@ def _selp(instruction: Instruction) -> Run:
     type_ = instruction.type
 
     def selected(a: Array, b: Array, condition: Array) -> Array:
-        chosen: Array = np.where(condition, a.view(type_.raw), b.view(type_.raw))  # as bits: a NaN stays as it is
+        chosen: Array = np.where(condition, a.view(type_.raw), b.view(type_.raw))  # as bits, so that a NaN is kept
         return chosen
 
     return computing(instruction, selected, type_, type_, PRED)

@@ -1,4 +1,4 @@
-"""Jumps, barriers, and what threads of a warp tell each other."""
+"""Jumps, barriers, and exchanges within a warp."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _ret(instruction: Instruction) -> Run:
 def _bar(instruction: Instruction) -> Run:
     if "sync" not in instruction.modifiers:
         raise PtxError("barrier form")
-    if "warp" in instruction.modifiers:  # the threads of a warp go on together here anyway
+    if "warp" in instruction.modifiers:  # the threads of a warp run together here anyway
         return lambda threads: None
     only(instruction, "sync", "aligned", "cta")
     if len(instruction.arguments) != 1:
@@ -44,7 +44,7 @@ def _bar(instruction: Instruction) -> Run:
 
 @opcode("membar", "fence", "griddepcontrol", "nanosleep", "prefetch", "prefetchu")
 def _nothing(instruction: Instruction) -> Run:
-    """Orders and hints that change nothing where one instruction is executed after the other."""
+    """Fences and hints, which have no effect in sequential execution."""
     return lambda threads: None
 
 
@@ -71,7 +71,7 @@ def _activemask(instruction: Instruction) -> Run:
 
 @opcode("shfl")
 def _shfl(instruction: Instruction) -> Run:
-    """Reads a register of another thread of the warp, all of whose threads must be active."""
+    """Reads another thread's register; all threads of the warp must be active."""
     only(instruction, "sync", "up", "down", "bfly", "idx")
     destination, *sources = instruction.arguments
     if "sync" not in instruction.modifiers or len(sources) != 4:
@@ -95,7 +95,7 @@ def _shfl(instruction: Instruction) -> Run:
 
 
 def _other_lane(mode: str, lane: Array, operand: Array, clamp: Array) -> tuple[Array, Array]:
-    """Returns the lane that each reads, its own where there is none such, and whether there is one."""
+    """Returns the lane that each thread reads, its own if out of range, and whether it is in range."""
     operand, segment, clamp = operand & 31, (clamp >> 8) & 31, clamp & 31
     first = lane & segment
     last = first | (clamp & ~segment)

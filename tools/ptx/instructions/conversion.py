@@ -35,7 +35,7 @@ def _cvt(instruction: Instruction) -> Run:
 
 
 def _to_half(instruction: Instruction, to: Type, source: Type) -> Function:
-    """Returns what rounds to bfloat16 or float16: one number, or two into one register, the first above."""
+    """Builds rounding to bfloat16 or float16: of one number, or of two into a register, the first on top."""
     sources = ("f32", "f64") if to.name == "f16" else ("f32",)
     if instruction.modifiers != ["rn"] or source.name not in sources:
         raise PtxError("conversion")
@@ -54,7 +54,7 @@ def _integer_to_integer(instruction: Instruction, to: Type, source: Type) -> Fun
 
 
 def _float_to_float(instruction: Instruction, to: Type, source: Type) -> Function:
-    """Returns what converts to another precision, or rounds to a whole number in the same."""
+    """Builds conversion to another precision, or rounding to an integer in the same precision."""
     whole = next((_TO_INTEGERS[each] for each in instruction.modifiers if each in _TO_INTEGERS), None)
     if whole is None and to.bits < source.bits and "rn" not in instruction.modifiers:
         raise PtxError("rounding")
@@ -63,13 +63,13 @@ def _float_to_float(instruction: Instruction, to: Type, source: Type) -> Functio
 
 
 def _float_to_integer(instruction: Instruction, to: Type, source: Type) -> Function:
-    """Returns what rounds as the modifier says; what is out of range becomes the nearest bound."""
+    """Builds float to integer conversion, rounded by the modifier; clamps values out of range."""
     whole = next((_TO_INTEGERS[each] for each in instruction.modifiers if each in _TO_INTEGERS), None)
     if whole is None:
         raise PtxError("rounding")
     bounds, dtype = np.iinfo(to.number), to.number.type
     low, high = dtype(bounds.min), dtype(bounds.max)
-    # What a NaN becomes: 0 in 32 bits and less, else the highest bit alone.
+    # A NaN becomes 0 in up to 32 bits, else the highest bit alone.
     is_wide = source.bits == 64 or to.bits == 64
     of_nan = to.raw.type(1 << (to.bits - 1) if is_wide else 0).view(dtype)
     flushes = "ftz" in instruction.modifiers and source.name == "f32"

@@ -11,7 +11,7 @@ from ..types import U64, Array, PtxError, type_of
 from .building import computing, only, opcode
 
 _SPACES = ("global", "shared", "local", "param", "const")
-# What changes no value here: caches, orders among threads, and how many a vector has.
+# Modifiers that change no value here: caching, memory order, and vector lengths.
 _HINTS = frozenset(
     (
         *("nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt"),
@@ -23,7 +23,7 @@ _HINTS = frozenset(
 
 @opcode("mov")
 def _mov(instruction: Instruction) -> Run:
-    """Moves a value, or takes one apart, or joins several: {%r1, %r2}, the lowest first."""
+    """Moves a value, splits one, or joins several: {%r1, %r2}, the lowest first."""
     only(instruction)
     destination, source = instruction.arguments
     type_ = instruction.type
@@ -56,7 +56,7 @@ def _mov(instruction: Instruction) -> Run:
 
 
 def _taken_apart(destination: Operand, source: Operand) -> Run:
-    """Returns what moves 64 bits into two registers; one whose half is undefined is undefined itself."""
+    """Builds a move of 64 bits into two registers; an undefined half makes its register undefined."""
     assert isinstance(destination, Vector)
     if not isinstance(source, Register):
         raise PtxError("operands")
@@ -73,7 +73,7 @@ def _taken_apart(destination: Operand, source: Operand) -> Run:
 
 
 def _put_together(destination: Operand, source: Operand) -> Run:
-    """Returns what moves two registers into 64 bits; compilers leave a half undefined that nothing will use."""
+    """Builds a move of two registers into 64 bits; compilers leave unused halves undefined."""
     assert isinstance(source, Vector)
     if not isinstance(destination, Register):
         raise PtxError(f"destination {destination}")
@@ -87,7 +87,7 @@ def _half_reader(operand: Operand) -> Read | _ReadOrNothing:
 
 
 class _ReadOrNothing:
-    """Reads a register, and gives None for one that was never written."""
+    """Reads a register; None if it was never written."""
 
     def __init__(self, register: Register, read: Read) -> None:
         self.slot, self.read = register.slot, read
@@ -98,7 +98,7 @@ class _ReadOrNothing:
 
 @opcode("cvta")
 def _cvta(instruction: Instruction) -> Run:
-    """Converts between the addresses of a state space and generic ones."""
+    """Converts between a state space's addresses and generic ones."""
     only(instruction, "to", *_SPACES)
     start = U64(next((WINDOWS[each] for each in instruction.modifiers if each in WINDOWS), 0))
     if "to" in instruction.modifiers:
@@ -107,7 +107,7 @@ def _cvta(instruction: Instruction) -> Run:
 
 
 def _space(instruction: Instruction) -> str:
-    """Returns the state space of an access; what else is said of it must be known to change no value."""
+    """Returns the state space of an access; raises PtxError for modifiers that may change values."""
     space = "generic"
     for modifier in instruction.modifiers:
         name = modifier.split("::")[0]
@@ -149,7 +149,7 @@ def _st(instruction: Instruction) -> Run:
 
 
 def _must_be_a_policy(operands: list[Operand]) -> None:
-    """Raises PtxError unless what is left of an access's operands is a policy of caches in a register, or nothing."""
+    """Raises PtxError unless an access's remaining operand is a cache policy in a register, or absent."""
     if len(operands) > 1 or not all(isinstance(each, (Register, Sink)) for each in operands):
         raise PtxError("operands")
 
