@@ -8,9 +8,10 @@ import needs
 import pytest
 import torch
 from torch import nn
+from written_files import loaded, save
 
 import fastinit
-from fastinit.checkpoint import CheckpointLoader, load_checkpoint
+from fastinit.checkpoint import load_checkpoint
 from fastinit.checkpoint.formats.by_content import Reading, read
 from fastinit.checkpoint.storage.stored import StoredTensor
 
@@ -21,15 +22,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Sparse:UserWarning",
     "ignore:.*Storage:UserWarning",
 )
-
-
-def save(content, path, zipped=True):
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    return path
-
-
-def loaded(path):
-    return CheckpointLoader.load_checkpoint(path, logger="silent")
 
 
 def same(ours, theirs):
@@ -105,7 +97,7 @@ with warnings.catch_warnings():
 
 @FORMS
 @pytest.mark.parametrize("name", SPECIAL)
-def test_a_special_tensor_is_what_torch_loads(tmp_path, name, zipped):
+def test_special_tensors_match_torch_load(tmp_path, name, zipped):
     path = save({"plain": torch.arange(3.0), "x": SPECIAL[name]}, tmp_path / "c.pth", zipped)
     same(loaded(path)["x"], torch.load(path, weights_only=True)["x"])
     lazily = read(path, Reading())["x"]
@@ -118,7 +110,7 @@ def test_a_special_tensor_is_what_torch_loads(tmp_path, name, zipped):
 @FORMS
 @pytest.mark.parametrize("options", [dict(access="map"), dict(access="read"), dict(assign=True), dict(strict=True)])
 @pytest.mark.parametrize("name", [name for name in SPECIAL if "conj" in name or name == "neg"])
-def test_conjugated_and_negated_tensors_come_into_models_with_their_values(tmp_path, name, options, zipped):
+def test_conjugated_and_negated_tensors_load_with_their_values(tmp_path, name, options, zipped):
     value = SPECIAL[name].detach()
     path = save({"x": value, "y": value.resolve_conj().resolve_neg().clone()}, tmp_path / "c.pth", zipped)
     for load in (
@@ -218,7 +210,7 @@ def test_attributes_of_parameters_and_tensors_come_back(tmp_path, zipped):
     assert not found["p"].requires_grad and vars(found["b"]) == {}
 
 
-def test_an_attribute_that_is_more_than_flat_data_is_a_stub(tmp_path):
+def test_an_attribute_of_nested_data_is_a_stub(tmp_path):
     parameter = nn.Parameter(torch.ones(2))
     parameter.nested, parameter.loader = [[1]], print
     found = read(save({"p": parameter}, tmp_path / "c.pth"), Reading())["p"] + 0
