@@ -27,7 +27,7 @@ from fastinit.contract import streams
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_the_number_of_threads_does_not_show(dtype):
+def test_values_do_not_depend_on_the_number_of_threads(dtype):
     one = fill(torch.empty(300_007, dtype=dtype), threads=1)
     assert same_bits(fill(torch.empty(300_007, dtype=dtype), threads=7), one)
 
@@ -89,16 +89,17 @@ def test_tensors_of_no_elements_or_no_dimensions_are_filled(shape):
     assert not (made[0] == 77).any()
 
 
-def test_slices_of_a_fused_weight_hold_the_values_that_they_would_have_alone():
+def test_slices_of_a_fused_weight_have_the_values_of_the_whole_parameter():
     fused = torch.zeros(30, 40)
     made = nn.ParameterDict({"q": nn.Parameter(fused[:, :15]), "k": nn.Parameter(fused[:, 15:])})
     alone = nn.ParameterDict({"q": nn.Parameter(torch.zeros(30, 15)), "k": nn.Parameter(torch.zeros(30, 25))})
     for each in (made, alone):
         fastinit.initialize(each, dict(type="Normal", param="*"), backend="cpp", seed=0)
-    assert torch.equal(made["q"], alone["q"]) and torch.equal(made["k"], alone["k"])
+    assert torch.equal(made["q"], alone["q"])
+    assert torch.equal(made["k"], alone["k"])
 
 
-def test_it_works_in_forked_children_and_in_several_threads():
+def test_fills_run_in_forked_children_and_several_threads():
     import multiprocessing
     from concurrent.futures import ThreadPoolExecutor
 
@@ -107,7 +108,8 @@ def test_it_works_in_forked_children_and_in_several_threads():
     receiver, sender = context.Pipe()
     child = context.Process(target=lambda: sender.send(bytes(fill(torch.empty(500_000)).numpy().data)))
     child.start()
-    assert receiver.poll(60) and receiver.recv() == bytes(expected.numpy().data)
+    assert receiver.poll(60)
+    assert receiver.recv() == bytes(expected.numpy().data)
     child.join()
     with ThreadPoolExecutor(4) as pool:
         for made in pool.map(lambda _: fill(torch.empty(500_000)), range(8)):

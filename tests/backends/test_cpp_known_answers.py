@@ -35,7 +35,7 @@ answers = pytest.mark.parametrize("answer", CONTRACT, ids=lambda answer: f"{answ
 
 @pytest.mark.parametrize("isa", ISAS)
 @answers
-def test_words_are_the_contracts(answer, isa):
+def test_words_match_the_contract(answer, isa):
     key = streams.parameter_key(answer["seed"], answer["name"])
     assert [f"{word:08x}" for word in words_of(key, 0, 8, isa)] == answer["words"]
     for index, word in answer["far"].items():  # beyond 2^32 and 2^34, without the memory
@@ -47,20 +47,20 @@ def test_words_are_the_contracts(answer, isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 @answers
-def test_uniforms_have_the_contracts_bits(answer, isa):
+def test_uniforms_match_the_contract_bit_for_bit(answer, isa):
     made = fill(torch.empty(8), UNIFORM, name=answer["name"], seed=answer["seed"], isa=isa)
     assert [f"{bits:08x}" for bits in made.numpy().view(np.uint32)] == answer["uniform_bits"]
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @answers
-def test_normals_are_within_2e_minus_6_of_the_contracts(answer, isa):
+def test_normals_match_the_contract_to_2e_minus_6(answer, isa):
     made = fill(torch.empty(8), plans.Normal(0, 1), name=answer["name"], seed=answer["seed"], isa=isa)
     assert np.abs(made.double().numpy() - answer["normal"]).max() < 2e-6
 
 
 @answers
-def test_float64_is_the_contracts(answer):
+def test_float64_matches_the_contract(answer):
     options = dict(name=answer["name"], seed=answer["seed"])
     uniform = fill(torch.empty(4, dtype=torch.float64), plans.Uniform(0, 1), **options)
     assert uniform.tolist() == [float.fromhex(number) for number in answer["float64_uniform"]]
@@ -68,7 +68,7 @@ def test_float64_is_the_contracts(answer):
     assert np.abs(normal.numpy() - answer["float64_normal"]).max() < 1e-12
 
 
-def test_contract_1_stays_as_it_is():
+def test_contract_1_is_unchanged():
     found = known_answers.answers()
     assert len(found) >= 100  # of 156 those whose dtypes torch 2.1 has
     for answer in found:
@@ -131,7 +131,8 @@ def test_truncated_normals_stay_within_their_bounds_in_the_target_dtype(bounds, 
         if low == high and torch.tensor(low, dtype=dtype).item() != low:
             continue  # refused: no number of the dtype lies there
         tensor = fill(torch.empty(100_000, dtype=dtype), plans.TruncatedNormal(0, std, low, high))
-        assert tensor.double().min() >= low and tensor.double().max() <= high
+        assert tensor.double().min() >= low
+        assert tensor.double().max() <= high
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -155,7 +156,8 @@ def test_float64_truncated_normals_are_exact(bounds):
     words = words_of(streams.parameter_key(0, "weight"), 0, 2 * n).astype(np.uint64)
     numbers = words[0::2] << np.uint64(32) | words[1::2]
     found = fill(torch.empty(n, dtype=torch.float64), plans.TruncatedNormal(0, 1, *bounds)).numpy()
-    assert found.min() >= bounds[0] and found.max() <= bounds[1]
+    assert found.min() >= bounds[0]
+    assert found.max() <= bounds[1]
     order = np.argsort(numbers)
     with localcontext(tails._CONTEXT):
         low, high = (Decimal(bound) for bound in bounds)
@@ -193,7 +195,7 @@ def test_multiply_add_is_rounded_once_with_and_without_the_instruction(isa):
     assert NATIVE.fma(-a, b, -c, isa).tolist() == [-1 - 2**-23, -1.0, -1.0, -1 - 2**-23]
 
 
-def test_a_wrong_bit_would_be_seen():
+def test_a_flipped_bit_is_detected():
     a, b = fill(torch.empty(100)), fill(torch.empty(100))
     assert same_bits(a, b)
     b.numpy().view(np.uint32)[57] ^= 1

@@ -18,7 +18,7 @@ from fastinit.backends import cpp_backend
 from fastinit.contract import records as lowering
 
 
-def test_a_default_device_does_not_matter():
+def test_fills_ignore_the_default_device():
     lowering._raw.cache_clear()
     layer = nn.Linear(2, 2)
     with torch.device("meta"):
@@ -50,7 +50,8 @@ def test_values_depend_on_seed_and_name_alone():
     fastinit.initialize(b, CFG[::-1][1:] + [CFG[2]], backend="cpp", seed=3)  # another order
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
-    assert report.numbers == "contract 1" and report.seed == 3
+    assert report.numbers == "contract 1"
+    assert report.seed == 3
     alone = nn.Linear(40, 30)
     fastinit.initialize(alone, dict(type="Xavier", layer="Linear"), backend="cpp", seed=3, prefix="0")
     assert torch.equal(alone.weight, a[0].weight)
@@ -58,13 +59,13 @@ def test_values_depend_on_seed_and_name_alone():
     assert not torch.equal(a[0].weight, b[0].weight)
 
 
-def test_a_replaced_fill_is_not_run_and_each_byte_is_written_once():
+def test_replaced_fills_are_not_run_and_each_byte_is_written_once():
     report = run(model(), seed=3)
     assert [row.parameter for row in report.rows] == ["0.bias", "1.weight", "2.weight", "2.bias", "0.weight"]
     assert report.n_bytes == 4 * (30 + 1200 + 80 + 1200)
 
 
-def test_without_a_seed_one_is_drawn_from_torchs_generator_and_reported():
+def test_a_missing_seed_is_drawn_from_torchs_generator_and_reported():
     torch.manual_seed(5)
     expected = int(torch.empty((), dtype=torch.int64).random_())
     torch.manual_seed(5)
@@ -73,7 +74,8 @@ def test_without_a_seed_one_is_drawn_from_torchs_generator_and_reported():
     first, second = run(a), run(b)
     assert first.seed == expected != second.seed
     run(c, seed=first.seed)
-    assert torch.equal(a[0].weight, c[0].weight) and not torch.equal(a[0].weight, b[0].weight)
+    assert torch.equal(a[0].weight, c[0].weight)
+    assert not torch.equal(a[0].weight, b[0].weight)
     assert fastinit.plan(model(), CFG, backend="cpp").seed is None
 
 
@@ -114,7 +116,7 @@ def test_version_counters_are_bumped_as_an_in_place_operation_would():
     ],
     ids=str,
 )
-def test_what_it_cannot_do_is_refused_by_name_before_anything_is_written(tensor, rule, message):
+def test_unsupported_tensors_are_refused_by_name_before_any_write(tensor, rule, message):
     made = nn.Linear(2, 2)
     made.bad = nn.Parameter(tensor, requires_grad=False)
     before = made.weight.clone()
@@ -125,7 +127,7 @@ def test_what_it_cannot_do_is_refused_by_name_before_anything_is_written(tensor,
     assert torch.equal(made.weight, before)
 
 
-def test_tensors_that_share_memory_are_filled_in_the_rules_order(monkeypatch):
+def test_tensors_sharing_memory_are_filled_in_rule_order(monkeypatch):
     records = []
 
     class Spy:
@@ -149,7 +151,7 @@ def test_tensors_that_share_memory_are_filled_in_the_rules_order(monkeypatch):
     assert records[4:] == [5]
 
 
-def test_a_tree_is_one_plan_and_user_code_sees_what_was_filled_before_it():
+def test_a_tree_is_one_plan_and_user_code_sees_earlier_fills():
     seen = []
 
     class Custom(fastinit.BaseModule):
@@ -167,10 +169,14 @@ def test_a_tree_is_one_plan_and_user_code_sees_what_was_filled_before_it():
     root = fastinit.Sequential(Custom(), nn.Linear(2, 2), init_cfg=dict(type="Constant", val=7, layer="Linear"))
     with fastinit.use(backend="cpp", seed=1):
         root.init_weights()
-    assert (seen[0] == 7).all() and ((seen[1] >= 5) & (seen[1] < 6)).all() and (seen[2] == 3).all()
-    assert root.last_init_report.seed == 1 and (root[1].weight == 7).all()
+    assert (seen[0] == 7).all()
+    assert ((seen[1] >= 5) & (seen[1] < 6)).all()
+    assert (seen[2] == 3).all()
+    assert root.last_init_report.seed == 1
+    assert (root[1].weight == 7).all()
     info = root.last_init_report.provenance
-    assert info["0.fc.weight"] == "ConstantInit: val=3, bias=0" and info["1.weight"] == "ConstantInit: val=7, bias=0"
+    assert info["0.fc.weight"] == "ConstantInit: val=3, bias=0"
+    assert info["1.weight"] == "ConstantInit: val=7, bias=0"
 
 
 def test_twin_blocks_and_unnamed_tensors_get_different_values():
@@ -180,14 +186,16 @@ def test_twin_blocks_and_unnamed_tensors_get_different_values():
         layers = [nn.Linear(9, 9), nn.Linear(9, 9)]
         for layer in layers:
             fastinit.normal_init(layer)
-    assert not torch.equal(root[0].weight, root[1].weight) and not torch.equal(layers[0].weight, layers[1].weight)
+    assert not torch.equal(root[0].weight, root[1].weight)
+    assert not torch.equal(layers[0].weight, layers[1].weight)
 
 
-def test_names_with_one_stream_are_an_error(monkeypatch):
+def test_names_with_the_same_stream_are_an_error(monkeypatch):
     monkeypatch.setattr("fastinit.execution.runner.streams_of", lambda names: np.full(len(names), 7, np.uint64))
     with pytest.raises(RuntimeError, match="have the same random stream"):
         run(model(), seed=0)
 
 
 def test_the_report_says_which_instruction_set_ran():
-    assert ISAS[0] in str(run(model(), seed=0)) and ISAS[-1] == "baseline"
+    assert ISAS[0] in str(run(model(), seed=0))
+    assert ISAS[-1] == "baseline"

@@ -105,7 +105,7 @@ def test_the_pieces_of_these_boxes_hold_each_element_once(box, trips):
     check([Case(each, dtype, **place) for dtype in dtypes for each in (NORMAL, CONSTANT)], trips)
 
 
-def test_what_is_aligned_goes_in_whole_trips_but_for_its_edges():
+def test_aligned_memory_goes_in_whole_trips_except_its_edges():
     records, _ = records_of([Case(NORMAL, torch.bfloat16, (100_003,), start=5, shape=(200_000,), offset=(45,))])
     work = device_work.device_work(records, TRIPS[0])
     run = work[work["path"] == RUN]
@@ -162,5 +162,5 @@ def test_boxes_of_more_than_2_to_the_31_blocks_are_cut():
     assert total == 1 << 34
 
 
-def test_no_fills_are_no_work():
+def test_no_fills_make_no_work():
     assert len(device_work.device_work(np.zeros(0, lowering.RECORD), TRIPS[0])) == 0

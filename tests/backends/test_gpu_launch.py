@@ -35,7 +35,7 @@ def capturing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: entered[-1] == torch.device("cuda", 1))
 
 
-def test_a_capture_is_asked_of_the_device_of_the_tensors(capturing):
+def test_graph_capture_is_queried_on_the_tensors_device(capturing):
     assert gpu_launch.why_not_now(torch.device("cuda", 0)) is None
     assert "captured into a CUDA graph" in gpu_launch.why_not_now(torch.device("cuda", 1))
 
@@ -76,7 +76,7 @@ def launched(monkeypatch):
     return found
 
 
-def test_fills_that_waited_into_a_capture_are_not_launched(capturing, launched):
+def test_pending_fills_are_not_launched_during_a_graph_capture(capturing, launched):
     fill = plans.Fill("captured", Elsewhere(), plans.Normal(0, 1), "", "", (4,))
     with pytest.raises(RuntimeError, match="captured into a CUDA graph"):
         gpu_launch.run([fill], 0, TRIPS, lambda *_: None)

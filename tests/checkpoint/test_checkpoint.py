@@ -58,12 +58,12 @@ def load_both(state, **options):
     return messages[0]
 
 
-def test_a_matching_state_dict_is_loaded_without_a_word():
+def test_a_matching_state_dict_loads_silently():
     assert load_both(filled().state_dict()) == []
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_all_that_does_not_fit_is_told_at_once_in_mmengines_words(strict):
+def test_all_mismatches_are_reported_at_once_in_mmengines_words(strict):
     state = filled().state_dict()
     state["0.weight"] = torch.zeros(5, 2)
     del state["2.0.bias"], state["1.num_batches_tracked"]
@@ -94,7 +94,7 @@ def test_an_old_scalar_of_one_dimension_fits():
     assert made.weight.item() == 3
 
 
-def test_hooks_of_modules_run_and_may_clear_what_is_missing():
+def test_hooks_of_modules_run_and_may_clear_missing_keys():
     class Renames(nn.Linear):
         def _load_from_state_dict(self, state_dict, prefix, *args):
             state_dict[prefix + "weight"] = state_dict.pop(prefix + "old_weight")
@@ -156,7 +156,7 @@ def test_a_file_is_mapped_while_it_is_copied_and_not_afterwards(tmp_path):
         assert made.was_mapped is expected and not is_mapped(tmp_path / "c.pth")
 
 
-def test_what_is_read_for_the_user_survives_that_the_file_is_overwritten(tmp_path):
+def test_tensors_returned_to_the_user_survive_overwriting_the_file(tmp_path):
     torch.save({"state_dict": {"weight": torch.ones(1000, 1000)}, "epoch": 1}, tmp_path / "latest.pth")
     state = ours._load_checkpoint(tmp_path / "latest.pth", logger="silent")
     torch.save({**state, "epoch": 2}, tmp_path / "latest.pth")
@@ -167,7 +167,7 @@ def test_what_is_read_for_the_user_survives_that_the_file_is_overwritten(tmp_pat
     assert float(found["state_dict"]["weight"].sum()) == 1e6 and found["epoch"] == 3
 
 
-def test_a_file_that_was_overwritten_in_place_is_not_taken_for_what_it_was(tmp_path):
+def test_a_file_overwritten_in_place_is_detected(tmp_path):
     torch.save({"weight": torch.ones(1000, 1000), "bias": torch.ones(1000)}, tmp_path / "latest.pth")
     state = ours.load_checkpoint(nn.Linear(1000, 1000), tmp_path / "latest.pth", logger="silent")
     os.truncate(tmp_path / "latest.pth", 3_000_000)
@@ -175,7 +175,7 @@ def test_a_file_that_was_overwritten_in_place_is_not_taken_for_what_it_was(tmp_p
         state["weight"].sum()
 
 
-def test_a_prefix_may_begin_with_what_ddp_put_there(tmp_path):
+def test_a_prefix_may_begin_with_ddps_module(tmp_path):
     state = {"module.encoder_q.weight": torch.ones(2, 2), "module.encoder_q.bias": torch.ones(2)}
     torch.save({"state_dict": state}, tmp_path / "c.pth")
     for prefix in ("module.encoder_q", "encoder_q", "module.encoder_q."):
@@ -184,7 +184,7 @@ def test_a_prefix_may_begin_with_what_ddp_put_there(tmp_path):
         assert (made.weight == 1).all()
 
 
-def test_the_report_tells_what_was_copied_and_not_what_was_planned(tmp_path):
+def test_the_report_lists_what_was_copied_rather_than_planned(tmp_path):
     class Renames(nn.Linear):
         def __init__(self):
             super().__init__(2, 2)
@@ -209,7 +209,7 @@ def test_names_of_buffers_are_canonical_too(tmp_path):
     assert [row.parameter for row in rows] == [f"0.{name}" for name in nn.BatchNorm1d(2).state_dict()]
 
 
-def test_keys_that_are_no_names_are_refused_with_the_file(tmp_path):
+def test_keys_that_are_not_strings_are_refused_with_the_file(tmp_path):
     torch.save({1: torch.zeros(2)}, tmp_path / "c.pth")
     with pytest.raises(RuntimeError, match=r"No state_dict found in checkpoint file .*c\.pth: its keys are no names"):
         fastinit.initialize(nn.Linear(2, 2), dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth")))
@@ -241,7 +241,7 @@ def test_module_versions_reach_the_modules(tmp_path):
     assert seen == [2, 2]
 
 
-def test_a_prefix_that_no_key_has_is_refused_in_mmengines_words(tmp_path):
+def test_an_unmatched_prefix_is_refused_in_mmengines_words(tmp_path):
     torch.save(filled().state_dict(), tmp_path / "c.pth")
     for library in (ours, theirs):
         with pytest.raises(AssertionError, match="^head. is not in the pretrained model"):
@@ -287,7 +287,7 @@ def hostile_files(folder):
     yield folder / "no state.pth", "No state_dict found in checkpoint file"
 
 
-def test_hostile_and_broken_files_are_refused_before_anything_is_written(tmp_path, capsys):
+def test_hostile_and_broken_files_are_refused_before_any_write(tmp_path, capsys):
     for path, message in hostile_files(tmp_path):
         made = model()
         before = tensors(made)
@@ -315,7 +315,7 @@ def test_hostile_and_broken_files_are_refused_before_anything_is_written(tmp_pat
         (3, TypeError, "int"),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_written(checkpoint, error, message):
+def test_a_missing_checkpoint_is_refused_before_any_write(checkpoint, error, message):
     made = model()
     before = tensors(made)
     with pytest.raises(error, match=message):
@@ -366,7 +366,7 @@ def test_loading_into_a_meta_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("logger", [None, "silent", "current", "by name", logging.getLogger("an object")])
-def test_print_log_goes_where_it_is_told(logger, capsys, caplog):
+def test_print_log_goes_to_the_given_logger(logger, capsys, caplog):
     with caplog.at_level(logging.INFO):
         ours.print_log("hello", logger)
     printed, logged = capsys.readouterr().out, [record.name for record in caplog.records]

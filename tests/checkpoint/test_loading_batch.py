@@ -163,7 +163,7 @@ def after(module, *_):
     [(Looks, None), (HasState, None), (nn.Linear, before), (nn.Linear, after)],
     ids=["own code", "extra state", "pre-hook", "post-hook"],
 )
-def test_loading_code_sees_the_values_that_torchs_would_show(tmp_path, access, at, kind, prepare):
+def test_loading_code_sees_the_values_of_torchs_load_state_dict(tmp_path, access, at, kind, prepare):
     def make():
         torch.manual_seed(5)
         made = stack(5)
@@ -182,7 +182,7 @@ def test_loading_code_sees_the_values_that_torchs_would_show(tmp_path, access, a
     assert not all(as_in_file) or (prepare is before and at == 0)  # where the hook's work is overwritten
 
 
-def test_a_hook_at_the_root_costs_one_batch_and_finds_all_in_place(tmp_path, jobs):
+def test_a_root_hook_costs_one_batch_and_sees_all_values(tmp_path, jobs):
     made = stack()
     state = values_for(made)
     torch.save(state, tmp_path / "c.pth")
@@ -218,7 +218,7 @@ class Overlapping(nn.Module):
 
 @pytest.mark.parametrize("access", ACCESS)
 @pytest.mark.parametrize("order", ["abcdefgh", "hgfedcba", "cafebdgh", "dbfecahg"])
-def test_where_destinations_overlap_the_later_one_counts(tmp_path, access, order):
+def test_of_overlapping_destinations_the_later_wins(tmp_path, access, order):
     torch.save(values_for(Overlapping("abcdefgh")), tmp_path / "c.pth")
     made, again = Overlapping(order), Overlapping(order)
     ours.load_checkpoint(made, tmp_path / "c.pth", access=access, logger="silent", strict=True)
@@ -226,7 +226,7 @@ def test_where_destinations_overlap_the_later_one_counts(tmp_path, access, order
     assert torch.equal(made.base, again.base) and made.base.count_nonzero() == 27
 
 
-@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")], ids="".join)
 def test_state_dicts_may_hold_the_models_own_tensors(tmp_path, names):
     def make():
         torch.manual_seed(0)
@@ -245,7 +245,9 @@ def test_state_dicts_may_hold_the_models_own_tensors(tmp_path, names):
 # --- the surroundings ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("context", [torch.device("meta"), torch.inference_mode(), torch.enable_grad()])
+@pytest.mark.parametrize(
+    "context", [torch.device("meta"), torch.inference_mode(), torch.enable_grad()], ids=["meta", "inference", "grad"]
+)
 def test_modes_of_torch_around_a_load_change_nothing(tmp_path, context):
     made = nn.Sequential(nn.Linear(3, 3).to(torch.bfloat16), nn.Conv2d(2, 2, 2).to(memory_format=torch.channels_last))
     state = values_for(nn.Sequential(nn.Linear(3, 3), nn.Conv2d(2, 2, 2)))
@@ -259,7 +261,7 @@ def test_modes_of_torch_around_a_load_change_nothing(tmp_path, context):
     assert again[0].weight.requires_grad and not again[0].weight.is_inference()
 
 
-def test_no_thread_writes_any_more_when_an_error_is_out(tmp_path, monkeypatch):
+def test_no_thread_writes_after_an_error_was_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "PIECE_BYTES", 1000)
     torch.save({"weight": torch.ones(40, 100)}, tmp_path / "c.pth")
     working, lock, n_started = [0], threading.Lock(), [0]
@@ -286,7 +288,7 @@ def test_no_thread_writes_any_more_when_an_error_is_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("apart", "share"), [(20_000, 0.1), (200, 1.1)])
-def test_of_rows_that_lie_far_apart_only_their_bytes_are_read(tmp_path, jobs, apart, share):
+def test_reading_distant_rows_reads_only_their_bytes(tmp_path, jobs, apart, share):
     torch.save({"w": torch.arange(50.0 * apart).view(50, apart)}, tmp_path / "c.pth")
     whole = read(tmp_path / "c.pth", Reading())["w"]
     part = torch.zeros(50, 100)
@@ -295,7 +297,7 @@ def test_of_rows_that_lie_far_apart_only_their_bytes_are_read(tmp_path, jobs, ap
     assert sum(job.n_bytes for job in jobs[0]) < share * 50 * apart * 4
 
 
-def test_only_what_is_out_of_a_files_order_or_type_goes_through_memory_beside(tmp_path, jobs):
+def test_only_reordered_or_converted_tensors_use_a_staging_buffer(tmp_path, jobs):
     made = nn.ParameterDict(
         {
             "same": nn.Parameter(torch.zeros(6, 4)),

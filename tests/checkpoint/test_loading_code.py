@@ -24,7 +24,8 @@ def test_loading_code_and_hooks_get_tensors_that_behave_like_tensors(tmp_path, a
 
         def _load_from_state_dict(self, state, prefix, *args):
             first, second = state.pop(prefix + "first"), state.pop(prefix + "second")
-            assert isinstance(first, torch.Tensor) and first.shape == (4, 3)
+            assert isinstance(first, torch.Tensor)
+            assert first.shape == (4, 3)
             state[prefix + "weight"] = (torch.cat([first[:2], second[2:]]) * 2).t()
             super()._load_from_state_dict(state, prefix, *args)
             with torch.no_grad():
@@ -55,7 +56,7 @@ def test_loading_code_and_hooks_get_tensors_that_behave_like_tensors(tmp_path, a
     assert made[0].weight[0].tolist() == [3, 3, 5, 5]
 
 
-def test_what_loading_code_writes_besides_is_known(tmp_path):
+def test_other_writes_of_loading_code_are_recorded(tmp_path):
     class Own(nn.Linear):
         def _load_from_state_dict(self, *args):
             super()._load_from_state_dict(*args)
@@ -63,7 +64,8 @@ def test_what_loading_code_writes_besides_is_known(tmp_path):
 
     torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, tmp_path / "c.pth")
     report = fastinit.initialize(Own(2, 2), dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
-    assert report.unreached == () and "load from" in report.provenance["bias"]
+    assert report.unreached == ()
+    assert "load from" in report.provenance["bias"]
 
 
 def test_threads_may_load_at_the_same_time(tmp_path):

@@ -15,7 +15,7 @@ from fastinit import checkpoint as ours
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_strict_finds_out_before_anything_is_written(tmp_path, strict):
+def test_strict_raises_before_any_write(tmp_path, strict):
     state = source_of(net).state_dict()
     state["conv.weight"] = torch.zeros(1, 2)
     state["more"] = torch.zeros(1)
@@ -66,7 +66,7 @@ def test_the_weights_may_lie_under_a_key(tmp_path, key):
     ours.load_checkpoint(made, tmp_path / "c.pth", key=key, logger="silent", strict=True)
 
 
-def test_a_key_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+def test_a_missing_key_is_refused_with_the_keys_present(tmp_path):
     torch.save({"model": {"weight": torch.ones(2, 2)}, "ema": {}, "epoch": 1}, tmp_path / "c.pth")
     with pytest.raises(
         RuntimeError, match=r"c\.pth: the checkpoint has no key 'student'. Those that hold dicts are: 'model', 'ema'"
@@ -74,7 +74,7 @@ def test_a_key_that_is_not_there_is_answered_with_those_that_are(tmp_path):
         fastinit.initialize(nn.Linear(2, 2), dict(type="Pretrained", checkpoint=tmp_path / "c.pth", key="student"))
 
 
-def test_of_several_usual_keys_mmengines_counts_first(tmp_path):
+def test_mmengines_key_takes_precedence_over_other_usual_keys(tmp_path):
     torch.save(
         {"state_dict_ema": {"weight": torch.zeros(1, 1)}, "model": {"weight": torch.ones(1, 1)}}, tmp_path / "a.pth"
     )

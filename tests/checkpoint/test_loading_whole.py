@@ -73,7 +73,7 @@ def test_damaged_versions_of_modules_are_one_error_before_anything_is_written(tm
         assert_same_tensors(tensors(made), before)
 
 
-def test_honest_versions_pass_with_what_modules_put_beside_them(tmp_path):
+def test_valid_versions_pass_with_other_metadata_of_modules(tmp_path):
     seen = []
 
     class Sees(nn.Linear):
@@ -103,7 +103,7 @@ def test_a_file_cannot_ask_to_be_adopted(tmp_path):
 # --- strict ----------------------------------------------------------------------------------------------------------
 
 
-def test_strict_with_own_code_says_that_the_model_may_be_partly_loaded_and_whose_code_ran(tmp_path):
+def test_strict_with_own_loading_code_says_the_model_may_be_partly_loaded(tmp_path):
     state = state_of(nn.Sequential(Own(2, 2), nn.Linear(2, 2)))
     del state["1.bias"]
     torch.save(state, tmp_path / "c.pth")
@@ -111,7 +111,7 @@ def test_strict_with_own_code_says_that_the_model_may_be_partly_loaded_and_whose
         ours.load_checkpoint(nn.Sequential(Own(2, 2), nn.Linear(2, 2)), tmp_path / "c.pth", strict=True)
 
 
-def test_strict_stops_before_own_code_runs_if_a_shape_in_front_of_it_differs(tmp_path):
+def test_strict_stops_before_own_loading_code_at_an_earlier_shape_mismatch(tmp_path):
     state = state_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 2), Own(2, 2)))
     torch.save(state, tmp_path / "c.pth")
     made = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), Own(2, 2))
@@ -163,7 +163,7 @@ def test_a_tensor_that_refuses_a_copy_is_a_mismatch_and_strict_writes_no_other(t
 
 @pytest.mark.parametrize("access", ["map", "read", "auto"])
 @pytest.mark.parametrize("how", ["cut", "emptied", "touched"])
-def test_if_the_last_shard_has_changed_nothing_of_the_first_is_written(tmp_path, access, how):
+def test_a_changed_last_shard_prevents_writes_from_the_first(tmp_path, access, how):
     source = state_of(net())
     shards = {"a.safetensors": list(source)[:3], "b.safetensors": list(source)[3:]}
     for name, keys in shards.items():
@@ -187,7 +187,7 @@ def test_if_the_last_shard_has_changed_nothing_of_the_first_is_written(tmp_path,
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_file_that_is_cut_while_it_is_read_is_an_error_that_says_what_may_be_written(tmp_path, monkeypatch, strict):
+def test_truncation_during_a_read_is_an_error_that_lists_possible_writes(tmp_path, monkeypatch, strict):
     monkeypatch.setattr(batches, "PIECE_BYTES", 4000)
     path = tmp_path / "c.pth"
     torch.save({"0.weight": torch.ones(100, 100), "1.weight": torch.ones(100, 100)}, path)
@@ -206,7 +206,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error_that_says_what_may_be_w
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("access", ["map", "read", "auto"])
-def test_what_own_loading_code_cannot_read_is_an_error_and_no_mismatch(tmp_path, strict, access):
+def test_a_read_error_in_own_loading_code_is_not_a_mismatch(tmp_path, strict, access):
     path = tmp_path / "c.pth"
     torch.save(state_of(nn.Sequential(Own(2, 2), nn.Linear(2, 2), Own(2, 2))), path)
 
@@ -239,7 +239,7 @@ def test_a_tensor_that_reaches_out_of_its_bytes_is_refused_with_its_name(tmp_pat
 @pytest.mark.parametrize("damage", ["gone", "cut", "a folder", "something else"])
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("kind", [nn.Linear, Own])
-def test_a_folder_whose_files_cannot_be_read_is_an_error_and_no_mismatch(tmp_path, damage, strict, kind):
+def test_an_unreadable_folder_is_an_error_and_not_a_mismatch(tmp_path, damage, strict, kind):
     from torch.distributed import checkpoint
 
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from torch import nn
 from fastinit import checkpoint as ours
 
 
-def test_state_dicts_of_wrapped_models_are_mmengines():
+def test_state_dicts_of_wrapped_models_match_mmengine():
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -27,7 +27,8 @@ def test_state_dicts_of_wrapped_models_are_mmengines():
     assert list(ours.get_state_dict(made, prefix="x.")) == list(theirs.get_state_dict(made, prefix="x."))
     assert ours.get_state_dict(made, keep_vars=True)["inner.0.weight"] is made.module.inner.module[0].weight
     moved = ours.weights_to_cpu(found)
-    assert moved._metadata is found._metadata and list(moved) == list(found)
+    assert moved._metadata is found._metadata
+    assert list(moved) == list(found)
 
 
 def test_a_checkpoint_is_saved_whole_or_not_at_all(tmp_path):
@@ -44,9 +45,8 @@ def test_a_checkpoint_is_saved_whole_or_not_at_all(tmp_path):
 
 
 def test_the_last_checkpoint_is_found_as_mmengine_finds_it(tmp_path, capsys):
-    assert (
-        ours.find_latest_checkpoint(str(tmp_path)) is None and "Did not find last_checkpoint" in capsys.readouterr().out
-    )
+    assert ours.find_latest_checkpoint(str(tmp_path)) is None
+    assert "Did not find last_checkpoint" in capsys.readouterr().out
     (tmp_path / "last_checkpoint").write_text(f"{tmp_path}/epoch_3.pth\n")
     assert (
         ours.find_latest_checkpoint(tmp_path)
@@ -55,7 +55,7 @@ def test_the_last_checkpoint_is_found_as_mmengine_finds_it(tmp_path, capsys):
     )
 
 
-def test_every_name_that_users_import_from_mmengines_module_is_here():
+def test_every_name_imported_from_mmengines_module_exists():
     for name in [
         "CheckpointLoader",
         "load_checkpoint",
@@ -79,4 +79,5 @@ def test_every_name_that_users_import_from_mmengines_module_is_here():
         "load_from_pavi",
         "load_from_ceph",
     ]:
-        assert callable(getattr(ours, name)) and hasattr(theirs, name)
+        assert callable(getattr(ours, name))
+        assert hasattr(theirs, name)

@@ -27,7 +27,7 @@ SHIPPED = [
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_files_that_a_package_ships_hold_what_torch_finds_in_them(name):
+def test_files_shipped_by_packages_read_as_torch_reads_them(name):
     path = next(file.locate() for file in files_of("torchmetrics") or [] if str(file) == name)
     expected = torch.load(path, map_location="cpu", weights_only=True)
     found = ours.CheckpointLoader.load_checkpoint(str(path), logger="silent")
@@ -71,7 +71,7 @@ def weights_in_packages():
     return found
 
 
-def test_whatever_torch_loads_of_the_files_that_packages_ship_is_the_same_here():
+def test_whatever_torch_loads_of_shipped_files_is_the_same_here():
     n_loaded = 0
     for name, path in weights_in_packages().items():
         try:
@@ -92,7 +92,7 @@ def gpt():
     return GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=2, n_embd=64, vocab_size=500, n_positions=64))
 
 
-def test_what_transformers_saves_in_shards_is_loaded_by_folder_whole_and_in_part(tmp_path):
+def test_sharded_checkpoints_of_transformers_load_whole_and_in_part(tmp_path):
     source = gpt()
     nn.init.normal_(source.transformer.wte.weight)
     source.save_pretrained(tmp_path, max_shard_size="200KB")
@@ -111,7 +111,7 @@ def test_what_transformers_saves_in_shards_is_loaded_by_folder_whole_and_in_part
     assert_same_tensors(tensors(block), tensors(source.transformer.h[1]))
 
 
-def test_what_transformers_saves_in_one_file_is_loaded(tmp_path):
+def test_single_file_checkpoints_of_transformers_load(tmp_path):
     source = gpt()
     source.save_pretrained(tmp_path)
     with torch.device("meta"):
@@ -121,7 +121,7 @@ def test_what_transformers_saves_in_one_file_is_loaded(tmp_path):
     assert report.unreached == ()
 
 
-def test_a_training_checkpoint_of_mmengines_runner_is_loaded_and_its_state_is_what_mmengine_reads(tmp_path):
+def test_a_training_checkpoint_of_mmengines_runner_reads_as_mmengine_reads_it(tmp_path):
     import mmengine
     from mmengine.logging import HistoryBuffer
     from mmengine.model import BaseModel
@@ -204,7 +204,7 @@ def test_a_folder_of_torch_distributed_checkpoint_is_a_source_like_any_other(tmp
 
 @needs_dcp
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
-def test_a_list_of_contents_that_is_something_else_runs_nothing(tmp_path):
+def test_a_hostile_list_of_contents_runs_no_code(tmp_path):
     distributed_folder(tmp_path)
     good = (tmp_path / ".metadata").read_bytes()
     for bad, message in (

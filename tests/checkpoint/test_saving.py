@@ -65,7 +65,7 @@ def test_distributed_tensors_are_refused_wherever_they_are(tmp_path):
     assert len(lines) == 15 and all(line.endswith("refused") for line in lines)
 
 
-def test_a_file_that_is_there_stays_where_saving_is_refused(tmp_path):
+def test_a_refused_save_keeps_the_existing_file(tmp_path):
     code = """
     save_checkpoint({"weight": torch.ones(2)}, f"{folder}/c.pth")
     refused("state", save_checkpoint, model.state_dict(), f"{folder}/c.pth")
@@ -92,7 +92,7 @@ def test_the_ways_out_that_the_message_names_work(tmp_path):
     assert in_a_process_group(code, tmp_path) == ["True", "True"]
 
 
-def test_what_is_saved_is_byte_for_byte_torchs(tmp_path):
+def test_saved_files_match_torch_save_byte_for_byte(tmp_path):
     import zipfile
 
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
@@ -110,7 +110,7 @@ def test_what_is_saved_is_byte_for_byte_torchs(tmp_path):
     assert ours == theirs and "data.pkl" in ours
 
 
-def test_an_error_while_saving_leaves_nothing_elsewhere(tmp_path):
+def test_a_failed_save_leaves_no_file(tmp_path):
     memory = fsspec.filesystem("memory")
     for target in (tmp_path / "c.pth", "memory://bucket/half.pth"):
         with pytest.raises(Exception, match="pickle|local object"):

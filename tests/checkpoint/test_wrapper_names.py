@@ -138,7 +138,7 @@ def test_a_name_that_the_model_has_wins_over_one_without_wrappers(tmp_path):
     ],
     ids=["two in the file", "two in the model"],
 )
-def test_where_two_tensors_could_be_meant_neither_is_taken(tmp_path, state, model):
+def test_ambiguous_keys_match_no_tensor(tmp_path, state, model):
     torch.save({key: torch.full((1, 1), float(value)) for key, value in state.items()}, tmp_path / "c.pth")
     made = model()
     report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth", revise_keys=[]))
@@ -197,7 +197,7 @@ def test_loading_code_below_a_wrapper_gets_its_old_keys_and_version(tmp_path):
         assert version == 3 and keys == [f"{prefix}bias", f"{prefix}old"]
 
 
-def test_what_is_left_over_is_told_as_before(tmp_path):
+def test_unmatched_keys_are_reported_as_before(tmp_path):
     torch.save({"_orig_mod.fc.weight": torch.ones(2, 2), "_orig_mod.more": torch.ones(1)}, tmp_path / "c.pth")
     made = nn.ModuleDict({"fc": nn.Linear(2, 2)})
     with pytest.raises(RuntimeError, match=r"(?s)unexpected key.*: _orig_mod\.more.*missing keys.*: fc\.bias"):
@@ -214,7 +214,7 @@ def test_names_without_wrappers():
 # --- lazy modules ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [dict(), dict(assign=True), dict(strict=True), dict(access="map")])
+@pytest.mark.parametrize("options", [dict(), dict(assign=True), dict(strict=True), dict(access="map")], ids=str)
 def test_lazy_modules_take_the_shapes_of_the_file(tmp_path, options):
     source = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3), nn.Conv2d(2, 3, 3))
     for parameter in source.parameters():
@@ -238,7 +238,7 @@ def test_lazy_modules_take_the_shapes_of_the_file(tmp_path, options):
     assert report.unreached == () and report.checkpoints[0].result.missing == ()
 
 
-def test_lazy_parameters_that_the_file_lacks_stay_lazy(tmp_path):
+def test_lazy_parameters_missing_from_the_file_stay_lazy(tmp_path):
     torch.save({"0.weight": torch.ones(3, 4)}, tmp_path / "c.pth")
     made = nn.Sequential(nn.LazyLinear(3), nn.LazyLinear(2))
     report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))

@@ -122,14 +122,16 @@ def test_a_single_dict_is_called_init_cfg():
         fastinit.initialize(Net(), dict(type="Foo"))
 
 
-@pytest.mark.parametrize("module", [torch.zeros(3), None, [nn.Linear(2, 2)], nn.Linear])
-def test_what_is_no_module_is_refused(module):
+@pytest.mark.parametrize(
+    "module", [torch.zeros(3), None, [nn.Linear(2, 2)], nn.Linear], ids=["tensor", "None", "list", "class"]
+)
+def test_arguments_that_are_not_modules_are_refused(module):
     for call in (fastinit.initialize, fastinit.plan):
         with pytest.raises(TypeError, match="module must be a torch.nn.Module, but got"):
             call(module, GOOD)
 
 
-@pytest.mark.parametrize("option", [dict(prefix=None), dict(prefix=1), dict(backend=["torch"])])
+@pytest.mark.parametrize("option", [dict(prefix=None), dict(prefix=1), dict(backend=["torch"])], ids=str)
 def test_options_of_the_wrong_type_are_named(option):
     (name,) = option
     wanted = "a str or a map of names" if name == "prefix" else "a str"
@@ -138,7 +140,7 @@ def test_options_of_the_wrong_type_are_named(option):
 
 
 @pytest.mark.parametrize("kind", ["sparse", "inference"])
-def test_tensors_that_cannot_be_filled_are_known_before_anything_is_written(kind):
+def test_tensors_that_cannot_be_filled_are_refused_before_any_write(kind):
     net = Net()
     if kind == "sparse":
         net.bad = nn.Parameter(torch.eye(3).to_sparse())
@@ -151,7 +153,7 @@ def test_tensors_that_cannot_be_filled_are_known_before_anything_is_written(kind
     assert torch.equal(net.feat.weight, before)
 
 
-def test_none_is_as_good_as_absent():
+def test_none_means_absent():
     for absent in (dict(param=None), dict(layer=None, override=dict(name="feat")), dict(override=None)):
         cfg = {**dict(type="Constant", val=1, layer="Conv2d"), **absent}
         with warnings.catch_warnings():
@@ -159,7 +161,7 @@ def test_none_is_as_good_as_absent():
             assert len(fastinit.plan(Net(), cfg).rows) == 2
 
 
-def test_what_is_no_config_at_all_is_refused():
+def test_values_that_are_not_configs_are_refused():
     for cfg in ("Normal", (GOOD,), 3):
         with pytest.raises(TypeError, match="init_cfg must be a dict or a list of dict, but got <class"):
             fastinit.initialize(Net(), cfg)
@@ -182,7 +184,7 @@ def test_what_is_no_config_at_all_is_refused():
     ],
     ids=str,
 )
-def test_what_a_dtype_cannot_take_is_known_before_anything_is_written(dtype, rule, works):
+def test_values_out_of_range_for_a_dtype_are_refused_before_any_write(dtype, rule, works):
     if works and dtype is torch.float8_e4m3fn:
         needs.torch_from(2, 2).check()  # which fills it
     model = nn.ParameterDict({"a": nn.Parameter(torch.zeros(4)), "b": nn.Parameter(torch.zeros(4, dtype=dtype), False)})

@@ -79,14 +79,14 @@ def test_a_config_imports_and_runs_nothing(module_file, monkeypatch, call, cfg, 
     assert not hasattr(sys, "stranger")
 
 
-def test_the_configs_would_import_if_they_were_allowed_to(module_file, monkeypatch):
+def test_the_same_configs_import_where_imports_are_allowed(module_file, monkeypatch):
     monkeypatch.setattr(WEIGHT_INITIALIZERS, "fallback", lambda name: __import__(name.partition(".")[0]).f)
     with pytest.raises(TypeError, match="builds None"):
         calls()["initialize"](CONFIGS[0])
     assert sys.stranger == "called"
 
 
-def test_what_is_registered_can_be_named(tmp_path):
+def test_registered_types_work_without_imports(tmp_path):
     @WEIGHT_INITIALIZERS.register_module(name="my.own.Ones")
     class Ones(fastinit.ConstantInit):
         def __init__(self, **options):
@@ -101,7 +101,7 @@ def test_what_is_registered_can_be_named(tmp_path):
     assert (layer.weight == 3).all() and (layer.bias == 0).all()
 
 
-def test_no_block_inside_allows_imports_again(monkeypatch):
+def test_an_inner_block_cannot_allow_imports_again(monkeypatch):
     cfg = dict(type="fastinit.weight_init.ConstantInit", val=1, layer="Linear")
     with fastinit.use(allow_imports=False):
         with fastinit.use(allow_imports=True, seed=3), pytest.raises(KeyError, match="allow_imports=False"):
@@ -131,14 +131,14 @@ def test_a_thread_sees_the_environment_and_a_copied_context():
 
 
 @pytest.mark.parametrize("value", ["no", "2", "yes please"])
-def test_a_variable_that_says_neither_is_an_error(monkeypatch, value):
+def test_an_unknown_value_of_the_variable_is_an_error(monkeypatch, value):
     monkeypatch.setenv("FASTINIT_ALLOW_IMPORTS", value)
     with pytest.raises(ValueError, match="FASTINIT_ALLOW_IMPORTS must be 0 or 1"):
         fastinit.initialize(nn.Linear(2, 2), dict(type="math.floor"))
 
 
 @pytest.mark.parametrize("value", [0, 1, "no", []])
-def test_what_is_no_bool_is_refused(value):
+def test_values_that_are_not_bools_are_refused(value):
     with (
         pytest.raises(TypeError, match="allow_imports must be True or False, but got"),
         fastinit.use(allow_imports=value),

@@ -101,7 +101,7 @@ def test_wrappers_do_not_show_in_the_names():
     assert reached("experts", nn.DataParallel(Block())) == ["experts"]
 
 
-def test_an_attribute_that_is_called_module_is_no_wrapper():
+def test_an_attribute_named_module_is_not_a_wrapper():
     class Holder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -123,19 +123,19 @@ def test_names_are_relative_to_the_module_that_owns_the_config():
 
 
 @pytest.mark.parametrize(
-    "beside", [dict(layer="Linear"), dict(bias=0), dict(bias_prob=0.1), dict(override=dict(name="x"))]
+    "beside", [dict(layer="Linear"), dict(bias=0), dict(bias_prob=0.1), dict(override=dict(name="x"))], ids=str
 )
-def test_what_selects_otherwise_can_not_stand_beside_param(beside):
+def test_other_selectors_cannot_be_combined_with_param(beside):
     with pytest.raises(ValueError, match=r"^init_cfg\[0\]: .*can ?not stand beside"):
         fastinit.initialize(model(), [dict(type="Constant", val=1, param="*", **beside)])
 
 
-def test_initializer_objects_refuse_it_too():
+def test_initializer_objects_refuse_the_combination_too():
     with pytest.raises(ValueError, match="can not stand beside"):
         fastinit.NormalInit(param="*", layer="Linear")
 
 
-def test_param_can_not_stand_in_an_override():
+def test_param_is_refused_in_an_override():
     cfg = dict(type="Constant", val=1, override=dict(type="Constant", val=1, name="head", param="*"))
     with pytest.raises(ValueError, match=r"^init_cfg\.override: `param` can not stand in an override"):
         fastinit.initialize(model(), cfg)
@@ -197,7 +197,7 @@ def test_a_rule_without_any_selection_warns():
         fastinit.initialize(model(), dict(type="Normal", override=dict(name="head")))
 
 
-@pytest.mark.parametrize("cfg", [dict(layer=["MultiheadAttention", "LSTM"]), dict(override=dict(name="1"))])
+@pytest.mark.parametrize("cfg", [dict(layer=["MultiheadAttention", "LSTM"]), dict(override=dict(name="1"))], ids=str)
 def test_a_rule_whose_modules_have_nothing_to_fill_warns(cfg):
     made = nn.Sequential(nn.LSTM(2, 2), nn.ReLU(), nn.MultiheadAttention(4, 2))
     with pytest.warns(
@@ -235,7 +235,7 @@ def test_batch_dims_equals_the_plan_of_one_expert():
 @pytest.mark.parametrize(
     ("batch_dims", "error"), [(-1, ValueError), (True, ValueError), (1.0, ValueError), (2, ValueError)]
 )
-def test_batch_dims_that_leave_no_two_dimensions_are_refused(batch_dims, error):
+def test_batch_dims_must_leave_two_dimensions(batch_dims, error):
     with pytest.raises(error, match="batch_dims"):
         fastinit.plan(model(), dict(type="Xavier", param="*.experts", batch_dims=batch_dims))
 

@@ -41,7 +41,7 @@ class Halves(fastinit.BaseInit):
         return plans.Uniform(0.5, 0.5 + shape[0])
 
 
-def test_an_initializer_with_a_call_of_its_own_runs_where_it_stands():
+def test_an_initializer_with_its_own_call_runs_at_its_place():
     WEIGHT_INITIALIZERS.register_module(name="Orthogonal", module=Orthogonal)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     cfg = [
@@ -107,7 +107,7 @@ def test_a_name_alone_in_an_override_builds_the_rule_around_it_without_its_layer
     assert seen == [("Sequential", ["Linear"], 3, False), ("ReLU", [], 3, True)]
 
 
-def test_an_initializer_that_reaches_everything_acts_beside_its_override():
+def test_an_unselective_initializer_acts_alongside_its_override():
     class Everything(fastinit.ConstantInit):
         wholemodule = True
 
@@ -125,7 +125,7 @@ def test_a_distribution_must_be_one_of_ours():
         fastinit.initialize(nn.Linear(2, 2), dict(type=Wrong, layer="Linear"))
 
 
-def test_what_a_type_builds_must_be_callable():
+def test_a_type_must_build_a_callable():
     with pytest.raises(TypeError, match=r"init_cfg: type .* builds 3, which can not be called"):
         fastinit.initialize(nn.Linear(2, 2), dict(type=lambda: 3))
 
@@ -143,7 +143,7 @@ def test_an_initializer_that_replaces_a_parameter_is_followed_by_rules_that_fill
     assert report.provenance == {"0.weight": "Replace, bias=0"} and report.unreached == ("0.bias",)
 
 
-def test_an_exception_of_an_initializer_comes_through_as_it_is_and_the_log_says_how_far_it_got(caplog):
+def test_an_initializers_exception_propagates_and_the_log_says_how_far_it_got(caplog):
     class Fails(fastinit.BaseInit):
         def __call__(self, module):
             raise LookupError("mine")
@@ -182,7 +182,7 @@ def test_a_name_is_not_taken_twice_without_force():
 
 
 @pytest.mark.parametrize(("name", "module"), [(3, dict), (["a", 3], dict), ("a", 3)])
-def test_only_callables_under_texts_are_registered(name, module):
+def test_registration_needs_a_callable_and_a_string(name, module):
     with pytest.raises(TypeError):
         Registry("toy").register_module(name=name, module=module)
 
@@ -199,7 +199,7 @@ def test_only_callables_under_texts_are_registered(name, module):
         ("mmengine.Foo", "Registered are: Caffe2Xavier, Constant, Kaiming, Normal, Pretrained, TruncNormal"),
     ],
 )
-def test_an_unknown_type_is_answered_with_what_was_meant(kind, message):
+def test_an_unknown_type_is_refused_with_the_closest_names(kind, message):
     with pytest.raises(KeyError) as error:
         fastinit.initialize(nn.Linear(2, 2), dict(type=kind))
     assert error.value.args[0].startswith("init_cfg: ") and message in error.value.args[0]
@@ -260,7 +260,7 @@ def test_mmengine_and_its_child_registries_build_ours_once_they_are_registered()
     assert our_books == their_books and "XavierInit" in our_books["0.fc.weight"]
 
 
-def test_the_bridge_says_what_to_install(monkeypatch):
+def test_the_bridge_names_the_package_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "mmengine", None)

@@ -61,14 +61,14 @@ def test_without_strict_it_is_a_warning(case):
         fastinit.initialize(model(), [NORMAL, rule])
 
 
-def test_rules_that_all_match_are_fine_under_strict():
+def test_matching_rules_pass_under_strict():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = fastinit.initialize(model(), NORMAL, strict=True, seed=0)
     assert report.unreached == ()
 
 
-def test_complete_asks_for_a_rule_for_every_parameter():
+def test_complete_requires_a_rule_for_every_parameter():
     made = model()
     rules = dict(type="Normal", param="*.weight")
     assert fastinit.initialize(made, rules, strict=True).unreached == ("0.bias", "2.bias")
@@ -83,7 +83,7 @@ def test_complete_asks_for_a_rule_for_every_parameter():
     fastinit.initialize(made, [rules, dict(type="Constant", val=0, param="*.bias")], strict="complete")
 
 
-def test_code_of_others_counts_as_reaching_all_below_its_module():
+def test_foreign_init_code_counts_as_reaching_its_whole_module():
     made = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     fastinit.initialize(made, [lambda module: None], strict="complete")
 
@@ -109,7 +109,7 @@ def test_the_environment_makes_calls_strict(monkeypatch, text, raises):
         fastinit.initialize(model(), [NORMAL, TYPO])
 
 
-def test_a_text_that_means_nothing_is_refused(monkeypatch):
+def test_an_unknown_value_is_refused(monkeypatch):
     monkeypatch.setenv("FASTINIT_STRICT", "yes please")
     with pytest.raises(ValueError, match="FASTINIT_STRICT must be one of 0, 1 and complete, but it is 'yes please'"):
         fastinit.initialize(model(), NORMAL)
@@ -194,7 +194,7 @@ def pretrained(path, **options):
     return dict(type="Pretrained", checkpoint=str(path), **options)
 
 
-def test_a_checkpoint_that_nothing_is_copied_from_is_an_error(tmp_path):
+def test_a_checkpoint_without_a_matching_key_is_an_error(tmp_path):
     torch.save({"head.weight": torch.zeros(2)}, tmp_path / "other.pth")
     made = model()
     with (
@@ -205,7 +205,7 @@ def test_a_checkpoint_that_nothing_is_copied_from_is_an_error(tmp_path):
     fastinit.initialize(made, [NORMAL, pretrained(tmp_path / "other.pth")])
 
 
-def test_a_checkpoint_of_a_part_is_fine_and_counts_for_complete(tmp_path):
+def test_a_partial_checkpoint_passes_and_counts_for_complete(tmp_path):
     made = model()
     torch.save({"0.weight": torch.full((4, 3), 2.0)}, tmp_path / "part.pth")
     fastinit.initialize(made, pretrained(tmp_path / "part.pth"), strict=True)
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_a_part_is_fine_and_counts_for_complete(tmp_path):
         fastinit.initialize(made, pretrained(tmp_path / "part.pth"), strict="complete")
 
 
-def test_loading_code_that_takes_nothing_is_told_after_it_ran(tmp_path):
+def test_loading_code_that_takes_nothing_is_reported_after_it_ran(tmp_path):
     class Own(nn.Linear):
         def _load_from_state_dict(self, *args):
             pass
@@ -224,7 +224,7 @@ def test_loading_code_that_takes_nothing_is_told_after_it_ran(tmp_path):
         fastinit.initialize(Own(2, 2), pretrained(tmp_path / "a.pth"), strict=True)
 
 
-def test_load_checkpoint_goes_by_the_block_around_it(tmp_path):
+def test_load_checkpoint_follows_the_enclosing_block(tmp_path):
     torch.save({"head.weight": torch.zeros(2)}, tmp_path / "other.pth")
     made = model()
     with fastinit.use(strict=True), nothing_written(made):

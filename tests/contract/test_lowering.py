@@ -50,7 +50,7 @@ def several():
     ]
 
 
-def test_records_of_many_fills_are_those_of_each():
+def test_batched_records_match_single_ones():
     fills = several()
     together = lowering.lowered(fills, SEED)
     one_by_one = np.concatenate([lowering.lowered([fill], SEED) for fill in fills])
@@ -83,7 +83,7 @@ def test_equal_distributions_share_a_template_whichever_objects_they_are():
     assert template_of.tolist() == [0] * 5 + [1] and len(templates) == 2
 
 
-def test_fills_whose_memory_is_apart_go_together():
+def test_disjoint_fills_form_one_group():
     base = torch.empty(100)
     fills = [whole(f"p{i}", base[i * 10 : i * 10 + 10]) for i in (3, 0, 9, 5)]
     ((group, records),) = lowering.launches(fills, SEED)
@@ -103,20 +103,21 @@ def groups(fills):
         (lambda m: [m[:0], m[:5], m[:0], m[5:]], ["0123"]),  # what is empty meets nobody
         (lambda m: [m[:30], m[3:4], m[20:21], m[31:]], ["3", "0", "1", "2"]),  # within a longer one
     ],
+    ids=["chain", "neighbours", "interleaved", "empty", "within a longer one"],
 )
-def test_fills_whose_spans_of_memory_meet_come_one_by_one(views, expected):
+def test_fills_with_overlapping_spans_run_one_after_another(views, expected):
     fills = [whole(str(i), view) for i, view in enumerate(views(torch.empty(40)))]
     assert groups(fills) == expected
 
 
-def test_boxes_of_one_fill_do_not_part_it():
+def test_a_fill_of_several_boxes_stays_in_one_group():
     memory = torch.empty(20)
     boxes = plans.Box(memory[0:20:2], 0, (2,)), plans.Box(memory[1:20:2], 1, (2,))
     fill = plans.Fill("0", memory, NORMAL, "", "", (20,), boxes)
     assert groups([fill, whole("1", torch.empty(3))]) == ["01"]
 
 
-def test_strided_tensors_reach_to_their_last_element():
+def test_spans_of_strided_tensors_end_at_their_last_element():
     memory = torch.empty(64)
     column, behind = memory[:57].as_strided((8,), (8,)), memory[57:]
     assert groups([whole("0", column), whole("1", behind)]) == ["01"]
@@ -124,7 +125,7 @@ def test_strided_tensors_reach_to_their_last_element():
 
 
 @given(st.lists(st.text(max_size=200), max_size=20))
-def test_streams_of_many_names_are_those_of_each(names):
+def test_batched_streams_match_single_ones(names):
     assert streams.streams_of(names).tolist() == [streams.stream_of(name) for name in names]
 
 

@@ -72,7 +72,7 @@ def ours(rule, shape, name, seed, dtype):
     return model[name].detach()
 
 
-def test_the_pages_key_is_ours():
+def test_the_pages_key_matches_ours():
     functions = snippet(Random)
     assert functions["parameter_key"](7, "a.weight") == fastinit.contract.streams.parameter_key(7, "a.weight")
 
@@ -108,7 +108,7 @@ def test_stock_pytorch_gives_the_same_numbers(seed, name, dtype):
 
 @needs.mark(needs.torch_from(2, 14))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_what_pytorch_draws_in_a_narrow_dtype_is_something_else(dtype):
+def test_pytorch_draws_other_numbers_in_narrow_dtypes(dtype):
     from torch.func import _random
 
     key = snippet()["parameter_key"](0, "weight")

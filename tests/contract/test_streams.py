@@ -46,7 +46,7 @@ def test_the_largest_seed_is_accepted():
     assert streams.check_seed(2**64 - 1) == 2**64 - 1
 
 
-def test_the_keys_of_many_parameters_are_those_of_each():
+def test_batched_keys_match_single_ones():
     names = [f"layers.{i}.weight" for i in range(300)]
     numbers = np.array([streams.stream_of(name) for name in names], np.uint64)
     for seed in (0, 1, 2**32 + 5, 2**64 - 1):

@@ -20,7 +20,7 @@ def fifty_digits():
 
 
 @pytest.mark.parametrize("z", [-9.0, -1.0, 0.0, 1e-9, 0.3, 2.0, 6.99, 7.0, 12.0, 37.0])
-def test_the_tail_probability_is_scipys(z):
+def test_the_tail_probability_matches_scipy(z):
     assert float(tails.upper_tail(Decimal(z))) == pytest.approx(stats.norm.sf(z), rel=1e-13)
 
 
@@ -92,7 +92,7 @@ def test_numbers_do_not_depend_on_the_callers_decimal_context():
         assert tails.truncation(0.0, 1.0, -11.0, -9.0) == expected
 
 
-def test_known_numbers_stay_as_they_are():
+def test_known_numbers_are_unchanged():
     # They are part of the bits: a change here is a new version of the numbers.
     whole = tails.truncation(0.0, 0.02, -2.0, 2.0)
     assert (whole.lower, whole.width, whole.upper) == (0.0, 1.0, 0.0)

@@ -57,7 +57,7 @@ def test_every_parameter_gets_memory_and_the_values_that_initialize_gives(backen
 
 
 @backends
-def test_what_no_rule_reaches_is_drawn_by_its_module_under_the_seed_and_nothing_else_is(backend):
+def test_unreached_parameters_alone_are_drawn_by_their_modules_under_the_seed(backend):
     drawn = []
 
     class Spy(nn.Linear):
@@ -80,7 +80,7 @@ def test_what_no_rule_reaches_is_drawn_by_its_module_under_the_seed_and_nothing_
     assert (a[0].weight == 2).all() and (a[2].bias == 3).all() and a[1].weight.abs().max() <= 0.5
 
 
-def test_what_is_not_on_the_meta_device_stays_as_it_is():
+def test_tensors_off_the_meta_device_are_unchanged():
     model = on_meta(nn.Linear, 3, 3)
     model.register_buffer("table", torch.arange(3.0))
     model.bias = nn.Parameter(torch.full((3,), 9.0))
@@ -150,7 +150,7 @@ def test_code_that_fails_half_way_leaves_the_model_on_the_meta_device():
 
 
 @backends
-def test_own_code_that_writes_through_numpy_is_seen_and_code_that_only_looks_is_not_taken_for_it(backend):
+def test_own_code_writing_through_numpy_is_detected_and_reading_is_not(backend):
     class Numpy(nn.Linear):
         def reset_parameters(self):
             if self.weight.is_meta:  # in the constructor
@@ -172,7 +172,7 @@ def test_own_code_that_writes_through_numpy_is_seen_and_code_that_only_looks_is_
         fastinit.materialize(on_meta(Looks, 3, 3), backend=backend, seed=0)
 
 
-def test_what_others_have_noted_on_a_parameter_stays():
+def test_attributes_of_parameters_are_kept():
     class Marked(nn.Parameter):
         pass
 
@@ -224,14 +224,14 @@ def test_bad_arguments_are_named():
         fastinit.materialize(nn.Linear(2, 2), CFG, device="meta")
 
 
-def test_an_empty_model_and_tensors_without_elements_are_fine():
+def test_empty_models_and_empty_tensors_are_materialized():
     assert fastinit.materialize(nn.Sequential(), CFG).rows == ()
     model = on_meta(nn.Linear, 0, 3)
     fastinit.materialize(model, CFG)
     assert model.weight.shape == (3, 0)
 
 
-def test_huge_pages_are_asked_for_over_neighbours_and_nothing_is_touched(monkeypatch):
+def test_huge_pages_are_requested_without_touching_memory(monkeypatch):
     advised = []
 
     class Libc:

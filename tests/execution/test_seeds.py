@@ -45,7 +45,7 @@ def test_without_a_seed_two_calls_differ_and_manual_seed_governs_them():
     assert torch.equal(weights(), first) and not torch.equal(first, second)
 
 
-def test_a_failing_call_gives_the_generator_back():
+def test_a_failing_call_restores_the_generator():
     layer = nn.Linear(2, 2)
     state = torch.get_rng_state()
     with pytest.raises(KeyError):
@@ -65,7 +65,7 @@ def test_use_seeds_each_call_in_a_block_differently_and_repeatably():
     assert all(torch.equal(a, b) for a, b in zip((first, second, third), block()))
 
 
-def test_a_prefix_or_a_seed_of_the_calls_own_does_not_count_in_the_block():
+def test_a_call_with_its_own_seed_or_prefix_does_not_advance_the_block():
     with fastinit.use(seed=7):
         assert torch.equal(weights(prefix="a."), after_manual_seed(7))
         assert torch.equal(weights(seed=3), after_manual_seed(3))
@@ -127,7 +127,7 @@ def test_a_whole_tree_is_one_call_of_a_block():
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters()))
 
 
-def test_a_call_inside_a_larger_one_goes_on_with_its_draws():
+def test_a_nested_call_continues_the_draws_of_the_outer_one():
     class Custom(fastinit.BaseModule):
         def __init__(self):
             super().__init__()
@@ -148,7 +148,7 @@ def test_a_call_inside_a_larger_one_goes_on_with_its_draws():
     assert torch.equal(root[0].fc.weight, after_manual_seed(5))
 
 
-def test_seeded_calls_in_threads_give_their_weights_and_the_generator_back():
+def test_seeded_calls_in_threads_restore_the_generator():
     from concurrent.futures import ThreadPoolExecutor
 
     layers = [nn.Linear(300, 300) for _ in range(8)]
@@ -175,7 +175,7 @@ def test_bad_seeds_are_refused_before_anything_is_written(seed, error):
 
 
 @pytest.mark.parametrize("how", ["argument", "use", "environment"])
-def test_an_unknown_backend_is_refused_by_name_with_those_that_there_are(how, monkeypatch):
+def test_an_unknown_backend_is_refused_with_the_known_ones(how, monkeypatch):
     layer = nn.Linear(2, 2)
     before = layer.weight.clone()
     with pytest.raises(ValueError, match="unknown backend 'fast'; choose from auto, torch, cpp"):
@@ -204,7 +204,7 @@ def test_a_backend_that_can_run_is_listed_without_a_reason():
     assert fastinit.available_backends()["cpp"] is None
 
 
-def test_the_backends_are_listed_with_what_is_missing(monkeypatch):
+def test_unavailable_backends_are_listed_with_the_reason(monkeypatch):
     from fastinit.backends import cpp_backend
 
     monkeypatch.setattr(cpp_backend, "_native", None)

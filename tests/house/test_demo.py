@@ -18,7 +18,7 @@ def test_the_demo_plans_initializes_and_reports(capsys):
     assert "The standard deviation of blocks.0.qkv.weight is 0.0" in text
 
 
-def test_the_command_line_says_what_it_can():
+def test_the_command_line_lists_its_commands():
     result = subprocess.run([sys.executable, "-m", "fastinit", "--help"], capture_output=True, text=True, check=True)
     assert "demo" in result.stdout
     result = subprocess.run([sys.executable, "-m", "fastinit"], capture_output=True, text=True, check=False)

@@ -41,7 +41,7 @@ NO_TRITON = "@needs.mark(needs.backend('triton', 'it is hidden'))\ndef test_trit
 
 
 @needs.mark(needs.CPP)
-def test_what_needs_another_machine_or_torch_may_be_skipped_and_is_counted(session):
+def test_tests_for_other_machines_or_torches_are_skipped_and_counted(session):
     for require in (None, "cpp"):
         status, text = session(GPU + TORCH, TORCH, require=require)
         assert status == 0, text
@@ -67,7 +67,7 @@ def test_any_other_skip_fails_the_session_where_backends_are_required(session, t
     assert "test_0.py" in printed.rpartition("although")[2]
 
 
-def test_any_other_skip_is_only_told_where_nothing_is_required(session):
+def test_any_other_skip_is_only_reported_where_nothing_is_required(session):
     status, printed = session("def test_it(): pytest.skip('not today')\n")
     assert status == 0 and "1  none of the reasons in tests/support/needs.py: not today" in printed, printed
 

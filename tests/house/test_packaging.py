@@ -30,7 +30,7 @@ def test_new_files_are_packed(checkout):
     assert new <= packed(checkout)
 
 
-def test_what_builds_and_tests_leave_behind_is_not_packed(checkout):
+def test_leftovers_of_builds_and_tests_are_not_packed(checkout):
     leftovers = {
         f"fastinit/_native{SUFFIX}",
         "fastinit/native_missing.txt",
@@ -67,7 +67,7 @@ def test_the_wheel_holds_extensions_tables_and_types_and_no_tests(project, tools
     assert names - metadata == kept | {f"fastinit/_native{SUFFIX}", f"fastinit/_cuda{SUFFIX}"}
 
 
-def test_the_wheel_says_what_it_lacks(project, tools):
+def test_the_wheel_says_which_extensions_are_missing(project, tools):
     with zipfile.ZipFile(built(project, "wheel")) as file:
         assert b"no C++ compiler" in file.read("fastinit/native_missing.txt")
         assert b"nvcc is neither" in file.read("fastinit/cuda_missing.txt")

@@ -49,7 +49,7 @@ def test_keys_of_a_file_control_neither_terminal_nor_log(tmp_path, capsys, caplo
     told.encode("utf-8")
 
 
-def test_a_terminal_that_takes_ascii_only_gets_what_it_can(tmp_path, monkeypatch):
+def test_an_ascii_terminal_gets_escaped_text(tmp_path, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     checkpoints.print_log("модель \ud800", None)

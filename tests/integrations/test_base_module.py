@@ -16,7 +16,7 @@ from torch.nn.init import constant_
 import fastinit
 
 
-def test_a_child_wins_over_its_parent_and_what_it_overwrites_is_still_drawn():
+def test_a_child_wins_over_its_parent_and_overwritten_values_are_still_drawn():
     init_both(lambda lib: tree(lib, NORMAL, a=leaf(lib, XAVIER), b=leaf(lib, ONES), c=leaf(lib)))
 
 
@@ -30,7 +30,7 @@ def test_deep_trees_follow_the_same_order():
     init_both(make)
 
 
-def test_containers_initialize_their_children_and_torchs_own_do_not():
+def test_mmengines_containers_initialize_their_children_and_torchs_do_not():
     def make(lib):
         return tree(
             lib,
@@ -44,10 +44,11 @@ def test_containers_initialize_their_children_and_torchs_own_do_not():
     ours, theirs = init_both(make)
     done = [getattr(module, "is_init", None) for module in ours.modules()]
     assert done == [getattr(module, "is_init", None) for module in theirs.modules()]
-    assert ours.plain[0].is_init is False and ours.seq[0].is_init is True
+    assert ours.plain[0].is_init is False
+    assert ours.seq[0].is_init is True
 
 
-def test_an_init_weights_of_the_users_own_runs_in_its_place():
+def test_a_users_own_init_weights_runs_at_its_place():
     def make(lib):
         class Custom(lib.BaseModule):
             def __init__(self, cfg=None):
@@ -115,7 +116,7 @@ def test_tied_weights_are_filled_under_both_their_modules():
 
 
 @pytest.mark.parametrize("spelling", ["string", "class"])
-def test_a_parents_checkpoint_wins_over_its_children_and_leaves_what_it_lacks(tmp_path, spelling):
+def test_a_parents_checkpoint_wins_over_its_children_and_leaves_missing_keys(tmp_path, spelling):
     def make_plain(lib):
         return tree(lib, None, a=leaf(lib), b=leaf(lib, layer=nn.BatchNorm1d(3)))
 
@@ -140,12 +141,13 @@ def test_a_parents_checkpoint_wins_over_its_children_and_leaves_what_it_lacks(tm
     assert result.missing == ("a.layer.bias",)
     assert result.unexpected == ("left.over",)
     assert result.mismatched == ("fc.weight",)
-    assert "a.layer.weight" in result.copied and "b.layer.running_mean" in result.copied
+    assert "a.layer.weight" in result.copied
+    assert "b.layer.running_mean" in result.copied
     assert ours.last_init_report.provenance["a.layer.weight"].startswith("PretrainedInit: load from")
     assert ours.last_init_report.provenance["a.layer.bias"] == "ConstantInit: val=1, bias=2"
 
 
-def test_a_prefix_loads_a_part_of_a_checkpoint(tmp_path):
+def test_a_prefix_loads_part_of_a_checkpoint(tmp_path):
     source = nn.ModuleDict({"backbone": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
     torch.save(source.state_dict(), tmp_path / "c.pth")
     for prefix in ("backbone", "backbone."):
@@ -205,12 +207,14 @@ def test_is_init_can_be_set_to_keep_a_subtree_as_it_is():
     init_both(make)
 
 
-def test_an_init_cfg_is_stored_as_it_is_and_not_looked_at():
+def test_an_init_cfg_is_stored_unread():
     from mmengine.config import ConfigDict
 
     cfg = ConfigDict(checkpoint="x", extra=[1])
     module = fastinit.BaseModule(cfg)
-    assert type(module.init_cfg) is ConfigDict and module.init_cfg == cfg and module.init_cfg is not cfg
+    assert type(module.init_cfg) is ConfigDict
+    assert module.init_cfg == cfg
+    assert module.init_cfg is not cfg
     assert module.init_cfg.checkpoint == "x"
     assert fastinit.BaseModule("anything").init_cfg == "anything"
 
@@ -224,7 +228,7 @@ def test_a_tuple_of_dicts_is_accepted_in_an_init_cfg():
     init_both(lambda lib: tree(lib, (NORMAL, ONES)))
 
 
-def test_repr_slices_and_copies_are_those_of_mmengine():
+def test_repr_slices_and_copies_match_mmengine():
     def texts(lib):
         sequential = lib.Sequential(nn.ReLU(), nn.ReLU(), init_cfg=NORMAL)
         modules = lib.ModuleList([nn.ReLU()] * 3, init_cfg=NORMAL)

@@ -27,10 +27,11 @@ def test_an_exception_leaves_no_state_behind_and_says_how_far_it_got(caplog):
     assert model.is_init is False
     model.failing = nn.Identity()
     model.init_weights()
-    assert model.is_init and model.last_init_report is not None
+    assert model.is_init
+    assert model.last_init_report is not None
 
 
-def test_a_missing_checkpoint_is_known_before_the_module_writes_anything():
+def test_a_missing_checkpoint_is_refused_before_any_write_of_the_module():
     model = tree(FASTINIT, [ONES, dict(type="Pretrained", checkpoint="nope.pth")], a=leaf(FASTINIT, ONES))
     before = tensors(model)
     with pytest.raises(FileNotFoundError, match=r"^init_cfg\[1\]: nope.pth can not be found"):
@@ -88,7 +89,7 @@ def test_an_error_names_the_module_that_owns_the_config():
         model.init_weights()
 
 
-def test_modules_that_come_and_go_while_initializing_are_cleaned_up():
+def test_modules_added_or_removed_while_initializing_are_cleaned_up():
     class Changing(fastinit.BaseModule):
         def __init__(self):
             super().__init__()
@@ -104,7 +105,7 @@ def test_modules_that_come_and_go_while_initializing_are_cleaned_up():
     assert not any("_params_init_info" in vars(each) for each in (*model.modules(), *model.changing.gone))
 
 
-def test_a_copy_that_is_made_while_initializing_can_be_initialized_itself():
+def test_a_copy_made_while_initializing_can_be_initialized():
     class Copies(fastinit.BaseModule):
         def __init__(self):
             super().__init__(NORMAL)
@@ -119,10 +120,11 @@ def test_a_copy_that_is_made_while_initializing_can_be_initialized_itself():
     (made,) = model.copies.made
     made.is_init = False
     made.init_weights()
-    assert made.last_init_report.unreached == () and not hasattr(made, "_params_init_info")
+    assert made.last_init_report.unreached == ()
+    assert not hasattr(made, "_params_init_info")
 
 
-def test_a_parameter_that_comes_while_initializing_is_refused_as_in_mmengine():
+def test_a_parameter_added_while_initializing_is_refused_as_in_mmengine():
     def make(lib):
         class Adding(lib.BaseModule):
             def init_weights(self):

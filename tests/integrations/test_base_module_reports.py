@@ -16,7 +16,7 @@ from torch import nn
 import fastinit
 
 
-def test_provenance_says_what_wrote_every_parameter_last():
+def test_provenance_names_the_last_writer_of_every_parameter():
     class Custom(fastinit.BaseModule):
         def __init__(self):
             super().__init__(XAVIER)
@@ -54,7 +54,7 @@ def test_provenance_says_what_wrote_every_parameter_last():
     assert "call of custom.init_weights() of Custom" in str(model.last_init_report)
 
 
-def test_what_nested_calls_do_stands_in_the_report_of_the_whole():
+def test_nested_calls_appear_in_the_report_of_the_outer_call():
     class Custom(fastinit.BaseModule):
         def __init__(self):
             super().__init__()
@@ -77,13 +77,13 @@ def test_what_nested_calls_do_stands_in_the_report_of_the_whole():
     assert model.custom.own.unreached == ()
 
 
-def test_parameters_that_nothing_wrote_are_listed():
+def test_unwritten_parameters_are_listed():
     model = tree(FASTINIT, dict(type="Normal", layer="Conv2d", override=dict(name="fc")), other=nn.Linear(2, 2))
     model.init_weights()
     assert model.last_init_report.unreached == ("other.weight", "other.bias")
 
 
-def test_parameters_that_share_memory_are_told_apart():
+def test_parameters_sharing_memory_are_told_apart():
     class Fused(fastinit.BaseModule):
         def __init__(self):
             super().__init__()
@@ -98,7 +98,7 @@ def test_parameters_that_share_memory_are_told_apart():
     assert model.last_init_report.unreached == ("fused.a", "fused.c")
 
 
-def test_no_parameter_is_read_back_to_know_where_it_came_from():
+def test_provenance_reads_no_parameter_back():
     model = tree(FASTINIT, NORMAL, a=leaf(FASTINIT, XAVIER), b=leaf(FASTINIT, ONES))
     with mock.patch.object(torch.Tensor, "mean", side_effect=AssertionError("a parameter was read")):
         model.init_weights()
@@ -144,7 +144,7 @@ def test_update_init_info_needs_an_initialization_in_progress():
         fastinit.update_init_info(nn.Linear(2, 2), "x")
 
 
-def test_update_init_info_compares_means_in_books_that_are_not_ours():
+def test_update_init_info_compares_means_in_foreign_init_info():
     layer = nn.Linear(2, 2)
     layer._params_init_info = {
         parameter: {"init_info": "old", "tmp_mean_value": parameter.detach().mean()} for parameter in layer.parameters()
@@ -160,7 +160,8 @@ def test_a_report_holds_no_tensors_and_survives_pickling():
     model = tree(FASTINIT, NORMAL, a=leaf(FASTINIT, XAVIER))
     model.init_weights()
     report = pickle.loads(pickle.dumps(model.last_init_report))
-    assert report.rows == model.last_init_report.rows and report.to_json() == model.last_init_report.to_json()
+    assert report.rows == model.last_init_report.rows
+    assert report.to_json() == model.last_init_report.to_json()
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     assert "last_init_report" not in model.state_dict()

@@ -70,12 +70,12 @@ def test_arguments_have_mmengines_order_names_and_defaults(name):
         lambda: nn.Linear(4, 4).double().requires_grad_(False),
     ],
 )
-def test_the_same_bits_and_draws(name, arguments, options, make):
+def test_functional_inits_match_mmengines_bits_and_draws(name, arguments, options, make):
     run_both(lambda _: make(), lambda library, module: getattr(library, name)(module, *arguments, **options))
 
 
 @pytest.mark.parametrize("name", ["constant_init", "normal_init"])
-def test_anything_with_a_weight_is_filled_and_anything_without_is_left_alone(name):
+def test_modules_with_a_weight_are_filled_and_others_are_unchanged(name):
     for library in (FASTINIT, MMENGINE):
         arguments = (3,) if name == "constant_init" else ()
         holder = SimpleNamespace(weight=torch.zeros(5), bias=None)
@@ -85,7 +85,7 @@ def test_anything_with_a_weight_is_filled_and_anything_without_is_left_alone(nam
         getattr(library, name)(SimpleNamespace(), *arguments)
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (33, 7), (0, 3)])
+@pytest.mark.parametrize("shape", [(), (5,), (33, 7), (0, 3)], ids=str)
 def test_trunc_normal_fills_any_tensor_returns_it_and_counts_its_version(shape):
     results = []
     for library in (FASTINIT, MMENGINE):

@@ -263,7 +263,7 @@ def test_bad_input_raises_mmengines_error_type_and_writes_nothing(cfg):
 
 
 @pytest.mark.parametrize("cfg", [cfg for cfg in BAD if isinstance(cfg, dict)], ids=str)
-def test_nothing_is_written_although_the_first_rule_is_good(cfg):
+def test_an_invalid_second_rule_prevents_the_writes_of_the_first(cfg):
     import fastinit
 
     model = nn.ModuleDict({"linear": nn.Linear(3, 3), "norm": nn.LayerNorm(3)})

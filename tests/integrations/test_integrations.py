@@ -101,7 +101,7 @@ def test_mmengines_modules_get_mmengines_weights_on_torch(name):
 
 @cpp
 @pytest.mark.parametrize("name", [*TREES, "detector"])
-def test_a_tree_of_mmengines_is_one_launch_whatever_its_modules_do_in_code(name, enabled):
+def test_a_tree_of_mmengine_modules_is_one_launch(name, enabled):
     model, _ = initialized(Detector if name == "detector" else lambda: TREES[name](LIBRARY), backend="cpp", seed=3)
     report = model.last_init_report
     assert report.launches == {"cpu": 1} and report.unkeyed == ()
@@ -114,7 +114,7 @@ def test_a_tree_of_mmengines_is_one_launch_whatever_its_modules_do_in_code(name,
         assert report.provenance["head.query"] == "Initialized by user-defined `init_weights` in Head "
 
 
-def test_the_log_is_mmengines_and_foreign_initializers_are_found(enabled, caplog):
+def test_mmengines_log_is_used_and_foreign_initializers_are_found(enabled, caplog):
     @MMENGINES.register_module(name="Sevens", force=True)
     class Sevens:
         def __init__(self, layer):
@@ -154,7 +154,7 @@ def test_enabling_twice_and_disabling_leaves_mmengine_as_it_was():
 
 
 @cpp
-def test_a_runner_script_stays_as_it_is(enabled, tmp_path, monkeypatch):
+def test_a_runner_script_needs_no_change(enabled, tmp_path, monkeypatch):
     from mmengine.runner import Runner
 
     seen = {}
@@ -207,7 +207,7 @@ def llama():
 
 
 @cpp
-def test_transformers_from_config_and_the_keys_that_a_checkpoint_lacks(tmp_path):
+def test_transformers_from_config_and_missing_keys_are_initialized(tmp_path):
     needs.module("transformers")
     from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
@@ -240,7 +240,7 @@ def test_transformers_from_config_and_the_keys_that_a_checkpoint_lacks(tmp_path)
 
 
 @cpp
-def test_lightning_makes_modules_within_fabric():
+def test_lightning_fabric_builds_modules():
     needs.module("lightning")
     from lightning.fabric import Fabric
 

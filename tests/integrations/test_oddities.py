@@ -48,7 +48,7 @@ def test_1_truncated_normals_in_half_precision_have_the_right_distribution(dtype
 @pytest.mark.parametrize(
     "spelling", ["Pretrained", "mmengine.Pretrained", "fastinit.weight_init.PretrainedInit", "subclass"]
 )
-def test_2_a_checkpoint_comes_last_however_its_type_is_spelt(tmp_path, spelling):
+def test_2_a_checkpoint_comes_last_however_its_type_is_spelled(tmp_path, spelling):
     class Subclass(fastinit.PretrainedInit):
         pass
 
@@ -87,7 +87,7 @@ def test_4_a_child_may_add_a_module_without_parameters():
         adds(MMENGINE).init_weights()
 
 
-def test_5_parameters_whose_mean_cannot_be_taken_do_no_harm():
+def test_5_parameters_without_a_mean_are_accepted():
     def made(lib):
         root = lib.Sequential(nn.Linear(2, 2), init_cfg=dict(type="Constant", val=1, layer="Linear"))
         root.counts = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
@@ -146,7 +146,7 @@ def test_8_strict_raises(monkeypatch):
         checkpoint.load_state_dict(nn.Linear(2, 2), {"weight": torch.zeros(2, 2)}, strict=True)
 
 
-def test_9_a_prefix_is_found_behind_module_and_told_to_the_log(tmp_path, capsys, caplog):
+def test_9_a_prefix_is_found_behind_module_and_logged(tmp_path, capsys, caplog):
     torch.save({"module.net.weight": torch.ones(2, 2)}, tmp_path / "c.pth")
     with caplog.at_level("INFO", "fastinit"):
         found = fastinit.checkpoint._load_checkpoint_with_prefix("net", str(tmp_path / "c.pth"))
@@ -213,7 +213,7 @@ def test_15_a_second_call_warns_without_a_dump(caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_a_constant_that_changes_no_mean_is_recorded_all_the_same():
+def test_a_constant_that_leaves_the_mean_unchanged_is_recorded():
     root = fastinit.Sequential(nn.LayerNorm(3), init_cfg=dict(type="Constant", val=1, layer="LayerNorm"))
     before = copy.deepcopy(tensors(root))
     root.init_weights()

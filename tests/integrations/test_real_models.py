@@ -100,7 +100,7 @@ TOY_CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("cfg", TOY_CONFIGS)
+@pytest.mark.parametrize("cfg", TOY_CONFIGS, ids=["a rule a layer", "one rule", "an override"])
 def test_the_examples_of_basemodule_run(cfg):
     class ToyConv(nn.Module):
         def __init__(self):

@@ -101,7 +101,7 @@ def test_the_pipe_of_every_instruction_is_known(backend):
     assert set().union(*(loop.unknown for loop in loops_of(backend))) == set()
 
 
-def test_a_loop_that_spills_or_stores_bytes_is_seen(tmp_path):
+def test_a_loop_that_spills_or_stores_bytes_is_detected(tmp_path):
     gpu_machines.skip_without("cuda", "triton")
     source = tmp_path / "bad.cu"
     source.write_text(

@@ -76,7 +76,7 @@ def test_sizes_around_a_trip_and_a_block(machine):
         )
 
 
-def test_memory_and_index_may_begin_anywhere(machine):
+def test_memory_and_index_may_start_anywhere(machine):
     cases = []
     for start in (0, 1, 2, 3, 4, 5, 8, 11):
         for index in (0, 1, 2, 4, 6, 2**32 - 3, 2**34 + 1, 2**40 + 4):
@@ -116,7 +116,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("place", VIEWS.values(), ids=VIEWS)
-def test_views_get_the_numbers_of_the_whole(machine, place):
+def test_views_get_the_values_of_the_whole_parameter(machine, place):
     machine.check([Case(each, dtype, **place) for each in DISTRIBUTIONS for dtype in DTYPES])
 
 
@@ -225,7 +225,7 @@ def test_any_boxes_together(machine):
     check()
 
 
-def test_a_wrong_bit_is_seen(machine):
+def test_a_flipped_bit_of_a_kernel_is_detected(machine):
     def another_key(records):
         if records["data"][0] == base.data_ptr():  # the records of the CPU only
             records["key"][:, 0] ^= np.uint64(1)
@@ -242,7 +242,7 @@ def test_a_wrong_bit_is_seen(machine):
 
 
 @needs.mark(needs.EMULATION)
-def test_nothing_may_be_fused_that_is_not_written_so(machine):
+def test_no_multiply_and_add_is_left_to_be_fused(machine):
     kernel = machine.kernel
     assert kernel.contractable() == []
     assert kernel.unsupported() == []
@@ -257,7 +257,7 @@ def test_every_instruction_was_executed(machine):
     test_rows_of_every_distribution(machine)
     test_blocks_of_every_distribution(machine)
     test_values_far_out_in_both_tails_take_the_rare_branch(machine)
-    test_memory_and_index_may_begin_anywhere(machine)
+    test_memory_and_index_may_start_anywhere(machine)
     for box in BOXES.values():
         test_boxes_and_strides(machine, box)
     assert unreached(machine) == []

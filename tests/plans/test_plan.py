@@ -97,7 +97,7 @@ def test_numbers_that_compare_equal_are_told_apart():
     assert texts == ["constant(True)", "constant(1)", "constant(1)", "constant(-0)", "constant(0)"]
 
 
-def test_rows_are_the_callers_own():
+def test_rows_belong_to_the_caller():
     made = model()
     fastinit.plan(made, CFG).rows[0].values["std"] = "overwritten"
     assert fastinit.plan(made, CFG).rows[0].values["std"] != "overwritten"
@@ -123,7 +123,7 @@ def test_planning_a_computed_weight_disturbs_neither_buffers_nor_the_generator()
     assert all(torch.equal(before[name], buffer) for name, buffer in made.named_buffers())
 
 
-def test_a_default_device_does_not_matter_to_what_is_checked():
+def test_checks_ignore_the_default_device():
     made = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2).half())
     cfg = [dict(type="Constant", val=9, layer="Linear"), dict(type="Constant", val=1e9, layer="LayerNorm")]
     before = made[0].weight.clone()
@@ -164,7 +164,7 @@ def test_a_lazy_parameter_is_an_error_that_says_what_to_do():
     assert "0.0.weight" in tree.last_init_report.unreached
 
 
-def test_the_plan_is_what_initialize_then_does():
+def test_initialize_does_what_was_planned():
     made = model()
     plan = fastinit.plan(made, CFG)
     report = fastinit.initialize(made, CFG)
@@ -197,7 +197,7 @@ class Custom(fastinit.BaseModule):
         nn.init.ones_(self.fc.weight)
 
 
-def test_a_trees_plan_follows_its_order_and_names_what_it_cannot_see_into(tmp_path):
+def test_a_trees_plan_follows_its_order_and_names_opaque_code(tmp_path):
     torch.save({"0.0.weight": torch.zeros(2, 2), "other": torch.zeros(1)}, tmp_path / "c.pth")
     tree = fastinit.Sequential(
         fastinit.Sequential(nn.Linear(2, 2), init_cfg=dict(type="Xavier", layer="Linear")),
@@ -230,7 +230,7 @@ def test_a_plan_without_a_config_needs_a_basemodule():
         fastinit.plan(nn.Linear(2, 2))
 
 
-def test_a_plan_raises_what_initialize_would():
+def test_plan_raises_the_errors_of_initialize():
     with pytest.raises(RuntimeError, match="std"):
         fastinit.plan(model(device="meta"), dict(type="Normal", std=-1, layer="Linear"))
 

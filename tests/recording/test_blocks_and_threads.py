@@ -17,7 +17,7 @@ from fastinit import plans
 
 
 @cpp
-def test_a_nested_block_with_a_seed_of_its_own_is_its_own():
+def test_a_nested_block_with_its_own_seed_has_its_own_plan():
     with fastinit.capture(backend="cpp", seed=0) as recipe:
         with fastinit.capture(backend="cpp", seed=9, prefix="teacher") as inner:
             teacher = nn.Linear(3, 3)
@@ -25,10 +25,10 @@ def test_a_nested_block_with_a_seed_of_its_own_is_its_own():
         model = nn.Linear(3, 3)
         recipe.bind(model)
     bound = plans.Uniform(-math.sqrt(1 / 3), math.sqrt(1 / 3))
-    assert same_bits(teacher.weight, named_fill("teacher.weight", (3, 3), bound, seed=9)) and torch.equal(
-        seen, teacher.weight
-    )
-    assert same_bits(model.weight, named_fill("weight", (3, 3), bound)) and inner.report.seed == 9
+    assert same_bits(teacher.weight, named_fill("teacher.weight", (3, 3), bound, seed=9))
+    assert torch.equal(seen, teacher.weight)
+    assert same_bits(model.weight, named_fill("weight", (3, 3), bound))
+    assert inner.report.seed == 9
 
 
 @cpp
@@ -43,12 +43,16 @@ def test_fastinits_own_calls_join_the_plan():
         fastinit.normal_init(model.fc, std=0.3, bias=2)
         fastinit.constant_init(model.norm, 5)
     assert same_bits(model.fc.weight, named_fill("fc.weight", (4, 4), plans.Normal(0, 0.3)))
-    assert (model.fc.bias == 2).all() and (model.norm.weight == 5).all() and recipe.report.launches == {"cpu": 1}
+    assert (model.fc.bias == 2).all()
+    assert (model.norm.weight == 5).all()
+    assert recipe.report.launches == {"cpu": 1}
     model = Net()
     with fastinit.capture(model, backend="cpp", seed=0) as recipe:
         report = fastinit.initialize(model, dict(type="Xavier", layer="Linear"))
         model.head.bias.data.add_(1)
-    assert report.launches == {"cpu": 1} and len(report.rows) == 4 and (model.head.bias == 1).all()
+    assert report.launches == {"cpu": 1}
+    assert len(report.rows) == 4
+    assert (model.head.bias == 1).all()
     assert same_bits(model.fc.weight, named_fill("fc.weight", (4, 4), plans.Normal(0, 0.5)))
     before = model.fc.weight._version
     with fastinit.capture(model, backend="cpp", seed=0):
@@ -59,13 +63,15 @@ def test_fastinits_own_calls_join_the_plan():
 
 
 @cpp
-def test_after_an_exception_tensors_have_the_values_that_were_asked_for():
+def test_pending_fills_run_when_a_block_ends_with_an_exception():
     model = Holder()
     with pytest.raises(OSError, match="disk"), fastinit.capture(model, backend="cpp", seed=0) as recipe:
         model.a.data.normal_()
         model.b.data.fill_(2)
         raise OSError("disk")
-    assert same_bits(model.a, named_fill("a", (6, 4), plans.Normal(0, 1))) and (model.b == 2).all() and is_uninstalled()
+    assert same_bits(model.a, named_fill("a", (6, 4), plans.Normal(0, 1)))
+    assert (model.b == 2).all()
+    assert is_uninstalled()
     with pytest.raises(RuntimeError, match="report is made when the block ends"):
         recipe.report
     with pytest.raises(ValueError, match="unknown backend 'cp'"), fastinit.capture(backend="cp"):
@@ -77,7 +83,7 @@ def test_after_an_exception_tensors_have_the_values_that_were_asked_for():
 
 
 @cpp
-def test_seedless_blocks_follow_torchs_generator_and_draw_once():
+def test_blocks_without_a_seed_draw_once_from_torchs_generator():
     def run():
         torch.manual_seed(5)
         with fastinit.capture(backend="cpp") as recipe:
@@ -86,7 +92,8 @@ def test_seedless_blocks_follow_torchs_generator_and_draw_once():
 
     (a, seed, state), (b, again, _) = run(), run()
     torch.manual_seed(5)
-    assert same_bits(a.weight, b.weight) and seed == again == int(torch.empty((), dtype=torch.int64).random_())
+    assert same_bits(a.weight, b.weight)
+    assert seed == again == int(torch.empty((), dtype=torch.int64).random_())
     assert torch.equal(state, torch.get_rng_state())
     with fastinit.use(backend="cpp", seed=seed):
         c = fastinit.build(nn.Linear, 3, 3)
@@ -94,7 +101,7 @@ def test_seedless_blocks_follow_torchs_generator_and_draw_once():
 
 
 @cpp
-def test_threads_record_apart_and_threads_started_in_a_block_with_it():
+def test_threads_record_separately_and_threads_of_a_block_join_it():
     results = {}
 
     def make(seed):
@@ -123,12 +130,15 @@ def test_threads_record_apart_and_threads_started_in_a_block_with_it():
         thread.start()
         thread.join()
         model.c.copy_(model.b.flatten())
-    assert seen == [model.a.sum().item()] and torch.equal(model.b.flatten(), model.c) and is_uninstalled()
-    assert same_bits(model.b, named_fill("b", (4, 6), plans.Normal(0, 1))) and recipe.report.unkeyed == ()
+    assert seen == [model.a.sum().item()]
+    assert torch.equal(model.b.flatten(), model.c)
+    assert is_uninstalled()
+    assert same_bits(model.b, named_fill("b", (4, 6), plans.Normal(0, 1)))
+    assert recipe.report.unkeyed == ()
 
 
 @cpp
-def test_a_thread_that_outlives_the_block_goes_on_without_it():
+def test_a_thread_that_outlives_its_block_runs_unwatched():
     model, go, done = Holder(), threading.Event(), threading.Event()
 
     def work():
@@ -142,4 +152,6 @@ def test_a_thread_that_outlives_the_block_goes_on_without_it():
         model.a.data.normal_()
     go.set()
     thread.join()
-    assert done.is_set() and (model.b == 3).all() and is_uninstalled()
+    assert done.is_set()
+    assert (model.b == 3).all()
+    assert is_uninstalled()

@@ -84,7 +84,7 @@ def everything(model):
 
 
 @configs
-def test_on_torch_a_model_of_transformers_is_the_one_that_it_makes_itself(name):
+def test_on_torch_models_of_transformers_match_plain_construction(name):
     torch.manual_seed(3)
     plain, state = make(name), None
     state = torch.get_rng_state()
@@ -132,7 +132,7 @@ def test_the_comparison_of_kinds_rejects_what_differs():
 
 @cpp
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in BY_ORDER])
-def test_on_the_meta_device_first_gives_the_same_model(name):
+def test_construction_on_the_meta_device_gives_the_same_model(name):
     built = fastinit.build(make, name, backend="cpp", seed=0)
     with fastinit.capture() as recipe, torch.device("meta"):
         model = make(name)
@@ -146,7 +146,7 @@ def test_on_the_meta_device_first_gives_the_same_model(name):
 
 
 @cpp
-def test_a_model_of_half_a_billion_parameters():
+def test_a_model_of_half_a_billion_parameters_is_built():
     config = transformers.LlamaConfig(
         hidden_size=1536,
         intermediate_size=4096,
@@ -178,7 +178,7 @@ def test_a_model_of_half_a_billion_parameters():
 
 
 @cpp
-def test_dtypes_devices_and_the_same_values_in_them():
+def test_build_takes_a_dtype_and_a_device_and_keeps_the_values():
     built = fastinit.build(make, "Llama", transformers.AutoModelForCausalLM, backend="cpp", seed=4)
     half = fastinit.build(
         lambda: transformers.AutoModelForCausalLM.from_config(CONFIGS["Llama"](), dtype=torch.bfloat16),
@@ -223,7 +223,7 @@ class Computes(nn.Module):
 
 
 @cpp
-def test_a_recipe_tells_what_code_did_by_name_and_what_was_no_fill():
+def test_a_recipe_lists_fills_and_unknown_operations_by_name():
     with fastinit.capture(backend="cpp", seed=0) as recipe:
         Computes_ = Computes()
     assert set(recipe.fills) == {"query", "scale", "table.weight", "fused.bias"}
@@ -263,7 +263,7 @@ def test_a_recipe_runs_on_torch_too():
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=cpp)])
-def test_a_recipe_is_done_again_to_a_model_that_has_memory(backend):
+def test_a_recipe_runs_again_on_a_model_with_memory(backend):
     def make():
         return nn.Sequential(nn.Linear(4, 4), nn.Embedding(6, 4, padding_idx=2), nn.BatchNorm1d(4))
 
@@ -283,7 +283,7 @@ def test_a_recipe_is_done_again_to_a_model_that_has_memory(backend):
         fastinit.initialize(nn.ModuleDict({"a": nn.Linear(2, 2)}), recipe, backend=backend)
 
 
-def test_what_a_recipe_does_not_hold_is_listed_with_what_computed_it():
+def test_values_missing_from_a_recipe_are_listed_with_their_operation():
     with fastinit.capture() as recipe, torch.device("meta"):
         model = Computes()
     before = everything(model)
@@ -310,7 +310,7 @@ def test_a_recipe_must_fit_the_shapes():
 
 
 @cpp
-def test_a_tree_of_base_modules_is_one_plan_with_what_its_modules_do_in_code():
+def test_a_tree_of_base_modules_and_its_own_code_are_one_plan():
     class Head(fastinit.BaseModule):
         def __init__(self, init_cfg=None):
             super().__init__(init_cfg)
@@ -353,7 +353,7 @@ def test_a_tree_of_base_modules_is_one_plan_with_what_its_modules_do_in_code():
 
 
 @cpp
-def test_what_a_checkpoint_overwrites_is_not_drawn_before(tmp_path):
+def test_parameters_overwritten_by_a_checkpoint_are_not_drawn(tmp_path):
     source = nn.Linear(4, 4)
     torch.save({"0." + key: tensor for key, tensor in source.state_dict().items()}, tmp_path / "c.pth")
     cfg = [dict(type="Xavier", layer="Linear"), dict(type="Pretrained", checkpoint=str(tmp_path / "c.pth"))]

@@ -53,18 +53,20 @@ def _twice(x: torch.Tensor):
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 @pytest.mark.parametrize("draw", [lambda t: t.normal_(), lambda t: t.fill_(3)], ids=["normal", "constant"])
 @pytest.mark.filterwarnings("ignore")
-def test_whoever_reads_a_parameter_in_the_block_sees_its_final_values(read, draw):
+def test_reading_a_parameter_in_a_block_runs_its_fill(read, draw):
     model, seen = Holder(), []
     with fastinit.capture(model, backend="cpp", seed=0) as recipe:
         draw(model.a.data)
         seen.append(read(model.a))
         model.b.data.normal_()
-    assert seen == [read(model.a)] and not model.a.isnan().any()
-    assert recipe.report.unkeyed == () and len(recipe.fills) == 2
+    assert seen == [read(model.a)]
+    assert not model.a.isnan().any()
+    assert recipe.report.unkeyed == ()
+    assert len(recipe.fills) == 2
 
 
 @cpp
-def test_memory_whose_address_is_known_is_filled_at_once():
+def test_memory_with_an_exposed_address_is_filled_at_once():
     model, seen = Holder(), []
     array = np.zeros(24, np.float32)
     model.from_numpy = nn.Parameter(torch.from_numpy(array))
@@ -79,13 +81,15 @@ def test_memory_whose_address_is_known_is_filled_at_once():
         import ctypes
 
         seen += [view.copy(), ctypes.c_float.from_address(pointer).value, array.copy()]
-    assert np.array_equal(seen[0], model.a.detach().numpy()) and seen[1] == 4
-    assert np.array_equal(seen[2], model.from_numpy.detach().numpy()) and seen[2].std() > 0.1
+    assert np.array_equal(seen[0], model.a.detach().numpy())
+    assert seen[1] == 4
+    assert np.array_equal(seen[2], model.from_numpy.detach().numpy())
+    assert seen[2].std() > 0.1
     assert same_bits(model.a, named_fill("a", (6, 4), plans.Normal(0, 1)))
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=cpp)])
-def test_operators_that_are_not_known_write_what_they_write(backend):
+def test_unknown_operators_run_as_written(backend):
     def code(m):
         m.a.normal_()
         m.b.normal_()
@@ -99,13 +103,17 @@ def test_operators_that_are_not_known_write_what_they_write(backend):
         m.c.data[:2].copy_(m.b.data.flatten()[:2])
 
     model, recipe = captured(code, backend=backend)
-    assert (model.b == 2).all() and model.c.tolist() == [2, 2, *range(2, 21), -1, -1, -1]
-    assert (model.a[1, 1:] == 5).all() and (model.a[:, 0] == 6).all() and model.a[0, 1:].std() > 0
-    assert set(recipe.unknown) == {"a", "b", "c"} and recipe.report.unreached == ()
+    assert (model.b == 2).all()
+    assert model.c.tolist() == [2, 2, *range(2, 21), -1, -1, -1]
+    assert (model.a[1, 1:] == 5).all()
+    assert (model.a[:, 0] == 6).all()
+    assert model.a[0, 1:].std() > 0
+    assert set(recipe.unknown) == {"a", "b", "c"}
+    assert recipe.report.unreached == ()
 
 
 @cpp
-def test_device_contexts_and_modes_of_others_work_within_and_around():
+def test_device_contexts_and_foreign_modes_nest_with_capture():
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
@@ -119,7 +127,8 @@ def test_device_contexts_and_modes_of_others_work_within_and_around():
 
     with fastinit.capture(backend="cpp", seed=0) as recipe, torch.device("cpu"), Count() as inner:
         model = nn.Linear(4, 4)
-    assert inner.n > 0 and recipe.report.unkeyed == ()
+    assert inner.n > 0
+    assert recipe.report.unkeyed == ()
     with Count(), torch.device("cpu"), fastinit.capture(backend="cpp", seed=0):
         other = nn.Linear(4, 4)
     assert same_bits(model.weight, other.weight)
@@ -134,7 +143,7 @@ def test_device_contexts_and_modes_of_others_work_within_and_around():
 
 
 @needs.mark(needs.CPP, needs.torch_from(2, 2))  # which has a subclass for tests
-def test_subclasses_that_wrap_tensors_are_taken_apart_and_read():
+def test_wrapper_subclasses_of_tensors_are_unwrapped():
     from torch.testing._internal.two_tensor import TwoTensor
 
     with fastinit.capture(backend="cpp", seed=0):
@@ -142,4 +151,6 @@ def test_subclasses_that_wrap_tensors_are_taken_apart_and_read():
         both = TwoTensor(a, b)
         both.add_(1)
         total = both + both
-    assert total.a.tolist() == [6, 6, 6] and total.b.tolist() == [8, 8, 8] and a.tolist() == [3, 3, 3]
+    assert total.a.tolist() == [6, 6, 6]
+    assert total.b.tolist() == [8, 8, 8]
+    assert a.tolist() == [3, 3, 3]

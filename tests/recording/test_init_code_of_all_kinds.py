@@ -96,7 +96,7 @@ warns = pytest.mark.filterwarnings("ignore")
 @warns
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 @pytest.mark.parametrize("make", [Holder, lambda: None], ids=["known", "found"])
-def test_on_torch_everything_is_as_without_capture_bit_for_bit(code, make):
+def test_on_torch_init_code_gives_the_bits_it_gives_without_capture(code, make):
     def run():
         torch.manual_seed(11)
         model = make()
@@ -109,7 +109,8 @@ def test_on_torch_everything_is_as_without_capture_bit_for_bit(code, make):
     known = make()
     with fastinit.capture(backend="torch") as recipe:
         model, after = run()
-    assert torch.equal(state, after) and list(plain.state_dict()) == list(model.state_dict())
+    assert torch.equal(state, after)
+    assert list(plain.state_dict()) == list(model.state_dict())
     for name, tensor in plain.state_dict().items():
         other = model.state_dict()[name]
         if tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex():
@@ -118,13 +119,15 @@ def test_on_torch_everything_is_as_without_capture_bit_for_bit(code, make):
             assert torch.equal(
                 tensor.to_dense() if tensor.is_sparse else tensor, other.to_dense() if other.is_sparse else other
             )
-    assert recipe.report.launches == {} and recipe.report.unkeyed == () and (known is None or is_uninstalled())
+    assert recipe.report.launches == {}
+    assert recipe.report.unkeyed == ()
+    assert known is None or is_uninstalled()
 
 
 @cpp
 @warns
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-def test_on_a_contract_backend_all_kinds_of_init_code_give_values_of_the_same_kind(code):
+def test_on_a_contract_backend_init_code_gives_values_of_the_same_kind(code):
     torch.manual_seed(11)
     plain = Holder()
     code(plain)
@@ -132,7 +135,8 @@ def test_on_a_contract_backend_all_kinds_of_init_code_give_values_of_the_same_ki
     torch.manual_seed(11)
     with fastinit.capture(model, backend="cpp", seed=0):
         code(model)
-    assert list(plain.state_dict()) == list(model.state_dict()) and is_uninstalled()
+    assert list(plain.state_dict()) == list(model.state_dict())
+    assert is_uninstalled()
     for name, tensor in plain.state_dict().items():
         other = model.state_dict()[name]
         assert (tensor.shape, tensor.dtype, tensor.layout) == (other.shape, other.dtype, other.layout)
@@ -146,25 +150,25 @@ def test_on_a_contract_backend_all_kinds_of_init_code_give_values_of_the_same_ki
 
 
 @cpp
-def test_orthogonal_matrices_are_orthogonal_and_listed_as_drawn_by_order():
+def test_orthogonal_matrices_are_orthogonal_and_listed_as_unnamed_draws():
     model, recipe = captured(lambda m: (nn.init.orthogonal_(m.a), nn.init.normal_(m.b)))
     torch.testing.assert_close(model.a.t() @ model.a, torch.eye(4), rtol=0, atol=1e-5)
     (listed,) = recipe.report.unkeyed
-    assert listed.startswith("#0 (6x4, test_init_code_of_all_kinds.py:") and "draws by order and not by name" in str(
-        recipe.report
-    )
+    assert listed.startswith("#0 (6x4, test_init_code_of_all_kinds.py:")
+    assert "draws by order and not by name" in str(recipe.report)
 
 
 @cpp
-def test_a_generator_of_ones_own_is_used_and_what_it_drew_is_listed():
+def test_an_explicit_generator_is_used_and_its_draws_are_listed():
     generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     model, recipe = captured(lambda m: m.a.normal_(generator=generator))
     assert torch.equal(model.a, torch.empty(6, 4).normal_(generator=other))
-    assert torch.equal(generator.get_state(), other.get_state()) and recipe.report.unkeyed == ("a",)
+    assert torch.equal(generator.get_state(), other.get_state())
+    assert recipe.report.unkeyed == ("a",)
 
 
 @cpp
-def test_versions_are_counted_as_the_operations_count_them():
+def test_version_counters_advance_as_without_capture():
     plain, model = Holder(), Holder()
 
     def code(m):
@@ -195,7 +199,7 @@ def test_a_truncated_normal_far_from_its_bounds_warns_once_as_torch_does(backend
 
 
 @cpp
-def test_bad_numbers_are_torchs_own_errors():
+def test_invalid_arguments_raise_torchs_own_errors():
     for code in (lambda w: w.normal_(0, -1), lambda w: w.uniform_(2, 1), lambda w: nn.init.trunc_normal_(w, std=0.0)):
         with pytest.raises((RuntimeError, ZeroDivisionError)):
             captured(lambda m: code(m.a))

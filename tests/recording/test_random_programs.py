@@ -74,7 +74,7 @@ class Two(nn.Module):
 
 @cpp
 @given(programs(CONSTANT_STEPS))
-def test_any_program_on_constants_gives_what_it_gives_without_capture(program):
+def test_programs_on_constants_match_execution_without_capture(program):
     plain, model = Two(), Two()
     with torch.no_grad():
         run_program(plain, program, CONSTANT_STEPS)
@@ -86,7 +86,7 @@ def test_any_program_on_constants_gives_what_it_gives_without_capture(program):
 @cpp
 @settings(max_examples=300)
 @given(programs(RANDOM_STEPS))
-def test_any_program_gives_what_it_gives_when_every_fill_is_executed_at_once(program):
+def test_programs_match_execution_with_no_pending_fills(program):
     lazy, eager = Two(), Two()
     captured(lambda m: run_program(m, program, RANDOM_STEPS), lazy)
     original = operators.Operators.run

@@ -21,13 +21,15 @@ def test_two_roots_are_an_error_unless_they_are_bound_under_prefixes():
     with pytest.raises(RuntimeError, match=r"2 modules.*\(Linear, Conv1d\).*recipe.bind"):
         with fastinit.capture(backend="cpp", seed=0):
             a, b = nn.Linear(3, 3), nn.Conv1d(2, 2, 1)
-    assert a.weight.abs().max() <= 0.58 and a.weight.std() > 0.05  # filled all the same
+    assert a.weight.abs().max() <= 0.58
+    assert a.weight.std() > 0.05
     with fastinit.capture(backend="cpp", seed=0) as recipe:
         a, b = nn.Linear(3, 3), nn.Linear(3, 3)
         recipe.bind(a, prefix="left")
         recipe.bind(b, "right.")
     bound = plans.Uniform(-math.sqrt(1 / 3), math.sqrt(1 / 3))
-    assert same_bits(b.bias, named_fill("right.bias", (3,), bound)) and recipe.report.unkeyed == ()
+    assert same_bits(b.bias, named_fill("right.bias", (3,), bound))
+    assert recipe.report.unkeyed == ()
     assert sorted(recipe.report.provenance) == ["left.bias", "left.weight", "right.bias", "right.weight"]
     with pytest.raises(RuntimeError, match="two roots have a parameter called 'bias'"):
         with fastinit.capture(backend="cpp", seed=0) as recipe:
@@ -43,18 +45,19 @@ def test_two_roots_are_an_error_unless_they_are_bound_under_prefixes():
 
 
 @cpp
-def test_what_is_read_after_it_was_bound_goes_by_its_name():
+def test_reads_after_bind_are_keyed_by_name():
     with fastinit.capture(backend="cpp", seed=0, strict=True) as recipe:
         model = nn.Linear(3, 3)
         torch.zeros(2).sum().item()
         recipe.bind(model)
         seen = model.weight.sum().item()
     bound = plans.Uniform(-math.sqrt(1 / 3), math.sqrt(1 / 3))
-    assert same_bits(model.weight, named_fill("weight", (3, 3), bound)) and seen == model.weight.sum().item()
+    assert same_bits(model.weight, named_fill("weight", (3, 3), bound))
+    assert seen == model.weight.sum().item()
 
 
 @cpp
-def test_modules_that_are_gone_or_draw_nothing_are_no_roots(request):
+def test_freed_modules_and_modules_without_draws_are_not_roots(request):
     gc.disable()
     request.addfinalizer(gc.enable)
     with fastinit.capture(backend="cpp", seed=0) as recipe:
@@ -66,7 +69,9 @@ def test_modules_that_are_gone_or_draw_nothing_are_no_roots(request):
         norm = nn.LayerNorm(3)
         model = nn.Sequential(nn.Linear(3, 3))
         model.head = nn.Linear(3, 3)
-    assert recipe.report.unkeyed == () and "head.weight" in recipe.report.provenance and (norm.weight == 1).all()
+    assert recipe.report.unkeyed == ()
+    assert "head.weight" in recipe.report.provenance
+    assert (norm.weight == 1).all()
 
 
 @cpp
@@ -91,7 +96,7 @@ def test_a_prefix_a_module_and_the_outermost_names_give_the_same_values():
 
 
 @cpp
-def test_strict_refuses_what_is_drawn_by_order_and_still_leaves_values():
+def test_strict_refuses_unnamed_draws_and_still_fills():
     with pytest.raises(
         RuntimeError, match=r"strict: test_roots_and_names.py:\d+ in .* draws normal.* of shape \(4, 4\)"
     ):
@@ -99,7 +104,9 @@ def test_strict_refuses_what_is_drawn_by_order_and_still_leaves_values():
             model = nn.Linear(4, 4)
             nn.init.normal_(model.weight)
             model.weight.sum().item()
-    assert model.weight.isfinite().all() and model.bias.abs().max() <= 0.5 and is_uninstalled()
+    assert model.weight.isfinite().all()
+    assert model.bias.abs().max() <= 0.5
+    assert is_uninstalled()
     with pytest.raises(RuntimeError, match="strict"):
         fastinit.build(
             lambda: nn.Sequential(nn.init.orthogonal_(nn.Linear(4, 4).weight) is None or nn.Linear(2, 2)),
@@ -111,7 +118,7 @@ def test_strict_refuses_what_is_drawn_by_order_and_still_leaves_values():
 
 
 @cpp
-def test_a_draw_without_a_name_is_by_order_and_repeats_under_a_seed():
+def test_unnamed_draws_are_keyed_by_order_and_repeat_under_a_seed():
     def run():
         with fastinit.capture(backend="cpp", seed=0) as recipe:
             tensors = [torch.empty(5).normal_(), torch.randn(5)]
@@ -119,12 +126,14 @@ def test_a_draw_without_a_name_is_by_order_and_repeats_under_a_seed():
 
     (one, two), listed = run()
     (again, _), _ = run()
-    assert same_bits(one, again) and not same_bits(one, two) and [text[:2] for text in listed] == ["#0", "#1"]
+    assert same_bits(one, again)
+    assert not same_bits(one, two)
+    assert [text[:2] for text in listed] == ["#0", "#1"]
     assert same_bits(one, named_fill("#0", (5,), plans.Normal(0, 1)))
 
 
 @cpp
-def test_what_no_one_holds_at_the_end_is_never_drawn():
+def test_fills_of_freed_tensors_are_dropped():
     def code(m):
         for _ in range(3):
             torch.randn(1000, 1000)
@@ -133,4 +142,5 @@ def test_what_no_one_holds_at_the_end_is_never_drawn():
         m.b.uniform_()
 
     _, recipe = captured(code)
-    assert recipe.report.n_bytes == 4 * 24 and len(recipe.report.rows) == 1
+    assert recipe.report.n_bytes == 4 * 24
+    assert len(recipe.report.rows) == 1

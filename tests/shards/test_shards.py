@@ -48,7 +48,7 @@ def test_on_several_ranks(world, name):
 
 
 @needs.mark(needs.LINUX)
-def test_a_rank_needs_the_memory_of_its_shards():
+def test_a_rank_needs_memory_for_its_shards_only():
     for growth, here in ranks_memory.memory(4, "shards"):
         assert here == 16 * 2048 * 2048 * 4 // 4 and growth < 1.1 * here + (8 << 20), (growth, here)
     for growth, here in ranks_memory.memory(4, "whole"):  # what the check is there to find
@@ -106,7 +106,7 @@ def test_the_parts_of_all_ranks_tile_the_whole_and_carry_its_values(case):
 
 
 @given(meshes())
-def test_the_parts_are_those_that_torch_itself_cuts(case):
+def test_parts_match_torchs_own_split(case):
     shape, mesh_shape, placements = case
     values = torch.arange(int(np.prod(shape))).view(shape)
     for coordinate in itertools.product(*map(range, mesh_shape)):

@@ -97,7 +97,7 @@ def save(path, state_dict):
 
 
 @check(1, 2, 3, 4)
-def what_one_layout_saved_goes_into_every_other(rank, world):
+def a_folder_saved_in_one_layout_loads_into_every_other(rank, world):
     from torch.distributed import checkpoint
 
     expected = dict([*made(3).named_parameters(), *made(3).named_buffers()])

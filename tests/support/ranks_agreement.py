@@ -12,7 +12,7 @@ from fastinit import plans
 
 
 @check(2, 3, 4)
-def ranks_agree_on_a_seed_or_get_an_error(rank, world):
+def ranks_agree_on_a_seed_or_all_raise(rank, world):
     from torch.distributed.tensor import Shard
 
     def make(**parts):
@@ -52,7 +52,7 @@ def ranks_agree_on_a_seed_or_get_an_error(rank, world):
 
 
 @check(4)
-def a_square_of_ranks_disagrees_everywhere_or_nowhere(rank, world):
+def a_disagreement_on_a_square_of_ranks_is_raised_on_all(rank, world):
     from torch.distributed.tensor import Shard
 
     module = nn.Module()

@@ -13,7 +13,7 @@ import fastinit
 
 
 @check(2, 3)
-def a_checkpoint_goes_into_shards(rank, world):
+def checkpoints_load_into_shards(rank, world):
     from safetensors.torch import save_file
 
     mesh = mesh_of(world)
@@ -54,7 +54,7 @@ def a_checkpoint_goes_into_shards(rank, world):
 
 
 @check(2, 3)
-def a_folder_of_torch_distributed_checkpoint_goes_into_shards(rank, world):
+def folders_of_torch_distributed_checkpoint_load_into_shards(rank, world):
     from torch.distributed import checkpoint
 
     box = [tempfile.mkdtemp() if rank == 0 else None]

@@ -57,22 +57,23 @@ def each_fill_is_that_of_one_process(mesh):
     plan = fastinit.plan(module, rules, backend="cpp", seed=0)
     assert [row.shape for row in plan.rows] == [tuple(t.shape) for t in expected.values()]
     report = fastinit.initialize(module, rules, backend="cpp", seed=0)
-    assert report.launches == {"cpu": 1} and report.unreached == ()
+    assert report.launches == {"cpu": 1}
+    assert report.unreached == ()
     must_equal(module, expected)
 
 
 @check(1, 2, 3, 4)
-def every_distribution_dtype_and_placement_on_a_line_of_ranks(rank, world):
+def fills_match_one_process_on_a_line_of_ranks(rank, world):
     each_fill_is_that_of_one_process(mesh_of(world))
 
 
 @check(4)
-def every_distribution_dtype_and_placement_on_a_square_of_ranks(rank, world):
+def fills_match_one_process_on_a_square_of_ranks(rank, world):
     each_fill_is_that_of_one_process(mesh_of(2, 2))
 
 
 @check(2, 3, 4)
-def fans_are_those_of_the_whole(rank, world):
+def fans_are_those_of_the_whole_parameter(rank, world):
     from torch.distributed.tensor import Shard
 
     module = nn.Module()
@@ -82,7 +83,7 @@ def fans_are_those_of_the_whole(rank, world):
 
 
 @check(2)
-def what_cannot_be_filled_is_refused_by_name(rank, world):
+def unsupported_distributed_tensors_are_refused_by_name(rank, world):
     from torch.distributed.tensor import DTensor, Partial, Shard
 
     mesh = mesh_of(world)
@@ -109,7 +110,7 @@ def what_cannot_be_filled_is_refused_by_name(rank, world):
 
 
 @check(2)
-def on_torch_its_own_numbers_are_drawn(rank, world):
+def the_torch_backend_draws_torchs_own_numbers(rank, world):
     from torch.distributed.tensor import Shard
 
     module, plain = nn.Module(), nn.Module()

@@ -11,7 +11,7 @@ import fastinit
 
 
 @check(1, 2, 3, 4)
-def a_model_of_transformers_from_the_meta_device_through_fsdp2(rank, world):
+def a_meta_model_of_transformers_is_materialized_after_fsdp2(rank, world):
     mesh = mesh_of(world)
     for recipe in (True, False):
         report = from_meta(mesh, lambda model: fsdp(model, mesh), recipe)
@@ -37,7 +37,7 @@ def replicated_groups_of_shards(rank, world):
 
 
 @check(2, 4)
-def a_model_that_has_memory_is_initialized_in_its_parts(rank, world):
+def a_sharded_model_with_memory_is_initialized(rank, world):
     cfg = [
         dict(type="Normal", std=0.3, param="*.weight"),
         dict(type="TruncNormal", std=0.02, layer="Embedding"),
@@ -80,7 +80,7 @@ def a_tree_of_base_modules(rank, world):
 
 
 @check(2)
-def flattened_parameters_are_refused_with_the_way_out(rank, world):
+def flattened_parameters_are_refused_with_what_to_do(rank, world):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     torch.manual_seed(0)

@@ -53,7 +53,8 @@ def from_meta(mesh, shard, recipe=True):
     shard(model)
     assert any(sharding.is_sharded(p) for p in model.parameters())
     report = fastinit.materialize(model, recipe=recorded if recipe else None, backend="cpp", seed=3)
-    assert report.unkeyed == () and report.unreached == ()
+    assert report.unkeyed == ()
+    assert report.unreached == ()
     must_equal(model, dict([*built.named_parameters(), *built.named_buffers()]))
     tokens = torch.arange(2, 14).view(1, -1)
     with torch.no_grad():

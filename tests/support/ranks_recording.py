@@ -14,7 +14,7 @@ from fastinit.shards import dtensor as sharding
 
 
 @check(2, 4)
-def init_code_is_captured_after_sharding_too(rank, world):
+def init_code_after_sharding_is_captured(rank, world):
     model, plain = llama(), llama()
     fsdp(model, mesh_of(world))
 
@@ -31,7 +31,8 @@ def init_code_is_captured_after_sharding_too(rank, world):
     for each in (model, plain):
         with fastinit.capture(each, backend="cpp", seed=2) as recipe, torch.no_grad():
             code(each)
-        assert recipe.report.unkeyed == () and recipe.report.launches == {"cpu": 1}
+        assert recipe.report.unkeyed == ()
+        assert recipe.report.launches == {"cpu": 1}
     must_equal(model, dict(plain.named_parameters()))
 
 
@@ -65,7 +66,7 @@ def models_whose_parameters_carry_their_init_functions(rank, world):
 
 
 @check(2)
-def a_recipe_is_done_to_shards_that_have_memory(rank, world):
+def a_recipe_runs_on_shards_with_memory(rank, world):
     with fastinit.capture() as recipe, torch.device("meta"):
         whole = llama()
     assert set(recipe.fills) == {name for name, _ in whole.named_parameters()}
@@ -76,7 +77,7 @@ def a_recipe_is_done_to_shards_that_have_memory(rank, world):
 
 
 @check(2, 3)
-def parts_of_parameters_are_drawn_where_they_lie(rank, world):
+def slices_of_shards_are_drawn_in_place(rank, world):
     from torch.distributed.fsdp import fully_shard
 
     class Fused(nn.Module):
@@ -107,7 +108,7 @@ def parts_of_parameters_are_drawn_where_they_lie(rank, world):
 
 
 @check(2)
-def a_model_that_is_bound_may_be_cut_in_the_block(rank, world):
+def a_bound_model_may_be_sharded_within_the_block(rank, world):
     with fastinit.capture(backend="cpp", seed=3, strict=True) as recipe:
         model = llama()
         recipe.bind(model)
@@ -116,7 +117,7 @@ def a_model_that_is_bound_may_be_cut_in_the_block(rank, world):
 
 
 @check(2)
-def lightning_cuts_models_that_then_get_their_weights(rank, world):
+def lightning_shards_models_before_materialize(rank, world):
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import ModelParallelStrategy
 

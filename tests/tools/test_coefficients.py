@@ -28,7 +28,7 @@ def test_every_table_is_near_the_best_polynomial(fits, capsys):
 @pytest.mark.parametrize(
     ("right", "wrong"), [("0.11071793957626713f", "0.11071993957626713f"), ("1.2612367878226556", "1.2612367878226558")]
 )
-def test_a_wrong_coefficient_is_seen(fits, monkeypatch, right, wrong):
+def test_a_wrong_coefficient_is_detected(fits, monkeypatch, right, wrong):
     assert fits.HEADER.count(right) == 1
     monkeypatch.setattr(fits, "HEADER", fits.HEADER.replace(right, wrong))
     inside = [table for table in fits.tables() if table.name == "kInside"]

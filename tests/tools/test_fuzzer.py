@@ -100,7 +100,7 @@ ALWAYS = {
 }
 
 
-def test_what_is_merged_passes(capsys):
+def test_the_readers_pass_the_fuzzer(capsys):
     counts = fuzz(1, N_MUTANTS, 60, None)
     total = sum(counts.values(), start=type(counts["zip"])())
     assert total["mutants"] == N_MUTANTS and not total["failures"], capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_a_planted_fault_is_found_and_its_mutant_kept(tmp_path, capsys, fault):
 
 
 @pytest.mark.parametrize("fault", ALWAYS, ids=lambda fault: fault.__name__)
-def test_a_fault_with_honest_files_is_found_first(fault):
+def test_a_fault_with_valid_files_is_found_first(fault):
     with pytest.raises(RuntimeError, match="an honest checkpoint") as caught:
         fuzz(1, 20, 60, None, fault)
     assert ALWAYS[fault] in str(caught.value)

@@ -40,12 +40,12 @@ def test_the_innermost_loop_counts():
     assert lengths(*lines) == {(16, ""): 2}
 
 
-def test_of_two_ways_the_shorter_counts():
+def test_the_shorter_of_two_paths_counts():
     rare = ["@!P1 BRA `(.L_x_2)", "FADD R1, R1, R2", "FADD R1, R1, R2", ".L_x_2:"]
     assert lengths(".L_x_0:", *rare, STORE, "@P0 " + AGAIN) == {(16, ""): 3}
 
 
-def test_ways_that_store_something_else_count_each():
+def test_paths_with_different_stores_are_counted_separately():
     lines = [".L_x_0:", "@P1 BRA `(.L_x_2)", STORE, STORE, "BRA `(.L_x_3)", ".L_x_2:"]
     lines += ["F2FP.BF16.F32.PACK_AB R8, R1, R2", STORE, ".L_x_3:", "@P0 " + AGAIN]
     assert lengths(*lines) == {(32, ""): 5, (16, "BF16"): 4}
@@ -109,7 +109,7 @@ def test_each_instruction_is_issued_and_executed_by_its_pipe():
         (["DFMA"] * 2 + ["FFMA"], gpu_pipes.FP64),
     ],
 )
-def test_the_pipe_binds_that_needs_the_most_cycles(codes, pipe):
+def test_the_pipe_with_the_most_cycles_binds(codes, pipe):
     assert gpu_pipes.binding_pipe(gpu_pipes.work(codes, 1)) == pipe
 
 

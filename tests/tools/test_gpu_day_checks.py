@@ -21,7 +21,8 @@ findings = pytest.fixture(collected, name="findings")
 @needs_cpp
 def test_the_right_kernels_pass_the_smoke_test(findings):
     gpu_day_checks.smoke()
-    assert not wrong_ones(findings) and gpu_day_step.exit_code() == 0
+    assert not wrong_ones(findings)
+    assert gpu_day_step.exit_code() == 0
     assert any("all distributions x dtypes: 272 fills, 1 launch(es), 0 wrong" in text for _, text in findings())
 
 
@@ -86,7 +87,8 @@ def test_an_element_that_is_not_written_is_found_outside_of_all_windows(findings
     monkeypatch.setitem(BACKENDS, "broken", SimpleNamespace(run=with_a_hole))
     monkeypatch.setattr(gpu_day_checks, "HUGE_WINDOW", 16)
     gpu_day_checks.huge("broken", torch.bfloat16, 1 << 16, plans.Normal(0, 1))
-    assert "windows wrong, 1 elements not written" in wrong_ones(findings)[0] and ": 0 of " in wrong_ones(findings)[0]
+    assert "windows wrong, 1 elements not written" in wrong_ones(findings)[0]
+    assert ": 0 of " in wrong_ones(findings)[0]
 
 
 @needs_cpp
@@ -104,7 +106,7 @@ def test_float64_within_the_contracts_error_is_right(findings, monkeypatch):
 
 
 @needs_cpp
-def test_a_backend_that_is_missing_on_a_gpu_is_wrong_and_none_at_all_ends_the_step(findings, monkeypatch):
+def test_a_missing_backend_is_wrong_on_a_gpu_and_no_backend_ends_the_step(findings, monkeypatch):
     monkeypatch.setattr(gpu_day_device, "GPU", True)
     reasons = {"triton": None, "cuda": "it was not built"}
     for name in reasons:
@@ -139,7 +141,8 @@ def test_a_build_that_does_not_import_is_wrong_and_says_why(findings, monkeypatc
     monkeypatch.setattr(gpu_day_device, "GPU", False)
     gpu_day_tools.build()
     assert (tmp_path / "archs").read_text() == "90\n"
-    assert "nvcc is not installed" in wrong_ones(findings) and len(wrong_ones(findings)) == 2
+    assert "nvcc is not installed" in wrong_ones(findings)
+    assert len(wrong_ones(findings)) == 2
 
 
 SUITE = """
@@ -160,7 +163,10 @@ def test_the_suite_requires_all_backends_on_a_gpu_and_its_failures_are_told(find
     monkeypatch.setattr(gpu_day_device, "GPU", is_gpu)
     gpu_day_tools.suite()
     *failures, (kind, last) = [each for each in findings() if "one GPU only" not in each[1]]
-    assert kind == ("found" if is_gpu else "wrong") and f"exit code {int(not is_gpu)}" in last
-    assert len(failures) == (0 if is_gpu else 2) and len(findings()) == len(failures) + 2
+    assert kind == ("found" if is_gpu else "wrong")
+    assert f"exit code {int(not is_gpu)}" in last
+    assert len(failures) == (0 if is_gpu else 2)
+    assert len(findings()) == len(failures) + 2
     gpu_day_tools.suite("-k", "no_test_has_this_name")
-    assert findings()[-1][0] == "wrong" and "exit code 5" in findings()[-1][1]
+    assert findings()[-1][0] == "wrong"
+    assert "exit code 5" in findings()[-1][1]

@@ -135,14 +135,14 @@ def test_the_profiler_and_the_sanitizer_run_what_they_are_given(findings, gpu, p
     assert called.rstrip().endswith("gpu_day_step.py gpu_day_checks:sanitize cuda")
 
 
-def test_a_tool_that_is_not_there_leaves_its_step_undone(findings, gpu):
+def test_a_missing_tool_leaves_its_step_undone(findings, gpu):
     gpu.setenv("PATH", "/nowhere")
     gpu_day_tools.ncu()
     gpu_day_tools.memcheck()
     assert [kind for kind, _ in findings()] == ["not done", "not done"]
 
 
-def test_the_build_is_for_the_gpu_that_is_here(findings, gpu, tmp_path):
+def test_the_build_targets_the_present_gpu(findings, gpu, tmp_path):
     (tmp_path / "setup.py").write_text("import os; print(os.environ['FASTINIT_CUDA_ARCHS'], file=open('archs', 'w'))")
     answers = iter(["", "13000"])
     gpu.setattr(gpu_day_tools, "ROOT", tmp_path)

@@ -36,7 +36,8 @@ def ncu_file(path, n_rows, unit="us"):
 
 def test_the_profilers_table_is_read_in_the_order_of_the_launches(findings, tmp_path):
     gpu_day_tools.ncu_verdict("cuda", 0, ncu_file(tmp_path / "ncu.csv", len(gpu_rates.TARGETS)))
-    assert not wrong_ones(findings) and len(findings()) == len(gpu_rates.TARGETS)
+    assert not wrong_ones(findings)
+    assert len(findings()) == len(gpu_rates.TARGETS)
     assert findings()[1] == ("found", "ncu, cuda, float32 uniform: ms 1.234, registers 64, instructions 123456789")
     assert "ms 0.0005," in findings()[0][1]
     assert [next(gpu_day_tools.ncu_rows(ncu_file(tmp_path / "x", 1, unit)))["ms"] for unit in ("ns", "ms")] == [
@@ -45,7 +46,7 @@ def test_the_profilers_table_is_read_in_the_order_of_the_launches(findings, tmp_
     ]
 
 
-def test_a_profile_of_too_few_kernels_is_wrong_and_one_that_is_not_allowed_is_not_done(findings, tmp_path):
+def test_a_short_profile_is_wrong_and_a_forbidden_one_is_not_done(findings, tmp_path):
     gpu_day_tools.ncu_verdict("cuda", 0, ncu_file(tmp_path / "ncu.csv", 3))
     assert any("3 of 10 kernels" in text for text in wrong_ones(findings))
     (tmp_path / "refused").write_text("==ERROR== ERR_NVGPUCTRPERM - no permission\n")
@@ -63,7 +64,7 @@ def test_a_profile_of_too_few_kernels_is_wrong_and_one_that_is_not_allowed_is_no
         (1, "========= Error: Device not supported. ERROR SUMMARY: 1 error\n", "not done"),
     ],
 )
-def test_what_the_sanitizer_says_is_understood(findings, rc, text, kind):
+def test_the_sanitizers_output_is_understood(findings, rc, text, kind):
     gpu_day_tools.memcheck_verdict("cuda", rc, text)
     assert [each for each, _ in findings()] == [kind]
 
@@ -78,7 +79,8 @@ def test_the_benchmark_writes_its_table_after_every_workload(tmp_path, monkeypat
         assert len(path.read_text().splitlines()) == 1 + sum(seen)
 
     bench_gpu.measured(["float32, constant", "float32, uniform"], 1, 1 << 12, path, told)
-    assert len(seen) == 2 and seen[0] == 3 + 4  # ceilings, and the contenders of a uniform
+    assert len(seen) == 2
+    assert seen[0] == 3 + 4
     bench_gpu.measured(["bfloat16, constant"], 1, 1 << 12, path)  # rows of the same machine stay
     assert len(path.read_text().splitlines()) == 1 + sum(seen) + 2
     with pytest.raises(SystemExit, match="no workload has one of"):
@@ -103,5 +105,6 @@ def test_the_rates_are_written_and_told(findings, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_rates, "N_ELEMENTS", 1 << 12)
     gpu_rates.rates()
     n = len(gpu_rates.DTYPES) * len(gpu_rates.DISTRIBUTIONS)
-    assert not wrong_ones(findings) and len(findings()) == 1 + n
+    assert not wrong_ones(findings)
+    assert len(findings()) == 1 + n
     assert len((tmp_path / "gpu_rates.csv").read_text().splitlines()) == 1 + n

@@ -28,7 +28,7 @@ def test_the_table_of_predictions_is_up_to_date():
     assert rows_in(gpu_predictions.RESULTS / "gpu_predictions.csv") == gpu_predictions.rows_of(gpu_predictions.RESULTS)
 
 
-def test_a_loop_takes_as_long_as_what_it_has_least_of():
+def test_a_loops_time_is_that_of_its_scarcest_resource():
     loops = gpu_predictions.loops(rows_in(gpu_predictions.RESULTS / "gpu_instructions.csv"))
     h100, _, h200 = gpu_predictions.GPUS
 
@@ -125,7 +125,7 @@ def test_a_day_is_adopted_with_measured_beside_predicted(folder, results):
     assert len(rows_in(results / "gpu_rates.csv")) == 2
 
 
-def test_the_pages_show_a_day_and_say_so_where_there_was_none(folder, results):
+def test_the_pages_show_a_day_or_say_that_there_was_none(folder, results):
     page = (ROOT / "docs" / "gpu.md").read_text()
     gpu_predictions.write(results)
     before = update_tables.updated(page, results.parent.parent)
@@ -156,14 +156,14 @@ def test_a_later_call_of_the_day_replaces_its_steps_and_adds_others(folder, resu
     assert [line.split(":")[0] for line in left_out] == ["gpu_ncu.csv", "gpu_rates.csv"]
 
 
-def test_what_a_step_measured_whose_checks_failed_is_left_out(folder, results):
+def test_measurements_of_steps_with_failed_checks_are_left_out(folder, results):
     wrong = step("rates", "FAILED", [rate("cuda", "0.1")], "gpu_predictions.csv")
     left_out = adopt_gpu_day.adopt([folder("day", [wrong])], results)
     assert any(line.startswith("gpu_rates.csv") for line in left_out) and not (results / "gpu_rates.csv").exists()
 
 
 @pytest.mark.parametrize("what", ["no GPU", "two machines", "nothing there", "not ours"])
-def test_what_no_gpu_measured_or_several_did_is_refused_before_anything_is_written(folder, results, tmp_path, what):
+def test_results_without_exactly_one_gpu_are_refused_before_any_write(folder, results, tmp_path, what):
     good = a_day(folder, "good")
     if what == "no GPU":
         bad, words = folder("bad", [step("rates")], is_gpu=False, description="NO GPU: over cpp"), "made without a GPU"
@@ -179,13 +179,13 @@ def test_what_no_gpu_measured_or_several_did_is_refused_before_anything_is_writt
     assert sorted(path.name for path in results.iterdir()) == ["bench_host.csv", "gpu_instructions.csv"]
 
 
-def test_sentences_of_a_time_before_are_listed(tmp_path):
+def test_outdated_sentences_are_listed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("Fine.\n**No GPU has run this yet**, and so on.\nOn GPUs nothing has been timed yet.\n")
     assert [line.split(":")[1] for line in adopt_gpu_day.untrue([page])] == ["2", "3"]
 
 
-def test_no_results_are_committed_that_no_gpu_measured():
+def test_committed_results_were_measured_on_a_gpu():
     for name in update_tables.NEEDS_A_GPU:
         path = gpu_predictions.RESULTS / name
         assert not path.exists() or all(

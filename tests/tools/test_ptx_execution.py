@@ -120,7 +120,7 @@ def test_shuffles_read_other_lanes(shuffle):
     assert (found == THREADS // 32 * 32 + SHUFFLES[shuffle](THREADS % 32) + 500).all()
 
 
-def test_a_shuffle_tells_whether_there_is_such_a_lane():
+def test_a_shuffle_reports_whether_the_lane_exists():
     found = run("shfl.sync.down.b32 %r2|%p1, %r0, 5, 31, -1; selp.b32 %r1, 1, 0, %p1;")
     assert (found == (THREADS % 32 <= 26)).all()
 
@@ -264,13 +264,13 @@ def test_a_name_in_braces_is_another_register():
         run(body + "mov.u32 %r1, t;")
 
 
-def test_comments_and_directives_are_no_instructions():
+def test_comments_and_directives_are_not_instructions():
     body = '.loc 1 2 3\nmov.u32 %r1, 1; // mov.u32 %r1, 2;\n/* mov.u32\n%r1, 3; */ .pragma "nounroll";\nadd.u32 %r1,\n%r1, 1; add.u32 %r1, %r7, 1;'
     with pytest.raises(ptx.PtxError, match="PTX line 13: add.u32 %r1, %r7, 1: read of register"):
         run(body)
 
 
-def test_what_cannot_be_parsed_names_its_line():
+def test_parse_errors_name_the_line():
     with pytest.raises(ptx.PtxError, match="line 8: cannot parse 'mov'"):
         kernel_of("mov.u32 %r1, 1;\nmov")
     with pytest.raises(ptx.PtxError, match="cannot parse the parameter"):

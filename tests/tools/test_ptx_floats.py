@@ -221,7 +221,7 @@ def test_float64_is_rounded_to_float32_once():
         ("div.rn.f64", operator.truediv),
     ],
 )
-def test_float64_arithmetic_is_that_of_numpy(opcode, function):
+def test_float64_arithmetic_matches_numpy(opcode, function):
     a, b = (np.random.default_rng(seed).normal(size=N) for seed in range(2))
     found = executed(opcode, "f64", ["f64", "f64"], [a.view(np.uint64).tolist(), b.view(np.uint64).tolist()])
     assert (np.array(found, np.uint64).view(F64) == function(a, b)).all()
@@ -380,7 +380,7 @@ def test_approximations_that_ran_are_named():
         "mul.lo.u128",
     ],
 )
-def test_what_is_not_supported_is_an_error_and_no_number(text):
+def test_unsupported_operations_raise(text):
     with pytest.raises(ptx.PtxError, match="PTX line"):
         executed(text, "b32", ["b32", "b32"], [[1], [2]])
 

@@ -134,7 +134,7 @@ NARROW = [
 
 
 @pytest.mark.parametrize("operation", [Operation(*each) for width in (32, 64) for each in of_width(width)], ids=str)
-def test_an_operation_is_that_of_pythons_integers(operation):
+def test_operations_match_pythons_integers(operation):
     operation.check(n=N)
 
 

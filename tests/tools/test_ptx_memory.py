@@ -112,7 +112,7 @@ def test_threads_that_write_the_same_byte_are_all_counted():
     assert memory.writes(out)[:2].tolist() == [5, 0]
 
 
-def test_more_writes_than_a_byte_can_count_are_not_few():
+def test_write_counts_saturate():
     out = words()
     memory = launched(kernel_of("ld.param.u64 %a0, [p0]; mov.u32 %r1, 1; st.global.u8 [%a0], %r1;"), out, n_threads=257)
     assert memory.writes(out)[0] == 255

@@ -170,13 +170,13 @@ def test_the_message_says_which_chunk_and_what_to_do(folder):
         ("there is code", "<os.system, not loaded>"),
     ],
 )
-def test_what_is_wrong_with_a_chunk_is_told(folder, what, message):
+def test_errors_say_what_is_wrong_with_a_chunk(folder, what, message):
     DAMAGED[what](folder)
     with pytest.raises(RuntimeError, match=re.escape(message)):
         load_checkpoint(model(), folder, logger="silent")
 
 
-def test_a_file_that_is_gone_is_named(folder):
+def test_a_missing_file_is_named(folder):
     data_file(folder).unlink()
     for kwargs in (dict(), dict(strict=True)):
         refused(
@@ -212,7 +212,7 @@ def test_a_file_that_was_cut_off_is_found_when_the_folder_is_opened(folder):
         fastinit.plan(model(), dict(type="Pretrained", checkpoint=folder))
 
 
-def test_damage_that_only_a_modules_own_code_comes_upon_is_an_error_too(folder):
+def test_damage_found_by_a_modules_own_loading_code_is_an_error(folder):
     class Renamed(nn.Module):
         def __init__(self):
             super().__init__()

@@ -48,7 +48,7 @@ def test_places_outside_the_folder_are_refused(folder, name):
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link", "linked folder", "socket", "loop"])
-def test_places_that_are_no_files_of_the_folder_are_refused(folder, kind):
+def test_places_that_are_not_regular_files_of_the_folder_are_refused(folder, kind):
     other = shutil.copytree(folder, folder.parent / "other")
     name, message, error = "x", "which is no regular file", "RuntimeError"
     if kind == "fifo":
@@ -124,7 +124,7 @@ LISTED = {
 
 
 @pytest.mark.parametrize("what", LISTED)
-def test_what_does_not_fit_is_refused_with_the_key(folder, what):
+def test_inconsistent_entries_are_refused_with_their_key(folder, what):
     LISTED[what](folder)
     for kwargs in (dict(), dict(strict=True), dict(assign=True), dict(dtype="bfloat16")):
         refused(folder, "'0.weight'", **kwargs)

@@ -56,7 +56,7 @@ def test_boxes_that_tile_are_found_to(case):
 
 
 @given(tilings(), st.data())
-def test_boxes_that_do_not_tile_are_found_out(case, data):
+def test_boxes_that_do_not_tile_are_detected(case, data):
     shape, boxes = case
     if not shape:
         return
@@ -86,11 +86,11 @@ def test_boxes_that_do_not_tile_are_found_out(case, data):
         ((2**62, 2**62), [((0, 0), (1, 1))], "hold 1 elements"),
     ],
 )
-def test_what_is_wrong_is_told(shape, boxes, message):
+def test_errors_say_why_boxes_do_not_tile(shape, boxes, message):
     assert message in why_not_tiled(shape, boxes)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (3,)])
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (3,)], ids=str)
 def test_whole_tensors_and_empty_ones_are_tiled(shape):
     whole = ((0,) * len(shape), shape)
     assert why_not_tiled(shape, [whole]) is None
@@ -154,7 +154,7 @@ def test_members_of_enums_may_be_written_by_name():
     assert folder_list.tensors_of(data[:at] + b"c__builtin__\ngetattr\n" + member + data[end:], "x")["w"].chunks
 
 
-def test_what_nobody_asks_for_may_be_anything():
+def test_unused_fields_may_hold_anything():
     contents = pickle.loads(listed(WHOLE))
     contents.storage_meta.checkpoint_id = print  # a path of another library, a planner's own data
     contents.planner_data = {"w": ("model", 0, "w"), "of": pathlib.PurePosixPath("x"), "by": time.time}
@@ -170,20 +170,24 @@ def of(change):
     return make
 
 
+def named(change, name, value):
+    return pytest.param(of(change), id=f"{name}={getattr(value, '__name__', repr(value))[:40]}")
+
+
 def put(name, value):
-    return of(lambda contents, entry, place: setattr(contents, name, value))
+    return named(lambda contents, entry, place: setattr(contents, name, value), name, value)
 
 
 def put_entry(name, value):
-    return of(lambda contents, entry, place: setattr(entry, name, value))
+    return named(lambda contents, entry, place: setattr(entry, name, value), name, value)
 
 
 def put_place(name, value):
-    return of(lambda contents, entry, place: setattr(place, name, value))
+    return named(lambda contents, entry, place: setattr(place, name, value), name, value)
 
 
 def put_property(name, value):
-    return of(lambda contents, entry, place: setattr(entry.properties, name, value))
+    return named(lambda contents, entry, place: setattr(entry.properties, name, value), name, value)
 
 
 ODD = [None, -1, 2**70, "x", 1.5, [1], {}, (), True, b"x", torch.Size([2]), print]
@@ -204,24 +208,24 @@ ODD = [None, -1, 2**70, "x", 1.5, [1], {}, (), True, b"x", torch.Size([2]), prin
         *(put_place("offset", each) for each in (None, -1, "x", 1.5, True, print)),
         *(put_place("length", each) for each in (None, -1, 63, "x", 64.0, print)),
         *(put_place("transform_descriptors", each) for each in (["zstd"], "zstd", 3, print)),
-        of(lambda contents, entry, place: entry.chunks.append(folders.chunk((0, 0), (4, 4)))),
-        of(lambda contents, entry, place: entry.chunks.clear()),
-        of(lambda contents, entry, place: contents.storage_data.clear()),
-        lambda: pickle.dumps([1, 2]),
-        lambda: pickle.dumps(print),
-        lambda: b"",
-        lambda: listed(WHOLE)[:40],
-        lambda: listed({"w": ((1,) * 65, [((0,) * 65, (1,) * 65)])}),
+        pytest.param(of(lambda _, entry, __: entry.chunks.append(folders.chunk((0, 0), (4, 4)))), id="chunk twice"),
+        pytest.param(of(lambda _, entry, __: entry.chunks.clear()), id="no chunks"),
+        pytest.param(of(lambda contents, *_: contents.storage_data.clear()), id="no places"),
+        pytest.param(lambda: pickle.dumps([1, 2]), id="a list of numbers"),
+        pytest.param(lambda: pickle.dumps(print), id="a function"),
+        pytest.param(lambda: b"", id="empty"),
+        pytest.param(lambda: listed(WHOLE)[:40], id="cut off"),
+        pytest.param(lambda: listed({"w": ((1,) * 65, [((0,) * 65, (1,) * 65)])}), id="65 dimensions"),
     ],
 )
-def test_lists_that_say_something_odd_are_refused(make):
+def test_malformed_lists_are_refused(make):
     data = make()
     with pytest.raises((ValueError, RuntimeError)) as caught:
         folder_list.tensors_of(data, "x")
     assert 0 < len(str(caught.value)) < 500
 
 
-def test_places_are_not_taken_twice():
+def test_each_chunk_has_exactly_one_place():
     first = metadata.MetadataIndex("w", (0, 0), 0)
     other = metadata.MetadataIndex("v", (0, 0), 0)
     data = listed(WHOLE, {first: _StorageInfo("a", 0, 64), other: _StorageInfo("b", 0, 64)})

@@ -104,7 +104,7 @@ def must_equal(model, source):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [dict(), dict(assign=True), dict(dtype="float32"), dict(strict=True), dict(access="read")]
+    "kwargs", [dict(), dict(assign=True), dict(dtype="float32"), dict(strict=True), dict(access="read")], ids=str
 )
 def test_a_model_is_loaded_beside_its_optimizer(tmp_path, kwargs):
     source, model = trained(tmp_path), Model()
@@ -181,8 +181,9 @@ def test_safetensors_of_torchs_writer_for_hugging_face_are_read(tmp_path):
         [((0, 0), (2, 5)), ((2, 0), (7, 2)), ((0, 5), (6, 2)), ((6, 2), (3, 5)), ((2, 2), (4, 3))],  # no grid
         [((i, 0), (1, 7)) for i in range(9)],
     ],
+    ids=["rows", "columns", "grid", "no grid", "single rows"],
 )
-def test_chunks_of_every_cut_come_together(tmp_path, boxes):
+def test_chunks_of_any_tiling_are_assembled(tmp_path, boxes):
     whole = torch.randn(9, 7)
     folders.in_chunks(tmp_path, "weight", whole, boxes)
     model = nn.Linear(7, 9, bias=False)
@@ -208,7 +209,7 @@ def test_chunks_lie_in_more_files_than_may_be_open(tmp_path, monkeypatch):
     assert len(folder._files) == 2 < len(folder._found)
 
 
-def test_only_the_heads_of_what_is_not_asked_for_are_read(tmp_path):
+def test_only_the_headers_of_unrequested_chunks_are_read(tmp_path):
     save(tmp_path, {"model": Model().state_dict(), "large": torch.randn(1 << 20)})
     file = next(tmp_path.glob("*.distcp"))
     data = bytearray(file.read_bytes())
@@ -221,7 +222,7 @@ def test_only_the_heads_of_what_is_not_asked_for_are_read(tmp_path):
         CheckpointLoader.load_checkpoint(str(tmp_path), logger="silent")
 
 
-def test_the_plan_names_what_a_folder_gives(tmp_path):
+def test_the_plan_names_the_tensors_of_a_folder(tmp_path):
     trained(tmp_path)
     plan = fastinit.plan(Model(), dict(type="Pretrained", checkpoint=tmp_path, prefix="model"))
     assert {row["parameter"] for row in json.loads(plan.to_json())["rows"]} >= {"first.weight", "norm.running_mean"}

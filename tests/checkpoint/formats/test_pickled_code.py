@@ -25,7 +25,7 @@ class Settings:
         self.lr = 0.1
 
 
-def test_a_pickle_that_wants_more_is_refused_with_all_the_names_it_wanted(tmp_path, capsys):
+def test_a_pickle_with_code_is_refused_with_all_the_names_it_uses(tmp_path, capsys):
     content = {"a": torch.ones(1), "x": Evil(), "y": Settings(), "z": np.random.RandomState(0)}
     for zipped in (True, False):
         torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=zipped)
@@ -42,7 +42,9 @@ def test_types_can_be_allowed_by_class_and_by_name(tmp_path):
     torch.save({"a": torch.ones(1), "y": Settings()}, tmp_path / "c.pth")
     for allow in ((Settings,), (f"{Settings.__module__}.Settings",)):
         found = read(tmp_path / "c.pth", Reading(allow=allow))
-        assert type(found["y"]) is Settings and found["y"].lr == 0.1 and isinstance(found["a"], StoredTensor)
+        assert type(found["y"]) is Settings
+        assert found["y"].lr == 0.1
+        assert isinstance(found["a"], StoredTensor)
     with pytest.raises(ValueError, match=r"allow='no.such.thing' cannot be imported"):
         Reading(allow=("no.such.thing",))
     with pytest.raises(TypeError, match="allow must hold classes"):
@@ -50,13 +52,13 @@ def test_types_can_be_allowed_by_class_and_by_name(tmp_path):
 
 
 @needs.mark(needs.torch_from(2, 5))  # which has a list of safe types
-def test_types_that_torch_was_told_are_safe_are_allowed(tmp_path):
+def test_types_registered_as_safe_with_torch_are_allowed(tmp_path):
     torch.save({"y": Settings()}, tmp_path / "c.pth")
     with torch.serialization.safe_globals([Settings]):
         assert type(read(tmp_path / "c.pth", Reading())["y"]) is Settings
 
 
-def test_code_is_only_run_on_demand(tmp_path, capsys):
+def test_code_runs_only_with_weights_only_false(tmp_path, capsys):
     torch.save({"a": torch.ones(1), "x": Evil()}, tmp_path / "c.pth")
     assert read(tmp_path / "c.pth", Reading(weights_only=False))["a"].item() == 1
     assert "code of the file was run" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from fastinit.checkpoint.formats.by_content import Reading, read
 pytestmark = needs_linux
 
 
-def test_classes_that_torch_was_told_are_safe_are_not_changed(tmp_path):
+def test_classes_registered_as_safe_with_torch_are_not_changed(tmp_path):
     from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
     state = g(DTensorSpec.__module__, "DTensorSpec") + b"N}" + text("hostile") + b"K\x01s\x86b"
@@ -52,7 +52,9 @@ def test_an_allowed_class_gets_no_attributes_but_its_own(tmp_path, state):
 
 
 @pytest.mark.parametrize(
-    "damage", [None, 3, [], {"": None}, {"": {"version": "2"}}, {"": 3}, {3: {"version": 1}}, {"": {"version": []}}]
+    "damage",
+    [None, 3, [], {"": None}, {"": {"version": "2"}}, {"": 3}, {3: {"version": 1}}, {"": {"version": []}}],
+    ids=repr,
 )
 def test_damaged_metadata_of_a_state_dict_are_refused_before_anything_is_written(tmp_path, damage):
     def made():
@@ -68,7 +70,7 @@ def test_damaged_metadata_of_a_state_dict_are_refused_before_anything_is_written
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_metadata_that_are_damaged_after_they_were_set_are_seen(tmp_path):
+def test_metadata_damaged_after_they_were_set_are_detected(tmp_path):
     metadata = b"}q\x07"
     content = NO_HOOKS + b"q\x05}" + text("_metadata") + metadata + b"sb0h\x07" + text("") + b"Ns0h\x05"
     write(tmp_path / "c.pth", pickled(content), "zip")
@@ -83,7 +85,7 @@ class AllowedOpen:
         return "its own"
 
 
-def test_slots_of_an_allowed_class_are_those_it_declares(tmp_path):
+def test_an_allowed_class_has_only_the_slots_it_declares(tmp_path):
     made = g(AllowedOpen.__module__, "AllowedOpen") + b")\x81"
     write(tmp_path / "c.pth", pickled(made + b"N}" + text("method") + b"K\x01s\x86b"), "zip")
     with pytest.raises(RuntimeError, match="a AllowedOpen has no slots a dict"):

@@ -73,7 +73,7 @@ def test_a_hostile_pickle_is_refused_at_little_cost_and_changes_nothing(tmp_path
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if not name.startswith("sparse")])
-def test_no_tensor_is_read_for_what_a_pickle_does_with_it(tmp_path, monkeypatch, name):
+def test_pickle_operations_never_read_a_tensors_values(tmp_path, monkeypatch, name):
     """Neither compared, nor counted, nor printed; in old files, it is not known yet where a tensor is."""
 
     def read_it(*_):
@@ -90,10 +90,12 @@ def test_no_tensor_is_read_for_what_a_pickle_does_with_it(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize("put", [b"r" + struct.pack("<I", 10**8), b"r\xff\xff\xff\xff", b"p99999999999999\n"])
-def test_the_memo_takes_memory_for_what_is_in_it_only(tmp_path, put, form):
+def test_the_memo_takes_memory_only_for_its_entries(tmp_path, put, form):
     write(tmp_path / "c.pth", pickled(b"]" + put), form)
     cost = run_limited(lambda: CheckpointLoader.load_checkpoint(tmp_path / "c.pth", logger="silent"))
-    assert cost.result == [] and cost.peak_bytes < 10 << 20 and cost.cpu_s < MOST_CPU_S
+    assert cost.result == []
+    assert cost.peak_bytes < 10 << 20
+    assert cost.cpu_s < MOST_CPU_S
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -131,7 +133,7 @@ def test_a_deep_nest_is_read_and_freed(tmp_path, content, form):
 
 
 @pytest.mark.parametrize("kind", ["deque", "defaultdict"])
-def test_what_is_freed_by_recursion_is_a_stub_below_a_thousand(tmp_path, kind):
+def test_containers_freed_by_recursion_become_stubs_below_depth_1000(tmp_path, kind):
     one = b"h\x01)R"
     close = b"a" if kind == "deque" else b"s"
     between = b"" if kind == "deque" else b"K\x00"
@@ -152,7 +154,8 @@ def test_the_names_of_hostile_files_are_printed_escaped(tmp_path):
     write(tmp_path / "c.pth", pickled(b"}" + text("a") + g("x\x1b[2J", "y" * 500) + b"s"), "zip")
     with pytest.raises(RuntimeError) as caught:
         CheckpointLoader.load_checkpoint(tmp_path / "c.pth", logger="silent")
-    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 1000
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_file_that_is_cut_within_its_pickle_is_refused(tmp_path):

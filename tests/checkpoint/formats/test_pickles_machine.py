@@ -61,7 +61,7 @@ def same(ours, theirs):
 
 @settings(max_examples=400, deadline=None)
 @given(st.recursive(scalars, containers, max_leaves=25), st.integers(0, pickle.HIGHEST_PROTOCOL), st.booleans())
-def test_what_pickle_writes_comes_back(value, protocol, is_optimized):
+def test_pickles_round_trip(value, protocol, is_optimized):
     data = pickle.dumps([value, value], protocol)
     data = pickletools.optimize(data) if is_optimized else data
     found, end = load(b"xyz" + data + b"more", 3)
@@ -72,7 +72,7 @@ def test_what_pickle_writes_comes_back(value, protocol, is_optimized):
 
 @settings(max_examples=200, deadline=None)
 @given(st.recursive(scalars, containers, max_leaves=15), st.integers(0, pickle.HIGHEST_PROTOCOL), st.data())
-def test_every_beginning_of_a_pickle_is_told_to_be_cut(value, protocol, data):
+def test_every_prefix_of_a_pickle_is_reported_as_truncated(value, protocol, data):
     written = pickle.dumps(value, protocol)
     with pytest.raises(TruncatedError):
         load(written[: data.draw(st.integers(0, len(written) - 1))])
@@ -80,7 +80,7 @@ def test_every_beginning_of_a_pickle_is_told_to_be_cut(value, protocol, data):
 
 @settings(max_examples=1500, deadline=None)
 @given(st.recursive(scalars, containers, max_leaves=8), st.integers(0, pickle.HIGHEST_PROTOCOL), st.data())
-def test_damage_gives_an_error_or_a_value_and_nothing_else(value, protocol, data):
+def test_damage_gives_an_error_or_a_value(value, protocol, data):
     written = bytearray(pickle.dumps(value, protocol))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(written) - 1))
@@ -117,7 +117,7 @@ def test_old_opcodes_are_understood():
         assert found == expected and type(found) is type(expected) and end == len(data)
 
 
-def test_only_data_that_name_nothing_ask_for_no_name():
+def test_plain_data_looks_up_no_name():
     data = pickle.dumps({"a": [1, (2.5, b"x", {3})]}, 4)
     assert pickles.load(data, find_nothing, refusal=REFUSAL)[0] == {"a": [1, (2.5, b"x", {3})]}
 
@@ -174,7 +174,7 @@ def test_records_are_made_by_what_find_returns_and_filled_by_their_kind():
         assert found == content and found[Index("a", 1)].offset == 3
 
 
-def test_records_are_not_more_than_their_kind_says():
+def test_records_accept_only_what_their_kind_declares():
     name = f"c{__name__}\nPiece\n".encode()
     with pytest.raises(PickleError, match="a Piece has the state a dict"):
         pickles.load(name + b")\x81}X\x01\x00\x00\x00zK\x01sb.", find_records, refusal=REFUSAL, kinds=RECORDS)
@@ -189,7 +189,7 @@ def test_records_are_not_more_than_their_kind_says():
             pickles.load(name + opcodes, find_records, refusal=REFUSAL, kinds=RECORDS)
 
 
-def test_a_record_is_a_key_only_if_its_kind_says_so():
+def test_a_record_is_hashable_only_if_its_kind_says_so():
     data = f"c{__name__}\nPiece\n".encode() + b")\x81q\x000}h\x00Ns."
     found, _ = pickles.load(data, find_records, refusal=REFUSAL, kinds=RECORDS)
     assert [repr(key) for key in found] == ["<a key: a Piece, not loaded>"]
@@ -202,12 +202,12 @@ def test_constants_stand_for_names_and_cannot_be_called():
         pickles.load(name + b")R.", find_records, refusal=REFUSAL)
 
 
-def test_what_a_foreign_name_makes_is_foreign_whatever_is_done_to_it():
+def test_objects_made_by_foreign_names_stay_foreign():
     data = b"cos\nsystem\n(X\x02\x00\x00\x00idtRq\x00}bK\x01a(K\x01K\x02u)R."
     assert repr(pickles.load(data, find_records, refusal=REFUSAL)[0]) == "<os.system, not loaded>"
 
 
-def test_memory_that_is_not_in_the_pickle_is_paid_for():
+def test_copies_of_shared_data_count_against_the_size_of_the_pickle():
     n = 10_000
     numbers = b"](" + b"K\x01" * n + b"eq\x00"
     once = numbers + b"0c__builtin__\nset\nh\x00\x85R."
@@ -216,7 +216,7 @@ def test_memory_that_is_not_in_the_pickle_is_paid_for():
         load(numbers + b"0c__builtin__\nset\nq\x01" + b"0h\x01h\x00\x85R" * 20 + b".")
 
 
-def test_colliding_keys_are_counted_whether_numbers_or_tuples_of_them():
+def test_colliding_keys_are_counted_as_numbers_and_in_tuples():
     few, many = ((b"}(" + b"".join(_number((2**61 - 1) * i) + b"N" for i in range(n)) + b"u.") for n in (16, 40))
     assert len(load(few)[0]) == 16
     with pytest.raises(PickleError, match="chosen to collide"):
@@ -230,7 +230,7 @@ def _number(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def test_the_errors_tell_where():
+def test_errors_say_where():
     with pytest.raises(PickleError, match=r"damaged at byte 4: there is nothing on its stack"):
         load(b"\x80\x02N0R.")
     with pytest.raises(PickleError, match=r"damaged at byte 2: it refers to what it has not named"):
@@ -258,7 +258,7 @@ def test_the_errors_tell_where():
         (torch.float32, "torch.float32"),
     ],
 )
-def test_what_came_from_a_file_is_shown_short_and_escaped(value, text):
+def test_values_from_a_file_are_shown_short_and_escaped(value, text):
     assert shown(value) == text and shown(Foreign("os.system", REFUSAL)) == "<os.system, not loaded>"
 
 
@@ -284,7 +284,9 @@ def test_metadata_of_many_state_dicts_are_checked_once():
 
 
 @pytest.mark.parametrize(
-    "data", [b"L" + b"9" * 5_000 + b"L\n.", b"c" + b"a" * 1_001 + b"\nb\n.", b"]p" + b"1" * 5_000 + b"\n."]
+    "data",
+    [b"L" + b"9" * 5_000 + b"L\n.", b"c" + b"a" * 1_001 + b"\nb\n.", b"]p" + b"1" * 5_000 + b"\n."],
+    ids=["number", "name", "memo"],
 )
 def test_a_line_is_no_longer_than_a_number_or_a_name(data):
     """Whatever limit this Python itself has for the digits of a number."""

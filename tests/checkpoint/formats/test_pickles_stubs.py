@@ -125,7 +125,7 @@ def loaded(path):
 
 @FORMS
 @pytest.mark.parametrize("name", PLAIN)
-def test_plain_things_come_back_as_they_were(tmp_path, name, zipped, protocol):
+def test_plain_values_round_trip(tmp_path, name, zipped, protocol):
     value = PLAIN[name]
     path = save({"x": value, "again": [value]}, tmp_path / "c.pth", zipped, protocol)
     found = loaded(path)
@@ -144,7 +144,7 @@ def test_plain_things_come_back_as_they_were(tmp_path, name, zipped, protocol):
 
 
 @FORMS
-def test_a_path_comes_back_as_one_that_knows_no_file_system(tmp_path, zipped, protocol):
+def test_a_path_is_read_as_a_pure_path(tmp_path, zipped, protocol):
     found = loaded(save({"x": Path("/data/run 1")}, tmp_path / "c.pth", zipped, protocol))["x"]
     assert found == PurePosixPath("/data/run 1") and not hasattr(found, "exists")
 
@@ -240,7 +240,7 @@ def stub_of(tmp_path):
     }.items(),
     ids=lambda each: each[0],
 )
-def test_any_use_of_a_stub_is_refused_with_what_to_do(tmp_path, use):
+def test_any_use_of_a_stub_raises_with_what_to_do(tmp_path, use):
     with pytest.raises(
         RuntimeError,
         match=r"c\.pth: the file holds more than tensors .* it asks for fractions\.Fraction.*allow=\['fractions\.Fraction'\]",
@@ -263,7 +263,7 @@ def test_a_weight_that_is_a_stub_is_refused_where_the_model_takes_it(tmp_path):
     assert torch.equal(made.weight, before)
 
 
-def test_a_part_of_a_file_is_loaded_whatever_the_rest_is(tmp_path):
+def test_part_of_a_file_loads_despite_foreign_objects_elsewhere(tmp_path):
     content = {"net.weight": torch.ones(2), "net.ratio": 3, "other": Fraction(1, 3)}
     path = save(content, tmp_path / "c.pth")
     found = _load_checkpoint_with_prefix("net", path)
@@ -273,7 +273,7 @@ def test_a_part_of_a_file_is_loaded_whatever_the_rest_is(tmp_path):
         _load_checkpoint_with_prefix("net", path)
 
 
-def test_a_file_that_is_foreign_altogether_is_refused(tmp_path):
+def test_a_file_of_foreign_objects_only_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match=r"asks for torch\.nn\.modules\.linear\.Linear"):
         read(save(nn.Linear(2, 2), tmp_path / "c.pth"), Reading())
     with pytest.raises(RuntimeError, match="asks for .*MyDict"):
@@ -307,7 +307,7 @@ def test_python_2s_files_are_read(tmp_path):
     assert found == {"a": "é", "b": b"\xff\x00", "c": {1}, "d": OrderedDict(k=7), "e": range(3)}
 
 
-def test_what_the_user_allows_comes_before_what_we_would_make_of_it(tmp_path):
+def test_allowed_types_take_precedence_over_built_in_stand_ins(tmp_path):
     path = save({"x": Path("a"), "y": {1, 2}}, tmp_path / "c.pth")
     assert type(read(path, Reading(allow=(type(Path()),)))["x"]) is type(Path())
 

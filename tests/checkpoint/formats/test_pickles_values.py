@@ -105,7 +105,7 @@ with warnings.catch_warnings():
 
 @FORMS
 @pytest.mark.parametrize("name", SPECIAL)
-def test_a_special_tensor_is_what_torch_loads(tmp_path, name, zipped):
+def test_special_tensors_match_torch_load(tmp_path, name, zipped):
     path = save({"plain": torch.arange(3.0), "x": SPECIAL[name]}, tmp_path / "c.pth", zipped)
     same(loaded(path)["x"], torch.load(path, weights_only=True)["x"])
     lazily = read(path, Reading())["x"]
@@ -118,7 +118,7 @@ def test_a_special_tensor_is_what_torch_loads(tmp_path, name, zipped):
 @FORMS
 @pytest.mark.parametrize("options", [dict(access="map"), dict(access="read"), dict(assign=True), dict(strict=True)])
 @pytest.mark.parametrize("name", [name for name in SPECIAL if "conj" in name or name == "neg"])
-def test_conjugated_and_negated_tensors_come_into_models_with_their_values(tmp_path, name, options, zipped):
+def test_conjugated_and_negated_tensors_load_with_their_values(tmp_path, name, options, zipped):
     value = SPECIAL[name].detach()
     path = save({"x": value, "y": value.resolve_conj().resolve_neg().clone()}, tmp_path / "c.pth", zipped)
     for load in (
@@ -218,7 +218,7 @@ def test_attributes_of_parameters_and_tensors_come_back(tmp_path, zipped):
     assert not found["p"].requires_grad and vars(found["b"]) == {}
 
 
-def test_an_attribute_that_is_more_than_flat_data_is_a_stub(tmp_path):
+def test_an_attribute_of_nested_data_is_a_stub(tmp_path):
     parameter = nn.Parameter(torch.ones(2))
     parameter.nested, parameter.loader = [[1]], print
     found = read(save({"p": parameter}, tmp_path / "c.pth"), Reading())["p"] + 0

@@ -36,7 +36,8 @@ def test_a_sharded_checkpoint_is_read_by_its_index_or_its_folder(tmp_path, endin
     index, state, _ = shard(tmp_path, ending=ending)
     for path in (index, tmp_path):
         found = everything_of(path)
-        assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], state[key]) for key in state)
 
 
 def test_only_the_shards_that_are_needed_are_opened(tmp_path):
@@ -46,7 +47,8 @@ def test_only_the_shards_that_are_needed_are_opened(tmp_path):
     made = nn.ModuleDict({"0": nn.Linear(4, 4), "3": nn.Linear(4, 4)})  # both in the first shard
     made["0"].bias = made["3"].bias = None
     report = fastinit.initialize(made["3"], dict(type="Pretrained", checkpoint=str(index), prefix="block.3"))
-    assert (made["3"].weight == 3).all() and report.checkpoints[0].result.copied == ("weight",)
+    assert (made["3"].weight == 3).all()
+    assert report.checkpoints[0].result.copied == ("weight",)
     with pytest.raises(
         FileNotFoundError,
         match=r"model-00003-of-00003.safetensors can not be found, which .*index.json names for 1 keys: block.2.weight",
@@ -100,11 +102,12 @@ def test_a_folder_is_searched_for_usual_names_and_else_must_hold_one_file(tmp_pa
     assert everything_of(tmp_path)["a"].item() == 2
 
 
-def test_names_in_a_folder_are_what_the_hub_writes():
+def test_names_in_a_folder_are_those_of_the_hub():
     assert readers.chosen_name(["README.md", "pytorch_model.bin", "model.safetensors"]) == "model.safetensors"
     assert (
         readers.chosen_name(["model.safetensors.index.json", "model-1.safetensors", "x.bin"])
         == "model.safetensors.index.json"
     )
     assert readers.chosen_name(["a.txt", "weights.pt"]) == "weights.pt"
-    assert readers.chosen_name(["a.pt", "b.pt"]) is None and readers.chosen_name([]) is None
+    assert readers.chosen_name(["a.pt", "b.pt"]) is None
+    assert readers.chosen_name([]) is None

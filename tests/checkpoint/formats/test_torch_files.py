@@ -50,7 +50,9 @@ def same(ours, theirs):
     """Equal values, types, layouts; tensors bit for bit."""
     assert type(ours) is type(theirs)
     if isinstance(theirs, torch.Tensor):
-        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape and ours.stride() == theirs.stride()
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        assert ours.stride() == theirs.stride()
         assert ours.requires_grad == theirs.requires_grad
         assert torch.equal(
             ours.float() if ours.dtype.itemsize == 1 else ours, theirs.float() if ours.dtype.itemsize == 1 else theirs
@@ -64,7 +66,8 @@ def same(ours, theirs):
         for a, b in zip(ours, theirs):
             same(a, b)
     elif isinstance(theirs, np.ndarray):
-        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
     else:
         assert ours == theirs
 
@@ -90,7 +93,7 @@ META = {
 @pytest.mark.parametrize("access", ["map", "read"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path, zipped, protocol, access):
+def test_files_of_torch_save_read_as_torch_reads_them(tmp_path, zipped, protocol, access):
     content = {"state_dict": state_of_all_kinds(), "meta": META}
     if not zipped:  # what old torch did not know
         content["state_dict"] = {k: v for k, v in content["state_dict"].items() if v.dtype not in FLOAT8}
@@ -104,7 +107,7 @@ def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path, zipped, protocol, 
 
 
 @pytest.mark.parametrize("access", ["map", "read"])
-def test_what_safetensors_saves_is_read_as_safetensors_reads_it(tmp_path, access):
+def test_files_of_safetensors_read_as_safetensors_reads_them(tmp_path, access):
     state = {key: value.contiguous().clone() for key, value in state_of_all_kinds().items()}
     safetensors.save_file(state, tmp_path / "c.safetensors", metadata={"format": "pt"})
     found = everything_of(tmp_path / "c.safetensors", access=access)
@@ -118,11 +121,21 @@ def test_tensors_stay_in_the_file_until_they_are_used(tmp_path):
     torch.save({"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}, tmp_path / "c.pth")
     tree = read(tmp_path / "c.pth", Reading())
     a = tree["a"]
-    assert isinstance(a, StoredTensor) and a.shape == (2, 3) and a.dtype == torch.float32 and a.numel() == 6
-    assert a.device.type == "cpu" and not a.is_meta and a.is_floating_point() and len(a) == 2 and a.tensor is None
-    assert (a + 1).tolist() == [[1, 2, 3], [4, 5, 6]] and type(a + 1) is torch.Tensor
+    assert isinstance(a, StoredTensor)
+    assert a.shape == (2, 3)
+    assert a.dtype == torch.float32
+    assert a.numel() == 6
+    assert a.device.type == "cpu"
+    assert not a.is_meta
+    assert a.is_floating_point()
+    assert len(a) == 2
+    assert a.tensor is None
+    assert (a + 1).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert type(a + 1) is torch.Tensor
     a.mul_(2)  # in memory from now on, and only there
-    assert a.sum() == 30 and torch.cat([a, a]).shape == (4, 3) and tree["b"].tensor is None
+    assert a.sum() == 30
+    assert torch.cat([a, a]).shape == (4, 3)
+    assert tree["b"].tensor is None
     torch.save(a, tmp_path / "d.pth")
     assert torch.load(tmp_path / "d.pth").tolist() == [[0, 2, 4], [6, 8, 10]]
     assert read(tmp_path / "c.pth", Reading())["a"].sum() == 15
@@ -137,7 +150,9 @@ def test_a_history_buffer_of_mmengine_is_read_without_running_it(tmp_path):
     history = HistoryBuffer([1.0, 2.0, 3.0], [1, 1, 2], max_length=10)
     torch.save({"state_dict": {"weight": torch.ones(1)}, "message_hub": {"loss": history}}, tmp_path / "c.pth")
     found = CheckpointLoader.load_checkpoint(tmp_path / "c.pth", logger="silent")["message_hub"]["loss"]
-    assert type(found) is HistoryBuffer and found.mean() == history.mean() and found.max() == 3
+    assert type(found) is HistoryBuffer
+    assert found.mean() == history.mean()
+    assert found.max() == 3
     # where mmengine has not been imported, its attributes are there
     code = (
         "import sys, torch; from pathlib import Path; from fastinit.checkpoint.formats.by_content import Reading, read\n"
@@ -154,7 +169,8 @@ def test_command_line_arguments_are_read(tmp_path):
         {"model": {"weight": torch.ones(1)}, "args": argparse.Namespace(lr=0.1, layers=[1, 2])}, tmp_path / "c.pth"
     )
     found = everything_of(tmp_path / "c.pth")["args"]
-    assert isinstance(found, argparse.Namespace) and (found.lr, found.layers) == (0.1, [1, 2])
+    assert isinstance(found, argparse.Namespace)
+    assert (found.lr, found.layers) == (0.1, [1, 2])
 
 
 def test_a_sparse_tensor_leaves_the_others_in_the_file(tmp_path):
@@ -162,7 +178,8 @@ def test_a_sparse_tensor_leaves_the_others_in_the_file(tmp_path):
     torch.save(state, tmp_path / "c.pth")
     found = read(tmp_path / "c.pth", Reading())
     assert torch.equal(found["sparse"].to_dense(), torch.eye(3))
-    assert isinstance(found["dense"], StoredTensor) and found["dense"].tensor is None
+    assert isinstance(found["dense"], StoredTensor)
+    assert found["dense"].tensor is None
 
 
 def test_deep_and_circular_containers_are_read(tmp_path):
@@ -174,7 +191,8 @@ def test_deep_and_circular_containers_are_read(tmp_path):
     finally:
         sys.setrecursionlimit(1000)
     found = everything_of(tmp_path / "c.pth")
-    assert found["self"] is found and found["a"].item() == 1
+    assert found["self"] is found
+    assert found["a"].item() == 1
     pickled = b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b"."
     write_zip(tmp_path / "deep.pth", pickled)
     assert isinstance(everything_of(tmp_path / "deep.pth"), list)
@@ -183,12 +201,12 @@ def test_deep_and_circular_containers_are_read(tmp_path):
 @pytest.mark.parametrize(
     "where", ["cpu", torch.device("cpu"), {"cuda:0": "cpu"}, None, lambda storage, location: storage]
 )
-def test_map_location_takes_what_torch_takes(tmp_path, where):
+def test_map_location_accepts_the_forms_of_torch(tmp_path, where):
     torch.save({"a": torch.arange(3.0)}, tmp_path / "c.pth")
     assert everything_of(tmp_path / "c.pth", map_location=where)["a"].tolist() == [0, 1, 2]
 
 
-def test_what_was_saved_on_a_gpu_comes_to_the_cpu(tmp_path):
+def test_tensors_saved_on_a_gpu_load_on_the_cpu(tmp_path):
     torch.save({"a": torch.arange(3.0)}, tmp_path / "c.pth")
     with zipfile.ZipFile(tmp_path / "c.pth") as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -208,5 +226,6 @@ def test_pairs_of_float4_are_read_as_safetensors_reads_them(tmp_path):
     value = torch.arange(8, dtype=torch.uint8).view(2, 4).view(torch.float4_e2m1fn_x2)
     safetensors.save_file({"a": value, "b": torch.ones(2)}, tmp_path / "c.safetensors")
     found, expected = everything_of(tmp_path / "c.safetensors"), safetensors.load_file(tmp_path / "c.safetensors")
-    assert found["a"].dtype == expected["a"].dtype and found["a"].shape == expected["a"].shape == (2, 4)
+    assert found["a"].dtype == expected["a"].dtype
+    assert found["a"].shape == expected["a"].shape == (2, 4)
     assert torch.equal(found["a"].view(torch.uint8), expected["a"].view(torch.uint8))

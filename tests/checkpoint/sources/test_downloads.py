@@ -30,10 +30,11 @@ def test_a_file_is_downloaded_once_into_torch_hubs_cache(server, tmp_path, cache
     # what torch.hub has downloaded is found
     other, other_path = offer(server, tmp_path, {"weight": torch.zeros(200, 300), "bias": torch.zeros(200)}, "other")
     torch.hub.load_state_dict_from_url(other, progress=False)
-    assert (loaded(other).weight == 0).all() and [p for p, _ in server.requests].count(other_path) == 1
+    assert (loaded(other).weight == 0).all()
+    assert [p for p, _ in server.requests].count(other_path) == 1
 
 
-def test_files_of_one_name_and_different_addresses_do_not_meet(server, tmp_path):
+def test_files_of_one_name_from_two_addresses_are_kept_apart(server, tmp_path):
     for folder, value in (("a", 1.0), ("b", 2.0)):
         server.files[f"/{folder}/pytorch_model.bin"] = saved(
             {"weight": torch.full((200, 300), value), "bias": torch.ones(200)}, tmp_path
@@ -42,7 +43,7 @@ def test_files_of_one_name_and_different_addresses_do_not_meet(server, tmp_path)
     assert (loaded(f"{server.url}/b/pytorch_model.bin").weight == 2).all()
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
+def test_an_interrupted_download_resumes_where_it_stopped(server, tmp_path):
     url, path = offer(server, tmp_path)
     server.tricks[path] = ["break", "break"]
     assert (loaded(url).weight == 2).all()
@@ -55,14 +56,15 @@ def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["cannot resume", "no validator"])
-def test_a_broken_download_starts_anew_where_the_server_cannot_resume(server, tmp_path, how):
+def test_an_interrupted_download_restarts_where_the_server_cannot_resume(server, tmp_path, how):
     url, path = offer(server, tmp_path)
     server.tricks[path] = ["break"]
     server.resumes, server.no_validator = how != "cannot resume", how == "no validator"
-    assert (loaded(url).weight == 2).all() and len(server.requests) == 2
+    assert (loaded(url).weight == 2).all()
+    assert len(server.requests) == 2
 
 
-def test_what_a_killed_process_left_is_resumed_by_the_next_one(server, tmp_path, cache, monkeypatch):
+def test_the_next_process_resumes_the_download_of_a_killed_one(server, tmp_path, cache, monkeypatch):
     url, path = offer(server, tmp_path)
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     server.tricks[path] = ["break"]
@@ -71,11 +73,12 @@ def test_what_a_killed_process_left_is_resumed_by_the_next_one(server, tmp_path,
     ):
         loaded(url)
     assert not (cache / path[1:]).exists()
-    assert (loaded(url).weight == 2).all() and server.requests[-1][1] is not None
+    assert (loaded(url).weight == 2).all()
+    assert server.requests[-1][1] is not None
     assert not [p for p in cache.iterdir() if "partial" in p.name]
 
 
-def test_a_file_that_changed_on_the_server_meanwhile_is_not_patched_together(server, tmp_path, monkeypatch):
+def test_a_download_never_mixes_two_versions_of_a_file(server, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     url, path = f"{server.url}/m/model.pth", "/m/model.pth"
     server.files[path] = saved({"weight": torch.zeros(200, 300), "bias": torch.zeros(200)}, tmp_path)
@@ -83,7 +86,8 @@ def test_a_file_that_changed_on_the_server_meanwhile_is_not_patched_together(ser
     with pytest.raises(RuntimeError, match="the connection ended"):
         loaded(url)
     server.files[path] = saved({"weight": torch.ones(200, 300), "bias": torch.ones(200)}, tmp_path)
-    assert (loaded(url).weight == 1).all() and server.requests[-1][1] is not None
+    assert (loaded(url).weight == 1).all()
+    assert server.requests[-1][1] is not None
     # shorter than what we have: the server refuses the range
     monkeypatch.setattr(downloads, "ATTEMPTS", 2)
     url, path = f"{server.url}/n/model.pth", "/n/model.pth"
@@ -106,7 +110,8 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(server, tmp_path, cache):
         RuntimeError, match=rf"init_cfg: {url}: the file's SHA-256 is .*begins with {path[-12:-4]}. Nothing was kept"
     ):
         fastinit.initialize(made, dict(type="Pretrained", checkpoint=url))
-    assert torch.equal(made.weight, before) and not [p for p in cache.iterdir() if not p.name.endswith(".lock")]
+    assert torch.equal(made.weight, before)
+    assert not [p for p in cache.iterdir() if not p.name.endswith(".lock")]
 
 
 def test_dates_at_the_end_of_a_name_are_no_hashes():
@@ -127,7 +132,7 @@ def test_dates_at_the_end_of_a_name_are_no_hashes():
 
 
 @pytest.mark.parametrize("code", [404, 403, 410])
-def test_an_answer_that_will_not_change_is_told_at_once(server, tmp_path, code):
+def test_permanent_http_errors_are_raised_at_once(server, tmp_path, code):
     url, path = offer(server, tmp_path)
     server.tricks[path] = [code] * 9
     with pytest.raises(RuntimeError, match=rf"init_cfg: {url}: the server answers {code}"):
@@ -136,13 +141,14 @@ def test_an_answer_that_will_not_change_is_told_at_once(server, tmp_path, code):
 
 
 @pytest.mark.parametrize("trick", [503, 429, "slow", "redirect"])
-def test_busy_slow_and_redirecting_servers_are_borne_with(server, tmp_path, trick):
+def test_busy_slow_and_redirecting_servers_are_retried(server, tmp_path, trick):
     url, path = offer(server, tmp_path)
     server.tricks[path] = [trick]
-    assert (loaded(url).weight == 2).all() and len(server.requests) == 2
+    assert (loaded(url).weight == 2).all()
+    assert len(server.requests) == 2
 
 
-def test_a_server_that_is_not_there_is_told_after_some_attempts(server, tmp_path):
+def test_an_unreachable_server_is_an_error_after_some_attempts(server, tmp_path):
     url, _ = offer(server, tmp_path)
     server.shutdown()
     server.server_close()
@@ -152,12 +158,13 @@ def test_a_server_that_is_not_there_is_told_after_some_attempts(server, tmp_path
         loaded("http://no-such-host.invalid/x-01234567.pth")
 
 
-def test_of_many_that_want_a_file_one_downloads_it(server, tmp_path, cache):
+def test_concurrent_requests_download_a_file_once(server, tmp_path, cache):
     url, path = offer(server, tmp_path)
     server.tricks[path] = ["break"]
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(loaded, [url] * 8))
-    assert all((each.weight == 2).all() for each in made) and len(server.requests) == 2
+    assert all((each.weight == 2).all() for each in made)
+    assert len(server.requests) == 2
     # and processes
     other, other_path = offer(server, tmp_path, {"weight": torch.zeros(2)}, "other")
     code = f"import fastinit; print(fastinit.checkpoint.load_from_http({other!r})['weight'].tolist())"
@@ -175,7 +182,8 @@ def test_a_plan_downloads_nothing_and_says_so(server, tmp_path):
     assert json.loads(plan.to_json())["rows"][2]["values"] == {"kind": "copy", "checkpoint": url, "key": None}
     fastinit.initialize(made, dict(type="Pretrained", checkpoint=url))
     rows = fastinit.plan(made, dict(type="Pretrained", checkpoint=url)).rows
-    assert [row.parameter for row in rows] == ["weight", "bias"] and len(server.requests) == 1
+    assert [row.parameter for row in rows] == ["weight", "bias"]
+    assert len(server.requests) == 1
 
 
 def test_a_meta_model_is_materialized_from_the_web(server, tmp_path):
@@ -183,7 +191,8 @@ def test_a_meta_model_is_materialized_from_the_web(server, tmp_path):
     with torch.device("meta"):
         made = nn.Linear(300, 200)
     report = fastinit.materialize(made, dict(type="Pretrained", checkpoint=url))
-    assert (made.weight == 2).all() and report.unreached == ()
+    assert (made.weight == 2).all()
+    assert report.unreached == ()
 
 
 def test_a_checkpoint_is_downloaded_before_anything_is_written(server, tmp_path):

@@ -87,7 +87,7 @@ def test_hosts_of_other_scripts_are_sent_as_idna():
     ],
     ids=ascii,
 )
-def test_what_cannot_be_an_address_is_told_at_once_and_without_a_password(monkeypatch, rest, why):
+def test_malformed_addresses_are_refused_at_once_without_showing_a_password(monkeypatch, rest, why):
     monkeypatch.setattr(downloads.time, "sleep", None)
     for url in (f"http://{rest}", f"https://user:{SECRET}@{rest}"):
         for call in (loaded, lambda url: fastinit.plan(nn.Linear(2, 2), dict(type="Pretrained", checkpoint=url))):
@@ -187,7 +187,7 @@ def test_credentials_of_other_file_systems_are_not_printed(caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_followed_with_what_was_asked_for(status):
+def test_redirects_follow_absolute_and_relative_locations(status):
     with serving(whole(GOOD)) as other:
         with serving(answer(b"", status, Location=f"{other.url}/d.pth?x=1")) as server:
             assert loaded(server.url + "/c.pth") == [1.0] and other.requests[0].path == "/d.pth?x=1"
@@ -218,7 +218,7 @@ def test_a_redirect_from_https_to_http_is_refused():
 
 
 @pytest.mark.parametrize("location", ["http://a..b/c.pth", "http://h:x/c.pth", "/a\x01b"])
-def test_a_redirect_to_what_is_no_address_is_told(location):
+def test_a_redirect_to_a_malformed_address_is_an_error(location):
     with serving(answer(b"", 302, Location=location)) as server:
         with pytest.raises(RuntimeError, match="the server redirects, but the address"):
             loaded(server.url + "/c.pth")
@@ -266,7 +266,7 @@ def test_credentials_stay_with_their_server():
         ("http://h/a", "http://evil/h", False),
     ],
 )
-def test_which_servers_are_the_same(one, two, may):
+def test_servers_that_may_share_credentials_are_told_apart(one, two, may):
     assert Address.of(two).may_send_credentials_of(Address.of(one)) is may
 
 

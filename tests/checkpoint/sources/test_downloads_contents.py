@@ -55,9 +55,21 @@ LOGIN = b"<!DOCTYPE html>\n<html><head><title>Sign in \x1b[31m</title></head><bo
         (answer(safetensors.torch.save({"weight": torch.ones(1, 60_000)})[:-4]), "a part of a safetensors file"),
         (answer(safetensors.torch.save({"weight": torch.ones(1, 60_000)})[:40]), "a part of a safetensors file"),
     ],
-    ids=range(23),
+    ids=[
+        *("web page", "page after a mark", "XML", "page in UTF-16", "JSON", "JSON cut off", "JSON list", "JSON string"),
+        *("text", "Cyrillic text", "LFS pointer", "empty", "empty without a length", "204", "202", "gzip encoding"),
+        *(
+            "brotli encoding",
+            "gzip file",
+            "zeros",
+            "HDF5",
+            "torch file cut off",
+            "safetensors cut off",
+            "header cut off",
+        ),
+    ],
 )
-def test_what_is_no_checkpoint_is_told_at_once_and_the_server_is_asked_again(cache, respond, message):
+def test_an_answer_that_is_not_a_checkpoint_is_refused_and_not_cached(cache, respond, message):
     with serving(respond) as server:
         with pytest.raises(RuntimeError, match=message) as raised:
             loaded(server.url + "/c.pth")
@@ -90,7 +102,7 @@ def test_gigabytes_of_something_else_are_not_downloaded():
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "index"])
-def test_what_readers_take_is_kept(tmp_path, kind):
+def test_files_that_readers_accept_are_cached(tmp_path, kind):
     state = {"weight": torch.ones(2, 2)}
     path = tmp_path / "file"
     if kind == "index":
@@ -102,7 +114,11 @@ def test_what_readers_take_is_kept(tmp_path, kind):
     assert why_no_checkpoint(path.read_bytes()[:512]) is None and why_not_whole(path) is None
 
 
-@pytest.mark.parametrize("table", ["[" * 9000, '{"a": {"data_offsets": [0, "x"]}}', '{"a": 3}', "{}", '{"a": {}}'])
+@pytest.mark.parametrize(
+    "table",
+    ["[" * 9000, '{"a": {"data_offsets": [0, "x"]}}', '{"a": 3}', "{}", '{"a": {}}'],
+    ids=["deep", "odd offset", "number", "empty", "entry without fields"],
+)
 def test_a_strange_table_is_left_to_the_reader(tmp_path, table):
     table = table if table.startswith("{") else '{"a": ' + table
     (tmp_path / "file").write_bytes(len(table).to_bytes(8, "little") + table.encode())
@@ -124,7 +140,7 @@ def test_a_damaged_file_of_the_cache_is_named_with_what_to_do(cache, damage):
         assert loaded(server.url + "/c.pth") == [1.0]
 
 
-def test_a_file_that_asks_for_code_is_not_called_damaged():
+def test_a_file_with_code_is_not_reported_as_damaged():
     class Foreign:
         def __reduce__(self):
             return os.getenv, ("HOME",)
@@ -160,7 +176,7 @@ def test_a_file_of_another_file_system_is_checked_in_the_same_ways(cache, monkey
 # --- disks and folders -----------------------------------------------------------------------------------------------
 
 
-def test_a_disk_without_room_is_known_before_the_download(monkeypatch):
+def test_a_full_disk_is_detected_before_the_download(monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with serving(whole(GOOD)) as server:
@@ -170,7 +186,7 @@ def test_a_disk_without_room_is_known_before_the_download(monkeypatch):
 
 
 @pytest.mark.parametrize(("resumes", "kept"), [(True, "[0-9,]+ bytes are kept"), (False, "Nothing was kept")])
-def test_a_disk_that_fills_up_is_told_and_not_tried_again(cache, monkeypatch, resumes, kept):
+def test_a_disk_that_fills_up_is_an_error_and_not_retried(cache, monkeypatch, resumes, kept):
     write, written = os.write, []
 
     def full(file, block):
@@ -189,7 +205,7 @@ def test_a_disk_that_fills_up_is_told_and_not_tried_again(cache, monkeypatch, re
         assert (server.requests[1].range is not None) == resumes
 
 
-def test_a_limit_of_the_size_of_files_is_told_like_a_full_disk(cache):
+def test_a_file_size_limit_is_reported_like_a_full_disk(cache):
     code = """
 import resource, sys, fastinit.checkpoint as c, torch
 torch.hub.set_dir(sys.argv[2])
@@ -222,7 +238,7 @@ def test_a_cache_that_cannot_be_made_or_written_is_named(tmp_path, monkeypatch, 
             loaded(server.url + "/c.pth")
 
 
-def test_a_name_that_no_disk_takes_is_an_error(tmp_path):
+def test_a_name_too_long_for_the_disk_is_an_error(tmp_path):
     with serving(whole(GOOD)) as server:
         with pytest.raises(RuntimeError, match="File name too long"):
             loaded(f"{server.url}/{'a' * 250}.pth")
@@ -236,7 +252,7 @@ def test_a_file_is_found_in_a_cache_that_cannot_be_written(cache, monkeypatch):
         assert downloads.download(server.url + "/c.pth").is_file()
 
 
-def test_who_waits_for_another_process_says_so(cache, monkeypatch, caplog):
+def test_waiting_for_another_process_is_logged(cache, monkeypatch, caplog):
     import filelock
 
     monkeypatch.setattr(downloads, "QUIET_WAIT_S", 0.01)

@@ -29,13 +29,13 @@ def slept(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-def test_a_busy_server_is_asked_again(slept, status):
+def test_transient_http_errors_are_retried(slept, status):
     with serving(answer(b"no", status), whole(GOOD)) as server:
         assert loaded(server.url + "/c.pth") == [1.0] and len(server.requests) == 2 and len(slept) == 1
 
 
 @pytest.mark.parametrize("status", [300, 304, 400, 401, 402, 403, 404, 405, 406, 410, 416, 418, 451, 501, 505])
-def test_an_answer_that_will_stay_is_not_asked_for_again(cache, slept, status):
+def test_permanent_http_errors_are_not_retried(cache, slept, status):
     with serving(answer(b"no", status)) as server:
         with pytest.raises(RuntimeError, match=rf"/c.pth: the server answers {status} ") as raised:
             loaded(server.url + "/c.pth")
@@ -43,7 +43,7 @@ def test_an_answer_that_will_stay_is_not_asked_for_again(cache, slept, status):
         assert "next call goes on" not in str(raised.value)
 
 
-def test_what_a_server_calls_its_error_is_shown_safely():
+def test_a_servers_reason_phrase_is_shown_escaped():
     def respond(handler):
         handler.wfile.write(b"HTTP/1.0 404 gone\x1b[31m\x07" + b"x" * 5000 + b"\r\n\r\n")
 
@@ -57,19 +57,19 @@ def test_what_a_server_calls_its_error_is_shown_safely():
     ("asked", "waited"),
     [("7", 7), (" 7 ", 7), ("abc", 0.01), ("²", 0.01), ("-5", 0.01), ("1e9", 0.01), ("", 0.01), ("0", 0.01)],
 )
-def test_a_server_says_how_long_to_wait(slept, asked, waited):
+def test_retry_after_in_seconds_is_obeyed(slept, asked, waited):
     with serving(answer(b"", 429, Retry_After=asked), whole(GOOD)) as server:
         assert loaded(server.url + "/c.pth") == [1.0] and slept == [waited]
 
 
-def test_a_server_says_until_when_to_wait(slept):
+def test_retry_after_as_a_date_is_obeyed(slept):
     until = email.utils.formatdate(time.time() + 30, usegmt=True)
     with serving(answer(b"", 503, Retry_After=until), whole(GOOD)) as server:
         assert loaded(server.url + "/c.pth") == [1.0] and 25 < slept[0] <= 30
 
 
 @pytest.mark.parametrize("asked", ["3600", "9" * 18, "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_a_server_that_asks_for_too_much_patience_is_not_waited_for(slept, asked):
+def test_an_excessive_retry_after_is_an_error(slept, asked):
     with serving(answer(b"", 429, Retry_After=asked)) as server:
         with pytest.raises(
             RuntimeError, match="failed 1 times, at last because: the server answers 429 .* and asks to wait"
@@ -96,9 +96,7 @@ def test_a_server_that_asks_for_too_much_patience_is_not_waited_for(slept, asked
     ],
     ids=str,
 )
-def test_of_what_breaks_on_the_way_only_that_is_tried_again_which_can_pass(
-    monkeypatch, slept, error, n_attempts, message
-):
+def test_only_transient_network_errors_are_retried(monkeypatch, slept, error, n_attempts, message):
     n_asked = []
 
     def fail(self, kind, request, **options):
@@ -113,7 +111,7 @@ def test_of_what_breaks_on_the_way_only_that_is_tried_again_which_can_pass(
     assert ("Nothing was kept" in str(raised.value)) == (n_attempts == 5)
 
 
-def test_a_server_without_tls_is_not_asked_again(slept):
+def test_tls_errors_are_not_retried(slept):
     with serving(whole(GOOD)) as server:
         with pytest.raises(RuntimeError, match="does not speak https as this machine does"):
             loaded(server.url.replace("http", "https") + "/c.pth")
@@ -121,7 +119,7 @@ def test_a_server_without_tls_is_not_asked_again(slept):
 
 
 @pytest.mark.parametrize("resumes", [True, False])
-def test_only_a_download_that_goes_on_is_said_to(cache, monkeypatch, resumes):
+def test_only_resumable_downloads_promise_to_resume(cache, monkeypatch, resumes):
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     tag = dict(ETag='"v"') if resumes else {}
     with serving(answer(GOOD, cut=100_000, **tag), whole(GOOD, ETag='"v"')) as server:
@@ -199,7 +197,7 @@ def test_many_small_parts_that_come_slowly_are_a_trickle(hasty):
         loaded(server.url + "/c.pth")
 
 
-def test_a_slow_line_that_brings_enough_is_borne_with(hasty):
+def test_a_slow_but_steady_download_completes(hasty):
     def steady(handler):
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(GOOD)))
@@ -212,7 +210,7 @@ def test_a_slow_line_that_brings_enough_is_borne_with(hasty):
         assert loaded(server.url + "/c.pth") == [1.0] and len(server.requests) == 1
 
 
-def test_a_server_that_keeps_the_connection_open_is_not_waited_for():
+def test_a_connection_kept_open_after_the_last_byte_is_not_waited_for():
     is_over = threading.Event()
 
     def open_end(handler):
@@ -225,7 +223,7 @@ def test_a_server_that_keeps_the_connection_open_is_not_waited_for():
         is_over.set()
 
 
-def test_a_silent_server_is_given_up_by_the_timeout(monkeypatch):
+def test_a_silent_server_times_out(monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(downloads, "ATTEMPTS", 2)
     with serving(lambda handler: time.sleep(1)) as server:
@@ -233,7 +231,7 @@ def test_a_silent_server_is_given_up_by_the_timeout(monkeypatch):
             loaded(server.url + "/c.pth")
 
 
-def test_an_interrupt_leaves_what_can_be_resumed(cache, monkeypatch):
+def test_an_interrupt_leaves_a_resumable_partial_file(cache, monkeypatch):
     write = os.write
 
     def interrupted(file, block):

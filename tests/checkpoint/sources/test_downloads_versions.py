@@ -28,9 +28,9 @@ TODAY = email.utils.formatdate(time.time() - 3_600, usegmt=True)
         (dict(ETag='"v1"'), dict(Last_Modified=YESTERDAY)),
         (dict(ETag='"v1"'), dict(ETag='W/"v1"')),
     ],
-    ids=str,
+    ids=["tag", "date", "tag and later date", "other tag and date", "none", "date for a tag", "weak tag"],
 )
-def test_a_part_that_is_not_known_to_be_of_the_same_version_is_not_appended(first, later):
+def test_a_part_of_an_unverified_version_is_not_appended(first, later):
     def lax(handler):  # goes on whatever If-Range says
         if handler.range is None:
             return answer(NEW, **later)(handler)
@@ -41,7 +41,7 @@ def test_a_part_that_is_not_known_to_be_of_the_same_version_is_not_appended(firs
         assert [request.range for request in server.requests] == [None, CUT, None]
 
 
-@pytest.mark.parametrize("same", [dict(ETag='"v1"'), dict(Last_Modified=YESTERDAY)], ids=str)
+@pytest.mark.parametrize("same", [dict(ETag='"v1"'), dict(Last_Modified=YESTERDAY)], ids=["tag", "date"])
 def test_a_part_of_the_same_version_is_appended(same):
     with serving(answer(OLD, cut=CUT, **same), part(OLD, CUT, **same)) as server:
         assert loaded(server.url + "/c.pth") == [1.0]
@@ -54,7 +54,7 @@ def test_a_part_is_appended_where_last_modified_says_so_and_the_etag_is_missing(
         assert loaded(server.url + "/c.pth") == [1.0] and len(server.requests) == 2
 
 
-def test_a_file_that_was_modified_in_the_second_of_its_answer_is_not_known_by_that():
+def test_last_modified_in_the_second_of_the_answer_is_no_validator():
     def now(handler):
         respond = answer(OLD, cut=CUT if len(server.requests) == 1 else None, Last_Modified=handler.date_time_string())
         return respond(handler)
@@ -98,7 +98,7 @@ def test_parts_shorter_than_asked_for_go_on_until_the_total_is_reached(n_bytes):
         assert loaded(server.url + "/d.pth") == [1.0]
 
 
-def test_parts_by_the_byte_are_given_up(monkeypatch):
+def test_parts_of_single_bytes_are_given_up(monkeypatch):
     from fastinit.checkpoint.sources import transfer
 
     monkeypatch.setattr(transfer, "_MAX_PARTS", 20)
@@ -149,7 +149,7 @@ def test_a_first_answer_that_is_a_part_is_not_kept(cache, respond, message):
     ],
     ids=str,
 )
-def test_a_later_part_that_is_another_than_asked_for_starts_the_download_anew(wrong):
+def test_a_part_of_another_range_restarts_the_download(wrong):
     with serving(answer(OLD, cut=CUT, ETag='"v"'), part(OLD, CUT, ETag='"v"', **wrong), answer(NEW)) as server:
         assert loaded(server.url + "/c.pth") == [2.0] and server.requests[-1].range is None
 
@@ -191,7 +191,7 @@ def test_an_answer_without_length_is_kept_only_if_its_end_is_there(cache, kind):
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "1_000", "+7", "²", "9" * 40, "1e3"])
-def test_a_length_that_is_no_number_is_an_error_and_is_not_tried_again(cache, length):
+def test_a_malformed_content_length_is_an_error_and_not_retried(cache, length):
     respond = answer(OLD, length=False, **{"Content-Length": length})
     with serving(respond) as server:
         with pytest.raises(RuntimeError, match="the server says that the file has .* bytes, which is no number"):
@@ -211,7 +211,7 @@ def test_two_lengths_are_an_error():
         loaded(server.url + "/c.pth")
 
 
-def test_what_is_complete_but_for_its_name_is_not_downloaded_again(cache, monkeypatch):
+def test_a_complete_partial_file_is_renamed_and_not_downloaded_again(cache, monkeypatch):
     with serving(whole(OLD)) as server:
         monkeypatch.setattr(downloads, "_problem_of", lambda *_: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
@@ -222,7 +222,7 @@ def test_what_is_complete_but_for_its_name_is_not_downloaded_again(cache, monkey
 
 
 @pytest.mark.parametrize("step", ["opened", "note"])
-def test_a_process_that_is_killed_when_it_begins_anew_leaves_no_bytes_under_another_version(monkeypatch, step):
+def test_a_process_killed_while_restarting_leaves_no_bytes_of_another_version(monkeypatch, step):
     from fastinit.checkpoint.sources.partial import Partial
 
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
@@ -235,7 +235,7 @@ def test_a_process_that_is_killed_when_it_begins_anew_leaves_no_bytes_under_anot
         assert loaded(server.url + "/c.pth") == [2.0]
 
 
-def test_what_is_there_of_another_address_is_not_continued(cache, monkeypatch):
+def test_a_partial_file_of_another_address_is_not_resumed(cache, monkeypatch):
     import hashlib
 
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
@@ -246,8 +246,12 @@ def test_what_is_there_of_another_address_is_not_continued(cache, monkeypatch):
         assert loaded(second.url + name) == [2.0] and second.requests[0].range is None
 
 
-@pytest.mark.parametrize("note", ["", "[]", "{", '{"etag": 3}', '{"place": null, "total": "x"}', "[" * 100_000])
-def test_a_damaged_note_beside_a_partial_file_starts_the_download_anew(cache, monkeypatch, note):
+@pytest.mark.parametrize(
+    "note",
+    ["", "[]", "{", '{"etag": 3}', '{"place": null, "total": "x"}', "[" * 100_000],
+    ids=["empty", "list", "cut off", "etag of a number", "total of a text", "deep"],
+)
+def test_a_damaged_note_beside_a_partial_file_restarts_the_download(cache, monkeypatch, note):
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     with serving(answer(OLD, cut=CUT, ETag='"v"'), whole(NEW)) as server:
         with pytest.raises(RuntimeError):

@@ -36,9 +36,11 @@ def test_schemes_are_registered_as_in_mmengine(own_schemes):
     CheckpointLoader.register_scheme("my2://", load_from_mine)
     made = nn.Linear(2, 2)
     fastinit.initialize(made, dict(type="Pretrained", checkpoint="mine://x"))
-    assert (made.weight == 1).all() and calls == [("mine://x", "cpu")]
+    assert (made.weight == 1).all()
+    assert calls == [("mine://x", "cpu")]
     assert ours.load_checkpoint(nn.Linear(2, 2), "my2://y", map_location="cpu", logger="silent")["state_dict"]
-    assert fastinit.plan(made, dict(type="Pretrained", checkpoint="my://z")).rows[0].parameter == "" and len(calls) == 2
+    assert fastinit.plan(made, dict(type="Pretrained", checkpoint="my://z")).rows[0].parameter == ""
+    assert len(calls) == 2
     for library in (CheckpointLoader, theirs.CheckpointLoader):
         if library is theirs.CheckpointLoader:
             library.register_scheme("my://", load_from_mine)
@@ -115,7 +117,7 @@ def test_names_of_the_zoos_are_looked_up_and_can_be_overridden(server, tmp_path,
     assert (loaded("open-mmlab://local").weight == 4).all()
 
 
-def test_of_a_classifier_of_mmcls_the_backbone_counts(server, tmp_path, monkeypatch):
+def test_a_classifier_of_mmcls_gives_its_backbone(server, tmp_path, monkeypatch):
     state = {
         "state_dict": {
             "backbone.weight": torch.full((200, 300), 5.0),
@@ -126,7 +128,8 @@ def test_of_a_classifier_of_mmcls_the_backbone_counts(server, tmp_path, monkeypa
     named(server, tmp_path, monkeypatch, "mmcls", "vgg11", state)
     assert (loaded("mmcls://vgg11").weight == 5).all()
     found = ours.load_from_mmcls("mmcls://vgg11")
-    assert list(found) == ["state_dict"] and list(found["state_dict"]) == ["weight", "bias"]
+    assert list(found) == ["state_dict"]
+    assert list(found["state_dict"]) == ["weight", "bias"]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
@@ -170,7 +173,8 @@ def test_a_newer_torchvision_adds_its_names(monkeypatch):
     for name in ("resnet50.imagenet1k_v2", "ResNet50_Weights.IMAGENET1K_V2", "resnet50"):
         with pytest.raises(FileNotFoundError):
             loaded(f"torchvision://{name}")
-    assert asked[:2] == ["https://x/b-01234567.pth"] * 2 and asked[2].endswith("resnet50-0676ba61.pth")
+    assert asked[:2] == ["https://x/b-01234567.pth"] * 2
+    assert asked[2].endswith("resnet50-0676ba61.pth")
 
 
 def test_a_pickle_with_more_than_data_is_refused_from_everywhere(server, tmp_path, capsys):

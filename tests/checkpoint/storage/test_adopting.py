@@ -27,7 +27,8 @@ def test_a_meta_model_adopts_the_files_tensors(tmp_path, access, kind):
         made = net()
     report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c", assign=True, access=access))
     assert_same_tensors(tensors(made), tensors(source))
-    assert made["head"].weight is made["tokens"].weight and report.unreached == ()
+    assert made["head"].weight is made["tokens"].weight
+    assert report.unreached == ()
     assert [p.requires_grad for p in made.parameters()] == [p.requires_grad for p in source.parameters()]
     assert all(type(p) is nn.Parameter for p in made.parameters())
     assert sorted(row.parameter for row in report.rows) == sorted(set(made.state_dict()) - {"head.weight"})
@@ -35,19 +36,21 @@ def test_a_meta_model_adopts_the_files_tensors(tmp_path, access, kind):
     loss = sum(parameter.sum() for parameter in made.parameters() if parameter.requires_grad)
     loss.backward()
     torch.optim.SGD(made.parameters(), 0.1).step()
-    assert not torch.equal(made["conv"].weight, source["conv"].weight) and (tmp_path / "c").read_bytes() == content
+    assert not torch.equal(made["conv"].weight, source["conv"].weight)
+    assert (tmp_path / "c").read_bytes() == content
     torch.save(made["norm"].weight, tmp_path / "one.pth")
     assert (tmp_path / "one.pth").stat().st_size < 5000
 
 
 @needs.mark(needs.LINUX)
-def test_what_is_adopted_is_mapped_and_not_read(tmp_path):
+def test_adopted_tensors_are_mapped_and_not_read(tmp_path):
     torch.save({"weight": torch.ones(1000, 1000), "bias": torch.ones(1000)}, tmp_path / "c.pth")
     with torch.device("meta"):
         made = nn.Linear(1000, 1000)
     ours.load_checkpoint(made, tmp_path / "c.pth", assign=True, logger="silent")
     lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path / "c.pth") in line]
-    assert lines and all(" rw-p " in line for line in lines)
+    assert lines
+    assert all(" rw-p " in line for line in lines)
     del made
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
@@ -57,8 +60,10 @@ def test_adopting_into_a_model_with_memory_gives_it_the_files_dtype(tmp_path):
     made = nn.Linear(2, 2)
     bias = made.bias
     report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth", assign=True))
-    assert made.weight.dtype == torch.bfloat16 and made.bias is bias
-    assert report.checkpoints[0].result.copied == ("weight",) and report.unreached == ("bias",)
+    assert made.weight.dtype == torch.bfloat16
+    assert made.bias is bias
+    assert report.checkpoints[0].result.copied == ("weight",)
+    assert report.unreached == ("bias",)
 
 
 def test_rules_behind_an_adopting_one_write_the_adopted_tensors(tmp_path):
@@ -71,8 +76,10 @@ def test_rules_behind_an_adopting_one_write_the_adopted_tensors(tmp_path):
     ]
     for backend in ("torch", "cpp"):
         report = fastinit.initialize(made, rules, backend=backend, seed=0)
-        assert (made.weight == 1).all() and (made.bias == 5).all()
-        assert report.provenance["bias"] == "ConstantInit: val=5" and "load from" in report.provenance["weight"]
+        assert (made.weight == 1).all()
+        assert (made.bias == 5).all()
+        assert report.provenance["bias"] == "ConstantInit: val=5"
+        assert "load from" in report.provenance["weight"]
 
 
 def test_a_tree_of_base_modules_adopts(tmp_path):
@@ -87,7 +94,8 @@ def test_a_tree_of_base_modules_adopts(tmp_path):
         Part(dict(type="Constant", layer="Linear", val=3)),
     )
     tree.init_weights()
-    assert (tree[0].fc.weight == 1).all() and (tree[1].fc.weight == 3).all()
+    assert (tree[0].fc.weight == 1).all()
+    assert (tree[1].fc.weight == 3).all()
     assert "load from" in tree.last_init_report.provenance["0.fc.weight"]
 
 
@@ -101,7 +109,7 @@ def test_a_copy_into_a_meta_model_is_refused_with_what_to_do(tmp_path):
         fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
 
 
-def test_materialize_and_pretrained_go_together(tmp_path):
+def test_materialize_runs_pretrained(tmp_path):
     source = source_of(net)
     save(source, tmp_path / "c.pth", "zip")
     for assign in (False, True):

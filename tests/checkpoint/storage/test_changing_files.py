@@ -62,4 +62,5 @@ def test_a_file_that_is_replaced_by_another_does_not_disturb_a_load(tmp_path):
     ours.save_checkpoint({"weight": torch.zeros(500, 500)}, path)
     made = nn.Linear(500, 500, bias=False)
     made.weight.data.copy_(state["weight"])
-    assert (made.weight == 1).all() and float(ours._load_checkpoint(path)["weight"].sum()) == 0
+    assert (made.weight == 1).all()
+    assert float(ours._load_checkpoint(path)["weight"].sum()) == 0

@@ -25,9 +25,11 @@ def test_a_model_gets_the_values_of_the_file_bit_for_bit(tmp_path, pieces, acces
     addresses = [p.data_ptr() for p in made.parameters()]
     report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c", access=access, strict=True))
     assert_same_tensors(tensors(made), tensors(source))
-    assert [p.data_ptr() for p in made.parameters()] == addresses and made["head"].weight is made["tokens"].weight
+    assert [p.data_ptr() for p in made.parameters()] == addresses
+    assert made["head"].weight is made["tokens"].weight
     result = report.checkpoints[0].result
-    assert set(result.copied) == set(made.state_dict()) and result.missing == result.unexpected == ()
+    assert set(result.copied) == set(made.state_dict())
+    assert result.missing == result.unexpected == ()
     assert report.unreached == ()
     if kind != "safetensors":
         theirs.load_checkpoint(again, str(tmp_path / "c"), map_location="cpu", logger="silent")
@@ -42,7 +44,8 @@ def test_values_take_the_models_dtype_as_copy_does(tmp_path, pieces, access, int
     torch.save({"a": values}, tmp_path / "c.pth")
     made = nn.ParameterDict({"a": nn.Parameter(torch.zeros(30, 11, dtype=into))})
     fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth", access=access))
-    assert made["a"].dtype == into and torch.equal(made["a"], torch.zeros_like(made["a"]).copy_(values))
+    assert made["a"].dtype == into
+    assert torch.equal(made["a"], torch.zeros_like(made["a"]).copy_(values))
 
 
 @pytest.mark.parametrize("access", ACCESS)
@@ -67,7 +70,8 @@ def test_layouts_of_both_sides_may_differ(tmp_path, pieces, access):
     for stored in tree.values():
         for destination in destinations.values():
             before = destination._version
-            assert destination.zero_().copy_(stored) is destination and destination._version > before
+            assert destination.zero_().copy_(stored) is destination
+            assert destination._version > before
             assert torch.equal(destination, stored)
     assert torch.zeros(2, 6, 8, 4).copy_(tree["plain"])[1].equal(base)  # broadcast
     with pytest.raises(RuntimeError, match="size"):
@@ -84,7 +88,8 @@ def test_tensors_at_odd_addresses_of_a_file_are_copied_and_adopted(tmp_path):
         made = nn.ParameterDict({"b": nn.Parameter(torch.zeros(3))})
         made.register_buffer("a", torch.zeros(1, dtype=torch.uint8))
         fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.safetensors", **options))
-        assert made["b"].tolist() == [1, 2, 3] and made.a.item() == 5
+        assert made["b"].tolist() == [1, 2, 3]
+        assert made.a.item() == 5
 
 
 def test_a_tied_weight_is_copied_once(tmp_path, monkeypatch):
@@ -113,7 +118,8 @@ def test_a_tied_weight_that_the_file_has_under_one_name_is_not_missing(tmp_path)
     torch.save(state, tmp_path / "c.pth")
     made = net()
     report = fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth", strict=True))
-    assert report.checkpoints[0].result.missing == () and torch.equal(made["head"].weight, source["tokens"].weight)
+    assert report.checkpoints[0].result.missing == ()
+    assert torch.equal(made["head"].weight, source["tokens"].weight)
 
 
 @pytest.mark.parametrize("access", ACCESS)
@@ -123,10 +129,10 @@ def test_dtype_rounds_on_the_way(tmp_path, pieces, access):
     made = nn.Linear(5, 40)
     made.register_buffer("n", torch.tensor(0))
     fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth", dtype="bfloat16", access=access))
-    assert made.weight.dtype == torch.float32 and torch.equal(made.weight, values.bfloat16().float()) and made.n == 3
+    assert made.weight.dtype == torch.float32
+    assert torch.equal(made.weight, values.bfloat16().float())
+    assert made.n == 3
     fastinit.initialize(made, dict(type="Pretrained", checkpoint=tmp_path / "c.pth", dtype=torch.bfloat16, assign=True))
-    assert (
-        made.weight.dtype == torch.bfloat16
-        and torch.equal(made.weight, values.bfloat16())
-        and made.n.dtype == torch.int64
-    )
+    assert made.weight.dtype == torch.bfloat16
+    assert torch.equal(made.weight, values.bfloat16())
+    assert made.n.dtype == torch.int64
