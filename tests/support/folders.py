@@ -14,9 +14,6 @@ from torch import nn
 
 from fastinit.checkpoint import load_checkpoint
 
-# What a hostile folder may take beyond its own size, and how long; both as the documentation says.
-MOST_BYTES = 100 << 20
-MOST_CPU_S = 1.0
 # Longer than any of them takes: what waits for ever is stopped.
 ALARM_S = 20
 
@@ -113,7 +110,7 @@ def refused(folder, message, error="RuntimeError", **kwargs):
             after = made.state_dict()
             assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "it was written"
 
-    from limited import run_limited  # Linux's
+    from limited import MOST_BYTES, MOST_CPU_S, run_limited  # Linux's
 
     cost = run_limited(attempt)
     assert cost.result is not None, "it was loaded"

@@ -9,11 +9,6 @@ import zipfile
 
 from pickle_opcodes import LONG_STORAGE, NO_HOOKS, STORAGE, a_tensor, g, number, pickled, text
 
-# What a hostile file may take beyond its own size, and how long; both as the documentation says.
-MOST_BYTES = 100 << 20
-
-MOST_CPU_S = 1.0
-
 MARKER = "FASTINIT_HOSTILE_CODE_RAN"
 
 

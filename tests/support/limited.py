@@ -13,6 +13,9 @@ import pytest
 from limits import in_limited_child, status_bytes
 
 needs_linux = needs.mark(needs.LINUX)
+# What hostile input may take beyond its own size, and how long; both as the documentation says.
+MOST_BYTES = 100 << 20
+MOST_CPU_S = 1.0
 
 
 class Cost(NamedTuple):

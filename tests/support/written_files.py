@@ -5,8 +5,22 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import torch
+
+from fastinit.checkpoint import CheckpointLoader
 from fastinit.checkpoint.formats.by_content import Reading, read
 from fastinit.checkpoint.storage.stored import read_everything
+
+
+def save(content, path, zipped=True, protocol=2):
+    """Saves as torch does, and returns the path."""
+    torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    return path
+
+
+def loaded(path):
+    """Returns what the checkpoint loader reads."""
+    return CheckpointLoader.load_checkpoint(path, logger="silent")
 
 
 def everything_of(path, **options):

@@ -13,8 +13,8 @@ import signal
 import folders
 import pytest
 import torch
-from folders import ALARM_S, MOST_BYTES, MOST_CPU_S, data_file, model, refused
-from limited import needs_linux, run_limited
+from folders import ALARM_S, data_file, model, refused
+from limited import MOST_BYTES, MOST_CPU_S, needs_linux, run_limited
 from pickle_opcodes import pickled
 from torch.distributed.checkpoint import filesystem, metadata
 

@@ -15,12 +15,10 @@ import torch
 from hostile_pickles import (
     HOSTILE,
     MARKER,
-    MOST_BYTES,
-    MOST_CPU_S,
     NEST,
     write,
 )
-from limited import needs_linux, run_limited
+from limited import MOST_BYTES, MOST_CPU_S, needs_linux, run_limited
 from pickle_opcodes import g, pickled, text
 from torch import nn
 

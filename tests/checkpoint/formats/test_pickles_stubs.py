@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from written_files import loaded, save
 
 import fastinit
 from fastinit.checkpoint import CheckpointLoader, load_checkpoint
@@ -112,15 +113,6 @@ PLAIN = {
     },
     "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
 }
-
-
-def save(content, path, zipped=True, protocol=2):
-    torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
-    return path
-
-
-def loaded(path):
-    return CheckpointLoader.load_checkpoint(path, logger="silent")
 
 
 @FORMS

@@ -8,9 +8,10 @@ import needs
 import pytest
 import torch
 from torch import nn
+from written_files import loaded, save
 
 import fastinit
-from fastinit.checkpoint import CheckpointLoader, load_checkpoint
+from fastinit.checkpoint import load_checkpoint
 from fastinit.checkpoint.formats.by_content import Reading, read
 from fastinit.checkpoint.storage.stored import StoredTensor
 
@@ -21,15 +22,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Sparse:UserWarning",
     "ignore:.*Storage:UserWarning",
 )
-
-
-def save(content, path, zipped=True):
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    return path
-
-
-def loaded(path):
-    return CheckpointLoader.load_checkpoint(path, logger="silent")
 
 
 def same(ours, theirs):
