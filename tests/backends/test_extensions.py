@@ -206,7 +206,7 @@ def test_a_package_whose_extension_was_deleted_says_what_is_gone(tmp_path):
     assert reason.startswith(f"the native core is missing: {package} holds no _native{SUFFIX}")
 
 
-def test_a_backend_asked_for_by_name_says_it_too(tmp_path):
+def test_a_backend_requested_by_name_gives_the_same_reason(tmp_path):
     package = copy_checkout(tmp_path)
     code = "import fastinit, torch; fastinit.initialize(torch.nn.Linear(2, 2), dict(type='Normal', layer='Linear'), "
     code += "backend='cpp', seed=0)"

@@ -276,7 +276,7 @@ def test_a_model_on_the_gpu_has_the_bits_of_the_cpu(on_gpu):
             assert same_bits(right.detach(), found.detach().cpu()), name
 
 
-def test_it_runs_on_the_current_stream_without_waiting(on_gpu):
+def test_fills_run_on_the_current_stream_without_waiting(on_gpu):
     stream, tensor = torch.cuda.Stream(), torch.empty(1 << 20, device="cuda")
     fill = plans.Fill.whole("weight", tensor, plans.Normal(0, 1), "", "")
     backends.BACKENDS[on_gpu].run([fill], 0)  # compiled

@@ -83,7 +83,7 @@ def test_pending_fills_are_not_launched_during_a_graph_capture(capturing, launch
     assert launched == []
 
 
-def test_fills_that_waited_into_a_capture_on_one_device_are_launched_on_none(capturing, launched, monkeypatch):
+def test_a_graph_capture_on_one_device_stops_the_launches_on_all(capturing, launched, monkeypatch):
     monkeypatch.setattr(cuda_backend, "run", lambda fills, seed: gpu_launch.run(fills, seed, TRIPS, lambda *_: None))
     free, captured = torch.empty(4), Elsewhere()
     fills = [

@@ -330,7 +330,7 @@ def test_a_file_url_and_a_path_object_name_a_file(tmp_path):
         assert report.unreached == () and len(report.checkpoints[0].result.copied) == len(model().state_dict())
 
 
-def test_initialize_loads_where_the_rule_stands_and_an_override_loads_a_part(tmp_path):
+def test_initialize_loads_in_rule_order_and_an_override_loads_a_part(tmp_path):
     source = filled()
     torch.save(source[2].state_dict(), tmp_path / "c.pth")
     made = model()

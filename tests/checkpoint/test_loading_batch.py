@@ -50,7 +50,7 @@ def jobs(monkeypatch):
     read_job, run = batches._read, batches.run
     monkeypatch.setattr(batches, "_read", lambda job: (seen.append(job), read_job(job))[1])
     for module in ("placing", "stored"):
-        target = f"fastinit.checkpoint.{module}.run"
+        target = f"fastinit.checkpoint.storage.{module}.run"
         monkeypatch.setattr(target, lambda pieces: (n_batches.append(1), run(pieces))[1])
     return seen, n_batches
 
@@ -218,7 +218,7 @@ class Overlapping(nn.Module):
 
 @pytest.mark.parametrize("access", ACCESS)
 @pytest.mark.parametrize("order", ["abcdefgh", "hgfedcba", "cafebdgh", "dbfecahg"])
-def test_of_overlapping_destinations_the_later_wins(tmp_path, access, order):
+def test_the_later_of_overlapping_destinations_wins(tmp_path, access, order):
     torch.save(values_for(Overlapping("abcdefgh")), tmp_path / "c.pth")
     made, again = Overlapping(order), Overlapping(order)
     ours.load_checkpoint(made, tmp_path / "c.pth", access=access, logger="silent", strict=True)
@@ -314,7 +314,7 @@ def test_only_reordered_or_converted_tensors_use_a_staging_buffer(tmp_path, jobs
     assert sum(place >= 0 for _, _, place in job.parts) == 1
 
 
-def test_the_collector_of_cycles_is_as_it_was_after_a_load(tmp_path):
+def test_the_garbage_collector_is_restored_after_a_load(tmp_path):
     import gc
 
     torch.save({"weight": torch.ones(2, 2)}, tmp_path / "c.pth")

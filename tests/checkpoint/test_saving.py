@@ -118,7 +118,7 @@ def test_a_failed_save_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir()) and not memory.exists("/bucket/half.pth")
 
 
-def test_a_plain_state_dict_goes_to_the_cpu_and_back(tmp_path):
+def test_a_plain_state_dict_moves_to_the_cpu_and_back(tmp_path):
     model = nn.Linear(2, 2)
     save_checkpoint(weights_to_cpu(get_state_dict(model)), f"file://{tmp_path}/c.pth")
     other = nn.Linear(2, 2)

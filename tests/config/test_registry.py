@@ -95,7 +95,7 @@ def test_mmengines_classes_mean_ours():
         assert row.action == "fill" and row.values["std"] == 3
 
 
-def test_a_name_alone_in_an_override_builds_the_rule_around_it_without_its_layer():
+def test_an_override_with_a_name_alone_repeats_the_outer_rule_without_its_layer():
     seen = []
 
     class Sees(fastinit.BaseInit):

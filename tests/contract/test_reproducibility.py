@@ -117,7 +117,7 @@ def test_pytorch_draws_other_numbers_in_narrow_dtypes(dtype):
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in lowering.DTYPES if dtype != torch.float64], ids=str)
-def test_the_page_rounds_what_it_draws_in_float32(dtype):
+def test_the_page_draws_in_float32_and_rounds(dtype):
     assert_the_pages_numbers_are_ours(snippet(Random), (33, 31), "weight", 2**64 - 1, dtype)
 
 

@@ -198,7 +198,7 @@ def test_a_second_call_warns_and_does_nothing(caplog):
     assert model.last_init_report is report
 
 
-def test_is_init_can_be_set_to_keep_a_subtree_as_it_is():
+def test_setting_is_init_keeps_a_subtree_unchanged():
     def make(lib):
         model = tree(lib, NORMAL, a=leaf(lib, XAVIER))
         model.a.is_init = True

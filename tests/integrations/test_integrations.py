@@ -143,7 +143,7 @@ def test_mmengines_log_is_used_and_foreign_initializers_are_found(enabled, caplo
     assert "1.bias - torch.Size([2]): \nThe value is the same before and after" in caplog.text
 
 
-def test_enabling_twice_and_disabling_leaves_mmengine_as_it_was():
+def test_enabling_twice_and_disabling_restores_mmengine():
     before = mm.BaseModule.init_weights, mm.update_init_info, dict(MMENGINES.module_dict)
     with_mmengine.enable()
     with_mmengine.enable()

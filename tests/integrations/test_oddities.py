@@ -48,7 +48,7 @@ def test_1_truncated_normals_in_half_precision_have_the_right_distribution(dtype
 @pytest.mark.parametrize(
     "spelling", ["Pretrained", "mmengine.Pretrained", "fastinit.weight_init.PretrainedInit", "subclass"]
 )
-def test_2_a_checkpoint_comes_last_however_its_type_is_spelled(tmp_path, spelling):
+def test_2_a_checkpoint_is_loaded_last_under_any_spelling_of_its_type(tmp_path, spelling):
     class Subclass(fastinit.PretrainedInit):
         pass
 

@@ -95,13 +95,13 @@ def test_elements_in_order_are_what_torch_calls_contiguous(memory):
 
 
 @given(any_strided())
-def test_what_does_not_overlap_itself_has_each_element_once(strided):
+def test_views_without_self_overlap_hold_each_element_once(strided):
     found = elements(strided)
     assert strided.overlaps_itself or len(set(found)) == len(found)
 
 
 @given(apart())
-def test_what_was_laid_out_apart_does_not_overlap_itself(memory):
+def test_disjoint_layouts_do_not_overlap_themselves(memory):
     assert not memory.overlaps_itself
 
 
@@ -141,7 +141,7 @@ def test_a_view_of_a_tensor_is_found_within_it(memory, data):
 
 
 @given(apart(), any_strided())
-def test_what_is_found_within_a_tensor_has_the_indices_of_its_elements(memory, part):
+def test_views_found_within_a_tensor_have_the_indices_of_its_elements(memory, part):
     index_of = dict(zip(elements(memory), range(memory.numel)))
     indices = part.within(memory)
     assert indices is None or elements(indices) == [index_of[at] for at in elements(part)]
@@ -214,7 +214,7 @@ def test_a_rectangle_has_just_the_elements_that_it_was_made_of(part, shape):
         (Strided(7, (), ()), ()),  # beyond the tensor
     ],
 )
-def test_what_is_no_rectangle_is_none(part, shape):
+def test_views_that_are_not_rectangles_give_none(part, shape):
     assert part.rectangle(shape) is None
 
 
@@ -223,7 +223,7 @@ def test_nothing_is_a_rectangle_without_elements():
 
 
 @given(st.integers(0, 9), st.integers(0, 20), st.lists(spans, max_size=5))
-def test_what_is_left_is_what_no_span_takes(first, size, taken_out):
+def test_remaining_stretches_are_those_outside_all_spans(first, size, taken_out):
     left = Strided(first, (size,), (1,)).minus(taken_out)
     taken = {at for start, stop in taken_out for at in range(start, stop)}
     expected = [at for at in range(first, first + size) if at not in taken]
@@ -231,7 +231,7 @@ def test_what_is_left_is_what_no_span_takes(first, size, taken_out):
 
 
 @given(st.integers(0, 9), st.integers(0, 20), st.lists(spans, max_size=5))
-def test_what_is_left_is_stretches_that_are_apart_or_empty_nowhere(first, size, taken_out):
+def test_remaining_stretches_are_disjoint_and_not_empty(first, size, taken_out):
     left = Strided(first, (size,), (1,)).minus(taken_out)
     assert all(start < stop for start, stop in left)
 

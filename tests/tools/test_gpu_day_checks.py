@@ -155,7 +155,7 @@ def test_skipped(): skip("one GPU only")
 
 
 @pytest.mark.parametrize("is_gpu", [True, False])
-def test_the_suite_requires_all_backends_on_a_gpu_and_its_failures_are_told(findings, monkeypatch, tmp_path, is_gpu):
+def test_the_suite_requires_all_backends_on_a_gpu_and_reports_failures(findings, monkeypatch, tmp_path, is_gpu):
     (tmp_path / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device', default='cpu')")
     (tmp_path / "test_made_up.py").write_text(SUITE)
     monkeypatch.setattr(gpu_day_tools, "ROOT", tmp_path)

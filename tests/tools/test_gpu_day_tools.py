@@ -101,7 +101,7 @@ def test_nothing_wrong_is_timed(monkeypatch, findings):
 
 
 @needs_cpp
-def test_the_rates_are_written_and_told(findings, tmp_path, monkeypatch):
+def test_rates_are_written_and_reported(findings, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_rates, "N_ELEMENTS", 1 << 12)
     gpu_rates.rates()
     n = len(gpu_rates.DTYPES) * len(gpu_rates.DISTRIBUTIONS)

@@ -189,7 +189,7 @@ def test_files_that_are_not_checkpoints_are_identified(tmp_path, content, messag
         read(tmp_path / "c.pth", Reading())
 
 
-def test_a_local_header_that_lies_is_seen(tmp_path):
+def test_a_false_local_header_is_detected(tmp_path):
     content = good_zip(tmp_path)
     at = content.index(b"good/data/0")  # the local header's; the directory's comes later
     (tmp_path / "bad.pth").write_bytes(content[:at] + b"good/data/9" + content[at + 11 :])

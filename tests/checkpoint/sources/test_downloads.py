@@ -205,7 +205,7 @@ def test_a_checkpoint_is_downloaded_before_anything_is_written(server, tmp_path)
     assert torch.equal(made.weight, before)
 
 
-def test_a_sharded_checkpoint_of_the_web_is_fetched_as_far_as_it_is_needed(server, tmp_path):
+def test_only_the_needed_shards_are_downloaded(server, tmp_path):
     weight_map = {}
     for i in range(3):
         name = f"model-{i}.safetensors"

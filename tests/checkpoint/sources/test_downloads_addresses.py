@@ -287,7 +287,7 @@ def test_a_checkpoint_is_saved_to_a_path_as_uri(tmp_path):
     assert (tmp_path / "ä b.pth").is_file() and loaded(tmp_path / "ä b.pth") == [1.0]
 
 
-def test_a_file_whose_name_looks_encoded_is_found_as_it_is_written(tmp_path):
+def test_a_file_name_that_looks_encoded_is_taken_literally(tmp_path):
     (tmp_path / "a%20b.pth").write_bytes(GOOD)
     (tmp_path / "a b.pth").write_bytes(checkpoint(2.0))
     assert loaded(f"file://{tmp_path}/a%20b.pth") == [1.0]
