@@ -116,7 +116,8 @@ def row_of(name: str, other: Side | None, scale: float, rounds: int) -> dict[str
             side.seconds += answer["fastinit"]
             side.peer += answer["peer"]
     row = table_row(name, n_tensors, sides)
-    print(f"{name}: equal; {row['ms']} ms, {row.get('times faster', '-')} times faster", file=sys.stderr, flush=True)
+    compared = "" if other is None else f", {row['times faster']} times faster than {other.label}"
+    print(f"{name}: equal; {row['ms']} ms{compared}", file=sys.stderr, flush=True)
     return row
 
 
