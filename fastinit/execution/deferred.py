@@ -35,9 +35,10 @@ class Place:
         size = tensor.element_size()
         self.start = memory.first * size
         """Of the first byte, in the storage."""
-        self.end = self.start + memory.span * size
+        span = memory.span
+        self.end = self.start + span * size
         """Behind the last byte."""
-        self.is_dense = memory.is_dense
+        self.is_dense = span == self.numel and memory.is_dense
 
     @property
     def shape(self) -> tuple[int, ...]:
