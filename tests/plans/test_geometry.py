@@ -170,6 +170,10 @@ def test_memory_across_the_rows_of_a_matrix_in_order_is_a_part_of_it():
     assert Strided(2, (6,), (1,)).within(Strided(0, (5, 4), (4, 1))) == Strided(2, (6,), (1,))
 
 
+def test_memory_across_dimensions_that_run_on_is_a_part_of_the_tensor():
+    assert Strided(5, (4,), (5,)).within(Strided(0, (5, 2, 3), (1, 15, 5))) == Strided(1, (4,), (1,))
+
+
 def test_memory_beyond_a_tensor_is_no_part_of_it():
     assert Strided(2, (6,), (1,)).within(Strided(0, (7,), (1,))) is None
 
