@@ -24,7 +24,7 @@ from ..plans import (
     Uniform,
     byte_span,
 )
-from ..plans.geometry import merged
+from ..plans.geometry import merged, row_major
 from .streams import parameter_keys, streams_of
 from .tails import Centre, truncation
 
@@ -44,8 +44,8 @@ DOUBLE, RAW = 3, 8
 MAX_DIMS = 6
 MAX_PARAMS = 36
 _WHOLE = (None,)
-# The strides of what lies in order.
-_ONE_STEP = (0,) * (MAX_DIMS - 1) + (1,)
+# Sizes but the last, and strides, of what lies in order.
+_ONES, _ONE_STEP = (1,) * (MAX_DIMS - 1), (0,) * (MAX_DIMS - 1) + (1,)
 
 # csrc/fill.h's FillDesc, field by field.
 RECORD = np.dtype(
@@ -271,7 +271,11 @@ def _walks(box: Box, is_constant: bool) -> Iterator[Walk]:
     Dimensions that can be walked as one are merged; what is left is cut where a kernel could not count it.
     """
     tensor = box.tensor
-    if tensor.numel() == 0:
+    n_elements = tensor.numel()
+    if n_elements == 0:
+        return
+    if tensor.is_contiguous() and box.steps == row_major(tensor.shape):  # all of a tensor, or rows of one
+        yield tensor.data_ptr(), box.first_index, (*_ONES, n_elements), _ONE_STEP, _ONE_STEP
         return
     if is_constant:  # in the order of the memory; the index does not matter
         by_stride = sorted(zip(tensor.stride(), tensor.shape), reverse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class Strided(NamedTuple):
     @property
     def is_dense(self) -> bool:
         """Whether the elements are all of the span, each once, in whatever order."""
-        if 0 in self.shape:
+        if self.steps == row_major(self.shape) or 0 in self.shape:
             return True
         expected = 1  # sorted, each step is the product of the sizes before
         for step, size in sorted((step, size) for step, size in zip(self.steps, self.shape) if size > 1):
@@ -64,7 +65,8 @@ class Strided(NamedTuple):
     @property
     def in_order(self) -> bool:
         """Whether the elements are all of the span in row-major order."""
-        return 0 in self.shape or self.canonical.steps == row_major(self.shape)
+        steps = row_major(self.shape)
+        return self.steps == steps or self.canonical.steps == steps or 0 in self.shape
 
     @property
     def canonical(self) -> Strided:
@@ -87,14 +89,17 @@ class Strided(NamedTuple):
         """
         if self == whole or 0 in self.shape:
             return Strided.whole(self.shape)
-        if whole.overlaps_itself or 0 in whole.shape:
+        if whole.in_order:  # memory and index run alike
+            first = self.first - whole.first
+            return self.canonical._replace(first=first) if 0 <= first <= whole.numel - self.span else None
+        if whole.overlaps_itself:
             return None
         dims = merged(whole.shape, whole.steps, row_major(whole.shape))
         dims.sort(key=lambda dim: -dim[1])  # no step spans as much as the next larger one
-        first = _decomposed(self.first - whole.first, dims)
-        if first is None:
+        begin = _decomposed(self.first - whole.first, dims)
+        if begin is None:
             return None
-        last = list(first)
+        last = begin
         steps: list[int] = []
         for size, step, plain in zip(self.shape, self.steps, row_major(self.shape)):
             if size == 1:
@@ -107,7 +112,7 @@ class Strided(NamedTuple):
             steps.append(sum(count * index_step for count, (_, _, index_step) in zip(ahead, dims)))
         if any(at >= size for at, (size, _, _) in zip(last, dims)):
             return None
-        return Strided(sum(at * index_step for at, (_, _, index_step) in zip(first, dims)), self.shape, tuple(steps))
+        return Strided(sum(at * index_step for at, (_, _, index_step) in zip(begin, dims)), self.shape, tuple(steps))
 
     def rectangle(self, shape: Sequence[int]) -> list[tuple[int, int]] | None:
         """Returns the rectangle of a tensor whose row-major indices these are.
@@ -169,18 +174,24 @@ def merged(shape: Sequence[int], *steps: Sequence[int]) -> list[tuple[int, ...]]
     Dimensions that can be walked as one, by all of the steps, are one; those of one element are left out.
     """
     found: list[tuple[int, ...]] = []
-    for size, *inner in zip(shape, *steps):
+    for dim in zip(shape, *steps):
+        size, *inner = dim
         if size == 1:
             continue
-        if found and all(outer == size * step for outer, step in zip(found[-1][1:], inner)):
+        if found and list(found[-1][1:]) == [size * step for step in inner]:
             found[-1] = (found[-1][0] * size, *inner)
         else:
-            found.append((size, *inner))
+            found.append(dim)
     return found
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Returns what a step along each dimension adds to the row-major index."""
+    return _row_major(tuple(shape))
+
+
+@lru_cache(maxsize=4096)  # asked for several times with every fill of a model, which has few shapes
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     steps = [1] * len(shape)
     for dim in range(len(shape) - 1, 0, -1):
         steps[dim - 1] = steps[dim] * shape[dim]

@@ -170,6 +170,10 @@ def test_memory_across_the_rows_of_a_matrix_in_order_is_a_part_of_it():
     assert Strided(2, (6,), (1,)).within(Strided(0, (5, 4), (4, 1))) == Strided(2, (6,), (1,))
 
 
+def test_memory_across_dimensions_that_run_on_is_a_part_of_the_tensor():
+    assert Strided(5, (4,), (5,)).within(Strided(0, (5, 2, 3), (1, 15, 5))) == Strided(1, (4,), (1,))
+
+
 def test_memory_beyond_a_tensor_is_no_part_of_it():
     assert Strided(2, (6,), (1,)).within(Strided(0, (7,), (1,))) is None
 
@@ -178,8 +182,9 @@ def test_memory_before_a_tensor_is_no_part_of_it():
     assert Strided(0, (2,), (1,)).within(Strided(1, (7,), (1,))) is None
 
 
-def test_a_gap_in_a_tensor_is_no_part_of_it():
-    assert Strided(3, (1,), (1,)).within(Strided(0, (4, 2), (4, 1))) is None
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_gap_in_a_tensor_is_no_part_of_it(at):
+    assert Strided(at, (1,), (1,)).within(Strided(0, (4, 2), (4, 1))) is None
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), st.data())
