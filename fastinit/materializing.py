@@ -15,6 +15,7 @@ from .base_module import BaseModule, steps_of_tree
 from .config.rules import Rule, parse, steps_of
 from .errors import check_module
 from .execution.calls import OpenCall, open_call
+from .execution.collector import uncollected
 from .execution.defaults import Strict, check_strict, default_strict
 from .execution.memory import allocate_like
 from .execution.memory_book import MemoryBook
@@ -35,17 +36,17 @@ class _Slot:
 
     module: nn.Module
     path: str
-    entries: dict[str, Any]
+    tensors: dict[str, Any]
     """The module's parameters, or its buffers."""
-    key: str
+    attribute: str
 
     @property
     def name(self) -> str:
-        return join(self.path, self.key)
+        return join(self.path, self.attribute)
 
     @property
     def tensor(self) -> torch.Tensor:
-        return self.entries[self.key]  # type: ignore[no-any-return]
+        return self.tensors[self.attribute]  # type: ignore[no-any-return]
 
 
 def materialize(
@@ -103,25 +104,24 @@ def materialize(
         rules = [] if recipe is None else [Rule("recipe", recipe, model, False)]
         if init_cfg is not None:
             rules += parse(model, init_cfg)
-        with watch.book.paused():
+        of_models = models_own_code(model)
+        with watch.book.paused(), uncollected():
             steps = steps_of(rules, call.scope)
             of_tree = steps_of_tree(unwrapped(model), call.scope) if is_tree else []  # type: ignore[arg-type]
             items = [item for step in (*steps, *of_tree) for item in step.items]
             check(items, call.scope, needs_memory=False)
-        reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-        rest = [slot for slot in slots if id(slot.tensor) not in reached]
-        of_models = models_own_code(model)
-        if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
-            without = [slot.name for slot in rest if own_code(slot.module) is None and slot.module not in of_models]
-            _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
-        with watch.book.paused(has_subclasses=True):
+            reached = {id(tensor) for item in items for tensor in tensors_of(item)}
+            rest = [slot for slot in slots if id(slot.tensor) not in reached]
+            others = [slot for slot in slots if id(slot.tensor) in reached]
+            if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
+                without = [slot.name for slot in rest if own_code(slot.module) is None and slot.module not in of_models]
+                _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
             new = _allocate(slots, target)
-        watch.book.generation += 1
-        call.scope.names.renew()
-        _note_as_new(slots, watch.book)
-        resting = {id(slot.tensor) for slot in rest}
-        _run_own_code(rest, [slot for slot in slots if id(slot.tensor) not in resting], of_models, call, watch)
-        steps = [replace(step, items=rebound(step.items, new)) for step in steps]
+            steps = [replace(step, items=rebound(step.items, new)) for step in steps]
+            watch.book.generation += 1
+            call.scope.names.renew()
+            _note_as_new(slots, watch.book)
+        _run_own_code(rest, others, of_models, call, watch)
         call.check(steps)
         call.run(steps)
         if is_tree:
@@ -133,10 +133,9 @@ def materialize(
 
 
 def _note_as_new(slots: Sequence[_Slot], book: MemoryBook) -> None:
-    with book.paused():
-        for place in map(book.place_of, (slot.tensor for slot in slots)):
-            assert place is not None, "it was allocated just now"
-            book.is_new(place)
+    for place in map(book.place_of, (slot.tensor for slot in slots)):
+        assert place is not None, "it was allocated just now"
+        book.is_new(place)
 
 
 def _without_values(slots: Sequence[_Slot], book: MemoryBook) -> list[str]:
@@ -153,11 +152,11 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
         if module in seen:
             continue
         seen.add(module)
-        for entries in (module._parameters, module._buffers):
-            for key, tensor in entries.items():
+        for tensors in (module._parameters, module._buffers):
+            for attribute, tensor in tensors.items():
                 if tensor is None or not tensor.is_meta:
                     continue
-                slot = _Slot(module, path, entries, key)
+                slot = _Slot(module, path, tensors, attribute)
                 if nn.parameter.is_lazy(tensor):
                     raise RuntimeError(f"{slot.name!r} is lazy: it has no shape before the model has seen an input")
                 if is_sharded(tensor):
@@ -188,7 +187,7 @@ def _allocate(slots: Sequence[_Slot], device: torch.device) -> dict[torch.Tensor
         vars(tensor).update(noted)
         new[old] = tensor
     for slot in slots:
-        slot.entries[slot.key] = new[slot.tensor]
+        slot.tensors[slot.attribute] = new[slot.tensor]
     return new
 
 
@@ -206,15 +205,9 @@ def _run_own_code(
     """
     is_contract = call.scope.backends.is_contract
     in_parts = [slot for slot in rest if is_sharded(slot.tensor) and is_contract(slot.tensor.device)]
-    held = [(slot, slot.tensor) for slot in (*reached, *in_parts)]
-    call.ledger()  # with the names of what is about to be taken out
-    stand_ins: dict[int, torch.Tensor] = {}
-    for slot, tensor in held:
-        if id(tensor) not in stand_ins:
-            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            stand_ins[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if is_parameter else meta
-        slot.entries[slot.key] = stand_ins[id(tensor)]
+    with watch.book.paused():
+        call.ledger()  # with the names of what is about to be taken out
+        held = _put_stand_ins((*reached, *in_parts))
     recorded: Mapping[str, tuple[RecordedFill, ...]] = {}
     try:
         for module, path in {slot.module: slot.path for slot in rest}.items():
@@ -231,13 +224,26 @@ def _run_own_code(
                 recorded, _ = recorded_fills(watch.pending, call.scope)
     finally:
         for slot, tensor in held:
-            slot.entries[slot.key] = tensor
+            slot.tensors[slot.attribute] = tensor
         if held:
             watch.book.generation += 1
     if in_parts:
         names = call.scope.names
-        once = {names.name_of(slot.tensor, slot.module, slot.key): slot.tensor for slot in in_parts}
+        once = {names.name_of(slot.tensor, slot.module, slot.attribute): slot.tensor for slot in in_parts}
         call.fill(in_order((name, tensor, recorded.get(name, ())) for name, tensor in once.items()))
+
+
+def _put_stand_ins(slots: Sequence[_Slot]) -> list[tuple[_Slot, torch.Tensor]]:
+    """Puts tensors without memory into the slots, and returns what was there."""
+    held = [(slot, slot.tensor) for slot in slots]
+    stand_ins: dict[int, torch.Tensor] = {}
+    for slot, tensor in held:
+        if id(tensor) not in stand_ins:
+            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            stand_ins[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if is_parameter else meta
+        slot.tensors[slot.attribute] = stand_ins[id(tensor)]
+    return held
 
 
 def _call(function: Callable[[], object], what: str, module: nn.Module, path: str, call: OpenCall) -> None:
@@ -275,13 +281,13 @@ def _rebound(item: Item, new: Mapping[torch.Tensor, torch.Tensor]) -> Item:
 @contextmanager
 def _restoring(model: nn.Module, slots: Sequence[_Slot]) -> Iterator[None]:
     """Puts the meta tensors back if the block fails."""
-    before = [(slot.entries, slot.key, slot.entries[slot.key]) for slot in slots]
+    before = [(slot, slot.tensor) for slot in slots]
     done = [(module, module._is_init) for module in model.modules() if isinstance(module, BaseModule)]
     try:
         yield
     except BaseException:
-        for entries, key, tensor in before:
-            entries[key] = tensor
+        for slot, tensor in before:
+            slot.tensors[slot.attribute] = tensor
         for module, is_init in done:
             module._is_init = is_init
         raise

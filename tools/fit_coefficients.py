@@ -4,7 +4,8 @@ Each table is the minimax polynomial of a function on an interval (least maximal
 iteration: weighted least squares whose weights grow where the error is large), its coefficients rounded to float32.
 Prints for each the maximal error of the best polynomial, that of the header's rounded coefficients in double precision,
 and the fitted coefficients. Exits with 1 if the header's are more than 5% and 5e-8 worse. The float64 tables are
-interpolated at Chebyshev points with the decimal arithmetic of fastinit.contract.tails, and must be equal to the header's.
+interpolated at Chebyshev points with the decimal arithmetic of fastinit.contract.tails, and must be equal to the
+header's.
 
 Needs numpy, scipy and fastinit. Run with ``python tools/fit_coefficients.py``.
 """

@@ -24,7 +24,7 @@ def why_not(device: torch.device) -> str | None:
     if _extension is None:
         return _WHY_NOT
     if torch.version.hip is not None:
-        return "it needs an NVIDIA GPU, but this torch is built for AMD's; try the backend 'triton'"
+        return "it needs an NVIDIA GPU, but this torch is built for AMD GPUs; try the backend 'triton'"
     return gpu_launch.why_not_device(device) or _core().why_not()
 
 

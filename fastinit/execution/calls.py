@@ -94,7 +94,8 @@ class OpenCall:
         self.has_begun = self.has_begun or bool(items)
         for is_fill, group in groupby(items, key=lambda item: isinstance(item, Fill)):
             if is_fill:
-                self.pending.put([item for item in group if isinstance(item, Fill)], self.scope, self.done)
+                with uncollected():
+                    self.pending.put([item for item in group if isinstance(item, Fill)], self.scope, self.done)
                 continue
             for item in group:
                 assert not isinstance(item, Fill)
@@ -139,7 +140,8 @@ class OpenCall:
 
     def flush(self) -> None:
         """Runs everything that is pending."""
-        self.pending.flush(self.scope, self.done)
+        with uncollected():
+            self.pending.flush(self.scope, self.done)
 
     def attributing(self, module: nn.Module, info: str) -> AbstractContextManager[None]:
         """Returns a context in which what other code writes is attributed to ``info``."""
@@ -147,15 +149,17 @@ class OpenCall:
 
     def ledger(self) -> Ledger:
         """Returns the ledger of the parameters under the root, from here on."""
-        return self.done.open_ledger(self.pending.named())
+        known = self.done.ledger
+        return self.done.open_ledger(self.pending.named()) if known is None else known
 
     # --- report -------------------------------------------------------------------------------------------------------
 
     def report(self) -> Report:
         """Returns what was done since the call began, once everything has run."""
         self.flush()
-        unkeyed = self.pending.settle(self.scope, self.done)
-        return report_of(self.done, self.ledger(), unkeyed)
+        with uncollected():
+            unkeyed = self.pending.settle(self.scope, self.done)
+            return report_of(self.done, self.ledger(), unkeyed)
 
 
 def _exchanges_parameters(item: Item) -> bool:

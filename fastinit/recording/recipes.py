@@ -59,6 +59,8 @@ class RecordedFill:
             )
         if self.is_whole and is_sharded(tensor):
             return replace(shard_fill(name, tensor, self.distribution, self.rule, self.info), stream=self.stream)
+        if self.is_whole and self.numbers == self.part:
+            return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, None, self.stream)
         boxes = tuple(self._boxes_in(name, tensor)) if is_sharded(tensor) else (self._box_in(name, tensor),)
         return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.stream)
 

@@ -117,7 +117,7 @@ def test_the_extension_is_for_nvidia(monkeypatch):
     if cuda_backend._extension is None:
         monkeypatch.setattr(cuda_backend, "_extension", SimpleNamespace())
     monkeypatch.setattr(torch.version, "hip", "6.3")
-    assert "for AMD GPUs" in cuda_backend.why_not(CUDA)
+    assert "built for AMD GPUs" in cuda_backend.why_not(CUDA)
 
 
 @needs.mark(needs.CPP)
