@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABCMeta
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -81,7 +82,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
         """
         if _is_in_progress(self):  # a parent is being initialized and reports for all
             with open_call(self) as call:
-                _init_tree(self, _Runner(call))
+                run_tree(self, call)
             return
         if self._is_init:
             _warn_twice(self)
@@ -93,7 +94,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
                 call.check(steps)
                 call.scope.check_complete(item for step in steps for item in step.items)
             with recording(call) if _may_wait(self, call.scope) else nullcontext():
-                _init_tree(self, _Runner(call))
+                run_tree(self, call)
             call.flush()
             if not any(host.logs(self) for host in hosts):
                 log_ledger(ledger, call.scope.parameters())
@@ -133,115 +134,95 @@ def _may_wait(module: nn.Module, scope: Scope) -> bool:
     return any(scope.backends.is_contract(device) for device in {parameter.device for parameter in module.parameters()})
 
 
-# --- the walk, for running and for planning --------------------------------------------------------------------------
+# --- the walk --------------------------------------------------------------------------------------------------------
 
 
-class _Runner:
-    """Does what the walk comes to."""
+class _Group(NamedTuple):
+    """Steps that are planned together and run together."""
 
-    def __init__(self, call: OpenCall) -> None:
-        self._call = call
-        self.scope = call.scope
-
-    def plan(self, rules: list[Rule]) -> list[Step]:
-        with self._call.pending.own_work():
-            steps = steps_of(rules, self.scope)
-        self._call.check(steps)
-        return steps
-
-    def rules(self, rules: list[Rule]) -> None:
-        self._call.run(self.plan(rules))
-
-    def child(self, parent: BaseModule, child: nn.Module) -> None:
-        if _plans_itself(child):  # what its init_weights would come to, without a call of its own
-            _init_tree(child, self)  # type: ignore[arg-type]
-            return
-        known, info = getattr(parent, "_params_init_info", None), _by_user_code(child)
-        if isinstance(known, Ledger):
-            with known.attributing(child, info, self._call.pending.sensing):
-                child.init_weights()  # type: ignore[operator]
-            check_no_new_parameters(child, known)
-            self._call.done.add([call_of_init_weights(child, self.scope)])
-            return
-        child.init_weights()  # type: ignore[operator]
-        if known is not None:
-            update_init_info(child, info)
-
-    def is_done(self, module: nn.Module) -> bool:
-        return bool(getattr(module, "is_init", False))
-
-    def done(self, module: BaseModule) -> None:
-        module._is_init = True
+    steps: list[Step]
+    ahead: Sequence[Step] = ()
+    """Steps of the same module that run later, but are to be checked now."""
 
 
-class _Planner:
-    """Collects what the walk comes to."""
+def run_tree(module: BaseModule, call: OpenCall) -> None:
+    """Does what ``module.init_weights()`` does, in a call that is open."""
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.steps: list[Step] = []
-        self._done: set[nn.Module] = set()
+    def planned(rules: list[Rule]) -> list[Step]:
+        with call.pending.own_work():
+            return steps_of(rules, call.scope)
 
-    def plan(self, rules: list[Rule]) -> list[Step]:
-        return steps_of(rules, self.scope)
-
-    def rules(self, rules: list[Rule]) -> None:
-        self.steps.extend(self.plan(rules))
-
-    def child(self, parent: BaseModule, child: nn.Module) -> None:
-        if _plans_itself(child):
-            _init_tree(child, self)  # type: ignore[arg-type]
-        else:
-            self.call(child)
-
-    def call(self, module: nn.Module) -> None:
-        items = [call_of_init_weights(module, self.scope)]
-        self.steps.append(Step(module, items, lambda: items))
-
-    def is_done(self, module: nn.Module) -> bool:
-        return bool(getattr(module, "is_init", False)) or module in self._done
-
-    def done(self, module: BaseModule) -> None:
-        self._done.add(module)
-
-
-def _init_tree(module: BaseModule, doer: _Runner | _Planner) -> None:
-    """Own rules, then the children, then the checkpoints that the module names itself."""
-    if doer.is_done(module):
-        _warn_twice(module)
-        return
-    own, pretrained = _own_rules(module, doer.scope)
-    # A checkpoint that is not there, or damaged, is known before anything is written.
-    if pretrained:
-        doer.plan(pretrained)
-    if own:
-        doer.rules(own)
-    for child in module.children():
-        if is_model_wrapper(child) and not hasattr(child, "init_weights"):
-            child = child.module  # type: ignore[assignment]
-        child = original(child)
-        if hasattr(child, "init_weights") and not doer.is_done(child):
-            doer.child(module, child)
-    if pretrained:
-        doer.rules(pretrained)
-    doer.done(module)
+    for group in _groups(module, call.scope, planned, set(), is_run=True):
+        call.check([*group.steps, *group.ahead])
+        call.run(group.steps)
 
 
 def steps_of_tree(module: BaseModule, scope: Scope) -> list[Step]:
     """Returns what ``module.init_weights()`` would do, without doing it."""
-    planner = _Planner(scope)
     if not _plans_itself(module):
-        planner.call(module)
-    elif not planner.is_done(module):
-        _init_tree(module, planner)
-    return planner.steps
+        return [_call_step(module, scope)]
+    if module.is_init:
+        return []
+    groups = _groups(module, scope, partial(steps_of, scope=scope), set(), is_run=False)
+    return [step for group in groups for step in group.steps]
 
 
-def call_of_init_weights(module: nn.Module, scope: Scope) -> Call:
-    """Returns the ``Call`` of an ``init_weights`` that fastinit cannot see into."""
+def _groups(
+    module: BaseModule, scope: Scope, plan: Callable[[list[Rule]], list[Step]], done: set[nn.Module], is_run: bool
+) -> Iterator[_Group]:
+    """Yields a module's own rules, then its children's, then the checkpoints that it names itself.
+
+    Each group is planned when it is asked for: what ran before may have changed modules and configs.
+
+    Args:
+        module: the root of a tree.
+        scope: of the call.
+        plan: returns the steps of rules.
+        done: modules that have been walked; updated.
+        is_run: whoever asks runs the groups; modules are marked as initialized then.
+    """
+    if _is_done(module, done):
+        _warn_twice(module)
+        return
+    own, pretrained = _own_rules(module, scope)
+    if own or pretrained:  # a checkpoint that is missing or damaged is known before anything is written
+        yield _Group(plan(own), plan(pretrained))
+    for child in module.children():
+        if is_model_wrapper(child) and not hasattr(child, "init_weights"):
+            child = child.module  # type: ignore[assignment]
+        child = original(child)
+        if not hasattr(child, "init_weights") or _is_done(child, done):
+            continue
+        if _plans_itself(child):  # what its init_weights would come to, without a call of its own
+            yield from _groups(child, scope, plan, done, is_run)  # type: ignore[arg-type]
+        else:
+            yield _Group([_call_step(child, scope, parent=module)])
+    if pretrained:
+        yield _Group(plan(pretrained))
+    done.add(module)
+    if is_run:
+        module._is_init = True
+
+
+def _is_done(module: nn.Module, done: set[nn.Module]) -> bool:
+    return module in done or bool(getattr(module, "is_init", False))
+
+
+def _call_step(module: nn.Module, scope: Scope, parent: nn.Module | None = None) -> Step:
+    """Returns the call of an ``init_weights`` that fastinit cannot see into."""
     label = join(scope.names.path_of(module), "init_weights")
-    info = f"user-defined `init_weights` in {type(module).__name__}"
-    return Call(module, f"{label}() of {type(module).__name__}", label, info, module.init_weights)  # type: ignore[arg-type]
+    info = f"Initialized by user-defined `init_weights` in {type(module).__name__} "
+
+    def function() -> None:
+        module.init_weights()  # type: ignore[operator]
+        known = getattr(parent, "_params_init_info", None)
+        if isinstance(known, Ledger):
+            check_no_new_parameters(module, known)
+        elif known is not None:  # of a library in whose tree the parent is
+            update_init_info(module, info)
+
+    items = [Call(module, f"{label}() of {type(module).__name__}", label, info, function)]
+    return Step(module, items, lambda: items)
 
 
 def _own_rules(module: BaseModule, scope: Scope) -> tuple[list[Rule], list[Rule]]:
@@ -262,10 +243,6 @@ def _plans_itself(module: nn.Module) -> bool:
 def _is_in_progress(module: nn.Module) -> bool:
     books = getattr(module, "_params_init_info", None)
     return books is not None and not (isinstance(books, Ledger) and books.is_closed)
-
-
-def _by_user_code(module: nn.Module) -> str:
-    return f"Initialized by user-defined `init_weights` in {type(module).__name__} "
 
 
 def _warn_twice(module: nn.Module) -> None:
