@@ -19,19 +19,13 @@ from .config.initializers import (
     KaimingInit,
     NormalInit,
     PretrainedInit,
-    Shape,
     TruncNormalInit,
     UniformInit,
     XavierInit,
-    check_distribution_name,
-    kaiming,
-    module_fills,
-    parameter_fill,
-    truncated_normal,
-    xavier,
 )
+from .config.module_fills import Shape, module_fills, parameter_fill
 from .config.rules import parse, steps_of
-from .config.schemes import bias_init_with_prob
+from .config.schemes import bias_init_with_prob, centred, kaiming, truncated_normal, xavier
 from .errors import check_module
 from .execution.calls import open_call
 from .execution.defaults import Strict
@@ -137,7 +131,7 @@ def constant_init(module: nn.Module, val: float, bias: float = 0) -> None:
 
 def xavier_init(module: nn.Module, gain: float = 1, bias: float = 0, distribution: str = "normal") -> None:
     """Fills ``module.weight`` by Glorot & Bengio (AISTATS 2010) and ``module.bias`` with ``bias``."""
-    check_distribution_name(distribution)
+    centred(distribution)  # raises, before anything is done, if there is none of that name
     _fill_module(module, lambda shape: xavier(shape, gain, distribution), bias, "xavier_init")
 
 
@@ -167,7 +161,7 @@ def kaiming_init(
     distribution: str = "normal",
 ) -> None:
     """Fills ``module.weight`` by He et al. (ICCV 2015) and ``module.bias`` with ``bias``."""
-    check_distribution_name(distribution)
+    centred(distribution)  # raises, before anything is done, if there is none of that name
     _fill_module(module, lambda shape: kaiming(shape, a, mode, nonlinearity, distribution), bias, "kaiming_init")
 
 
