@@ -1,8 +1,8 @@
-"""BaseModule and its containers: modules that carry their own init_cfg, in mmengine's order of initialization.
+"""BaseModule and its containers: modules with their own init_cfg, initialized in mmengine's order.
 
-A module's own rules come first, then its children (so a child wins over its parent), then the checkpoints that the
-module itself names (so a parent's checkpoint wins over its children). ``from fastinit.base_module import ...``
-replaces ``from mmengine.model.base_module import ...``.
+A module's own rules run first, then its children (a child overrides its parent), then the checkpoints in the module's
+own config (a parent's checkpoint overrides its children). ``from fastinit.base_module import ...`` replaces
+``from mmengine.model.base_module import ...``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import nn
 from .config.rules import Rule, parse, steps_of
 from .execution.calls import OpenCall, Step, open_call
 from .execution.defaults import Strict
-from .execution.hosts import hosts
-from .execution.ledger import Ledger, check_no_new_parameters, log_ledger, update_init_info
+from .execution.hosts import host_of, hosts
+from .execution.ledger import Ledger, attached, check_no_new_parameters, ledger_of, log_ledger, update_init_info
 from .execution.reports import Report
 from .execution.scope import Scope
 from .logs import logger
@@ -32,10 +32,11 @@ __all__ = ["BaseModule", "ModuleDict", "ModuleList", "Sequential", "is_model_wra
 
 
 class BaseModule(nn.Module, metaclass=ABCMeta):
-    """An ``nn.Module`` that knows how to initialize itself and its children: ``init_weights()``.
+    """An ``nn.Module`` that initializes itself and its children by their configs: ``init_weights()``.
 
     Args:
-        init_cfg: the config of the module's own parameters and those below it; not looked at before ``init_weights``.
+        init_cfg: as for ``initialize``, for the module and everything below it; copied now, and parsed by
+            ``init_weights``.
 
     Example:
         >>> import torch, fastinit
@@ -50,7 +51,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
     """
 
     last_init_report: Report | None = None
-    """What the last ``init_weights()`` did that was called on this module itself (not by its parent)."""
+    """The report of the last ``init_weights()`` called on this module directly, not by its parent."""
 
     def __init__(self, init_cfg: Any = None) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
 
     @property
     def is_init(self) -> bool:
-        """Whether ``init_weights`` has run; set it to True to keep it from running."""
+        """Whether ``init_weights`` has run; set it to True to make the next one skip the module."""
         return self._is_init
 
     @is_init.setter
@@ -67,20 +68,20 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
         self._is_init = value
 
     def init_weights(self, *, strict: Strict | None = None) -> None:
-        """Initializes the module and its children by their configs, once; the report is left in ``last_init_report``.
+        """Initializes the module and its children by their configs, once; the report is in ``last_init_report``.
 
-        What every parameter's values came from is logged at INFO on the logger ``fastinit``.
+        Logs the provenance of every parameter at INFO on the logger ``fastinit``.
 
         Args:
-            strict: as for ``initialize``. The whole tree is planned first then, so that nothing is written before a
-                rule without a match is known, as far as its modules are BaseModules without code of their own.
+            strict: as for ``initialize``. If set, the whole tree is planned first, so that rules without a match raise
+                before the first write; modules with an ``init_weights`` of their own are excepted.
 
         Raises:
-            TypeError, ValueError, KeyError, RuntimeError, ...: a mistake in a config. The message begins with the
-                place, e.g. ``backbone.init_cfg[1]``. Each module's rules are checked before its first write; what
-                stood before it in the tree has been initialized by then, and a warning in the log says so.
+            TypeError, ValueError, KeyError, RuntimeError, ...: a mistake in a config. The message begins with its
+                place, e.g. ``backbone.init_cfg[1]``. Each module's rules are checked before its first write, but
+                modules earlier in the tree have been initialized by then; the log warns of that.
         """
-        if _is_in_progress(self):  # a parent is being initialized and reports for all
+        if _is_in_progress(self):  # called by a parent, whose report covers this module too
             with open_call(self) as call:
                 run_tree(self, call)
             return
@@ -93,7 +94,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
                     steps = steps_of_tree(self, call.scope)
                 call.check(steps)
                 call.scope.check_complete(item for step in steps for item in step.items)
-            with recording(call) if _may_wait(self, call.scope) else nullcontext():
+            with recording(call) if _may_defer(self, call.scope) else nullcontext():
                 run_tree(self, call)
             call.flush()
             if not any(host.logs(self) for host in hosts):
@@ -129,8 +130,8 @@ class ModuleDict(BaseModule, nn.ModuleDict):
         nn.ModuleDict.__init__(self, modules)
 
 
-def _may_wait(module: nn.Module, scope: Scope) -> bool:
-    """Tells whether fills of a tree may stay pending, so that what modules do in code joins the plan."""
+def _may_defer(module: nn.Module, scope: Scope) -> bool:
+    """Tells whether fills of a tree may stay pending, so that fills by the modules' own code join them."""
     return any(scope.backends.is_contract(device) for device in {parameter.device for parameter in module.parameters()})
 
 
@@ -146,7 +147,7 @@ class _Group(NamedTuple):
 
 
 def run_tree(module: BaseModule, call: OpenCall) -> None:
-    """Does what ``module.init_weights()`` does, in a call that is open."""
+    """Runs ``module.init_weights()`` in a call that is open."""
 
     def planned(rules: list[Rule]) -> list[Step]:
         with call.pending.own_work():
@@ -158,7 +159,7 @@ def run_tree(module: BaseModule, call: OpenCall) -> None:
 
 
 def steps_of_tree(module: BaseModule, scope: Scope) -> list[Step]:
-    """Returns what ``module.init_weights()`` would do, without doing it."""
+    """Returns the steps of ``module.init_weights()``; nothing is written."""
     if not _plans_itself(module):
         return [_call_step(module, scope)]
     if module.is_init:
@@ -170,22 +171,22 @@ def steps_of_tree(module: BaseModule, scope: Scope) -> list[Step]:
 def _groups(
     module: BaseModule, scope: Scope, plan: Callable[[list[Rule]], list[Step]], done: set[nn.Module], is_run: bool
 ) -> Iterator[_Group]:
-    """Yields a module's own rules, then its children's, then the checkpoints that it names itself.
+    """Yields a module's own rules, then its children's, then the checkpoints in its own config.
 
-    Each group is planned when it is asked for: what ran before may have changed modules and configs.
+    Each group is planned when it is reached: the code that ran before may have changed modules and configs.
 
     Args:
         module: the root of a tree.
         scope: of the call.
         plan: returns the steps of rules.
         done: modules that have been walked; updated.
-        is_run: whoever asks runs the groups; modules are marked as initialized then.
+        is_run: the caller runs each group that it gets; modules are marked as initialized.
     """
     if _is_done(module, done):
         _warn_twice(module)
         return
     own, pretrained = _own_rules(module, scope)
-    if own or pretrained:  # a checkpoint that is missing or damaged is known before anything is written
+    if own or pretrained:  # checkpoints are planned early: a missing or damaged one raises before the first write
         yield _Group(plan(own), plan(pretrained))
     for child in module.children():
         if is_model_wrapper(child) and not hasattr(child, "init_weights"):
@@ -193,7 +194,7 @@ def _groups(
         child = original(child)
         if not hasattr(child, "init_weights") or _is_done(child, done):
             continue
-        if _plans_itself(child):  # what its init_weights would come to, without a call of its own
+        if _plans_itself(child):  # the same as its init_weights, without opening a call
             yield from _groups(child, scope, plan, done, is_run)  # type: ignore[arg-type]
         else:
             yield _Group([_call_step(child, scope, parent=module)])
@@ -209,17 +210,18 @@ def _is_done(module: nn.Module, done: set[nn.Module]) -> bool:
 
 
 def _call_step(module: nn.Module, scope: Scope, parent: nn.Module | None = None) -> Step:
-    """Returns the call of an ``init_weights`` that fastinit cannot see into."""
+    """Returns the call of a user-defined ``init_weights``."""
     label = join(scope.names.path_of(module), "init_weights")
     info = f"Initialized by user-defined `init_weights` in {type(module).__name__} "
 
     def function() -> None:
         module.init_weights()  # type: ignore[operator]
-        known = getattr(parent, "_params_init_info", None)
-        if isinstance(known, Ledger):
-            check_no_new_parameters(module, known)
-        elif known is not None:  # of a library in whose tree the parent is
-            update_init_info(module, info)
+        if parent is None:
+            return
+        if (ledger := ledger_of(parent)) is not None:
+            check_no_new_parameters(module, ledger)
+        elif (host := host_of(parent)) is not None:
+            host.wrote(module, info)
 
     items = [Call(module, f"{label}() of {type(module).__name__}", label, info, function)]
     return Step(module, items, lambda: items)
@@ -241,8 +243,8 @@ def _plans_itself(module: nn.Module) -> bool:
 
 
 def _is_in_progress(module: nn.Module) -> bool:
-    books = getattr(module, "_params_init_info", None)
-    return books is not None and not (isinstance(books, Ledger) and books.is_closed)
+    ledger = ledger_of(module)
+    return host_of(module) is not None if ledger is None else not ledger.is_closed
 
 
 def _warn_twice(module: nn.Module) -> None:
@@ -251,23 +253,15 @@ def _warn_twice(module: nn.Module) -> None:
 
 @contextmanager
 def _keeping_ledger(root: BaseModule, call: OpenCall) -> Iterator[Ledger]:
-    """Gives all modules one ledger for one ``init_weights``, and always takes it away again."""
+    """Attaches a new ledger to all modules for one ``init_weights``; what it records, the outer call's gets too."""
     default = f"The value is the same before and after calling `init_weights` of {type(root).__name__} "
-    larger = call.done.ledger
+    outer = call.done.ledger
     ledger = call.done.ledger = Ledger(call.scope.parameters(), default)
-    for parameter in larger.written if larger is not None else ():
+    for parameter in outer.written if outer is not None else ():
         if parameter in ledger:
-            ledger[parameter]["init_info"] = larger[parameter]["init_info"]  # type: ignore[index]
-    modules = list(root.modules())
-    for module in modules:
-        module._params_init_info = ledger  # type: ignore[assignment]
-    try:
+            ledger[parameter]["init_info"] = outer[parameter]["init_info"]  # type: ignore[index]
+    with attached(ledger, root):
         yield ledger
-        if larger is not None:
+        if outer is not None:
             for parameter in ledger.written:
-                larger.record(parameter, ledger[parameter]["init_info"])
-    finally:
-        ledger.is_closed = True
-        # Modules that were taken out or put in meanwhile are cleaned too.
-        for module in {*modules, *root.modules()}:
-            vars(module).pop("_params_init_info", None)
+                outer.record(parameter, ledger[parameter]["init_info"])

@@ -23,7 +23,7 @@ from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..config.initializers import truncated_normal
+from ..config.schemes import truncated_normal
 from ..execution.by_memory import ByMemory
 from ..execution.calls import current_call
 from ..execution.memory_book import MemoryBook
