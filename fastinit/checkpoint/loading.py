@@ -31,7 +31,9 @@ from .sources.downloads import NotDownloaded
 from .sources.schemes import CheckpointLoader
 from .storage.copying import check
 from .storage.current import loading
-from .storage.stored import StoredTensor, in_memory, read_everything
+from .storage.files import File
+from .storage.stored import StoredTensor, in_memory
+from .storage.trees import read_everything
 from .versions import with_metadata
 from .wrappers import matched
 
@@ -193,22 +195,25 @@ def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collec
 
 def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
     """Puts mapped tensors into a state dict, in place of stored ones that a module will take."""
-    contents: dict[int, torch.Tensor] = {}
+    contents: dict[File, torch.Tensor] = {}
     # A storage of its own for each of the file's: saving one tensor must not save the whole file.
     storages: dict[int, torch.UntypedStorage] = {}
     for key, value in state.items():
         if key not in keys or not isinstance(value, StoredTensor):
             continue
         storage = value.storage_in_file
-        stays = value.tensor is None and value.dtype == value.dtype_in_file and value.location.type == "cpu"
-        if not (stays and value.can_be_mapped and storage.file.access != "read" and value.numel()):
+        is_as_in_file = not value.is_read and value.dtype == value.dtype_in_file and value.location.type == "cpu"
+        file, offset = storage.stretch or (None, 0)
+        # A mapping begins at a page, so elements must be at multiples of their size in the file.
+        is_mappable = file is not None and file.access != "read" and offset % value.dtype_in_file.itemsize == 0
+        if file is None or not (is_as_in_file and is_mappable and value.numel()):
             state[key] = in_memory(value).detach()
             continue
-        storage.file.check()
-        if id(storage.file) not in contents:
-            contents[id(storage.file)] = storage.file.mapped_privately()
+        file.check()
+        if file not in contents:
+            contents[file] = file.mapped_privately()
         if id(storage) not in storages:
-            part = contents[id(storage.file)][storage.offset : storage.offset + storage.n_bytes]
+            part = contents[file][offset : offset + storage.n_bytes]
             storages[id(storage)] = torch.frombuffer(part.numpy(), dtype=torch.uint8).untyped_storage()
         state[key] = value.over(storages[id(storage)])
 

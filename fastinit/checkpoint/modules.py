@@ -315,6 +315,6 @@ def _as_held(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 def _refusal(failed: Failed) -> str:
     size = "unknown" if nn.parameter.is_lazy(failed.destination) else failed.destination.size()
     return (
-        f'While copying the parameter named "{failed.key}", whose dimensions in the model are {size} and '
+        f'While copying the parameter named "{failed.name}", whose dimensions in the model are {size} and '
         f"whose dimensions in the checkpoint are {failed.source.size()}, an exception occurred : {failed.error.args}."
     )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from ..formats.by_content import NAMES_IN_FOLDER, Fetch, Reading, Wants, chosen_name, read
 from ..messages import listed, log, shown
-from ..storage.stored import read_everything
+from ..storage.trees import read_everything
 from .addresses import as_path, shown_address
 from .downloads import NotDownloaded, cache_folder, cached, download
 from .zoos import (

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ...storage.stored import PlainObject, Storage
+from ...storage.stored import Storage
 from ...storage.stubs import Foreign, Name, Refusal, like, name_of, shown
+from ...storage.trees import PlainObject
 from . import arrays, containers, special_tensors, tensors
 from .containers import checked_attributes
 from .machine import Kind, Machine
