@@ -48,7 +48,7 @@ def matched(state_dict: Mapping[str, Any], tree: Tree, source: object) -> Matche
         RuntimeError: the versions that stand beside the tensors are damaged.
     """
     metadata = checked_metadata(getattr(state_dict, "_metadata", None), source)
-    tensors = {slot.asked: slot.tensor for slot in tree.slots}
+    tensors = {slot.name_in_file: slot.tensor for slot in tree.slots}
     wanted = {*tensors, *tree.extra_states}
     strangers = [key for key in state_dict if key not in wanted]
     names = _names(strangers, state_dict, tensors, tree) if strangers else {}

@@ -1,53 +1,42 @@
-"""What stands in front of ``://``: from the name of a checkpoint to a file on this machine."""
+"""The table of schemes: what a checkpoint's name begins with says where it comes from."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import logging
 import os
 import re
-import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..formats.by_content import NAMES_IN_FOLDER, Fetch, Reading, Wants, chosen_name, read
-from ..messages import listed, log, shown
-from ..storage.stored import read_everything
+from ..formats.by_content import Reading, Wants, read
+from ..mmengine_log import log
+from ..storage.trees import read_everything
 from .addresses import as_path, shown_address
-from .downloads import NotDownloaded, cache_folder, cached, download
-from .zoos import (
-    address_of,
-    get_deprecated_model_names,
-    get_external_models,
-    get_mmcls_models,
-    get_torchvision_models,
-    home,
-    table_of,
-)
+from .downloads import NotDownloaded, download
+from .located import Locate, Located
+from .remote import locate_ceph, locate_fsspec, locate_hf, locate_http, locate_pavi
+from .zoos import locate_mmcls, locate_openmmlab, locate_torchvision
 
-# What readers say of a file that they cannot understand; not of one that asks for more than data.
+# The readers' word for a file that is not as its format says; a file that asks for more than data is something else.
 _DAMAGED = "is damaged"
+_REMOTE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "sftp", "ssh", "ftp")
+
+Loader = Callable[..., Any]
+"""Reads a checkpoint: (filename, map_location)."""
 
 
 @dataclass(frozen=True)
-class Located:
-    """Where a checkpoint is on this machine."""
+class Scheme:
+    """One of fastinit's own schemes."""
 
-    path: Path
-    fetch: Fetch | None = None
-    """Brings the shards that an index names."""
-    below: str | None = None
-    """Only the keys that begin with this count, without it."""
-    is_copy: bool = False
-    """It was fetched from elsewhere, and can be fetched again."""
-
-
-Locate = Callable[[str, bool], Located]
-"""From a checkpoint's name to its place; the second argument forbids downloads."""
+    name: str
+    """In the log."""
+    prefixes: tuple[str, ...]
+    """Regular expressions that the beginning of a checkpoint's name matches."""
+    locate: Locate
 
 
 class CheckpointLoader:
@@ -151,13 +140,14 @@ def tree_of(
     if not isinstance(text, str):
         raise TypeError(f"a checkpoint's name must be text or a path, but got {filename!r}")
     loader = CheckpointLoader._get_checkpoint_loader(text)
-    log(f"Loads checkpoint by {loader.__name__[10:]} backend from path: {shown_address(text)}", logger)
-    locate: Locate | None = getattr(loader, "locate", None)
-    if locate is None:
-        if offline:
-            raise NotDownloaded(text)
-        return loader(text, reading.map_location)
-    return _tree_at(locate(text, offline), reading, wants)
+    scheme = next((scheme for own, scheme in SCHEMES.items() if own is loader), None)  # users' may have no hash
+    name = getattr(loader, "__name__", "").removeprefix("load_from_") if scheme is None else scheme.name
+    log(f"Loads checkpoint by {name} backend from path: {shown_address(text)}", logger)
+    if scheme is not None:
+        return _tree_at(scheme.locate(text, offline), reading, wants)
+    if offline:
+        raise NotDownloaded(text)
+    return loader(text, reading.map_location)
 
 
 def _tree_at(located: Located, reading: Reading, wants: Wants | None = None) -> Any:
@@ -179,31 +169,7 @@ def _below(tree: Any, prefix: str) -> Any:
     return {"state_dict": OrderedDict((key[len(prefix) :], value) for key, value in found)}
 
 
-def _scheme(*prefixes: str) -> Callable[[Locate], Callable[..., Any]]:
-    """Registers a loader that is made from a function that locates."""
-
-    def decorate(locate: Locate) -> Callable[..., Any]:
-        def load(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
-            return read_everything(_tree_at(locate(os.fspath(filename), False), Reading(map_location)))
-
-        load.__name__ = load.__qualname__ = locate.__name__
-        load.__doc__ = (locate.__doc__ or "").replace("Locates", "Reads into memory, whole,")
-        load.locate = locate  # type: ignore[attr-defined]
-        CheckpointLoader.register_scheme(prefixes, load)
-        return load
-
-    return decorate
-
-
-def _after(prefixes: Sequence[str], text: str) -> str:
-    return next(text[len(prefix) :] for prefix in prefixes if text.startswith(prefix))
-
-
-# --- files and addresses ---------------------------------------------------------------------------------------------
-
-
-@_scheme("")
-def load_from_local(filename: str, offline: bool) -> Located:
+def _locate_local(filename: str, offline: bool) -> Located:
     """Locates a file or folder of this machine."""
     path = as_path(filename)
     if path.exists():
@@ -214,13 +180,16 @@ def load_from_local(filename: str, offline: bool) -> Located:
     raise FileNotFoundError(f"{shown_address(filename)} can not be found.{hint}")
 
 
-def _locate_http(filename: str, offline: bool) -> Located:
-    base = re.split(r"[?#]", filename, maxsplit=1)[0].rpartition("/")[0]
+# --- the loaders, with mmengine's names ------------------------------------------------------------------------------
 
-    def fetch(name: str) -> Path:
-        return download(f"{base}/{urllib.parse.quote(name)}", offline=offline)
 
-    return Located(download(filename, offline=offline), fetch, is_copy=True)
+def _whole(loader: Loader, filename: str | os.PathLike[str], map_location: Any) -> Any:
+    return read_everything(_tree_at(SCHEMES[loader].locate(os.fspath(filename), False), Reading(map_location)))
+
+
+def load_from_local(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Reads a file or folder of this machine into memory, whole."""
+    return _whole(load_from_local, filename, map_location)
 
 
 def load_from_http(
@@ -241,175 +210,52 @@ def load_from_http(
     return read_everything(_tree_at(Located(path, is_copy=True), Reading(map_location)))
 
 
-load_from_http.locate = _locate_http  # type: ignore[attr-defined]
-CheckpointLoader.register_scheme(("http://", "https://"), load_from_http)
+def load_from_torchvision(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Reads a model of torchvision's zoo into memory, whole."""
+    return _whole(load_from_torchvision, filename, map_location)
 
 
-# --- names of model zoos ---------------------------------------------------------------------------------------------
+def load_from_openmmlab(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Reads a model of OpenMMLab's zoo into memory, whole."""
+    return _whole(load_from_openmmlab, filename, map_location)
 
 
-def _at(address: str, offline: bool, below: str | None = None) -> Located:
-    """Locates what a table names: an address, or a file in mmengine's home."""
-    if address.startswith(("http://", "https://")):
-        return Located(download(address, offline=offline), below=below, is_copy=True)
-    path = home() / as_path(address)
-    if not path.is_file():
-        raise FileNotFoundError(f"{shown(path)} can not be found.")
-    return Located(path, below=below)
+def load_from_mmcls(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Reads the backbone of one of mmpretrain's classifiers into memory, whole."""
+    return _whole(load_from_mmcls, filename, map_location)
 
 
-@_scheme("modelzoo://", "torchvision://")
-def load_from_torchvision(filename: str, offline: bool) -> Located:
-    """Locates a model of torchvision."""
-    if filename.startswith("modelzoo://"):
-        log(
-            'The URL scheme of "modelzoo://" is deprecated, please use "torchvision://" instead',
-            "current",
-            logging.WARNING,
-        )
-    name = _after(("torchvision://", "modelzoo://"), filename)
-    table = table_of("torchvision")
-    if name not in table:
-        name = name.replace("_Weights", "").lower()
-        table = get_torchvision_models()
-    return _at(address_of(table, name, "torchvision"), offline)
+def load_from_hf(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Reads a model of the Hugging Face Hub (``hf://org/name[@revision][/file]``) into memory, whole."""
+    return _whole(load_from_hf, filename, map_location)
 
 
-@_scheme("open-mmlab://", "openmmlab://")
-def load_from_openmmlab(filename: str, offline: bool) -> Located:
-    """Locates a model of OpenMMLab's zoo."""
-    name = _after(("open-mmlab://", "openmmlab://"), filename)
-    scheme = filename.partition("://")[0]
-    current = get_deprecated_model_names().get(name)
-    if current is not None:
-        log(f"{scheme}://{name} is deprecated in favor of {scheme}://{current}", "current", logging.WARNING)
-        name = current
-    return _at(address_of(get_external_models(), name, scheme), offline)
+def load_from_fsspec(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Reads a file of a remote file system (``s3://`` and its like) into memory, whole."""
+    return _whole(load_from_fsspec, filename, map_location)
 
 
-@_scheme("mmcls://")
-def load_from_mmcls(filename: str, offline: bool) -> Located:
-    """Locates a classifier of mmpretrain; of its keys those of the backbone count."""
-    return _at(address_of(get_mmcls_models(), _after(("mmcls://",), filename), "mmcls"), offline, below="backbone.")
+def load_from_ceph(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Refuses addresses of petrel, a storage that exists inside one company only."""
+    return _whole(load_from_ceph, filename, map_location)
 
 
-# --- the Hub and remote file systems ---------------------------------------------------------------------------------
+def load_from_pavi(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
+    """Refuses addresses of pavi, a model cloud that exists inside one company only."""
+    return _whole(load_from_pavi, filename, map_location)
 
 
-@_scheme("hf://")
-def load_from_hf(filename: str, offline: bool) -> Located:
-    """Locates ``hf://org/name[@revision][/file]`` in the cache of huggingface_hub, and downloads it if need be."""
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import LocalEntryNotFoundError
-    except ImportError as error:
-        raise ImportError(f"{shown(filename)} needs huggingface_hub: pip install 'torch-fastinit[hf]'") from error
-    found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/(.+))?", filename)
-    if found is None:
-        raise ValueError(
-            f"{shown_address(filename)!r} must be hf://org/name, hf://org/name@revision or either with /path/of/a/file"
-        )
-    repository, revision, name = found[1], found[2] and found[2].replace("%2F", "/"), found[3]
-
-    def fetch(wanted: str) -> Path:
-        try:
-            return Path(
-                huggingface_hub.hf_hub_download(repository, wanted, revision=revision, local_files_only=offline)
-            )
-        except LocalEntryNotFoundError:
-            if offline:
-                raise NotDownloaded(filename) from None
-            raise
-
-    if name is None and offline:
-        for usual in NAMES_IN_FOLDER:
-            try:
-                return Located(fetch(usual), fetch, is_copy=True)
-            except NotDownloaded:
-                continue
-        raise NotDownloaded(filename)
-    if name is None:
-        held = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
-        name = chosen_name(held)
-        if name is None:
-            raise FileNotFoundError(
-                f"{shown(filename)}: none of its files is named as checkpoints are. Name one: "
-                f"{listed(sorted(held), 20)}"
-            )
-    folder = name.rpartition("/")[0]
-    return Located(fetch(name), lambda shard: fetch(f"{folder}/{shard}" if folder else shard), is_copy=True)
-
-
-def fsspec_for(filename: str) -> Any:
-    """Returns the module fsspec, or raises ImportError that says what needs it."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ImportError(f"{shown_address(filename)} needs fsspec: pip install 'torch-fastinit[remote]'") from error
-    return fsspec
-
-
-_REMOTE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "sftp", "ssh", "ftp")
-
-
-@_scheme(*(f"{protocol}://" for protocol in (*_REMOTE, "smb", "memory")))
-def load_from_fsspec(filename: str, offline: bool) -> Located:
-    """Locates a file of a remote file system in the cache, and copies it there with fsspec if need be."""
-    fsspec = fsspec_for(filename)
-    if offline:
-        raise NotDownloaded(
-            shown_address(filename)
-        )  # what the cached file is called depends on what the server has now
-    protocol = filename.partition("://")[0]
-    try:
-        system, remote = fsspec.core.url_to_fs(filename)
-    except (ImportError, ValueError) as error:
-        raise ImportError(
-            f"{shown_address(filename)}: fsspec cannot reach {protocol}:// as it is installed: {shown(error)}"
-        ) from None
-
-    def fetch(path: str) -> Path:
-        source = shown(f"{protocol}://{path}")
-        try:
-            version = system.ukey(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{source} can not be found.") from None
-        except NotImplementedError:
-            version = repr(sorted(system.info(path).items(), key=str))
-        folder = hashlib.sha256(f"{protocol}://{path} {version}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-        def copy_to(partial: Path) -> None:
-            try:
-                system.get_file(path, str(partial))
-                n_bytes, size = partial.stat().st_size, system.info(path).get("size")
-                if size is not None and n_bytes != size:
-                    raise RuntimeError(f"{source}: {n_bytes:,} of {size:,} bytes came. Nothing was kept; try again")
-            except BaseException:
-                partial.unlink(missing_ok=True)  # nobody could go on from it
-                raise
-
-        return cached(cache_folder() / folder / path.rpartition("/")[2], source, copy_to, offline=False)
-
-    parent = remote.rpartition("/")[0]
-    return Located(fetch(remote), lambda name: fetch(f"{parent}/{name}"), is_copy=True)
-
-
-# --- OpenMMLab's own clusters ----------------------------------------------------------------------------------------
-
-
-@_scheme(r"(\S+:)?petrel://", r"(\S+:)s3://")
-def load_from_ceph(filename: str, offline: bool) -> Located:
-    """Refuses addresses of petrel, which only runs inside one company."""
-    address = shown_address("s3://" + filename.partition("://")[2])
-    raise NotImplementedError(
-        f"{shown_address(filename)}: petrel's storage is not supported. If the server speaks S3, use {address!r} "
-        f"(pip install s3fs; its address is FSSPEC_S3_ENDPOINT_URL), else download the file and give its path"
-    )
-
-
-@_scheme("pavi://")
-def load_from_pavi(filename: str, offline: bool) -> Located:
-    """Refuses addresses of pavi, which only runs inside one company."""
-    raise NotImplementedError(
-        f"{shown_address(filename)}: pavi's model cloud is not supported. Download the file and give its path"
-    )
+SCHEMES: dict[Loader, Scheme] = {
+    load_from_local: Scheme("local", ("",), _locate_local),
+    load_from_http: Scheme("http", ("http://", "https://"), locate_http),
+    load_from_torchvision: Scheme("torchvision", ("modelzoo://", "torchvision://"), locate_torchvision),
+    load_from_openmmlab: Scheme("openmmlab", ("open-mmlab://", "openmmlab://"), locate_openmmlab),
+    load_from_mmcls: Scheme("mmcls", ("mmcls://",), locate_mmcls),
+    load_from_hf: Scheme("hf", ("hf://",), locate_hf),
+    load_from_fsspec: Scheme("fsspec", tuple(f"{name}://" for name in (*_REMOTE, "smb", "memory")), locate_fsspec),
+    load_from_ceph: Scheme("ceph", (r"(\S+:)?petrel://", r"(\S+:)s3://"), locate_ceph),
+    load_from_pavi: Scheme("pavi", ("pavi://",), locate_pavi),
+}
+"""By their loaders."""
+for _loader, _scheme in SCHEMES.items():
+    CheckpointLoader.register_scheme(_scheme.prefixes, _loader)
