@@ -119,7 +119,7 @@ class Scope:
             message: what it does not match.
         """
         if self.strict:
-            raise RuntimeError(f"{kind or rule}: {message} (an error under strict)")
+            raise RuntimeError(f"{f'{kind}: ' if kind else ''}{message} (an error under strict)")
         self.warn_once(f"{rule} ({kind})" if kind else rule, message)
 
     def check_complete(self, items: Iterable[Item]) -> None:
