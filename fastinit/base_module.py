@@ -26,7 +26,7 @@ from .execution.scope import Scope
 from .logs import logger
 from .naming import is_model_wrapper, join, original
 from .plans import Call
-from .recording.blocks import recording
+from .recording.capturing import recording
 
 __all__ = ["BaseModule", "ModuleDict", "ModuleList", "Sequential", "is_model_wrapper", "update_init_info"]
 

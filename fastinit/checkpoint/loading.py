@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ..execution.collector import uncollected
 from ..execution.defaults import default_strict
-from ..execution.versions import version_of
+from ..execution.version_counters import version_of
 from ..logs import is_rank_zero
 from ..logs import logger as own_logger
 from ..naming import Names, without_wrappers
@@ -24,17 +24,17 @@ from ..plans import Copy, CopyEntry, LoadResult, nothing_copied
 from ..shards.dtensor import is_sharded
 from .formats.by_content import Reading
 from .mmengine_log import log
+from .module_versions import with_metadata
 from .modules import Descent, Slot, Tree
 from .request import STRIP_MODULE, Request, Revisions, check_taken, state_dict_of
 from .sources.addresses import shown_address
 from .sources.downloads import NotDownloaded
-from .sources.schemes import CheckpointLoader
+from .sources.url_schemes import CheckpointLoader
 from .storage.copying import check
 from .storage.current import loading
 from .storage.files import File
 from .storage.stored import StoredTensor, in_memory
 from .storage.trees import read_everything
-from .versions import with_metadata
 from .wrappers import matched
 
 # --- loading ---------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ..naming import WRAPPED
+from .module_versions import checked_metadata, with_metadata
 from .modules import Tree
 from .storage.stored import StoredTensor
-from .versions import checked_metadata, with_metadata
 
 # DDP, DataParallel and averaged models; a model may have a child of that name itself, so exact names go first.
 _PARTS = WRAPPED | {"module"}

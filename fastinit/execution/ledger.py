@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..logs import is_rank_zero, logger
 from ..plans import byte_span
 from .hosts import host_of
-from .versions import tensors_in, version_of
+from .version_counters import tensors_in, version_of
 
 # The attribute that refers to the ledger from every module of a BaseModule tree during ``init_weights``. Drop-in: code
 # written for mmengine looks for it.

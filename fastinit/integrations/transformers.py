@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..recording.blocks import build, capture
+from ..recording.capturing import build, capture
 from ..recording.recipes import Recipe
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from ..backends import BACKENDS
-from ..execution.by_memory import ByMemory
 from ..execution.memory_book import PendingFill, State
+from ..execution.pending_by_memory import ByMemory
 from ..execution.places import Place
 from ..execution.scope import Scope
-from ..execution.versions import tensors_in
+from ..execution.version_counters import tensors_in
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..execution.by_memory import ByMemory
 from ..execution.memory_book import PendingFill
 from ..execution.owners import Owner, Owners, index_in, stream_of
+from ..execution.pending_by_memory import ByMemory
 from ..execution.reports import Report
 from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk

@@ -24,9 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config.schemes import truncated_normal
-from ..execution.by_memory import ByMemory
 from ..execution.calls import current_call
 from ..execution.memory_book import MemoryBook
+from ..execution.pending_by_memory import ByMemory
 from ..plans import TruncatedNormal
 from .operators import NOT_HANDLED, Operators, where
 

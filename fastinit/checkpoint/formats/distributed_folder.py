@@ -23,9 +23,9 @@ from ..storage.on_disk import OnDisk
 from ..storage.stored import StoredTensor
 from ..storage.stubs import one_line, shown
 from . import folder_list, saved_tensor
-from .beside import status_beside
 from .folder_list import Chunk, Entry
 from .saved_tensor import SavedTensor
+from .sibling_files import status_beside
 
 _CPU = torch.device("cpu")
 LIST = ".metadata"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ...execution.memory import allocate_like
+from ...execution.allocation import allocate_like
 from ...shards.dtensor import is_sharded, why_not_shards
 from .current import current, loading, reading
 from .files import File
