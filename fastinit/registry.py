@@ -130,9 +130,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
         scope, _, rest = name.partition(".")
         if scope in _SCOPES and rest in self._entries:
             return self._entries[rest]
-        ours = self._by_path(name)
-        if ours is not None:
-            return ours
+        by_path = self._by_path(name)
+        if by_path is not None:
+            return by_path
         may_import = imports_allowed()
         if may_import and self.fallback is not None and (found := self.fallback(name)) is not None:
             return found

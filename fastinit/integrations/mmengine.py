@@ -1,7 +1,7 @@
 """Uses fastinit in mmengine: its initializers in mmengine's registry, or all of ``BaseModule.init_weights``.
 
-Importing this module, which ``import fastinit`` does, tells the core what it needs to know about mmengine (the host,
-the model wrappers, the keys of its records) and does not import mmengine.
+Importing this module, as ``import fastinit`` does, adds mmengine to the core's hooks (hosts, model wrappers, keys of
+provenance records). It does not import mmengine.
 """
 
 from __future__ import annotations
