@@ -202,7 +202,8 @@ def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
         if key not in keys or not isinstance(value, StoredTensor):
             continue
         storage = value.storage_in_file
-        is_as_in_file = not value.is_read and value.dtype == value.dtype_in_file and value.location.type == "cpu"
+        is_unread = type(value) is StoredTensor and not value.is_read
+        is_as_in_file = is_unread and value.dtype == value.dtype_in_file and value.location.type == "cpu"
         file, offset = storage.stretch or (None, 0)
         # A mapping begins at a page, so elements must be at multiples of their size in the file.
         is_mappable = file is not None and file.access != "read" and offset % value.dtype_in_file.itemsize == 0

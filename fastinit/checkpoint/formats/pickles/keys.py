@@ -45,7 +45,7 @@ class Keys:
         self._long_by_id: dict[int, tuple[Any, Any]] = {}
 
     def of(self, key: Any, charge: Callable[[int], None]) -> Any:
-        """Returns the key to use for one of the pickle, ``NO_KEY`` if it is too expensive; ``charge`` pays for long ones.
+        """Returns the key to use for one of the pickle, ``NO_KEY`` if it is too costly; ``charge`` pays for long ones.
 
         Raises:
             PickleError: too many keys share a hash.
