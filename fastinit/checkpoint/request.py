@@ -118,7 +118,7 @@ class Request:
         scales = [name for name in unexpected if name.endswith(_SCALES)]
         state_dict = self._state_dict(tree) if scales else {}
         scales = [name for name in scales if _is_scale(name, state_dict)]
-        line = "copied as they are, without the scales beside them that would make weights of them"
+        line = "copied unchanged, without applying the scales beside them"
         return [f"values of 8 bits are {line}: {listed(scales)}"] if scales else []
 
     def _state_dict(self, tree: Any) -> OrderedDict[str, Any]:

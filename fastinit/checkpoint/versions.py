@@ -24,15 +24,15 @@ def checked_metadata(metadata: Any, source: object) -> dict[str, dict[str, Any]]
         return {}
     problem = None
     if not isinstance(metadata, dict):
-        problem = f"it is a {type(metadata).__name__} and no dict"
+        problem = f"it is a {type(metadata).__name__}, not a dict"
     else:
         for path, local in metadata.items():
             if not isinstance(path, str):
-                problem = f"it has a key that is a {type(path).__name__} and no name of a module"
+                problem = f"it has a key that is a {type(path).__name__}, not the name of a module"
             elif not isinstance(local, dict) or not all(isinstance(name, str) for name in local):
-                problem = f"for the module {path[:80]!r} it has no dict by names"
+                problem = f"for the module {path[:80]!r} the entry is not a dict with names as keys"
             elif type(local.get("version", 1)) is not int and local["version"] is not None:
-                problem = f"the version of the module {path[:80]!r} is a {type(local['version']).__name__} and no int"
+                problem = f"the version of the module {path[:80]!r} is a {type(local['version']).__name__}, not an int"
             if problem:
                 break
     if problem:

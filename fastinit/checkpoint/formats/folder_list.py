@@ -211,7 +211,7 @@ def _places(places: dict[Any, Any]) -> dict[str, list[Chunk]]:
         changed = at.get("transform_descriptors")
         if changed is not None and not (type(changed) in (list, tuple) and len(changed) == 0):
             raise ValueError(
-                f"{shown(key)} was changed on the way into its file by the extensions {shown(changed)} (compression, "
+                f"{shown(key)} was transformed by extensions when it was saved: {shown(changed)} (compression, "
                 f"encryption): load it with torch.distributed.checkpoint and the same extensions, and save it without"
             )
         found.setdefault(key, []).append(Chunk(_numbers(key, first), (), name, offset, n_bytes))

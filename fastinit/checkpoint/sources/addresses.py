@@ -61,9 +61,7 @@ class Address:
             user, at, host_and_port = parts.netloc.rpartition("@")
             port = urllib.parse.urlsplit(f"//{host_and_port}").port
         except ValueError as error:  # its message may quote the password
-            why = (
-                "a character that cannot be sent" if isinstance(error, UnicodeError) else "a host or port that is none"
-            )
+            why = "a character that cannot be sent" if isinstance(error, UnicodeError) else "an invalid host or port"
             raise ValueError(f"the address {safe_text} holds {why}") from None
         scheme = parts.scheme.lower()
         if scheme not in _DEFAULT_PORTS:
@@ -134,7 +132,7 @@ def _ascii_host(host_and_port: str, safe_text: str) -> str:
         except UnicodeError:
             host = ""
     if not _HOST.fullmatch(host):
-        raise ValueError(f"the address {safe_text} has no host that can be asked")
+        raise ValueError(f"the address {safe_text} has no valid host")
     return host
 
 

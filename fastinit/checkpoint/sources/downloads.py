@@ -50,7 +50,7 @@ def cached_path(url: str | Address, folder: Path | None = None) -> Path:
     A name that ends with a hash says which file it is. Others (``pytorch_model.bin``) go to a folder of their address.
 
     Raises:
-        ValueError: the address is none, or names no file.
+        ValueError: the address is invalid, or names no file.
     """
     address = url if isinstance(url, Address) else Address.of(url)
     name = address.name
@@ -151,7 +151,7 @@ def _locked(path: Path, source: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=QUIET_WAIT_S)
         except filelock.Timeout:
-            log(f"{source}: waiting for another process, which is downloading it", "current")
+            log(f"{source}: waiting for another process that is downloading it", "current")
             lock.acquire()
     try:
         yield

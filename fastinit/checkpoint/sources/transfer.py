@@ -24,7 +24,7 @@ from .partial import Partial, Version
 
 # Browsers follow 20, curl 50; each is a round trip, and no model zoo needs more than 3.
 MAX_REDIRECTS = 10
-# A line that brings less is as good as dead: at this rate 100 MB take a day. A telephone's modem of 1998 brought 5,000.
+# A slower connection counts as broken: at this rate 100 MB take a day. A telephone modem of 1998 reached 5,000.
 MIN_BYTES_PER_S = 1000
 # Over so many seconds: longer than the silence that counts as a dead connection, and than a server needs to wake up.
 WINDOW_S = 60.0
@@ -85,7 +85,7 @@ def _part(address: Address, partial: Partial, timeout_s: float, advance: Advance
     n_had, known = partial.begun()
     if n_had and known.total is not None and n_had >= known.total:
         if n_had > known.total:
-            raise Changed(f"{n_had:,} bytes are there of a file of {known.total:,}")
+            raise Changed(f"{n_had:,} bytes were downloaded of a file of {known.total:,}")
         return None  # complete, only not renamed yet
     headers = {"User-Agent": "fastinit", "Accept-Encoding": "identity"}
     if n_had:
@@ -139,8 +139,8 @@ def _announced(answer: Any, n_had: int, known: Version, source: str) -> tuple[Ve
     encoding = (headers.get("Content-Encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise RuntimeError(
-            f"{source}: the server sends the file packed ({shown(encoding)}), though it was asked not to. Nothing was "
-            f"kept. Get the file otherwise, unpack it, and give its path"
+            f"{source}: the server sends the file compressed ({shown(encoding)}), although fastinit asked for it "
+            f"uncompressed. Nothing was kept. Get the file in another way, decompress it, and give its path"
         )
     is_chunked = "chunked" in (headers.get("Transfer-Encoding") or "").lower()
     length = None if is_chunked else _length(headers.get_all("Content-Length") or [], source)
@@ -154,14 +154,16 @@ def _announced(answer: Any, n_had: int, known: Version, source: str) -> tuple[Ve
     version = Version.of(headers, total)
     if begin != n_had or total is None or not begin < end <= total:
         text = shown(headers.get("Content-Range") or "without saying which")
-        raise _unfit(n_had, source, f"the server sends another part of the file than was asked for ({text})")
+        raise _unfit(n_had, source, f"the server sends a different part of the file than requested ({text})")
     if length is not None and length != end - begin:
         text = f"{length:,} bytes in its header and {end - begin:,} in its range"
         raise _unfit(n_had, source, f"the server announces {text}")
     if n_had and not known.is_continued_by(version):
         raise Changed("the file has changed on the server, or the server does not say that it has not")
     if not version.validator and not n_had and end < total:
-        raise RuntimeError(f"{source}: the server sends a part of the file only, and nothing to know its version by")
+        raise RuntimeError(
+            f"{source}: the server sends only a part of the file, without anything that identifies its version"
+        )
     return (replace(known, total=total) if n_had else version), n_had, end - begin
 
 
@@ -217,8 +219,8 @@ def _target(address: Address, location: str, source: str) -> Address:
         raise RuntimeError(f"{source}: the server redirects, but {error}") from None
     if address.scheme == "https" and target.scheme == "http":
         raise RuntimeError(
-            f"{source}: the server redirects from https to {target.shown}, where anybody on the way could exchange the "
-            f"file. If you mean that, give that address"
+            f"{source}: the server redirects from https to {target.shown}, where anybody on the way could replace the "
+            f"file. If you want that, give that address"
         )
     return target
 
@@ -227,7 +229,7 @@ def _refusal(error: urllib.error.HTTPError, source: str, n_had: int) -> Exceptio
     """Returns the exception for an HTTP error."""
     status = _status(error.code, error.reason)
     if error.code == 416 and n_had:
-        return Changed("what is there is more than the file on the server has")
+        return Changed("the local part is longer than the file on the server")
     if error.code in _PASSING:
         return Interrupted(f"the server answers {status}", _retry_after(error))
     hint = ". Credentials go in front of the host: https://user:password@..." if error.code == 401 else ""
@@ -262,11 +264,11 @@ def _network(source: str, watch: _Watch) -> Iterator[None]:
         if isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN:
             raise RuntimeError(f"{source}: the server cannot be found ({text}). Is this machine offline?") from None
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise RuntimeError(f"{source}: the server's certificate is not to be trusted ({text})") from None
+            raise RuntimeError(f"{source}: the server's certificate is not trusted ({text})") from None
         if isinstance(reason, ssl.SSLError) and getattr(reason, "reason", None) in _NO_TLS:
             raise RuntimeError(f"{source}: the server does not speak https as this machine does ({text})") from None
         if not (is_cut or isinstance(reason, OSError)):
-            raise RuntimeError(f"{source}: the server's answer is not to be understood ({text})") from error
+            raise RuntimeError(f"{source}: the server's response is not valid HTTP ({text})") from error
         raise Interrupted(text) from error
     watch.check()
 

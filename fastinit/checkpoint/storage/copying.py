@@ -220,7 +220,7 @@ def _why_not_turned(dtype: torch.dtype, into: torch.dtype) -> str | None:
             warnings.simplefilter("ignore")
             torch.empty(1, dtype=into, device="cpu").copy_(torch.zeros(1, dtype=torch.uint8, device="cpu").to(dtype))
     except Exception as error:
-        return f"values of {dtype} are not turned into {into}: {error}"
+        return f"values of {dtype} cannot be converted to {into}: {error}"
     return None
 
 
