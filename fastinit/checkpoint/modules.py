@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ..naming import WRAPPED, join, wrapper_classes
+from ..naming import WRAPPED, wrapper_classes
 from ..plans import names_line
 from .messages import listed
 from .mmengine_tta import tta_classes
@@ -40,11 +40,8 @@ class Slot(NamedTuple):
     tensor: torch.Tensor
     name_in_file: str
     """Its key in a state dict for this model: wrappers with hooks add their part to keys themselves."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the model."""
-        return join(self.path, self.attribute)
+    name: str
+    """Path and attribute, joined: its name in the model."""
 
 
 @dataclass
@@ -73,10 +70,10 @@ class Tree:
         here = self.paths[path] = unwrap(here)
         for name, tensor in here._parameters.items():
             if tensor is not None:
-                self.slots.append(Slot(path, name, here._parameters, tensor, asked + name))
+                self.slots.append(Slot(path, name, here._parameters, tensor, asked + name, prefix + name))
         for name, buffer in here._buffers.items():
             if buffer is not None and name not in here._non_persistent_buffers_set:
-                self.slots.append(Slot(path, name, here._buffers, buffer, asked + name))
+                self.slots.append(Slot(path, name, here._buffers, buffer, asked + name, prefix + name))
         if has_own_code(here):
             self.own_code[asked[:-1]] = here
             if type(here).get_extra_state is not nn.Module.get_extra_state:

@@ -18,6 +18,7 @@ import torch
 
 from ...plans import names_line
 from ...shards.dtensor import boxes_of, is_sharded, why_not_shards
+from ..storage.copying import fill
 from ..storage.files import File
 from ..storage.on_disk import OnDisk
 from ..storage.stored import StoredTensor
@@ -76,9 +77,11 @@ class FolderStorage(OnDisk):
     def _is_left_to_ranks(self) -> bool:
         return self.folder.n_chunks > _MAX_CHUNKS_FOR_EACH_RANK
 
-    def whole(self) -> StoredTensor:
-        """Returns the tensor."""
-        return self.tensor(_CPU)
+    def reads(self, memory: torch.Tensor) -> tuple[()]:
+        """Reads the chunks now, file by file."""
+        whole = self.tensor(_CPU)
+        fill(whole.over(memory.untyped_storage()), whole)
+        return ()
 
     def tensor(self, location: torch.device) -> StoredTensor:
         """Returns the tensor, to be read to a location."""

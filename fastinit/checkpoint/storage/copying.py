@@ -14,6 +14,7 @@ from torch import nn
 
 from ...execution.memory import allocate_like
 from ...shards.dtensor import is_sharded, why_not_shards
+from .batches import run
 from .current import current, loading, reading
 from .files import File
 from .placing import Batch, is_memory
@@ -237,19 +238,22 @@ def read(storages: Sequence[Storage]) -> None:
     unchanged: set[File] = set()
     for storage in storages:
         storage.check(None, unchanged)
-    batch = Batch()
-    try:
-        with torch.no_grad():
-            for storage, memory in zip(storages, memories):
-                whole = storage.whole()
-                values = whole.over(memory.untyped_storage())
-                if not batch.takes(values, whole):
-                    _fill(values, whole)
-            _run(batch)
-    except _NotRead as failure:
-        raise failure.args[0] from failure.args[0].__cause__
+    run([each for storage, memory in zip(storages, memories) for each in storage.reads(memory)])
     for storage, memory in zip(storages, memories):
         storage.memory = memory.untyped_storage()
+
+
+def fill(destination: torch.Tensor, source: StoredTensor) -> None:
+    """Reads a tensor into fresh memory of its shape and dtype, piece by piece.
+
+    Raises:
+        OSError, RuntimeError: something cannot be read.
+    """
+    try:
+        with torch.no_grad():
+            _fill(destination, source)
+    except _NotRead as failure:
+        raise failure.args[0] from failure.args[0].__cause__
 
 
 def _copy_alone(copy: _Copy) -> None:

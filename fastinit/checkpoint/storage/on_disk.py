@@ -12,10 +12,9 @@ import torch
 
 from ...shards.dtensor import boxes_of, is_sharded
 from . import copying
+from .batches import Stretch
 from .files import File
 from .stored import Storage, StoredTensor
-
-_CPU = torch.device("cpu")
 
 
 class OnDisk(Storage):
@@ -62,9 +61,9 @@ class FileStorage(OnDisk):
         """The file, and the offset of the first byte in it."""
         return self.file, self.offset
 
-    def whole(self) -> StoredTensor:
-        """Returns its bytes as a tensor."""
-        return StoredTensor.at(self, 0, (self.n_bytes,), (1,), torch.uint8, _CPU)
+    def reads(self, memory: torch.Tensor) -> Iterable[Stretch]:
+        """Returns one read, of the whole stretch."""
+        return (Stretch(self.file, self.offset, self.n_bytes, memory.data_ptr()),)
 
     def check(self, destination: torch.Tensor | None, unchanged: set[File]) -> None:
         """Raises OSError if the file was changed since it was opened; each file is checked once."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from .batches import Stretch, Turned
 from .current import reading
 from .files import File
 
@@ -34,8 +35,12 @@ class Storage(Protocol):
     def opens_few_files(self) -> bool:
         """Whether all of its files may be open at the same time; otherwise its pieces are read file by file."""
 
-    def whole(self) -> StoredTensor:
-        """Returns all of its bytes as one contiguous tensor."""
+    def reads(self, memory: torch.Tensor) -> Iterable[Stretch | Turned]:
+        """Returns the reads that fill fresh memory of ``n_bytes`` bytes; what one batch cannot read is read now.
+
+        Raises:
+            OSError, RuntimeError: as ``check``.
+        """
 
     def check(self, destination: torch.Tensor | None, unchanged: set[File]) -> None:
         """Checks that the bytes can be read, before anything is written.
