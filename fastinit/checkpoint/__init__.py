@@ -1,4 +1,4 @@
-"""Checkpoints: their files, where they come from, and how they get into models.
+"""Checkpoints: where they come from, their file formats, and loading them into models.
 
 ``from fastinit.checkpoint import ...`` replaces ``from mmengine.runner.checkpoint import ...``.
 """

@@ -1,4 +1,4 @@
-"""From a checkpoint's keys to a module's tensors, by the rules (and in the words) of mmengine.runner.checkpoint."""
+"""Loads checkpoints into models, by the rules of mmengine.runner.checkpoint and with its messages."""
 
 from __future__ import annotations
 
@@ -58,36 +58,36 @@ def load_checkpoint(
 ) -> Any:
     """Loads a checkpoint into a model, and returns the whole checkpoint.
 
-    Of the file only what the model takes is read, straight to where it goes. The tensors in what is returned are read
-    when something uses them, so the file must not be overwritten in place before (a new file of the same name does no
-    harm: ``save_checkpoint`` writes one and renames it). ``CheckpointLoader.load_checkpoint`` reads all at once.
+    Only the tensors the model needs are read, directly into its parameters. The tensors of the returned checkpoint are
+    read when they are first used, so the file must not be overwritten in place before that (replacing it by rename, as
+    ``save_checkpoint`` does, is safe). ``CheckpointLoader.load_checkpoint`` reads everything at once.
 
     Args:
-        model: its parameters and buffers are overwritten where names and shapes agree; they keep dtype and device.
+        model: its parameters and buffers are overwritten where names and shapes match; they keep dtype and device.
         filename: a path or a name with a scheme: a file of safetensors or ``torch.save``, the index of a sharded
             checkpoint, or a folder.
-        map_location: where tensors of the returned checkpoint go; None: the CPU.
-        strict: raise where names or shapes differ, else one warning tells. If no module has loading code or hooks of
-            its own, that is before anything is written. Where ``fastinit.use(strict=...)`` or FASTINIT_STRICT makes
-            calls strict, it is an error here, too, that nothing at all is copied.
+        map_location: the device of the returned tensors, as for ``torch.load``; None: the CPU.
+        strict: raise if names or shapes differ, rather than log one warning. Unless a module has loading code or hooks
+            of its own, it raises before anything is written. Under ``fastinit.use(strict=...)`` or FASTINIT_STRICT,
+            copying nothing at all is an error, too.
         logger: as for ``print_log``.
         revise_keys: (pattern, replacement) pairs that ``re.sub`` applies to every key, in order.
-        prefix: load only the keys that begin with it (and a dot), without it.
-        key: under which the weights are; None: ``state_dict``, ``model`` or ``state_dict_ema``, else the top.
-        assign: give the model the file's tensors, mapped copy-on-write, in place of its own: nothing is read before it
-            is used, training does not change the file, and models on the meta device get their values so. The file
-            must stay as it is while the model lives: cutting it off kills the process (SIGBUS).
-        dtype: that floating-point tensors are turned into on the way; None: the model's (``assign``: the file's).
-        access: "map", "read" (through ``pread``: for files that another process might cut off), or "auto": what is
-            copied is read, and what is adopted is mapped but on network file systems.
-        weights_only: False unpickles whatever the file holds, and so runs code that it may bring.
-        allow: classes and functions, or their import paths, that a pickle may use besides data.
+        prefix: load only the keys below it, with the prefix removed.
+        key: of the weights; None: ``state_dict``, ``model`` or ``state_dict_ema``, else the top level.
+        assign: replace the model's tensors by the file's, mapped copy-on-write: bytes are read when they are first
+            used, training does not change the file, and models on the meta device get values. The file must not change
+            while the model lives: truncating it kills the process (SIGBUS).
+        dtype: floating-point tensors are rounded to it first; None: the model's (with ``assign``: the file's).
+        access: "map", "read" (by ``pread``: for files that another process might truncate), or "auto": copied tensors
+            are read, and adopted ones are mapped, except on network file systems.
+        weights_only: False unpickles everything in the file, which can run code that the file brings.
+        allow: further classes and functions that a pickle may use, or their import paths.
 
     Raises:
         AssertionError: no key begins with ``prefix``.
         FileNotFoundError: there is no such file.
         OSError: the file was changed while it was read: the model may be partly loaded.
-        RuntimeError: the file is damaged, holds no state dict or more than data; or ``strict`` and something differs.
+        RuntimeError: the file is damaged, has no state dict, or holds more than data; or ``strict`` and a mismatch.
 
     Follows ``mmengine.runner.load_checkpoint`` (whose arguments are those before the star).
 
@@ -118,8 +118,8 @@ def load_state_dict(
 ) -> None:
     """Copies a state dict into a module.
 
-    Unlike ``nn.Module.load_state_dict`` a tensor of another shape is skipped unless ``strict``, and all that does not
-    fit is told in one message. Hooks and ``_load_from_state_dict`` of the modules run as usual.
+    Unlike in ``nn.Module.load_state_dict``, a tensor of another shape is skipped unless ``strict``, and all mismatches
+    are reported in one message. The modules' hooks and ``_load_from_state_dict`` run as usual.
 
     Raises:
         RuntimeError: ``strict`` and a key is missing, unexpected or of another shape (on every rank).
@@ -135,7 +135,7 @@ def _load(
     assign: bool = False,
     source: object = "the state dict",
 ) -> tuple[LoadResult, list[Slot]]:
-    """Returns what was copied and what was not, and what stands in the model now."""
+    """Returns the copied and the mismatched names, and the model's slots after the load."""
     tree = Tree.of(module)
     match = matched(state_dict, tree, source)
     taken = [slot for slot in tree.slots if slot.name_in_file in match.state_dict]
@@ -146,11 +146,11 @@ def _load(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
-    if tree.own_code:  # before which a part of the copies is made: what that would read must be there
+    if tree.own_code:  # some copies run before it: everything must be readable before the first one
         held = (slot for slot in taken if not is_lazy(slot.tensor))
         check((slot.tensor, match.state_dict[slot.name_in_file], slot.name) for slot in held)
     before = {slot.name: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
-    # The modules' own code may add and remove keys: it gets a copy that it may change.
+    # A copy, as the modules' own code may add and remove keys.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current, nullcontext() if tree.own_code else uncollected():
         if assign:
@@ -158,16 +158,16 @@ def _load(
         descent = Descent(match.metadata, current, assign, strict)
         descent.run(module, state)
         found = descent.found
-        # A counter that older checkpoints lack; no value is lost with it.
+        # Older checkpoints lack this counter, which does not matter for the weights.
         missing = [key for key in found.missing if "num_batches_tracked" not in key and key not in match.optional]
-        # Without code of others all that does not fit is known by now, and nothing is written.
+        # Without modules' own code, all mismatches are known by now, and nothing has been written.
         text = found.text(_without_tied(missing, tree.slots, match.state_dict))
         if strict and text and not tree.own_code:
             raise RuntimeError(text)
         descent.commit()
         if assign:
             _settle(module, tree.slots)
-    # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
+    # By versions, as hooks rename keys and copies may fail: this is what was really written.
     now = Tree.of(module).slots if assign or tree.own_code else tree.slots
     changed = (slot for slot in now if before.get(slot.name) != (id(slot.tensor), version_of(slot.tensor)))
     copied = tuple(slot.name for slot in changed)
@@ -182,7 +182,7 @@ def _load(
 
 
 def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:
-    """Returns the missing keys but those of tied tensors that get their values by another of their names."""
+    """Returns the missing keys, except those of tied tensors that were written under another name."""
     if not missing:
         return []
     tensors = {id(slot.tensor) for slot in slots if slot.name in written}
@@ -194,15 +194,16 @@ def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collec
 
 
 def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
-    """Puts mapped tensors into a state dict, in place of stored ones that a module will take."""
+    """Replaces the stored tensors that a module will take by mapped ones."""
     contents: dict[File, torch.Tensor] = {}
-    # A storage of its own for each of the file's: saving one tensor must not save the whole file.
+    # One for each storage in the file: saving one of the tensors must not save the whole file.
     storages: dict[int, torch.UntypedStorage] = {}
     for key, value in state.items():
         if key not in keys or not isinstance(value, StoredTensor):
             continue
         storage = value.storage_in_file
-        is_as_in_file = not value.is_read and value.dtype == value.dtype_in_file and value.location.type == "cpu"
+        is_unread = type(value) is StoredTensor and not value.is_read
+        is_as_in_file = is_unread and value.dtype == value.dtype_in_file and value.location.type == "cpu"
         file, offset = storage.stretch or (None, 0)
         # A mapping begins at a page, so elements must be at multiples of their size in the file.
         is_mappable = file is not None and file.access != "read" and offset % value.dtype_in_file.itemsize == 0
@@ -219,7 +220,7 @@ def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
 
 
 def _settle(module: nn.Module, before: Sequence[Slot]) -> None:
-    """Gives adopted parameters the ``requires_grad`` of those they replace, and ties them where those were tied."""
+    """Gives adopted parameters the ``requires_grad`` and the ties of those they replace."""
     adopted: dict[int, torch.Tensor] = {}
     for slot in before:
         new = slot.tensors.get(slot.attribute)
@@ -242,7 +243,7 @@ def _load_checkpoint_to_model(
     logger: logging.Logger | str | None = None,
     revise_keys: Revisions = STRIP_MODULE,
 ) -> Any:
-    """Loads a checkpoint that has been read already, and returns it."""
+    """Loads a checkpoint that is already in memory, and returns it."""
     load_state_dict(model, state_dict_of(checkpoint, "", revise_keys), strict, logger)
     return checkpoint
 
@@ -257,7 +258,7 @@ def _load_checkpoint(
 def _load_checkpoint_with_prefix(
     prefix: str, filename: str | os.PathLike[str], map_location: Any = None
 ) -> dict[str, Any]:
-    """Returns the part of a checkpoint whose keys begin with a prefix, without it; nothing else is read.
+    """Reads the part of a checkpoint below a prefix, and returns it with the prefix removed.
 
     Raises:
         AssertionError: no key begins with it.
@@ -272,16 +273,16 @@ def _load_checkpoint_with_prefix(
 def plan_copy(
     module: nn.Module, request: Request, *, names: Names, offline: bool, trees: dict[int, Any], rule: str, info: str
 ) -> Copy:
-    """Returns what loading a checkpoint into ``module`` would copy; reads names and shapes.
+    """Returns the copies that loading a checkpoint into ``module`` would make; reads only names and shapes.
 
-    What modules with a ``_load_from_state_dict`` or hooks of their own do to keys shows only when it is loaded.
+    Changes of keys by modules with a ``_load_from_state_dict`` or hooks of their own only show during the load.
 
     Args:
-        module: the one that the checkpoint is for.
-        request: what of which checkpoint.
+        module: the module to load into.
+        request: which part of which checkpoint.
         names: of the root.
-        offline: a checkpoint that would have to be downloaded stays unknown.
-        trees: checkpoints that are open, by the id of their request; it is planned more than once before it is loaded.
+        offline: download nothing; the contents of a checkpoint that is not cached stay unknown.
+        trees: open checkpoints by the id of their request; one request is planned several times before it is loaded.
         rule, info: as for ``Copy``.
 
     Raises:
@@ -320,7 +321,7 @@ def _planned(
 
     def entries(slots: Iterable[Slot]) -> tuple[CopyEntry, ...]:
         once: dict[int, Slot] = {}
-        for slot in slots:  # a tied tensor by its first key
+        for slot in slots:  # a tied tensor under its first name
             once.setdefault(id(slot.tensor), slot)
         return tuple(
             CopyEntry(
@@ -355,8 +356,8 @@ def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:
     for slot in slots:
         if assign and is_sharded(slot.tensor):
             raise RuntimeError(
-                f"{slot.name!r} is distributed, and assign=True would put all of it in the place of the part that is "
-                f"here: leave assign out, so that each rank reads its part"
+                f"{slot.name!r} is distributed, and assign=True would replace its local part by the whole tensor: "
+                f"leave assign out, so that each rank reads its part"
             )
 
 
@@ -373,10 +374,10 @@ def _shape_of(value: torch.Tensor) -> tuple[int, ...]:
 
 
 def _log_notes(request: Request, tree: Any, result: LoadResult, logger: logging.Logger | str | None) -> None:
-    """Logs what was stripped of names, and what the user may want to know of the checkpoint besides."""
+    """Logs the name parts that were ignored, and hints about the checkpoint."""
     if not is_rank_zero():
         return
     if result.stripped:
-        log(f"names were matched without what wrappers add: {', '.join(result.stripped)}", logger)
+        log(f"names were matched without the parts that wrappers add: {', '.join(result.stripped)}", logger)
     for hint in request.hints(tree, result.copied, result.unexpected):
         log(hint, logger, logging.WARNING)

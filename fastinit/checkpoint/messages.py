@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Names of parameters are shorter; a longer text comes from a file or a server that means to flood a log.
+# Longer than any parameter's name; a longer text is an attempt to flood the log.
 MAX_SHOWN = 200
-# Models with more keys that do not fit exist, but nobody reads further.
+# Some models have more keys that do not match, but no reader goes through more.
 MAX_NAMES = 1000
 
 
 def shown(text: object, limit: int = MAX_SHOWN) -> str:
-    """Returns a text of a file or a server so that it can be printed: one line, no control of the terminal, bounded.
+    """Returns text from a file or a server made safe to print: one line, no terminal control, bounded length.
 
-    Control characters (ANSI escapes begin with one), line ends, marks that turn the direction of writing, and
-    surrogates that stand alone, which no encoding takes, are written as in Python's literals.
+    Control characters (which start ANSI escapes), line ends, marks that change the text direction, and
+    lone surrogates, which no encoding accepts, are written as in Python's literals.
 
     Args:
         text: usually a name.
@@ -32,14 +32,14 @@ def shown(text: object, limit: int = MAX_SHOWN) -> str:
 
 
 def listed(names: Iterable[object], limit: int = MAX_NAMES) -> str:
-    """Returns names of a file, each ``shown``, with commas between them; of more than ``limit`` how many there are."""
+    """Returns names from a file as one comma-separated text; beyond ``limit`` it only says how many more there are."""
     texts = [shown(name) for name in names]
     more = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more
 
 
 def printable(text: str) -> str:
-    """Returns a whole message so that it can be printed: as ``shown``, but with its line ends and in full."""
+    """Returns a message made safe to print: like ``shown``, but in full and with its line ends."""
     if text.isprintable():
         return text
     return "".join(each if each in "\n\t" else _escaped(each) for each in text)

@@ -13,14 +13,14 @@ def print_log(msg: str, logger: logging.Logger | str | None = None, level: int =
     """Logs a message, or prints it where ``logger`` is None.
 
     Args:
-        msg: the message; what could control a terminal in it is escaped.
+        msg: the message; terminal control characters in it are escaped.
         logger: a Logger; "current" for fastinit's own, "silent" for none, another text for the logger of that name.
         level: the logging level.
     """
     msg = printable(str(msg))
     if logger is None:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(msg.encode(encoding, "backslashreplace").decode(encoding))  # an ASCII terminal takes what it can
+        print(msg.encode(encoding, "backslashreplace").decode(encoding))  # for terminals that only take ASCII
     elif isinstance(logger, logging.Logger):
         logger.log(level, msg)
     elif logger == "current":

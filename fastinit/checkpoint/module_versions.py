@@ -1,4 +1,4 @@
-"""The versions of modules, which torch saves beside a state dict as ``_metadata``: checked before modules see them."""
+"""Module versions, which torch saves with a state dict as ``_metadata``; checked before modules read them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-# What torch's loading code is told by the same way, and no file may say.
+# torch passes this option to loading code in the same dict; a file must not set it.
 _NOT_A_FILES = "assign_to_params_buffers"
 
 
 def checked_metadata(metadata: Any, source: object) -> dict[str, dict[str, Any]]:
-    """Returns what stands beside a state dict, for each module a dict, of which "version" is a number.
+    """Returns the ``_metadata`` of a state dict: one dict per module, whose "version" is a number.
 
     Args:
-        metadata: as it came; None: nothing.
-        source: where it came from, for the message.
+        metadata: as read from the file; None: there is none.
+        source: the checkpoint, for the message.
 
     Raises:
-        RuntimeError: it is something else: modules would fail on it when a part of the model has been written.
+        RuntimeError: it is malformed; modules would fail on it in the middle of the load.
     """
     if metadata is None:
         return {}
     problem = None
     if not isinstance(metadata, dict):
-        problem = f"it is a {type(metadata).__name__} and no dict"
+        problem = f"it is a {type(metadata).__name__}, not a dict"
     else:
         for path, local in metadata.items():
             if not isinstance(path, str):
-                problem = f"it has a key that is a {type(path).__name__} and no name of a module"
+                problem = f"it has a key that is a {type(path).__name__}, not the name of a module"
             elif not isinstance(local, dict) or not all(isinstance(name, str) for name in local):
-                problem = f"for the module {path[:80]!r} it has no dict by names"
+                problem = f"for the module {path[:80]!r} the entry is not a dict with names as keys"
             elif type(local.get("version", 1)) is not int and local["version"] is not None:
-                problem = f"the version of the module {path[:80]!r} is a {type(local['version']).__name__} and no int"
+                problem = f"the version of the module {path[:80]!r} is a {type(local['version']).__name__}, not an int"
             if problem:
                 break
     if problem:
@@ -45,7 +45,7 @@ def checked_metadata(metadata: Any, source: object) -> dict[str, dict[str, Any]]
 def with_metadata(
     state_dict: OrderedDict[str, Any], metadata: dict[str, Any], path_of: Callable[[str], str | None] | None = None
 ) -> OrderedDict[str, Any]:
-    """Attaches checked versions to a state dict, by the paths that ``path_of`` gives them; None leaves one out."""
+    """Attaches checked versions to a state dict, under the paths ``path_of`` returns; None drops an entry."""
     if metadata and path_of is not None:
         metadata = {new: local for path, local in metadata.items() if (new := path_of(path)) is not None}
     if metadata:

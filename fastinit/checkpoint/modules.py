@@ -1,7 +1,7 @@
-"""How a model takes a state dict: what its modules hold, which have loading code of their own, and the way through.
+"""Loads a state dict into a model: finds the modules' tensors and loading code, and walks through the modules.
 
-torch's own loading code is known: what it would do is done here in one pass, with the copies noted instead of made.
-Where a module has code or hooks of its own, what was noted before is made first, and its code finds values in place.
+The walk reproduces torch's own loading code in one pass, but collects the copies instead of making them. If a module
+has loading code or hooks of its own, the pending copies run first, so that its code finds all earlier values in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ..naming import WRAPPED, join, wrapper_classes
+from ..naming import WRAPPED, wrapper_classes
 from ..plans import names_line
 from .messages import listed
 from .mmengine_tta import tta_classes
@@ -24,7 +24,7 @@ from .storage.current import Loading
 from .storage.stored import StoredTensor
 
 _EXTRA_STATE = "_extra_state"
-# torch's own loading code: what it does is known.
+# torch's own loading code, which the walk reproduces.
 _KNOWN_CODE = (nn.Module._load_from_state_dict, nn.BatchNorm1d._load_from_state_dict)
 
 
@@ -40,43 +40,40 @@ class Slot(NamedTuple):
     tensor: torch.Tensor
     name_in_file: str
     """Its key in a state dict for this model: wrappers with hooks add their part to keys themselves."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the model."""
-        return join(self.path, self.attribute)
+    name: str
+    """Path and attribute, joined: its name in the model."""
 
 
 @dataclass
 class Tree:
-    """What stands in a model when a load begins."""
+    """The tensors and modules of a model."""
 
     slots: list[Slot] = field(default_factory=list)
     """The parameters and persistent buffers, by the keys of the model's state dict."""
     paths: dict[str, nn.Module] = field(default_factory=dict)
     """All modules by their path."""
     own_code: dict[str, nn.Module] = field(default_factory=dict)
-    """Modules with loading code or hooks of their own, by what a state dict must call them."""
+    """Modules with loading code or hooks of their own, by their path in a state dict for this model."""
     extra_states: list[str] = field(default_factory=list)
-    """Keys of what modules save beside tensors."""
+    """Keys of the modules' extra state."""
 
     @staticmethod
     def of(module: nn.Module) -> Tree:
-        """Looks through a model; wrappers such as DDP stand for what they wrap."""
+        """Collects the tensors and modules of a model; wrappers such as DDP are unwrapped."""
         tree = Tree()
         tree._visit(module, "", "", unwrapper())
         return tree
 
-    # No function within `of`: one that calls itself is a cycle, and would keep the model until Python looks for those.
+    # A method, as a recursive inner function is a reference cycle that would keep the model alive until a collection.
     def _visit(self, here: nn.Module, prefix: str, asked: str, unwrap: Callable[[nn.Module], nn.Module]) -> None:
         path = prefix[:-1]
         here = self.paths[path] = unwrap(here)
         for name, tensor in here._parameters.items():
             if tensor is not None:
-                self.slots.append(Slot(path, name, here._parameters, tensor, asked + name))
+                self.slots.append(Slot(path, name, here._parameters, tensor, asked + name, prefix + name))
         for name, buffer in here._buffers.items():
             if buffer is not None and name not in here._non_persistent_buffers_set:
-                self.slots.append(Slot(path, name, here._buffers, buffer, asked + name))
+                self.slots.append(Slot(path, name, here._buffers, buffer, asked + name, prefix + name))
         if has_own_code(here):
             self.own_code[asked[:-1]] = here
             if type(here).get_extra_state is not nn.Module.get_extra_state:
@@ -102,7 +99,7 @@ def unwrapper() -> Callable[[nn.Module], nn.Module]:
 
 
 def has_own_code(module: nn.Module) -> bool:
-    """Tells whether a module's part of a load is more than torch's own code does."""
+    """Returns whether loading this module involves more than torch's own code."""
     kind = type(module)
     return bool(
         kind._load_from_state_dict not in _KNOWN_CODE
@@ -116,7 +113,7 @@ def has_own_code(module: nn.Module) -> bool:
 
 @dataclass
 class Mismatches:
-    """What does not fit."""
+    """The keys and tensors that do not match."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -124,7 +121,7 @@ class Mismatches:
     """In torch's words."""
 
     def text(self, missing: Sequence[str]) -> str:
-        """Returns the one message about all that does not fit, "" if all does."""
+        """Returns one message about all mismatches, "" if there are none."""
         problems = [*self.errors]
         if self.unexpected:
             problems.append(f"unexpected key in source state_dict: {listed(self.unexpected)}\n")
@@ -134,7 +131,7 @@ class Mismatches:
 
 
 class Descent:
-    """One way through a model: every module takes its part of a state dict, or what it would take is noted."""
+    """One walk through a model: each module takes its part of a state dict, at once or as pending copies."""
 
     def __init__(self, metadata: Mapping[str, Any], current: Loading, assign: bool, strict: bool) -> None:
         self.found = Mismatches()
@@ -151,14 +148,14 @@ class Descent:
         self._swaps = torch.__future__.get_swap_module_params_on_conversion()
 
     def run(self, module: nn.Module, state: OrderedDict[str, Any]) -> None:
-        """Goes through ``module``; the state dict may be changed by its code."""
+        """Walks through ``module``, whose code may change the state dict."""
         self._visit(module, state, "")
 
     def commit(self) -> None:
-        """Writes what was noted.
+        """Runs the pending copies and assignments.
 
         Raises:
-            RuntimeError: ``strict``, and something that was noted or looked at does not fit.
+            RuntimeError: ``strict``, and something does not match.
             OSError, RuntimeError: as ``Copies.make``.
         """
         self._stop_if_strict()
@@ -168,7 +165,7 @@ class Descent:
             except (OSError, RuntimeError) as error:
                 raise (partly_loaded(error) if self._has_written else error) from error.__cause__
             self._has_written = True
-            if self._current.failure is not None:  # within a copy that another library makes
+            if self._current.failure is not None:  # in a copy that another library made
                 raise self._current.failure
             self.found.errors.extend(map(_refusal, refused))
             self._stop_if_strict()
@@ -181,7 +178,7 @@ class Descent:
             raise RuntimeError(self.found.text([]) + self.own_code_line())
 
     def own_code_line(self) -> str:
-        """Returns what an error says of modules whose own code ran before it, "" if none did."""
+        """Returns the line for an error about modules whose own code has already run, "" if none has."""
         if not self._ran:
             return ""
         line = names_line("modules ran loading code or hooks of their own", self._ran)
@@ -200,7 +197,7 @@ class Descent:
         for name, child in here._modules.items():
             if child is not None:
                 inner = f"{prefix}{name}."
-                if "." in name:  # which add_module does not take
+                if "." in name:  # add_module refuses such names
                     below = {key: value for key, value in state.items() if key.startswith(inner)}
                 else:
                     below = children.get(name, {})
@@ -229,7 +226,7 @@ class Descent:
     def _by_torchs_code(
         self, here: nn.Module, state: dict[str, Any], prefix: str, local: Mapping[str, Any]
     ) -> dict[str, dict[str, Any]]:
-        """Notes what ``nn.Module._load_from_state_dict`` would do; returns what is for each child."""
+        """Does the work of ``nn.Module._load_from_state_dict`` with pending copies; returns each child's part."""
         held: dict[str, torch.Tensor] = {name: each for name, each in here._parameters.items() if each is not None}
         transient = here._non_persistent_buffers_set
         for name, each in here._buffers.items():
@@ -287,7 +284,7 @@ class Descent:
 
 
 def _split(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Returns what of a module's part is its own, by name, and what is its children's, by the child's name and key."""
+    """Splits a module's part of a state dict: its own values by name, and its children's by child name and key."""
     own: dict[str, Any] = {}
     children: dict[str, dict[str, Any]] = {}
     n = len(prefix)
@@ -302,7 +299,7 @@ def _split(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[
 
 
 def _counter_of_old_files(module: nn.Module, local: Mapping[str, Any]) -> str | None:
-    """Returns the counter that batch normalization did not have before its version 2; torch leaves it as it is then."""
+    """Returns the counter of batch normalization if the file predates it (version 2); torch then keeps its value."""
     if type(module)._load_from_state_dict is not nn.BatchNorm1d._load_from_state_dict:
         return None
     version = local.get("version")
@@ -311,7 +308,7 @@ def _counter_of_old_files(module: nn.Module, local: Mapping[str, Any]) -> str | 
 
 
 def _as_held(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Returns what the module holds instead of ``tensor`` when it takes ``value`` over."""
+    """Returns the tensor that replaces ``tensor`` in its module when ``value`` is adopted."""
     if not isinstance(tensor, nn.Parameter):
         return value
     if not isinstance(value, nn.Parameter):

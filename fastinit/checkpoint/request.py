@@ -1,4 +1,4 @@
-"""What a user asks of a checkpoint: which of its keys, by which names."""
+"""A user's request for a checkpoint: which keys of it, and how they are renamed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .storage.stubs import Foreign, refuse, shown
 from .wrappers import below
 
 Revisions = Sequence[tuple[str, str]]
-# What DataParallel and DDP put in front of every name.
+# DataParallel and DDP prepend this to every name.
 STRIP_MODULE: Revisions = ((r"^module\.", ""),)
-# Where training scripts put the weights among other things, the first that is there.
+# Where training scripts keep the weights; the first one present is used.
 _NESTS = ("state_dict", "model", "state_dict_ema")
 
-# What stands behind the name of a weight of 8 bits where its scale is: DeepSeek's files, compressed-tensors.
+# Suffixes of the scale of an 8-bit weight, in DeepSeek's files and compressed-tensors.
 _SCALES = ("_scale_inv", "_scale")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What of a checkpoint is wanted, and how it goes into a model."""
+    """Which part of a checkpoint is loaded, and how."""
 
     checkpoint: str | os.PathLike[str]
     prefix: str | None = None
@@ -70,7 +70,7 @@ class Request:
         return self.prefix if self.prefix is None or self.prefix.endswith(".") else self.prefix + "."
 
     def _candidates(self) -> tuple[Revisions, ...]:
-        """Revisions to be tried; below a prefix the keys as they are come first."""
+        """Returns the revisions to try; with a prefix, the unrevised keys first."""
         if self.revise_keys is not None:
             return (self.revise_keys,)
         return (STRIP_MODULE,) if self.prefix is None else ((), STRIP_MODULE)
@@ -82,17 +82,17 @@ class Request:
         return self.revise_keys is None and below(key, prefix) is not None
 
     def tree(self, *, offline: bool = False, logger: logging.Logger | str | None = "current") -> Any:
-        """Returns what the checkpoint holds, with tensors still in the file where that can be."""
-        is_here = os.path.exists(self.checkpoint)  # no download, which may take long
+        """Returns the contents of the checkpoint, with tensors still in the file where possible."""
+        is_here = os.path.exists(self.checkpoint)  # a download could take long
         with uncollected() if is_here else nullcontext():
             return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
 
     def state_dict(self, tree: Any) -> OrderedDict[str, Any]:
-        """Returns the tensors for the model by the model's names.
+        """Returns the requested tensors by their revised keys.
 
         Raises:
             AssertionError: no key begins with the prefix.
-            RuntimeError: there is no state dict, or the versions beside it are damaged.
+            RuntimeError: there is no state dict, or its module versions are damaged.
         """
         state_dict = self._state_dict(tree)
         if isinstance(self.dtype, torch.dtype):
@@ -105,11 +105,11 @@ class Request:
         return state_dict
 
     def hints(self, tree: Any, copied: Collection[str], unexpected: Collection[str]) -> list[str]:
-        """Returns what people should be told who may have meant something else.
+        """Returns hints for users who may have meant something else.
 
         Args:
-            tree: what the checkpoint holds.
-            copied, unexpected: keys of its state dict that the model took, and that nothing is called by.
+            tree: the contents of the checkpoint.
+            copied, unexpected: keys of its state dict that were copied, and that the model does not have.
         """
         if not isinstance(tree, Mapping):
             return []
@@ -118,7 +118,7 @@ class Request:
         scales = [name for name in unexpected if name.endswith(_SCALES)]
         state_dict = self._state_dict(tree) if scales else {}
         scales = [name for name in scales if _is_scale(name, state_dict)]
-        line = "copied as they are, without the scales beside them that would make weights of them"
+        line = "copied unchanged, without applying the scales beside them"
         return [f"values of 8 bits are {line}: {listed(scales)}"] if scales else []
 
     def _state_dict(self, tree: Any) -> OrderedDict[str, Any]:
@@ -130,7 +130,7 @@ class Request:
             if found := _cut(state_dict, lambda name: name[len(prefix) :] if f"{name}.".startswith(prefix) else None):
                 return found
         if self.revise_keys is None and prefix is not None:
-            # Wrappers may have put their parts in front of the prefix, and into it.
+            # Wrappers may have added their parts before the prefix and within it.
             state_dict = state_dict_of(tree, self.checkpoint, (), self.key)
             if found := _cut(state_dict, partial(below, prefix=prefix)):
                 return found
@@ -138,13 +138,13 @@ class Request:
 
 
 def _cut(state_dict: OrderedDict[str, Any], rest: Callable[[str], str | None]) -> OrderedDict[str, Any]:
-    """Returns what of a state dict is below a prefix, by the rest of its names."""
+    """Returns the part of a state dict for which ``rest`` returns a name, under that name."""
     found = OrderedDict((new, value) for name, value in state_dict.items() if (new := rest(name)))
     return with_metadata(found, getattr(state_dict, "_metadata", {}), rest)
 
 
 def _weights_elsewhere(tree: Mapping[Any, Any]) -> list[str]:
-    """Returns a line about dicts of tensors that a checkpoint holds under keys that are not looked into."""
+    """Returns a hint about dicts of tensors under other keys of a checkpoint."""
     if any(nest in tree for nest in _NESTS):
         return []
     found = [
@@ -161,7 +161,7 @@ def _weights_elsewhere(tree: Mapping[Any, Any]) -> list[str]:
 
 
 def _is_scale(name: str, state_dict: Mapping[str, Any]) -> bool:
-    """Tells whether a tensor is the scale of another one, whose values are floating-point numbers of 8 bits."""
+    """Returns whether a tensor is the scale of an 8-bit floating-point weight."""
     weight = state_dict.get(next(name.removesuffix(ending) for ending in _SCALES if name.endswith(ending)))
     return isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.element_size() == 1
 
@@ -172,7 +172,7 @@ def state_dict_of(
     """Returns the weights of a checkpoint by their revised keys.
 
     Raises:
-        RuntimeError: there are none, they are of a class that is not data, or the versions beside them are damaged.
+        RuntimeError: there are none, they are of a class that is not data, or their module versions are damaged.
     """
     if not isinstance(checkpoint, Mapping):
         raise RuntimeError(f"No state_dict found in checkpoint file {filename}")
@@ -189,7 +189,7 @@ def state_dict_of(
 
 
 def check_taken(state_dict: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raises RuntimeError if one of the values that a model takes is no data."""
+    """Raises RuntimeError if one of the values that a model needs is not data."""
     for key in keys:
         if isinstance(state_dict.get(key), Foreign):
             refuse(state_dict[key])

@@ -1,4 +1,4 @@
-"""The other direction, as far as users of mmengine.runner.checkpoint import it from there."""
+"""Saving functions that users import from mmengine.runner.checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .sources.remote import fsspec_for
 def save_checkpoint(
     checkpoint: Any, filename: str | os.PathLike[str], file_client_args: Any = None, backend_args: Any = None
 ) -> None:
-    """Saves a checkpoint with ``torch.save``: to a temporary file, which is then renamed, so that none is half there.
+    """Saves a checkpoint with ``torch.save``: to a temporary file that is then renamed, so no partial file appears.
 
     Args:
         checkpoint: any object, usually a dict.
@@ -53,7 +53,7 @@ def save_checkpoint(
         options = {key: value for key, value in (backend_args or {}).items() if key != "backend"}
         system, remote = fsspec_for(text).core.url_to_fs(text, **options)
         with tempfile.TemporaryDirectory() as folder:
-            # Not straight to it: what is closed after an error would be there, half.
+            # Not directly: a remote file that is closed after an error would be kept, incomplete.
             local = os.path.join(folder, "checkpoint")
             with open(local, "wb") as file:
                 _save(checkpoint, file)
@@ -67,7 +67,7 @@ def save_checkpoint(
             _save(checkpoint, file)
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp keeps others out
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def save_checkpoint(
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses tensors of which only a part is here, wherever in a checkpoint they are."""
+    """Refuses distributed tensors anywhere in a checkpoint."""
 
     def reducer_override(self, obj: Any) -> Any:
         check_whole(obj)
@@ -83,18 +83,18 @@ class _Pickler(pickle.Pickler):
 
 
 def _save(checkpoint: Any, file: IO[bytes]) -> None:
-    """Saves with ``torch.save``, which writes tensors only after all has been pickled, so a refusal costs no time."""
-    module = types.ModuleType("pickle")  # what torch.save takes a pickler from
+    """Saves with ``torch.save``, which pickles everything before it writes tensors, so a refusal is cheap."""
+    module = types.ModuleType("pickle")  # torch.save looks up its pickler here
     module.__dict__.update({**vars(pickle), "Pickler": _Pickler})
     torch.save(checkpoint, file, pickle_module=module)
 
 
 def check_whole(value: object, name: str = "") -> None:
-    """Raises RuntimeError if a tensor is distributed over ranks: what is here of it is not the tensor.
+    """Raises RuntimeError if a tensor is distributed over ranks, as this rank only has a part of it.
 
     Args:
         value: anything.
-        name: how the message calls it.
+        name: its name in the message.
     """
     sharded = sys.modules.get("torch.distributed._shard.sharded_tensor")  # FSDP1's; without it nothing is one
     if is_sharded(value) or (sharded is not None and isinstance(value, sharded.ShardedTensor)):
@@ -110,7 +110,7 @@ def check_whole(value: object, name: str = "") -> None:
 
 
 def weights_to_cpu(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
-    """Returns a state dict with its tensors on the CPU; what modules said of themselves (``_metadata``) is kept.
+    """Returns a state dict with its tensors on the CPU; the modules' ``_metadata`` is kept.
 
     Raises:
         RuntimeError: a tensor is distributed over ranks: its mesh stays on its devices.
@@ -125,16 +125,16 @@ def weights_to_cpu(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
 def get_state_dict(
     module: nn.Module, destination: Any = None, prefix: str = "", keep_vars: bool = False
 ) -> OrderedDict[str, Any]:
-    """Returns a module's state dict with the names that it has without model wrappers (DDP and its like), at any depth.
+    """Returns a module's state dict without the name parts of model wrappers such as DDP, at any depth.
 
-    Distributed tensors (those of ``fully_shard``) are in it as they are, as in ``module.state_dict()``: for
+    Distributed tensors (those of ``fully_shard``) stay distributed, as in ``module.state_dict()``: for
     ``torch.distributed.checkpoint.save``, and not for ``save_checkpoint``.
 
     Args:
         module: any module.
-        destination: what is added to; None: a new dict.
-        prefix: what is put in front of the names.
-        keep_vars: keep the parameters themselves, instead of their detached tensors.
+        destination: the dict to add to; None: a new one.
+        prefix: prepended to the names.
+        keep_vars: return the parameters themselves rather than detached tensors.
     """
     if is_model_wrapper(module):
         module = module.module  # type: ignore[assignment]
@@ -153,7 +153,7 @@ def get_state_dict(
 
 
 def find_latest_checkpoint(path: str | os.PathLike[str]) -> str | None:
-    """Returns the path that the file ``last_checkpoint`` in a folder names, None if there is no such file."""
+    """Returns the path written in a folder's ``last_checkpoint`` file, None if there is no such file."""
     pointer = Path(path) / "last_checkpoint"
     if pointer.exists():
         return pointer.read_text().strip()

@@ -1,8 +1,8 @@
-"""Names of the same parameter with and without what wrappers put into them, in checkpoints and in models.
+"""Matches names of parameters with and without the parts that wrappers add, in checkpoints and in models.
 
-torch.compile, DDP, FSDP1, activation checkpointing, averaged models and others each add a part to the path of all that
-they wrap (``module._orig_mod.fc.weight``). A name counts as it is where the model has it; what is left over on both
-sides is matched without those parts.
+torch.compile, DDP, FSDP1, activation checkpointing, averaged models and others add a part to the names of everything
+they wrap (``module._orig_mod.fc.weight``). Exact names match first; the names left over on both sides are matched
+without those parts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .storage.stored import StoredTensor
 # DDP, DataParallel and averaged models; a model may have a child of that name itself, so exact names go first.
 _PARTS = WRAPPED | {"module"}
 _COUNTER = "n_averaged"
-"""What torch.optim.swa_utils.AveragedModel keeps beside the model's names."""
+"""The counter of torch.optim.swa_utils.AveragedModel, a buffer beside the model."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Matched:
     key_of: Mapping[str, str]
     """The checkpoint's key for a name of the model, where they differ."""
     stripped: tuple[str, ...]
-    """What was left out of account, for people; empty where all names were the same."""
+    """The name parts that were ignored, as lines for the user; empty if all names matched exactly."""
     optional: frozenset[str]
     """Names of the model that the checkpoint need not have."""
 
 
 def matched(state_dict: Mapping[str, Any], tree: Tree, source: object) -> Matched:
-    """Gives the tensors of a state dict the names of a model, where only wrappers tell them apart.
+    """Renames the tensors of a state dict to the model's names, where only wrappers make the difference.
 
     Raises:
-        RuntimeError: the versions that stand beside the tensors are damaged.
+        RuntimeError: the module versions beside the tensors are damaged.
     """
     metadata = checked_metadata(getattr(state_dict, "_metadata", None), source)
     tensors = {slot.name_in_file: slot.tensor for slot in tree.slots}
@@ -77,7 +77,7 @@ def plain(name: str) -> str:
 
 
 def below(name: str, prefix: str) -> str | None:
-    """Returns the rest of a name behind a prefix, with the parts of wrappers anywhere in front and between."""
+    """Returns the rest of a name after a prefix, ignoring wrappers' parts before and within the prefix."""
     looked_for = prefix.removesuffix(".").split(".")
     n_found = 0
     parts = name.split(".")
@@ -98,27 +98,27 @@ def _parts(name: str) -> list[str]:
 def _names(
     strangers: list[str], state_dict: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], tree: Tree
 ) -> dict[str, str]:
-    """Returns the model's names of keys that are not the model's, where there is one for each."""
+    """Returns the model's name for each key that the model does not have, where exactly one matches."""
     free: dict[str, str | None] = {}
     for name, tensor in tensors.items():
         if name not in state_dict:
             bare = plain(name)
             other = free.setdefault(bare, name)
             if other is None or (other != name and tensors[other] is not tensor):
-                free[bare] = None  # two tensors of the model: no guess
+                free[bare] = None  # ambiguous: two tensors of the model
     for name in tree.extra_states:
         if name not in state_dict:
             free.setdefault(plain(name), name)
     claims: dict[str, list[str]] = {}
     for key in strangers:
         claims.setdefault(plain(key), []).append(key)
-    # Keys that a module's own loading code turns into others have to stand under its path.
+    # Keys that a module's own loading code renames must be under its path.
     owners = {plain(path): path for path in tree.own_code}
     found: dict[str, str] = {}
     for bare, keys in claims.items():
         key = keys[0]
         if any(not _is_same(state_dict[key], state_dict[other]) for other in keys[1:]):
-            continue  # two tensors of the file: no guess either
+            continue  # ambiguous: two tensors of the file
         new = free[bare] if bare in free else _below_owner(key, bare, owners)
         if new is not None and new != key and new not in state_dict:
             found.update(dict.fromkeys(keys, new))
@@ -132,19 +132,19 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _below_owner(key: str, bare: str, owners: Mapping[str, str]) -> str | None:
-    """Returns the name that a key has to have for the loading code of the innermost module above it."""
+    """Returns the name that the loading code of the innermost module above a key expects."""
     parts = bare.split(".")
     for n in range(len(parts) - 1, -1, -1):
         path = owners.get(".".join(parts[:n]))
         if path is not None:
             rest = parts[n:]
-            # What stands between the module and its own names is left to its code.
+            # The part between the module's path and its own names is left to its code.
             return ".".join([path, *rest] if path else rest) if key.split(".")[-len(rest) :] == rest else None
     return None
 
 
 def _versions(metadata: dict[str, Any], tree: Tree) -> dict[str, Any]:
-    """Returns the modules' versions by the paths of the model, of a wrapper those of what it wraps."""
+    """Returns the module versions by the model's paths; a wrapper gets the version of the module it wraps."""
     by_path: dict[str, Any] = {}
     for path, version in sorted(metadata.items(), key=lambda entry: len(entry[0])):
         by_path[plain(path)] = version

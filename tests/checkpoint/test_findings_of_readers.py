@@ -63,7 +63,7 @@ def test_values_of_8_bits_without_their_scales_are_told(
     weight = torch.full((2, 2), 44.0).to(dtype)
     torch.save({"weight": weight, "weight_scale_inv": torch.ones(1)}, tmp_path / "c.pth")
     text = said(nn.Linear(2, 2, bias=False), tmp_path / "c.pth", capsys, dtype="bfloat16")
-    assert ("without the scales beside them" in text and "of them: weight_scale_inv" in text) == is_told
+    assert ("without applying the scales beside them: weight_scale_inv" in text) == is_told
 
 
 # --- what large files cost -------------------------------------------------------------------------------------------

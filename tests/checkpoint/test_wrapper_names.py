@@ -101,7 +101,7 @@ def test_the_report_says_what_was_stripped_and_one_line_logs_it(tmp_path, caplog
     assert stripped[0] in report.summary() and json.loads(report.to_json())["checkpoints"][0]["result"]["stripped"]
     assert [row.values["key"] for row in report.rows][:2] == ["_orig_mod.0.weight", "_orig_mod.0.bias"]
     ours.load_checkpoint(net(), tmp_path / "c.pth")
-    line = "names were matched without what wrappers add: '_orig_mod' in 9 of the checkpoint's keys\n"
+    line = "names were matched without the parts that wrappers add: '_orig_mod' in 9 of the checkpoint's keys\n"
     assert capsys.readouterr().out.count(line) == 1
     saved(WRAPS["plain"], tmp_path / "c.pth")
     ours.load_checkpoint(net(), tmp_path / "c.pth")

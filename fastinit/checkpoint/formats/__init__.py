@@ -1,1 +1,1 @@
-"""What checkpoint files are: safetensors, ``torch.save``, torch.distributed.checkpoint."""
+"""Readers of checkpoint formats: safetensors, ``torch.save``, torch.distributed.checkpoint."""

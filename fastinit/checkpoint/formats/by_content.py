@@ -1,4 +1,4 @@
-"""From a checkpoint's files to a tree of containers with ``StoredTensor``; formats are known by their content."""
+"""Reads checkpoint files into trees of containers with ``StoredTensor``; detects the format by the content."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .sibling_files import is_beside
 from .torch_file import ZIP_HEAD
 
 Fetch = Callable[[str], Path]
-"""Returns the path of a file that lies beside an index."""
+"""Returns the path of a file beside an index."""
 Wants = Callable[[str], bool]
-"""Tells whether a key is needed."""
+"""Returns whether a key is needed."""
 
-# What a model's folder may hold, the best first: that is what the Hub's libraries write.
+# File names that the Hub's libraries write, the preferred ones first.
 NAMES_IN_FOLDER = tuple(
     f"{stem}{ending}"
     for stem, endings in (
@@ -38,12 +38,12 @@ NAMES_IN_FOLDER = tuple(
 )
 _CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _HEAD_BYTES = 512
-# Half a million keys; JSON of this size takes seconds to read.
+# Half a million keys; larger JSON would take many seconds.
 _MAX_INDEX_BYTES = 100_000_000
-# Control characters, those that turn or hide text, and halves of characters: no library names a shard so, and errors
-# name its path.
+# Control, direction and hiding characters, and lone surrogates: no library uses them in the name of a shard, which
+# would be printed in errors.
 _UNPRINTED = ("Cc", "Cf", "Cs")
-# Beginnings of files that are often taken for checkpoints.
+# Files that are often mistaken for checkpoints, by their first bytes.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
     (b"<", "a web page or XML and no checkpoint: the download went wrong"),
@@ -70,14 +70,14 @@ class Reading:
             raise TypeError(f"weights_only must be True or False, but got {self.weights_only!r}")
         where = self.map_location
         if isinstance(where, (str, torch.device, int)) and not isinstance(where, bool):
-            torch.device(where)  # raises for what is no device
+            torch.device(where)  # raises if it is no device
         elif not (where is None or callable(where) or isinstance(where, dict)):
             raise TypeError(f"map_location must be a device, a dict, a function or None, but got {where!r}")
 
     def location_of(self, saved: str) -> torch.device:
-        """Returns where a tensor goes that was saved from a device; None and what no dict names: to the CPU.
+        """Returns the device for a tensor that was saved from a device; without a mapping, the CPU.
 
-        A function is asked with an empty storage: where it puts that, the tensors go.
+        A function is called with an empty storage, and the device of its result is used.
         """
         where = self.map_location
         if callable(where):
@@ -96,14 +96,14 @@ def read(
     fetch: Fetch | None = None,
     is_shard: bool = False,
 ) -> Any:
-    """Returns what a checkpoint file, a sharded checkpoint's index, or a folder with either holds.
+    """Returns the contents of a checkpoint file, of a sharded checkpoint by its index, or of a folder with either.
 
     Args:
         path: of the file or folder.
-        reading: how it is read.
-        wants: of a sharded checkpoint, only the files with keys that are wanted are opened.
-        fetch: where the shards of an index are, if not beside it.
-        is_shard: an index names the file, so it cannot be one.
+        reading: options.
+        wants: which keys are needed; of a sharded checkpoint, only files with such keys are opened.
+        fetch: returns the paths of an index's shards; None: they are beside it.
+        is_shard: the file is named by an index, so it must not be one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -135,10 +135,10 @@ def read(
             weight_map = _weight_map(file)
         else:
             raise ValueError(_what_else(head))
-    except OSError:  # the file cannot be read; what it holds is not to blame
+    except OSError:  # the file cannot be read, which says nothing about its contents
         raise
     except Exception as error:
-        # foreign bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
+        # damaged bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
         raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
     if weight_map is not None:
         return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
@@ -177,7 +177,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def chosen_name(names: Iterable[str]) -> str | None:
-    """Returns which of the files of a folder is the checkpoint: a usual name, or the only one that ends like one."""
+    """Returns which file of a folder is the checkpoint: one with a usual name, or the only one with a usual ending."""
     names = list(names)
     usual = next((name for name in NAMES_IN_FOLDER if name in names), None)
     likely = [name for name in names if name.endswith(_CHECKPOINT_ENDINGS) or name.endswith(".index.json")]

@@ -1,7 +1,7 @@
 """Folders of torch.distributed.checkpoint: tensors in chunks, each an archive of torch.save in a part of a file.
 
-Neither torch's reader nor Python's pickle is used. The list of contents and all that it says of places is checked when
-the folder is opened, and each chunk before anything is written; of a distributed tensor, what a rank needs is read.
+Neither torch's reader nor Python's pickle is used. The list of contents, with all places in it, is checked when the
+folder is opened, and each chunk before anything is written. Each rank reads only its part of a distributed tensor.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from ...plans import names_line
 from ...shards.dtensor import boxes_of, is_sharded, why_not_shards
+from ..storage.copying import fill
 from ..storage.files import File
 from ..storage.on_disk import OnDisk
 from ..storage.stored import StoredTensor
@@ -29,16 +30,16 @@ from .sibling_files import status_beside
 
 _CPU = torch.device("cpu")
 LIST = ".metadata"
-"""The file that lists what the others hold."""
+"""The file that lists the contents of the others."""
 _DATA_ENDING = ".distcp"
 # A million chunks take 0.2 GB.
 _MAX_LIST_BYTES = 2 << 30
-# Pickles begin so, since protocol 2, which torch's writer has always used.
+# The first byte of pickles since protocol 2, which torch's writer has always used.
 _PICKLE_HEAD = b"\x80"
-# Systems let a process open 1,024 files, of which others need some; a folder may have more.
+# A process may usually open 1,024 files, and other code needs some of them.
 _MAX_OPEN_FILES = 128
-# All ranks look at all chunks of what they load, so that all of them find what is wrong: 25 us each. In folders of more
-# chunks, which thousands of ranks would look at over one network, each looks at those that it needs.
+# Every rank checks all chunks of the tensors it loads, at 25 us each, so that damage is an error on every rank. In
+# larger folders, which thousands of ranks may share over a network, each rank checks only the chunks it needs.
 _MAX_CHUNKS_FOR_EACH_RANK = 1 << 16
 
 
@@ -48,7 +49,7 @@ class FolderStorage(OnDisk):
     Args:
         folder: the open folder.
         key: of the tensor in it.
-        entry: what the folder's list says of it.
+        entry: its entry in the folder's list.
     """
 
     stretch = None
@@ -60,7 +61,7 @@ class FolderStorage(OnDisk):
         self.strides = torch.empty(entry.shape, dtype=entry.dtype, device="meta").stride()
         super().__init__(math.prod(entry.shape) * entry.dtype.itemsize)
         self._saved: dict[int, SavedTensor] = {}
-        """By the ids of the chunks that were checked: in a dict by offsets, a file could choose some that collide."""
+        """Checked chunks, by id: with offsets as keys, a file could force hash collisions."""
 
     @property
     def path(self) -> Path:
@@ -76,12 +77,14 @@ class FolderStorage(OnDisk):
     def _is_left_to_ranks(self) -> bool:
         return self.folder.n_chunks > _MAX_CHUNKS_FOR_EACH_RANK
 
-    def whole(self) -> StoredTensor:
-        """Returns the tensor."""
-        return self.tensor(_CPU)
+    def reads(self, memory: torch.Tensor) -> tuple[()]:
+        """Reads the chunks now, file by file."""
+        whole = self.tensor(_CPU)
+        fill(whole.over(memory.untyped_storage()), whole)
+        return ()
 
     def tensor(self, location: torch.device) -> StoredTensor:
-        """Returns the tensor, which is read to a location."""
+        """Returns the tensor, to be read to a location."""
         return StoredTensor.at(self, 0, self.entry.shape, self.strides, self.entry.dtype, location)
 
     def check(self, destination: torch.Tensor | None, unchanged: set[File]) -> None:
@@ -93,7 +96,7 @@ class FolderStorage(OnDisk):
         """
         chunks: Iterable[Chunk] = self.entry.chunks
         if destination is not None and tuple(destination.shape) != self.entry.shape:
-            # Scalars had one dimension before torch 0.4; any other shape is a mismatch, and nothing is read.
+            # Scalars had one dimension before torch 0.4. Any other shape is a mismatch, and nothing will be read.
             chunks = chunks if destination.numel() == math.prod(self.entry.shape) else ()
         elif destination is not None and self._is_left_to_ranks and why_not_shards(destination) is None:
             chunks = [chunk for chunk, _, _ in self._meeting(destination)]
@@ -115,7 +118,7 @@ class FolderStorage(OnDisk):
         return [(view, part if part.dtype == source.dtype else part.turned_into(source.dtype)) for view, part in pieces]
 
     def _meeting(self, destination: torch.Tensor) -> Iterator[tuple[Chunk, torch.Tensor, Any]]:
-        """Yields the chunks that meet what is here of a destination: (chunk, where it goes, box within the chunk)."""
+        """Yields the chunks that overlap a destination's local part: (chunk, destination, box within the chunk)."""
         destination = destination.detach()
         boxes: Sequence[tuple[torch.Tensor, Sequence[int]]] = (
             [(box.tensor, box.index(destination.shape)) for box in boxes_of(destination)]
@@ -137,7 +140,7 @@ class FolderStorage(OnDisk):
                 yield chunk, view, (first, [end - start for start, end in common])
 
     def _stored(self, chunk: Chunk) -> StoredTensor:
-        """Returns a chunk's tensor; it is looked for, and checked, the first time."""
+        """Returns a chunk's tensor; it is found and checked the first time."""
         try:
             file = self.folder.file(chunk.file)
             if id(chunk) not in self._saved:
@@ -153,7 +156,7 @@ class FolderStorage(OnDisk):
             return self._saved[id(chunk)].of(file)
         except OSError:
             raise
-        except Exception as error:  # foreign bytes fail in many ways
+        except Exception as error:  # damaged bytes fail in many ways
             raise RuntimeError(
                 f"{self.folder.path}: {shown(self.key)} can not be read: its chunk at {chunk.first}, in "
                 f"{shown(chunk.file)} at byte {chunk.offset:,}, is damaged: {one_line(error)}. Nothing can be loaded "
@@ -162,15 +165,15 @@ class FolderStorage(OnDisk):
 
 
 class Folder:
-    """A folder whose list of contents was read and checked.
+    """A folder, with its list of contents read and checked.
 
     Args:
         path: of the folder.
         access: how its files are read.
 
     Raises:
-        OSError: its list cannot be read, or a file that it names is not there.
-        RuntimeError: it is damaged or something else, or does not fit to the files.
+        OSError: its list cannot be read, or a file in the list is missing.
+        RuntimeError: the list is damaged, or does not match the files.
     """
 
     def __init__(self, path: Path, access: str = "auto") -> None:
@@ -179,7 +182,7 @@ class Folder:
         self.n_chunks = sum(len(entry.chunks) for entry in self.entries.values())
         self._access = access
         self._files: OrderedDict[str, File] = OrderedDict()
-        """Those that are open, the one used last in the end."""
+        """The open ones, least recently used first."""
         self._lock = threading.Lock()
         keys_of: dict[str, list[str]] = {}
         end_of: dict[str, tuple[int, str]] = {}
@@ -193,11 +196,11 @@ class Folder:
 
     @property
     def names(self) -> Collection[str]:
-        """Those of its files that hold tensors."""
+        """The files that hold tensors."""
         return self._found.keys()
 
     def _checked(self, name: str, keys: list[str], end: int, key: str) -> tuple[Path, int, int]:
-        """Returns what is known of a file: its path, length and time of change."""
+        """Returns a file's path, length and modification time."""
         try:
             path, status = status_beside(self.path, name, self.path / LIST)
         except FileNotFoundError:
@@ -220,10 +223,10 @@ class Folder:
         return path, status.st_size, status.st_mtime_ns
 
     def file(self, name: str) -> File:
-        """Returns one of its files, open and unchanged.
+        """Opens one of the files, unless it is open, and checks that it is unchanged.
 
         Raises:
-            OSError: it cannot be opened, or was changed since the folder was.
+            OSError: it cannot be opened, or was changed since the folder was opened.
         """
         with self._lock:
             file = self._files.pop(name, None)
@@ -247,7 +250,7 @@ def _entries_of(folder: Path) -> dict[str, Entry]:
         return folder_list.tensors_of(_list_of(folder), folder / LIST)
     except OSError:
         raise
-    except Exception as error:  # foreign bytes fail in many ways
+    except Exception as error:  # damaged bytes fail in many ways
         raise RuntimeError(f"{folder / LIST}: the file is damaged or no list: {one_line(error)}") from error
 
 
@@ -269,7 +272,7 @@ def _by_file(chunks: Iterable[Chunk]) -> list[Chunk]:
 
 
 def read(path: Path, location: torch.device, access: str = "auto") -> OrderedDict[str, Any]:
-    """Returns the tensors of a folder by their keys; other objects in it (an optimizer's settings) are left out.
+    """Returns the tensors of a folder by key; other objects in it (an optimizer's settings) are left out.
 
     Args:
         path: of the folder.
@@ -293,7 +296,7 @@ def read(path: Path, location: torch.device, access: str = "auto") -> OrderedDic
 
 
 def why_no_list(names: Iterable[str]) -> str | None:
-    """Returns what happened to a folder with files of these names and no list, None if it never was to have one."""
+    """Returns why a folder with these files has no list; None if it is no folder of torch.distributed.checkpoint."""
     names = list(names)
     if any(name.startswith("__") and name.endswith(LIST) for name in names):
         return f"each rank saved a list of its own (use_collectives=False), and there is no {LIST} of all of them"

@@ -1,6 +1,6 @@
 """The list of contents of a folder of torch.distributed.checkpoint: a pickle of torch's classes, read as plain records.
 
-What the pickle names are classes of ours that have nothing but a state: none of torch's or Python's is made or changed.
+The names in the pickle stand for classes of our own that only hold a state; no object of torch is made or changed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .tiling import why_not_tiled
 
 # torch's operators take no more dimensions.
 _MAX_DIMENSIONS = 64
-# Of texts in messages, as many as say what kind of thing it is.
+# In messages: enough to see what kind of file it is.
 _MAX_NAMES = 5
 
 
 class Chunk(NamedTuple):
-    """A box of a tensor, and which bytes of which file hold it. One without elements has no bytes."""
+    """A box of a tensor, and the bytes of a file that hold it; none if it has no elements."""
 
     first: tuple[int, ...]
     """Index of its first element."""
     shape: tuple[int, ...]
     file: str
-    """Relative to the folder, as the list says."""
+    """Relative to the folder."""
     offset: int
     n_bytes: int
 
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 class _Record:
-    """An object of the list: nothing but its state, which is checked when it is used."""
+    """An object of the list, which only holds its state; that is checked when it is used."""
 
     __slots__ = ("state",)
 
@@ -93,7 +93,7 @@ def _maker(kind: type[_Record]) -> Any:
 
 
 def _size(machine: Machine, numbers: Any = ()) -> Any:
-    # Not a copy: a pickle could ask for thousands of a long one. Its numbers are checked where they are used.
+    # A long tuple must not be copied, as a pickle could ask for thousands of copies. The numbers are checked later.
     if type(numbers) not in (tuple, list) or len(numbers) > _MAX_DIMENSIONS:
         raise PickleError(f"a torch.Size is made of {shown(numbers)}")
     return tuple(numbers)
@@ -112,14 +112,14 @@ _MEMORY_FORMATS = {"TORCH_CONTIGUOUS_FORMAT": 0, "TORCH_CHANNELS_LAST": 1, "TORC
 
 
 def _attribute(machine: Machine, owner: Any, name: Any) -> Any:
-    """How Python 3.11.0 to 3.11.3 write the members of enums."""
+    """The members of enums, as Python 3.11.0 to 3.11.3 write them."""
     is_format = type(owner) is Name and name_of(owner).endswith("MEM_FORMAT_ENCODING") and type(name) is str
     return _MEMORY_FORMATS.get(name) if is_format else containers.attribute(machine, owner, name)
 
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _OLDER = "torch.distributed._shard.sharded_tensor.metadata"
-"""Where torch before 2.3 had the properties of tensors."""
+"""Its module before torch 2.3."""
 _FUNCTIONS: dict[tuple[str, str], Any] = {
     **containers.FUNCTIONS,
     ("builtins", "getattr"): _attribute,
@@ -142,20 +142,20 @@ _RECORDS: dict[tuple[str, str], type[_Record]] = {
 _KINDS: dict[type, Kind] = {
     **containers.KINDS,
     **{kind: Kind(build=_set_state) for kind in _RECORDS.values()},
-    # A key of the places. Two are never equal here, so that a file cannot make them collide.
+    # A key of the places. Compared by identity, so a file cannot make them collide.
     _Index: Kind(build=_set_state, is_key=True),
 }
 
 
 def tensors_of(data: bytes, path: object) -> dict[str, Entry]:
-    """Returns the tensors that a list of contents describes, all of them checked. Its other objects are left out.
+    """Returns the tensors in a list of contents, all of them checked; other objects are left out.
 
     Args:
         data: the pickle.
         path: of the file, for messages.
 
     Raises:
-        PickleError, ValueError: it is damaged or something else, its chunks do not tile their tensor, or have no place.
+        PickleError, ValueError: it is damaged, or chunks do not tile their tensor or have no place.
     """
     refusal = Refusal(cast(Any, path))
 
@@ -194,7 +194,7 @@ def _fields(record: _Record, what: str) -> Mapping[Any, Any]:
 
 
 def _places(places: dict[Any, Any]) -> dict[str, list[Chunk]]:
-    """Returns where the chunks of each key lie; their shapes are not known yet."""
+    """Returns the places of the chunks of each key; their shapes are not known yet."""
     found: dict[str, list[Chunk]] = {}
     for index, place in places.items():
         if type(index) is not _Index or type(place) is not _Place:
@@ -211,7 +211,7 @@ def _places(places: dict[Any, Any]) -> dict[str, list[Chunk]]:
         changed = at.get("transform_descriptors")
         if changed is not None and not (type(changed) in (list, tuple) and len(changed) == 0):
             raise ValueError(
-                f"{shown(key)} was changed on the way into its file by the extensions {shown(changed)} (compression, "
+                f"{shown(key)} was transformed by extensions when it was saved: {shown(changed)} (compression, "
                 f"encryption): load it with torch.distributed.checkpoint and the same extensions, and save it without"
             )
         found.setdefault(key, []).append(Chunk(_numbers(key, first), (), name, offset, n_bytes))
@@ -231,7 +231,7 @@ def _tensors(listed: dict[Any, Any], places: dict[str, list[Chunk]], n_bytes: in
         fields = _fields(entry, shown(key))
         chunks = fields.get("chunks")
         n_chunks += len(chunks) if type(chunks) is list else 0
-        if n_chunks > n_bytes:  # one list of chunks can be that of many keys
+        if n_chunks > n_bytes:  # many keys can share one list of chunks
             raise ValueError("it has more chunks than bytes")
         try:
             shape = _numbers(key, fields.get("size"))
@@ -243,7 +243,7 @@ def _tensors(listed: dict[Any, Any], places: dict[str, list[Chunk]], n_bytes: in
 
 
 def _dtype(properties: Any) -> torch.dtype:
-    """Returns the dtype among the properties of a tensor; the others say how it lay in memory."""
+    """Returns the dtype among the properties of a tensor; the others describe its memory."""
     state = properties.state if type(properties) is _Properties else None
     if type(state) is not tuple or len(state) != 5:
         raise ValueError(f"its properties are {shown(state)}")
@@ -279,7 +279,7 @@ def _chunks(key: str, tensor: Entry, boxes: Any, places: list[Chunk]) -> tuple[C
         found.append((_numbers(key, fields.get("offsets")), _numbers(key, fields.get("sizes"))))
     if (problem := why_not_tiled(tensor.shape, found)) is not None:
         raise ValueError(problem)
-    # Sorted, and not looked up in a dict: a file can choose offsets that collide there.
+    # Sorted rather than looked up in a dict, where a file could force collisions.
     found = sorted(box for box in found if 0 not in box[1])
     places = sorted(places)
     chunks, at = [], 0

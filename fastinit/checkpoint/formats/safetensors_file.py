@@ -42,14 +42,14 @@ _DTYPES = {
     "F8_E8M0": "float8_e8m0fnu",
     "F4": "float4_e2m1fn_x2",
 }
-# Of which one element of torch's dtype is two of the file's.
+# One element of torch's dtype holds two of the file's.
 _PAIRS = {"F4"}
-# torch's operators take no more.
+# torch's limit.
 _MAX_DIMENSIONS = 64
 
 
 def looks_like(head: bytes) -> bool:
-    """Tells whether a file that begins so is meant to be of this format."""
+    """Returns whether a file that begins like this is meant to be a safetensors file."""
     return head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
 
 
@@ -57,7 +57,7 @@ def read(file: File, location: torch.device) -> OrderedDict[str, StoredTensor]:
     """Returns the tensors of a file by name, in the order of their bytes.
 
     Raises:
-        ValueError: the table is not as the format says.
+        ValueError: the table violates the format.
     """
     n_table = int.from_bytes(file.bytes_at(0, _LENGTH_BYTES), "little")
     begin = _LENGTH_BYTES + n_table

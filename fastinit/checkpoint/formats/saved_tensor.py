@@ -1,6 +1,6 @@
-"""One tensor that torch.save wrote into a part of a file: an archive in a stretch of bytes, as folders have thousands.
+"""One tensor in an archive of torch.save within a stretch of a file, of which a folder may have thousands.
 
-They are alike: the pickles of tensors of one shape and dtype are the same bytes, and are read once.
+Tensors of one shape and dtype have identical pickles, which are read once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .pickles import PADDING
 from .pickles.names import Context
 from .torch_file import FOLDER
 
-# The ends of an archive in which a tensor's pickle and table lie; both are below 1 KiB, so that two reads find all.
+# Read from both ends of an archive; a tensor's pickle and the table are below 1 KiB each, so two reads suffice.
 _WINDOW_BYTES = 2048
 # The pickle of a tensor has about 200 bytes.
 _MAX_PICKLE_BYTES = 64 << 10
@@ -36,11 +36,11 @@ _IN_EXTRA_32 = 0xFFFFFFFF
 _EXTRA_64 = 1
 
 Places = dict[str, tuple[int, int]]
-"""Entries of the archive, below its one folder: offset in the file, and length."""
+"""Entries of the archive, without its one folder: (offset in the file, length)."""
 
 
 class _Plan(NamedTuple):
-    """What a pickle says of one plain tensor: where it lies in which storage."""
+    """A pickled plain tensor: its storage, and its place in it."""
 
     key: str
     n_bytes: int
@@ -51,13 +51,13 @@ class _Plan(NamedTuple):
 
 
 class SavedTensor(NamedTuple):
-    """A tensor in a stretch of a file, whose archive was read and found right."""
+    """A tensor in a stretch of a file, whose archive has been checked."""
 
     pickle: bytes
     places: Places
 
     def of(self, file: File) -> StoredTensor:
-        """Returns the tensor, in the file that it was found in."""
+        """Returns the tensor; ``file`` is the one it was found in, perhaps opened again."""
         plan = _planned(self.pickle)
         if plan is not None:
             start, n_bytes = _place(self.places, f"data/{plan.key}", plan.n_bytes)
@@ -74,11 +74,11 @@ _CPU = torch.device("cpu")
 
 
 def find(file: File, offset: int, n_bytes: int) -> SavedTensor:
-    """Returns the tensor that a stretch of a file holds.
+    """Finds the tensor in a stretch of a file, and checks its archive.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds something else, or is damaged.
+        ValueError: there is none, or it is damaged.
     """
     stretch = _Stretch(file, offset, n_bytes)
     table = _table(stretch)
@@ -103,7 +103,7 @@ def find(file: File, offset: int, n_bytes: int) -> SavedTensor:
 
 
 class _Stretch:
-    """Bytes of a file; those at both ends are read at once."""
+    """Bytes of a file; both ends are read when it is made."""
 
     def __init__(self, file: File, offset: int, n_bytes: int) -> None:
         self.file, self.offset, self.n_bytes = file, offset, n_bytes
@@ -113,7 +113,7 @@ class _Stretch:
         self._tail = self._head[self._tail_at :] if is_short else file.bytes_at(offset + self._tail_at, _WINDOW_BYTES)
 
     def at(self, offset: int, n_bytes: int) -> bytes:
-        """Returns bytes, all of which must be there."""
+        """Returns bytes; ValueError if some are outside."""
         if not 0 <= offset <= offset + n_bytes <= self.n_bytes:
             raise ValueError("its archive reaches beyond its bytes")
         if offset + n_bytes <= len(self._head):
@@ -160,7 +160,7 @@ def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
 
 
 def _long(extra: bytes, numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns numbers of a line, those that do not fit into 32 bits from the field where they are instead."""
+    """Returns the numbers of a table line; those too large for 32 bits come from its extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, n_bytes = struct.unpack_from("<HH", extra, at)
@@ -175,7 +175,7 @@ def _long(extra: bytes, numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _bytes_of(stretch: _Stretch, name: str, head: int, n_bytes: int) -> tuple[int, int]:
-    """Returns where in the file the bytes of an entry lie."""
+    """Returns the place of an entry's bytes in the file."""
     encoded = name.encode("utf-8", "surrogateescape")
     magic, n_name, n_extra = _LOCAL.unpack(stretch.at(head, _LOCAL.size))
     start = head + _LOCAL.size + n_name + n_extra
@@ -193,9 +193,9 @@ def _place(places: Places, name: str, n_bytes: int) -> tuple[int, int]:
     return start, length
 
 
-@lru_cache(maxsize=4096)  # as many shapes as models have, and more
+@lru_cache(maxsize=4096)  # more shapes than models have
 def _planned(pickle: bytes) -> _Plan | None:
-    """Returns where the tensor of a pickle lies, None if it is more than a place."""
+    """Returns the place of a pickled tensor, None if it is not a plain one."""
     asked: dict[int, tuple[str, int]] = {}
 
     def storage_of(key: str, n_bytes: int) -> FileStorage:

@@ -1,4 +1,4 @@
-"""Files that a list of a checkpoint names: they lie beside it, and are files."""
+"""Checks that the files named by an index are regular files beside it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path, PurePosixPath
 
 
 def is_beside(name: str) -> bool:
-    """Tells whether a relative path stays below the folder that it is relative to, on every system."""
+    """Returns whether a relative path stays below its folder, on every operating system."""
     path = PurePosixPath(name)
     outside = not path.parts or ".." in path.parts or path.is_absolute() or "\\" in name or ":" in name
     return not outside and "\0" not in name
 
 
 def status_beside(folder: Path, name: str, listed_in: Path) -> tuple[Path, os.stat_result]:
-    """Returns the real path of a file below a folder, and what the system says of it.
+    """Returns the real path and the status of a file below a folder.
 
-    It may be a link only within the folder; or, as in the cache of the Hugging Face Hub, where the list is a link too,
-    into the folder where that really lies.
+    Links must stay within the folder, or lead into the folder that really holds the list: in the cache of the Hugging
+    Face Hub, the list is a link, too.
 
     Args:
         folder: that the name is relative to.
-        name: as the list has it.
+        name: as written in the list.
         listed_in: path of the list.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it lies somewhere else, or is no regular file.
+        ValueError: it is outside the folder, or no regular file.
     """
     if not is_beside(name):
         raise ValueError("which is not a path below the folder")

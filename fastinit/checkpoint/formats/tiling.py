@@ -1,4 +1,4 @@
-"""Whether boxes tile a tensor: each element lies in exactly one of them."""
+"""Checks that boxes tile a tensor: each element is in exactly one of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from itertools import product
 Box = tuple[Sequence[int], Sequence[int]]
 """Index of the first element, and size, along each dimension."""
 
-# Meshes cut a tensor along three dimensions at most; every further one doubles the corners of a box.
+# Meshes cut a tensor along at most three dimensions; each further one doubles the corners of a box.
 MAX_CUT_DIMENSIONS = 5
 
 
 def why_not_tiled(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
-    """Returns why boxes do not tile a tensor of a shape, None if they do. Boxes without elements count for nothing.
+    """Returns why boxes do not tile a tensor of a shape, None if they do. Empty boxes are ignored.
 
     Exact, and n log n in the number of boxes. Each box is 1 within and 0 outside, and the sum of all must be 1 within
     the tensor. Such functions are equal if and only if their differences along all dimensions are, which are +1 or -1
@@ -38,7 +38,7 @@ def why_not_tiled(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
         return f"it is cut along {len(cut)} dimensions, of which {MAX_CUT_DIMENSIONS} can be checked"
     corners = [corner for box in boxes for corner in _corners(box, cut, 1)]
     corners += _corners(([0] * len(shape), shape), cut, -1)
-    # Sorted, and not counted in a dict: a file can choose numbers that collide there.
+    # Sorted rather than counted in a dict, where a file could force collisions.
     corners.sort()
     at: tuple[int, ...] | None = None
     total = 0

@@ -19,25 +19,24 @@ from .pickles import PADDING, TruncatedError
 from .pickles.names import Context, Location
 
 ZIP_HEAD = b"PK\x03\x04"
-# The number 0x1950A86A20F9469CFC6C, pickled: what torch put first, to know its files by. Protocol 4 has frames, and
-# protocols 0 and 1 have text.
+# The magic number 0x1950A86A20F9469CFC6C, pickled by any protocol: 4 has frames, 0 and 1 have text.
 LEGACY_HEAD = re.compile(
     rb"(?:\x80.(?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19|L119547037146038801333356L\n)\.", re.DOTALL
 )
 _LEGACY_PROTOCOL = 1001
 _LITTLE = b"little"
-# Nearly all pickles in front of the tensors are shorter (20,000 tensors: 2.3 MB); for others, more of the file is read.
+# Most pickles before the tensors are shorter (20,000 tensors: 2.3 MB); otherwise, more of the file is read.
 _LEGACY_BYTES = 16 << 20
 _LEGACY_GROWTH = 8
-# A zip entry in front of its bytes: 30 of fixed fields, of which the last two are the lengths of name and extra field.
+# The header before an entry's bytes: 30 bytes, of which the last fields are the lengths of name and extra field.
 _UTF8_FLAG = 0x800
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 FOLDER = 0x10
-"""What MS-DOS marks folders with, among an entry's attributes: torch.load then gives back memory as it finds it."""
+"""The MS-DOS attribute of folders: for entries that have it, torch.load returns uninitialized memory."""
 
 
 def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> Any:
-    """Returns what a zip archive of ``torch.save`` holds, what is not data in it as stubs.
+    """Returns the contents of a zip archive of ``torch.save``, with stubs for objects that are not data.
 
     Raises:
         ValueError, zipfile.BadZipFile, ...: it is damaged.
@@ -54,7 +53,7 @@ def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> An
     if root + "constants.pkl" in names:
         raise ValueError("it is a TorchScript archive: load it with torch.jit.load and take its state_dict()")
     records = _records(file, entries)
-    # Their checksums are not looked at: torch can be told to leave them out (set_crc32_options).
+    # Checksums are not verified: torch can leave them out (set_crc32_options).
     start, n_bytes = records.get(root + "byteorder", (0, 0))
     if n_bytes and file.bytes_at(start, min(n_bytes, len(_LITTLE) + 1)) != _LITTLE:
         raise ValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
@@ -77,7 +76,7 @@ def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> An
 
 
 def _checked(tree: Any, context: Context) -> Any:
-    """Returns what a file holds, after the checks that need the values: tensors with indices are made now."""
+    """Returns the tree after the checks that need values: sparse tensors are made now, and their indices checked."""
     for each in context.late:
         each.make()
     return tree
@@ -90,7 +89,7 @@ def _padded(file: File, start: int, n_bytes: int) -> bytes:
 
 
 def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
-    """Returns the place (offset, length) of each entry's bytes, all of them checked."""
+    """Returns the checked place (offset, length) of each entry's bytes."""
     records: dict[str, tuple[int, int]] = {}
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.header_offset, entry.file_size)):
@@ -101,7 +100,7 @@ def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int,
             raise ValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
         if entry.header_offset < end:
             raise ValueError(f"its entry {shown(name)} overlaps the one before it")
-        # Names are ASCII or, with a flag, UTF-8; zipfile takes those without the flag for cp437.
+        # Names are UTF-8 if flagged, else ASCII, which zipfile decodes as cp437.
         encoded = name.encode("utf-8" if entry.flag_bits & _UTF8_FLAG else "cp437")
         header = file.bytes_at(entry.header_offset, _LOCAL_HEADER.size + len(encoded))
         if len(header) < _LOCAL_HEADER.size:
@@ -118,7 +117,7 @@ def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int,
 
 
 def read_legacy(file: File, location_of: Location, allow: Iterable[Any] = ()) -> Any:
-    """Returns what a file of ``torch.save`` from before torch 1.6 holds.
+    """Returns the contents of a file of ``torch.save`` from before torch 1.6.
 
     Raises:
         As ``read_zip``.

@@ -1,4 +1,4 @@
-"""Whether what was fetched is a checkpoint, by its first bytes and its end: what is none must not stay in the cache."""
+"""Recognizes downloads that are no checkpoints, by their first bytes and their end, to keep them out of the cache."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PICKLE_HEAD = b"\x80"
 # safetensors begins with the length of its table, which its library bounds like this, and the table with "{".
 _TABLE_AT = 8
 _MAX_TABLE_BYTES = 100_000_000
-# Answers of servers and most indexes are far shorter; what is longer is left to the reader.
+# Error messages of servers and most indexes are far shorter; longer files are left to the reader.
 _MAX_JSON_BYTES = 10_000_000
-# What a server sends in place of a file, or what was put there that fastinit does not read.
+# Files that servers send in place of a checkpoint, and formats that fastinit does not read.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer: the file itself is kept elsewhere, and `git lfs pull` gets it"),
     (b"\x89HDF", "an HDF5 file: convert it to safetensors"),
@@ -34,7 +34,7 @@ _TITLE = re.compile(r"<title[^>]*>\s*([^<]{1,200})", re.IGNORECASE)
 
 
 def why_no_checkpoint(head: bytes) -> str | None:
-    """Returns what a file is that begins so and is no checkpoint; None if it is one, or may be.
+    """Returns a description of a file that begins like this and is no checkpoint; None if it may be one.
 
     Args:
         head: its first ``HEAD_BYTES``, or all of a shorter file.
@@ -45,7 +45,7 @@ def why_no_checkpoint(head: bytes) -> str | None:
         return None
     text = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
     if text.startswith(b"{"):
-        return None  # the index of a sharded checkpoint, or an answer in JSON: its end tells
+        return None  # the index of a sharded checkpoint or an error message in JSON; why_not_whole decides
     if text.startswith(b"<"):
         title = _TITLE.search(text.decode("utf-8", "replace"))
         return f"a web page or XML{f' with the title {shown(title[1].strip())!r}' if title else ''}"
@@ -63,9 +63,9 @@ def why_no_checkpoint(head: bytes) -> str | None:
 
 
 def why_not_whole(path: Path) -> str | None:
-    """Returns what is wrong with a file that begins like a checkpoint, as far as its size and end tell.
+    """Returns a description of a file that begins like a checkpoint but is incomplete, by its size and its end.
 
-    It is for files of which nothing else says whether all of them is there.
+    For files without a hash in their name.
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)

@@ -20,14 +20,14 @@ from .contents import HEAD_BYTES, why_no_checkpoint, why_not_whole
 from .partial import Partial, note_of, on_disk
 from .transfer import Advance, Changed, Interrupted, no_checkpoint, transfer
 
-# Seconds without a byte after which a connection counts as dead.
+# A connection without a byte for this long is dead.
 TIMEOUT_S = 30.0
 ATTEMPTS = 5
 # Seconds before the second attempt; doubled for each further one.
 FIRST_PAUSE_S = 1.0
-# A server that asks for more patience than this is not waited for.
+# The longest pause that a server may ask for.
 MAX_PAUSE_S = 120.0
-# Seconds that a process waits for another's download before it says so.
+# A process that waits longer for another's download logs it.
 QUIET_WAIT_S = 5.0
 _BLOCK_BYTES = 1 << 20
 # By convention the end of a checkpoint's name is the beginning of its SHA-256.
@@ -40,7 +40,7 @@ class NotDownloaded(Exception):  # noqa: N818 (plans ask, and go without)
 
 
 def cache_folder() -> Path:
-    """Returns where downloads are kept: torch.hub's folder, so that its downloads are found too."""
+    """Returns the cache of downloads: torch.hub's folder, so that its downloads are found, too."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -50,12 +50,12 @@ def cached_path(url: str | Address, folder: Path | None = None) -> Path:
     A name that ends with a hash says which file it is. Others (``pytorch_model.bin``) go to a folder of their address.
 
     Raises:
-        ValueError: the address is none, or names no file.
+        ValueError: the address is invalid, or names no file.
     """
     address = url if isinstance(url, Address) else Address.of(url)
     name = address.name
     folder = cache_folder() if folder is None else folder
-    if hash_in(name) and not name.startswith("."):  # hidden names are those of partial files and locks
+    if hash_in(name) and not name.startswith("."):  # hidden names belong to partial files and locks
         return folder / name
     return folder / hashlib.sha256(address.url.encode()).hexdigest()[:16] / name
 
@@ -70,7 +70,7 @@ def download(url: str, *, folder: Path | None = None, offline: bool = False, pro
     """Returns the path of a file of the web, which is downloaded unless it is in the cache.
 
     Processes that want the same file (the ranks of a node, jobs that share the folder) wait for the one that fetches
-    it. What was broken off is resumed where the server can, also by a later call, and never with bytes of another
+    it. An interrupted download is resumed if the server can, also by a later call, and never with bytes of another
     version of the file.
 
     Args:
@@ -81,8 +81,8 @@ def download(url: str, *, folder: Path | None = None, offline: bool = False, pro
 
     Raises:
         NotDownloaded: ``offline``, and it is not there.
-        RuntimeError: the server does not have the file, does not answer, or sends what is no checkpoint or not what
-            its name says; or the cache cannot be written.
+        RuntimeError: the server does not have the file, does not answer, or sends something that is no checkpoint or
+            does not match the hash in its name; or the cache cannot be written.
         ValueError: ``url`` is no address of a file.
     """
     address = Address.of(url)
@@ -105,7 +105,7 @@ def cached(path: Path, source: str, fetch: Callable[[Path], None], *, offline: b
 
     Raises:
         NotDownloaded: ``offline``, and it is not there.
-        RuntimeError: it is no checkpoint, or its name tells another hash; or the cache cannot be written.
+        RuntimeError: it is no checkpoint, or does not match the hash in its name; or the cache cannot be written.
     """
     with on_disk(path.parent, source):
         if path.is_file():
@@ -127,7 +127,7 @@ def cached(path: Path, source: str, fetch: Callable[[Path], None], *, offline: b
 
 
 def _problem_of(partial: Path, name: str, source: str) -> str | None:
-    """Returns what is wrong with a file that has been fetched, in a message; None if nothing is."""
+    """Returns the message about a bad download, None if it is good."""
     with partial.open("rb") as file:
         what = why_no_checkpoint(file.read(HEAD_BYTES))
     expected = hash_in(name)
@@ -151,7 +151,7 @@ def _locked(path: Path, source: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=QUIET_WAIT_S)
         except filelock.Timeout:
-            log(f"{source}: waiting for another process, which is downloading it", "current")
+            log(f"{source}: waiting for another process that is downloading it", "current")
             lock.acquire()
     try:
         yield
@@ -160,9 +160,9 @@ def _locked(path: Path, source: str) -> Iterator[None]:
 
 
 def _fetch(address: Address, partial: Partial, progress: bool) -> None:
-    """Downloads a file, in as many attempts as it takes and are of use."""
-    told = address.shown
-    log(f"Downloading: {told}", "current")
+    """Downloads a file; retries transient failures."""
+    source = address.shown
+    log(f"Downloading: {source}", "current")
     pause, attempt, is_anew = FIRST_PAUSE_S, 1, False
     with _bar(partial.path, progress) as advance:
         while True:
@@ -174,21 +174,21 @@ def _fetch(address: Address, partial: Partial, progress: bool) -> None:
                 partial.forget()
                 if is_anew:
                     raise RuntimeError(
-                        f"{told}: the file does not stay the same while it is downloaded: {change}. Nothing was kept"
+                        f"{source}: the file does not stay the same while it is downloaded: {change}. Nothing was kept"
                     ) from None
                 is_anew = True
-                log(f"{told}: {change}; the download begins anew", "current")
+                log(f"{source}: {change}; the download starts over", "current")
                 continue
             except Interrupted as interrupted:
                 problem, wait = str(interrupted), max(pause, interrupted.wait_s)
             if attempt == ATTEMPTS or wait > MAX_PAUSE_S:
                 asks = f" and asks to wait for {wait:,.0f} seconds" if wait > MAX_PAUSE_S else ""
                 raise RuntimeError(
-                    f"{told}: the download failed {attempt} times, at last because: {problem}{asks}. "
+                    f"{source}: the download failed {attempt} times, at last because: {problem}{asks}. "
                     f"{partial.settled()}"
                 )
             attempt += 1
-            log(f"{told}: {problem}; attempt {attempt} of {ATTEMPTS} follows", "current")
+            log(f"{source}: {problem}; attempt {attempt} of {ATTEMPTS} follows", "current")
             time.sleep(wait)
             pause = FIRST_PAUSE_S if partial.size > had else 2 * pause
 
@@ -203,7 +203,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _bar(partial: Path, progress: bool) -> Iterator[Advance]:
-    """Shows how far a download is, where tqdm is installed and somebody looks."""
+    """Shows a progress bar if tqdm is installed and stderr is a terminal."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -215,7 +215,7 @@ def _bar(partial: Path, progress: bool) -> Iterator[Advance]:
 
         def advance(n_bytes: int, total: int | None) -> None:
             bar.total = total
-            if n_bytes < bar.n:  # it began anew
+            if n_bytes < bar.n:  # it started over
                 bar.reset(total)
             bar.update(n_bytes - bar.n)
 

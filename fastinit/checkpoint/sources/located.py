@@ -1,4 +1,4 @@
-"""What a scheme makes of a checkpoint's name: where the file is on this machine."""
+"""The result of looking up a checkpoint's name: a file on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A download that is not complete yet: its bytes, and what the server knew that version of the file by."""
+"""An incomplete download: its bytes, and the server's validators of that version of the file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# A Last-Modified that is as young as the answer does not tell two versions of one second apart (RFC 9110, 8.8.2.2).
+# A Last-Modified within a second of the answer cannot distinguish two versions of that second (RFC 9110, 8.8.2.2).
 _STRONG_AFTER_S = 1.0
-# Entity tags are hashes or times; servers refuse requests with longer headers.
+# Entity tags are hashes or times; servers refuse longer headers.
 _MAX_VALIDATOR = 1000
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 @dataclass(frozen=True)
 class Version:
-    """What a server says of a file that tells one version of it from another."""
+    """The validators by which a server distinguishes versions of a file."""
 
     etag: str = ""
     modified: str = ""
@@ -31,17 +31,17 @@ class Version:
 
     @staticmethod
     def of(headers: Mapping[str, str], total: int | None) -> Version:
-        """Returns the version that an answer is of; what is too weak to know it by is left out."""
+        """Returns the version of a response, without weak validators."""
         etag, modified = (_sendable(headers.get(name) or "") for name in ("ETag", "Last-Modified"))
         return Version("" if etag.startswith("W/") else etag, modified if _is_strong(headers) else "", total)
 
     @property
     def validator(self) -> str:
-        """What ``If-Range`` takes; "" where nothing tells versions apart."""
+        """The value for ``If-Range``; "" if the server sent no strong validator."""
         return self.etag or self.modified
 
     def is_continued_by(self, part: Version) -> bool:
-        """Tells whether a later part is of this version: something says so, and nothing says otherwise."""
+        """Returns whether a later part is of this version: a validator confirms it, and none contradicts it."""
         if self.total is not None and part.total != self.total:
             return False
         pairs = [(mine, its) for mine, its in ((self.etag, part.etag), (self.modified, part.modified)) if mine and its]
@@ -65,31 +65,31 @@ class Partial:
 
     Args:
         path: of the file.
-        place: the address without what may be secret or another each time.
-        told: how messages call the address.
+        place: the address without its query, which may be secret or differ each time.
+        source: the address, for messages.
     """
 
-    def __init__(self, path: Path, place: str, told: str) -> None:
+    def __init__(self, path: Path, place: str, source: str) -> None:
         self.path = path
-        self.told = told
+        self.source = source
         self._place = hashlib.sha256(place.encode()).hexdigest()
 
     @property
     def size(self) -> int:
-        """How many bytes are there."""
+        """The number of bytes downloaded so far."""
         try:
             return self.path.stat().st_size
         except OSError:
             return 0
 
     def begun(self) -> tuple[int, Version]:
-        """Returns how many bytes are there and of which version; 0 where a download cannot go on from them."""
+        """Returns the number of bytes downloaded, and their version; 0 if the download cannot be resumed."""
         version = self._note()
         n_bytes = self.size
         return (n_bytes, version) if n_bytes and version is not None and version.validator else (0, Version())
 
     def note(self, version: Version) -> None:
-        """Remembers which version the bytes are of."""
+        """Records the version of the bytes."""
         with self.on_disk():
             note_of(self.path).write_text(json.dumps({"place": self._place, **asdict(version)}))
 
@@ -102,7 +102,7 @@ class Partial:
 
     @contextmanager
     def opened(self, anew: bool) -> Iterator[int]:
-        """Opens the file for what follows, or ``anew``."""
+        """Opens the file to append to it, or ``anew``."""
         with self.on_disk():
             flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if anew else os.O_APPEND) | getattr(os, "O_BINARY", 0)
             file = os.open(self.path, flags, 0o666)
@@ -119,18 +119,18 @@ class Partial:
             return
         if n_bytes > free:
             raise RuntimeError(
-                f"{self.told}: {n_bytes:,} bytes are to be downloaded, and the disk of {self.path.parent} has room for "
-                f"{free:,}. Make room, or set TORCH_HOME to a folder elsewhere"
+                f"{self.source}: {n_bytes:,} bytes are to be downloaded, and the disk of {self.path.parent} has room "
+                f"for {free:,}. Make room, or set TORCH_HOME to a folder elsewhere"
             )
 
     def forget(self) -> None:
-        """Removes what is there."""
+        """Deletes the file and its note."""
         for path in (self.path, note_of(self.path)):
             with suppress(OSError):
                 path.unlink()
 
     def settled(self) -> str:
-        """Returns what the next call will find, for a message; what it could not use is removed."""
+        """Deletes bytes that cannot be resumed; returns a sentence about what the next call will find."""
         n_bytes, _ = self.begun()
         if not n_bytes:
             self.forget()
@@ -139,8 +139,8 @@ class Partial:
 
     @contextmanager
     def on_disk(self) -> Iterator[None]:
-        """Turns what a disk refuses into an error that says what to do; it is never tried again."""
-        with on_disk(self.path.parent, self.told, self.settled):
+        """Turns an error of the disk into one that says what to do, and is not retried."""
+        with on_disk(self.path.parent, self.source, self.settled):
             yield
 
     def _note(self) -> Version | None:
@@ -156,13 +156,13 @@ class Partial:
 
 
 @contextmanager
-def on_disk(folder: Path, told: str, kept: Callable[[], str] | None = None) -> Iterator[None]:
+def on_disk(folder: Path, source: str, kept: Callable[[], str] | None = None) -> Iterator[None]:
     """Turns an OSError of the cache folder into a RuntimeError that says what to do.
 
     Args:
         folder: the one that is written to.
-        told: how messages call what is fetched.
-        kept: called for what the message says about what is there already.
+        source: of the file, for messages.
+        kept: returns the message's sentence about the bytes already downloaded.
     """
     try:
         yield
@@ -171,11 +171,11 @@ def on_disk(folder: Path, told: str, kept: Callable[[], str] | None = None) -> I
         if error.errno in _FULL:
             rest = f" {kept()}." if kept is not None else ""
             raise RuntimeError(
-                f"{told}: the disk of {folder} is full ({reason}).{rest} Make room, or set TORCH_HOME to a folder "
+                f"{source}: the disk of {folder} is full ({reason}).{rest} Make room, or set TORCH_HOME to a folder "
                 f"elsewhere"
             ) from error
         raise RuntimeError(
-            f"{told}: the cache of downloads, {folder}, cannot be made or written ({reason}). Set TORCH_HOME to a "
+            f"{source}: the cache of downloads, {folder}, cannot be made or written ({reason}). Set TORCH_HOME to a "
             f"folder that can, or download the file and give its path"
         ) from error
 

@@ -108,7 +108,7 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
                 if size is not None and n_bytes != size:
                     raise RuntimeError(f"{source}: {n_bytes:,} of {size:,} bytes came. Nothing was kept; try again")
             except BaseException:
-                partial.unlink(missing_ok=True)  # nobody could go on from it
+                partial.unlink(missing_ok=True)  # it cannot be resumed
                 raise
 
         return cached(cache_folder() / folder / path.rpartition("/")[2], source, copy_to, offline=False)

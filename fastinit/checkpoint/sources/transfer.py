@@ -1,4 +1,4 @@
-"""From a web server to a file: one version of it, all of it, or an error that says whether trying again is of use."""
+"""Downloads one version of a file completely, or raises an error that says whether to retry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .partial import Partial, Version
 
 # Browsers follow 20, curl 50; each is a round trip, and no model zoo needs more than 3.
 MAX_REDIRECTS = 10
-# A line that brings less is as good as dead: at this rate 100 MB take a day. A telephone's modem of 1998 brought 5,000.
+# A slower connection counts as broken: at this rate 100 MB take a day. A telephone modem of 1998 reached 5,000.
 MIN_BYTES_PER_S = 1000
 # Over so many seconds: longer than the silence that counts as a dead connection, and than a server needs to wake up.
 WINDOW_S = 60.0
@@ -32,21 +32,21 @@ WINDOW_S = 60.0
 _MAX_PARTS, _BYTES_PER_PART = 1000, 64 << 10
 # What one read of a connection may bring; a socket seldom has more.
 _BLOCK_BYTES = 1 << 18
-# Trying again is of use: the server is busy, or something between it and us broke.
+# Worth a retry: the server is busy, or a proxy failed.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # A file of 10^18 bytes is no checkpoint; more digits only cost time.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
-# The other side does not speak our TLS, or none: it will not later.
+# The server does not speak our TLS, or none at all; a retry will not help.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "HTTP_REQUEST", "TLSV1_ALERT_PROTOCOL_VERSION"})
 
 Advance = Callable[[int, "int | None"], Any]
-"""Told how many bytes are there, and of how many."""
+"""Called with the number of bytes downloaded, and the total."""
 
 
 class Interrupted(Exception):  # noqa: N818 (a state that the caller acts upon)
-    """The download broke off, and may go on: in how many seconds at the earliest."""
+    """The download was interrupted and can be retried, after ``wait_s`` seconds at the earliest."""
 
     def __init__(self, problem: str, wait_s: float = 0.0) -> None:
         super().__init__(problem)
@@ -54,22 +54,22 @@ class Interrupted(Exception):  # noqa: N818 (a state that the caller acts upon)
 
 
 class Changed(Exception):  # noqa: N818
-    """What was downloaded cannot be continued: it is, or may be, of another version than what the server has now."""
+    """The download cannot be resumed: the server has, or may have, another version of the file now."""
 
 
 def transfer(address: Address, partial: Partial, timeout_s: float, advance: Advance) -> None:
-    """Downloads what is missing of a file, in as many parts as the server cuts it into.
+    """Downloads the rest of a file, in as many parts as the server cuts it into.
 
     Args:
         address: of the file.
-        partial: what is there of it.
-        timeout_s: seconds without a byte after which a connection counts as dead.
-        advance: told of each block.
+        partial: the bytes downloaded so far.
+        timeout_s: a connection without a byte for this long is dead.
+        advance: called after each block.
 
     Raises:
-        Interrupted: trying again may help.
-        Changed: so it may, from the beginning.
-        RuntimeError: it will not.
+        Interrupted: a retry may help.
+        Changed: a retry from the beginning may help.
+        RuntimeError: a retry will not help.
     """
     with _Watch() as watch:
         n_parts = 0
@@ -80,40 +80,42 @@ def transfer(address: Address, partial: Partial, timeout_s: float, advance: Adva
 
 
 def _part(address: Address, partial: Partial, timeout_s: float, advance: Advance, watch: _Watch) -> int | None:
-    """Downloads what one answer brings. Returns None if that is the end of the file, else how large the file is."""
-    told = address.shown
+    """Downloads one response. Returns None if the file is complete, else its size."""
+    source = address.shown
     n_had, known = partial.begun()
     if n_had and known.total is not None and n_had >= known.total:
         if n_had > known.total:
-            raise Changed(f"{n_had:,} bytes are there of a file of {known.total:,}")
-        return None  # all was there but its name
+            raise Changed(f"{n_had:,} bytes were downloaded of a file of {known.total:,}")
+        return None  # complete, only not renamed yet
     headers = {"User-Agent": "fastinit", "Accept-Encoding": "identity"}
     if n_had:
         headers |= {"Range": f"bytes={n_had}-", "If-Range": known.validator}
-    with _network(told, watch):
+    with _network(source, watch):
         answer = _answer(address, headers, timeout_s, watch, n_had)
     with answer:
-        version, start, n_expected = _announced(answer, n_had, known, told)
+        version, start, n_expected = _announced(answer, n_had, known, source)
         if n_expected is not None:
             partial.check_space(start + n_expected - partial.size)
         n_got = start
         with partial.opened(anew=not start) as file:
-            partial.note(version)  # not before: who is killed here must not leave old bytes under a new version
+            partial.note(
+                version
+            )  # not before: a process killed here must not leave old bytes marked as the new version
             head = b""
             while True:
-                # No more than is announced: a server may keep the connection open, and older Pythons wait for it.
+                # No more than announced: a server may keep the connection open, and older Pythons would wait.
                 n_rest = _BLOCK_BYTES if n_expected is None else min(_BLOCK_BYTES, start + n_expected - n_got)
-                with _network(told, watch):
+                with _network(source, watch):
                     block = answer.read1(n_rest) if n_rest else b""
                     watch.saw(len(block))
                 n_got += len(block)
                 is_all = not block and n_got == (n_got if version.total is None else version.total)
                 if start == 0 and len(head) < HEAD_BYTES:
                     head += block[: HEAD_BYTES - len(head)]
-                    # What is no checkpoint is seen before gigabytes of it are here.
+                    # Refuse other files before gigabytes of them are downloaded.
                     if (len(head) == HEAD_BYTES or is_all) and (what := why_no_checkpoint(head)) is not None:
                         partial.forget()
-                        raise RuntimeError(no_checkpoint(told, what))
+                        raise RuntimeError(no_checkpoint(source, what))
                 if not block:
                     break
                 partial.write(file, block)
@@ -123,59 +125,61 @@ def _part(address: Address, partial: Partial, timeout_s: float, advance: Advance
     return None if version.total is None or n_got == version.total else version.total
 
 
-def no_checkpoint(told: str, what: str) -> str:
-    """Returns the message about something that was fetched and is no checkpoint."""
+def no_checkpoint(source: str, what: str) -> str:
+    """Returns the message about a download that is no checkpoint."""
     return (
-        f"{told} leads to {what}, and not to a checkpoint. Nothing was kept, and the next call asks again. Open the "
+        f"{source} leads to {what}, and not to a checkpoint. Nothing was kept, and the next call asks again. Open the "
         f"address in a browser: it may have moved, or ask for a login. Or get the file otherwise, and give its path"
     )
 
 
-def _announced(answer: Any, n_had: int, known: Version, told: str) -> tuple[Version, int, int | None]:
-    """Returns which version an answer is of, at which byte it begins, and how many it brings (None: not said)."""
+def _announced(answer: Any, n_had: int, known: Version, source: str) -> tuple[Version, int, int | None]:
+    """Returns the version of a response, its first byte, and its length (None: unknown)."""
     headers = answer.headers
     encoding = (headers.get("Content-Encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise RuntimeError(
-            f"{told}: the server sends the file packed ({shown(encoding)}), though it was asked not to. Nothing was "
-            f"kept. Get the file otherwise, unpack it, and give its path"
+            f"{source}: the server sends the file compressed ({shown(encoding)}), although fastinit asked for it "
+            f"uncompressed. Nothing was kept. Get the file in another way, decompress it, and give its path"
         )
     is_chunked = "chunked" in (headers.get("Transfer-Encoding") or "").lower()
-    length = None if is_chunked else _length(headers.get_all("Content-Length") or [], told)
-    if answer.status in (200, 203):  # from the beginning, also where another part was asked for
+    length = None if is_chunked else _length(headers.get_all("Content-Length") or [], source)
+    if answer.status in (200, 203):  # the whole file, even if a part was requested
         return Version.of(headers, length), 0, length
     if answer.status != 206:
-        raise RuntimeError(f"{told}: the server answers {_status(answer.status, answer.reason)}, and no file")
+        raise RuntimeError(f"{source}: the server answers {_status(answer.status, answer.reason)}, and no file")
     found = _CONTENT_RANGE.fullmatch((headers.get("Content-Range") or "").strip())
     begin, end = (int(found[1]), int(found[2]) + 1) if found else (-1, -1)
     total = int(found[3]) if found and found[3] != "*" else known.total
     version = Version.of(headers, total)
     if begin != n_had or total is None or not begin < end <= total:
         text = shown(headers.get("Content-Range") or "without saying which")
-        raise _unfit(n_had, told, f"the server sends another part of the file than was asked for ({text})")
+        raise _unfit(n_had, source, f"the server sends a different part of the file than requested ({text})")
     if length is not None and length != end - begin:
         text = f"{length:,} bytes in its header and {end - begin:,} in its range"
-        raise _unfit(n_had, told, f"the server announces {text}")
+        raise _unfit(n_had, source, f"the server announces {text}")
     if n_had and not known.is_continued_by(version):
         raise Changed("the file has changed on the server, or the server does not say that it has not")
     if not version.validator and not n_had and end < total:
-        raise RuntimeError(f"{told}: the server sends a part of the file only, and nothing to know its version by")
+        raise RuntimeError(
+            f"{source}: the server sends only a part of the file, without anything that identifies its version"
+        )
     return (replace(known, total=total) if n_had else version), n_had, end - begin
 
 
-def _unfit(n_had: int, told: str, problem: str) -> Exception:
-    """Returns the error about a part: where some was there already, the whole can still be asked for."""
-    return Changed(problem) if n_had else RuntimeError(f"{told}: {problem}")
+def _unfit(n_had: int, source: str, problem: str) -> Exception:
+    """Returns the error about an unusable part; after a resumed request, the whole file can still be requested."""
+    return Changed(problem) if n_had else RuntimeError(f"{source}: {problem}")
 
 
-def _length(values: list[str], told: str) -> int | None:
-    """Returns what ``Content-Length`` says."""
+def _length(values: list[str], source: str) -> int | None:
+    """Returns the value of ``Content-Length``, None if there is none."""
     lengths = {value.strip() for value in values}
     if not lengths:
         return None
     if len(lengths) > 1 or not _NUMBER.fullmatch(text := lengths.pop()):
         text = ", ".join(values)
-        raise RuntimeError(f"{told}: the server says that the file has {shown(text)!r} bytes, which is no number")
+        raise RuntimeError(f"{source}: the server says that the file has {shown(text)!r} bytes, which is no number")
     return int(text)
 
 
@@ -184,7 +188,7 @@ def _length(values: list[str], told: str) -> int | None:
 
 def _answer(address: Address, headers: dict[str, str], timeout_s: float, watch: _Watch, n_had: int) -> Any:
     opener = urllib.request.build_opener(_NoRedirects, _Handler(watch), _SecureHandler(watch))
-    told, authorization = address.shown, address.authorization
+    source, authorization = address.shown, address.authorization
     for _ in range(MAX_REDIRECTS + 1):
         request = urllib.request.Request(address.url, headers=headers)
         if authorization is not None:
@@ -195,41 +199,41 @@ def _answer(address: Address, headers: dict[str, str], timeout_s: float, watch: 
             error.close()
             location = error.headers.get("Location") if error.code in _REDIRECTS and error.headers else None
             if location is None:
-                raise _refusal(error, told, n_had) from None
-        target = _target(address, location, told)
+                raise _refusal(error, source, n_had) from None
+        target = _target(address, location, source)
         if target.authorization is not None:
             authorization = target.authorization
         elif not target.may_send_credentials_of(address):
-            authorization = None  # for good, also if that server sends us back
+            authorization = None  # for good, even if that server redirects back
         address = target
-    raise RuntimeError(f"{told}: the server redirects more than {MAX_REDIRECTS} times")
+    raise RuntimeError(f"{source}: the server redirects more than {MAX_REDIRECTS} times")
 
 
-def _target(address: Address, location: str, told: str) -> Address:
-    """Returns where a server redirects to."""
+def _target(address: Address, location: str, source: str) -> Address:
+    """Returns the target of a redirect."""
     with suppress(UnicodeError):  # http.client takes bytes for Latin-1; servers that send more than ASCII send UTF-8
         location = location.encode("latin-1").decode("utf-8")
     try:
         target = Address.of(urllib.parse.urljoin(address.url, location))
     except ValueError as error:
-        raise RuntimeError(f"{told}: the server redirects, but {error}") from None
+        raise RuntimeError(f"{source}: the server redirects, but {error}") from None
     if address.scheme == "https" and target.scheme == "http":
         raise RuntimeError(
-            f"{told}: the server redirects from https to {target.shown}, where anybody on the way could exchange the "
-            f"file. If you mean that, give that address"
+            f"{source}: the server redirects from https to {target.shown}, where anybody on the way could replace the "
+            f"file. If you want that, give that address"
         )
     return target
 
 
-def _refusal(error: urllib.error.HTTPError, told: str, n_had: int) -> Exception:
-    """Returns what an answer with an error means."""
+def _refusal(error: urllib.error.HTTPError, source: str, n_had: int) -> Exception:
+    """Returns the exception for an HTTP error."""
     status = _status(error.code, error.reason)
     if error.code == 416 and n_had:
-        return Changed("what is there is more than the file on the server has")
+        return Changed("the local part is longer than the file on the server")
     if error.code in _PASSING:
         return Interrupted(f"the server answers {status}", _retry_after(error))
     hint = ". Credentials go in front of the host: https://user:password@..." if error.code == 401 else ""
-    return RuntimeError(f"{told}: the server answers {status}{hint}")
+    return RuntimeError(f"{source}: the server answers {status}{hint}")
 
 
 def _status(code: int, reason: object) -> str:
@@ -248,8 +252,8 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
 
 
 @contextmanager
-def _network(told: str, watch: _Watch) -> Iterator[None]:
-    """Tells what breaks on the way by whether trying again is of use."""
+def _network(source: str, watch: _Watch) -> Iterator[None]:
+    """Sorts network errors into those that may be retried (Interrupted) and others (RuntimeError)."""
     try:
         yield
     except (OSError, http.client.HTTPException, EOFError, ValueError) as error:
@@ -258,13 +262,13 @@ def _network(told: str, watch: _Watch) -> Iterator[None]:
         is_cut = isinstance(reason, (http.client.IncompleteRead, EOFError))
         text = "the connection ended early" if is_cut else shown(reason) or type(reason).__name__
         if isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN:
-            raise RuntimeError(f"{told}: the server cannot be found ({text}). Is this machine offline?") from None
+            raise RuntimeError(f"{source}: the server cannot be found ({text}). Is this machine offline?") from None
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise RuntimeError(f"{told}: the server's certificate is not to be trusted ({text})") from None
+            raise RuntimeError(f"{source}: the server's certificate is not trusted ({text})") from None
         if isinstance(reason, ssl.SSLError) and getattr(reason, "reason", None) in _NO_TLS:
-            raise RuntimeError(f"{told}: the server does not speak https as this machine does ({text})") from None
+            raise RuntimeError(f"{source}: the server does not speak https as this machine does ({text})") from None
         if not (is_cut or isinstance(reason, OSError)):
-            raise RuntimeError(f"{told}: the server's answer is not to be understood ({text})") from error
+            raise RuntimeError(f"{source}: the server's response is not valid HTTP ({text})") from error
         raise Interrupted(text) from error
     watch.check()
 
@@ -273,9 +277,9 @@ def _network(told: str, watch: _Watch) -> Iterator[None]:
 
 
 class _Watch:
-    """Ends connections that bring too little: by the byte they could keep a process for years.
+    """Ends connections that are too slow: with single bytes they could keep a process for years.
 
-    A timeout only sees silence, so another thread counts, and shuts the socket.
+    A timeout only notices silence, so another thread counts bytes, and shuts down the socket.
     """
 
     def __init__(self) -> None:
@@ -295,7 +299,7 @@ class _Watch:
         self._thread.join()
 
     def saw(self, n_bytes: int) -> None:
-        """Counts bytes that came."""
+        """Counts received bytes."""
         self._n_bytes += n_bytes
 
     def check(self) -> None:
@@ -313,14 +317,14 @@ class _Watch:
             before = now
         while self._gave_up:
             with suppress(OSError, TypeError):  # there may be no socket yet
-                # Not SSLSocket's own method, which the reading thread could not bear.
+                # Not SSLSocket's own method, which breaks the reading thread.
                 socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
             if self._done.wait(1):
                 break
 
 
 def _watched(kind: Any, watch: _Watch) -> Any:
-    """Returns a class of connections that tell a watch of their socket."""
+    """Returns a class of connections that register their socket with a watch."""
 
     class Watched(kind):  # type: ignore[misc]
         @property
@@ -355,7 +359,7 @@ class _SecureHandler(urllib.request.HTTPSHandler):
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Leaves redirects to us: urllib's would carry credentials anywhere, and go to ftp."""
+    """Disables urllib's redirects, which would send credentials anywhere, and follow ftp."""
 
     def _left(self, *_: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""The table of schemes: what a checkpoint's name begins with says where it comes from."""
+"""The table of schemes: the beginning of a checkpoint's name selects its loader."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Scheme:
 class CheckpointLoader:
     """The table of schemes. A scheme is a regular expression that the beginning of a checkpoint's name matches.
 
-    The expressions are tried in reverse alphabetical order; the first that matches counts. Follows mmengine's class of
+    The expressions are tried in reverse alphabetical order, and the first match is used. Follows mmengine's class of
     that name.
 
     Example:
@@ -93,7 +93,7 @@ class CheckpointLoader:
 
     @classmethod
     def _get_checkpoint_loader(cls, path: str | os.PathLike[str]) -> Callable[..., Any]:
-        """Returns the loader for a checkpoint's name; that for local files matches every name."""
+        """Returns the loader for a checkpoint's name; the loader for local files matches every name."""
         text = os.fspath(path)
         return next(loader for scheme, loader in cls._schemes.items() if re.match(scheme, text))
 
@@ -122,12 +122,12 @@ def tree_of(
     offline: bool = False,
     logger: Any = "current",
 ) -> Any:
-    """Returns what a checkpoint holds; of fastinit's own schemes with the tensors still in the file.
+    """Returns the contents of a checkpoint; with fastinit's own schemes, the tensors are still in the file.
 
     Args:
         filename: a path, or a name with a scheme.
         reading: how the file is read.
-        wants: tells which keys of a sharded checkpoint are needed.
+        wants: whether a key of a sharded checkpoint is needed.
         offline: download nothing.
         logger: as for ``print_log``.
 
@@ -140,7 +140,9 @@ def tree_of(
     if not isinstance(text, str):
         raise TypeError(f"a checkpoint's name must be text or a path, but got {filename!r}")
     loader = CheckpointLoader._get_checkpoint_loader(text)
-    scheme = next((scheme for own, scheme in SCHEMES.items() if own is loader), None)  # users' may have no hash
+    scheme = next(
+        (scheme for own, scheme in SCHEMES.items() if own is loader), None
+    )  # loaders of users may be unhashable
     name = getattr(loader, "__name__", "").removeprefix("load_from_") if scheme is None else scheme.name
     log(f"Loads checkpoint by {name} backend from path: {shown_address(text)}", logger)
     if scheme is not None:
@@ -156,7 +158,7 @@ def _tree_at(located: Located, reading: Reading, wants: Wants | None = None) -> 
     except RuntimeError as error:
         if not located.is_copy or _DAMAGED not in str(error):
             raise
-        link = " with what it links to" if located.path.is_symlink() else ""  # as in the Hub's cache
+        link = " and the file it links to" if located.path.is_symlink() else ""  # as in the Hub's cache
         raise RuntimeError(
             f"{error}. It is a file of the cache: delete it{link}, and the next call gets it again"
         ) from error.__cause__
@@ -170,7 +172,7 @@ def _below(tree: Any, prefix: str) -> Any:
 
 
 def _locate_local(filename: str, offline: bool) -> Located:
-    """Locates a file or folder of this machine."""
+    """Locates a local file or folder."""
     path = as_path(filename)
     if path.exists():
         return Located(path)
@@ -195,7 +197,7 @@ def load_from_local(filename: str | os.PathLike[str], map_location: Any = None) 
 def load_from_http(
     filename: str, map_location: Any = None, model_dir: str | os.PathLike[str] | None = None, progress: bool = True
 ) -> Any:
-    """Reads into memory, whole, a file of the web, which is downloaded if it is not in the cache.
+    """Reads a file of a web server into memory, whole; it is downloaded if it is not in the cache.
 
     Args:
         filename: the address.

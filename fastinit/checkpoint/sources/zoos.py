@@ -53,7 +53,7 @@ def get_mmcls_models() -> dict[str, str]:
 
 
 def get_deprecated_model_names() -> dict[str, str]:
-    """Returns old names of ``open-mmlab://``, with what they are called now."""
+    """Returns old names of ``open-mmlab://``, with their new names."""
     return table_of("deprecated")
 
 
@@ -83,7 +83,7 @@ def address_of(table: Mapping[str, str], name: str, scheme: str) -> str:
     """Returns the address that a table has for a name.
 
     Raises:
-        KeyError: it has none; the message says what is near.
+        KeyError: it has none; the message suggests similar names.
     """
     if name not in table:
         near = difflib.get_close_matches(name, table, 3)

@@ -1,4 +1,4 @@
-"""From files into tensors: copies are noted, checked together, and made in one batch, with no second one in memory."""
+"""Copies from files into tensors: collected, checked together, run as one batch, without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from ...execution.allocation import allocate_like
 from ...shards.dtensor import is_sharded, why_not_shards
+from .batches import run
 from .current import current, loading, reading
 from .files import File
 from .placing import Batch, is_memory
@@ -23,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class Failed(NamedTuple):
-    """A copy that torch refused when it was made."""
+    """A copy that torch refused."""
 
     name: str
     destination: torch.Tensor
@@ -32,7 +33,7 @@ class Failed(NamedTuple):
 
 
 class _NotRead(Exception):  # noqa: N818 (it never leaves this module)
-    """Something could not be read, as its argument says; other errors of a copy are mismatches."""
+    """A read failed, with the error in its argument; other errors of a copy are mismatches."""
 
 
 class _Copy(NamedTuple):
@@ -42,9 +43,9 @@ class _Copy(NamedTuple):
 
 
 class Copies:
-    """Copies that are noted and not made yet.
+    """Pending copies.
 
-    They are as good as made one after the other: of two into the same memory, the later one counts.
+    The result is as if they ran one after the other: of two copies into the same memory, the later one wins.
     """
 
     def __init__(self) -> None:
@@ -54,13 +55,13 @@ class Copies:
         return len(self._noted)
 
     def add(self, destination: torch.Tensor, source: torch.Tensor, name: str = "") -> None:
-        """Notes a copy; ``name`` is what messages call it.
+        """Adds a copy; ``name`` is for messages.
 
         Raises:
-            RuntimeError: it cannot be made, as far as that shows before.
+            RuntimeError: it cannot be made, as far as shapes, dtypes and placements show.
         """
         if nn.parameter.is_lazy(destination):
-            raise RuntimeError("it has no shape yet, and nothing that would take one from what is loaded")
+            raise RuntimeError("it has no shape yet, and its module takes none from the checkpoint")
         if is_sharded(destination):
             if type(source) is StoredTensor and not source.is_read:
                 if destination.shape != source.geometry.shape:
@@ -80,14 +81,14 @@ class Copies:
         self._noted.append(_Copy(destination, source, name))
 
     def make(self, *, all_or_nothing: bool = False) -> list[Failed]:
-        """Makes what was noted; files and places are checked before anything is written.
+        """Runs the pending copies; all files are checked before anything is written.
 
         Returns:
-            Copies that torch refused: into tensors of other classes that can show only then. With ``all_or_nothing``
-            there is one at most, and plain memory has not been written.
+            The copies that torch refused, which for tensor subclasses only shows now. With ``all_or_nothing`` there is
+            at most one, and plain memory has not been written.
 
         Raises:
-            OSError, RuntimeError: something cannot be read. If the message says so, a part has been written.
+            OSError, RuntimeError: a read failed. The message says so if something has been written.
         """
         noted, self._noted = self._noted, []
         failed: list[Failed] = []
@@ -117,7 +118,7 @@ class Copies:
                 has_begun = has_begun or bool(batch)
                 _run(batch)
             except _NotRead as failure:
-                raise _told(failure.args[0], has_begun) from failure.args[0]
+                raise _reported(failure.args[0], has_begun) from failure.args[0]
         return failed
 
 
@@ -126,7 +127,7 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
 
     Raises:
         OSError: the file cannot be read, or was changed meanwhile.
-        RuntimeError: the shapes or dtypes do not go together.
+        RuntimeError: the shapes or dtypes do not match.
     """
     opened, place = current(), source.place
     if opened is not None and opened.is_copied(destination, place):
@@ -141,26 +142,26 @@ def copy_into(destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
 
 
 def check(copies: Iterable[tuple[torch.Tensor, object, str]]) -> None:
-    """Finds out whether all that copies would read can be read; nothing is written.
+    """Checks that everything these copies would read can be read; writes nothing.
 
     Args:
-        copies: (destination, what a state dict has for it, its name) of each.
+        copies: (destination, value in the state dict, name) of each.
 
     Raises:
-        OSError, RuntimeError: something is not where it was, or damaged.
+        OSError, RuntimeError: a file was changed, or is damaged.
     """
     with torch._C.DisableTorchFunction():
         _check(_Copy(to, value, key) for to, value, key in copies if isinstance(value, StoredTensor))
 
 
 def _check(copies: Iterable[_Copy]) -> None:
-    """Raises OSError or RuntimeError unless all that is to be read is where it was."""
+    """Raises OSError or RuntimeError unless everything can be read."""
     unchanged: set[File] = set()
     for copy in copies:
         source = copy.source
         if not isinstance(source, StoredTensor):
             continue
-        if type(source) is not StoredTensor:  # computed from what is in the file: only that shows whether it can be
+        if type(source) is not StoredTensor:  # computing it is the only check
             in_memory(source)
             continue
         if source.is_read:
@@ -173,7 +174,7 @@ def _check(copies: Iterable[_Copy]) -> None:
 
 
 def _span(tensor: torch.Tensor) -> int:
-    """Returns over how many elements of memory a tensor reaches."""
+    """Returns how many elements of memory a tensor spans."""
     if tensor.is_contiguous():
         return tensor.numel()
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
@@ -193,15 +194,15 @@ def _not_read() -> Iterator[None]:
 
 
 def partly_loaded(error: Exception) -> Exception:
-    """Returns a failure that says besides that something has been written already."""
+    """Returns the error, extended to say that something has been written already."""
     line = "The model may be partly loaded"
     if line in str(error) or not isinstance(error, (OSError, RuntimeError)):
         return error
     return (OSError if isinstance(error, OSError) else RuntimeError)(f"{error}. {line}")
 
 
-def _told(error: Exception, has_begun: bool) -> Exception:
-    """Returns a failure to read as the user gets it; the load that goes on is told."""
+def _reported(error: Exception, has_begun: bool) -> Exception:
+    """Returns a read error as the user gets it, and records it in the current load."""
     if has_begun:
         error = partly_loaded(error)
     opened = current()
@@ -212,15 +213,15 @@ def _told(error: Exception, has_begun: bool) -> Exception:
 
 @lru_cache(maxsize=1024)
 def _why_not_turned(dtype: torch.dtype, into: torch.dtype) -> str | None:
-    """Returns why torch does not copy values of one dtype into another, None if it does."""
+    """Returns why torch cannot copy values of one dtype into another, None if it can."""
     if dtype == into:
         return None
     try:
-        with warnings.catch_warnings():  # that complex numbers lose their imaginary part
+        with warnings.catch_warnings():  # about the imaginary part of complex numbers
             warnings.simplefilter("ignore")
             torch.empty(1, dtype=into, device="cpu").copy_(torch.zeros(1, dtype=torch.uint8, device="cpu").to(dtype))
     except Exception as error:
-        return f"values of {dtype} are not turned into {into}: {error}"
+        return f"values of {dtype} cannot be converted to {into}: {error}"
     return None
 
 
@@ -237,19 +238,22 @@ def read(storages: Sequence[Storage]) -> None:
     unchanged: set[File] = set()
     for storage in storages:
         storage.check(None, unchanged)
-    batch = Batch()
-    try:
-        with torch.no_grad():
-            for storage, memory in zip(storages, memories):
-                whole = storage.whole()
-                values = whole.over(memory.untyped_storage())
-                if not batch.takes(values, whole):
-                    _fill(values, whole)
-            _run(batch)
-    except _NotRead as failure:
-        raise failure.args[0] from failure.args[0].__cause__
+    run([each for storage, memory in zip(storages, memories) for each in storage.reads(memory)])
     for storage, memory in zip(storages, memories):
         storage.memory = memory.untyped_storage()
+
+
+def fill(destination: torch.Tensor, source: StoredTensor) -> None:
+    """Reads a tensor into fresh memory of its shape and dtype, piece by piece.
+
+    Raises:
+        OSError, RuntimeError: something cannot be read.
+    """
+    try:
+        with torch.no_grad():
+            _fill(destination, source)
+    except _NotRead as failure:
+        raise failure.args[0] from failure.args[0].__cause__
 
 
 def _copy_alone(copy: _Copy) -> None:

@@ -1,4 +1,4 @@
-"""What must be known across the copies of one load, also where modules' own code stands between."""
+"""The state of one load, shared by its copies even when modules' own code runs between them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Loading:
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
-        """Why something could not be read. Modules take an error of ``copy_`` for a mismatch and go on."""
+        """Why a read failed. Modules treat any error of ``copy_`` as a mismatch and continue."""
         self.files: dict[int, File] = {}
         self._copied: dict[int, tuple[torch.Tensor, tuple[object, ...]]] = {}
 
     def is_copied(self, destination: torch.Tensor, place: tuple[object, ...]) -> bool:
-        """Tells whether the same bytes went there before, and nobody wrote since: tied weights have many names."""
+        """Returns whether these bytes were copied there before, with no write since: tied weights have many names."""
         found = self._copied.get(id(destination))
         return found is not None and found[1] == (*place, version_of(destination))
 
@@ -35,13 +35,13 @@ _current: ContextVar[Loading | None] = ContextVar("fastinit_loading", default=No
 
 
 def current() -> Loading | None:
-    """Returns the load that is going on, if one is."""
+    """Returns the current load, if there is one."""
     return _current.get()
 
 
 @contextmanager
 def loading() -> Iterator[Loading]:
-    """Opens a load for the block; mappings that it made end with it."""
+    """Opens a load for the block; the mappings it made end with it."""
     opened = Loading()
     token = _current.set(opened)
     try:
@@ -50,12 +50,12 @@ def loading() -> Iterator[Loading]:
         _current.reset(token)
         for file in opened.files.values():
             file.unmap()
-        vars(opened).clear()  # a traceback, or a function that refers to itself, may keep it for long
+        vars(opened).clear()  # a traceback or a reference cycle may keep it alive
 
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """What the block raises is a failure to read, of whatever type, and no mismatch; the load that goes on is told."""
+    """Records any exception of the block in the current load as a failure to read, not a mismatch."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Tensors that are more than a place in a file: conjugated, negated, quantized or sparse; made when they are used."""
+"""Tensors computed from stored ones (conjugated, negated, quantized or sparse), when they are first used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .stored import StoredTensor, finished, in_memory
 
 
 class DerivedTensor(StoredTensor):
-    """A tensor that a function makes of stored ones. To whoever copies it, it is one that has been read already."""
+    """A tensor that a function computes from stored ones. Copies treat it as a tensor in memory."""
 
     _parts: tuple[StoredTensor, ...]
     _make: Callable[..., torch.Tensor]
@@ -27,14 +27,14 @@ class DerivedTensor(StoredTensor):
         dtype: torch.dtype,
         requires_grad: bool = False,
     ) -> DerivedTensor:
-        """Returns what ``make`` will make of the parts' values.
+        """Returns the tensor that ``make`` will compute from the parts.
 
         Args:
             parts: plain tensors of a file.
-            make: takes their values, in memory and where they belong.
-            shape, dtype, requires_grad: of what it returns.
+            make: called with their values, in memory and on their device.
+            shape, dtype, requires_grad: of its result.
         """
-        # Quantized dtypes have no meta tensors; the geometry answers for the shape alone.
+        # Quantized dtypes have no meta tensors; this one only stands for the shape.
         stand_in = dtype if dtype.is_floating_point or dtype.is_complex else torch.int8
         geometry = torch.empty(tuple(shape), dtype=stand_in, device="meta")
         made: DerivedTensor = torch.Tensor._make_subclass(DerivedTensor, geometry, requires_grad)  # type: ignore[assignment]
@@ -49,32 +49,32 @@ class DerivedTensor(StoredTensor):
 
     @property
     def tensor(self) -> torch.Tensor:  # type: ignore[override]
-        """What it is; made the first time."""
+        """The computed tensor; computed on first use."""
         if self._made is None:
             with torch.no_grad():
                 self._made = finished(self, self._make(*(in_memory(each).detach() for each in self._parts)))
         return self._made
 
     def make(self) -> None:
-        """Makes it now.
+        """Computes it now.
 
         Raises:
-            RuntimeError: what it is made of does not fit together.
+            RuntimeError: its parts do not fit together.
         """
         in_memory(self)
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
-        """Tensors of the file that it is made of."""
+        """The tensors of the file that it is computed from."""
         return self._parts
 
     @property
     def is_read(self) -> bool:
-        """Whether it has been made."""
+        """Whether it has been computed."""
         return self._made is not None
 
     def again(self, requires_grad: bool) -> DerivedTensor:
-        """Returns the same tensor anew, with or without gradients."""
+        """Returns a new object for the same tensor, with or without gradients."""
         return DerivedTensor.of(self._parts, self._make, self.size(), self._dtype, requires_grad)
 
     def turned_into(self, dtype: torch.dtype) -> StoredTensor:
@@ -107,7 +107,7 @@ class DerivedTensor(StoredTensor):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-# What the shape does not tell of a tensor that is quantized or sparse.
+# Questions about quantized and sparse tensors that their shape does not answer.
 _OF_THE_MADE = frozenset(
     {
         *(

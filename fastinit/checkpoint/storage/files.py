@@ -1,4 +1,4 @@
-"""A checkpoint file on this machine: opened once, read or mapped piece by piece, and watched for changes."""
+"""A local checkpoint file: opened once, read or mapped in pieces, checked for changes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 
 ACCESS = ("auto", "map", "read")
-# File systems where a page fault is a round trip to a server, 4 to 64 KiB at a time. Some of them also let another
-# machine cut a mapped file without a word.
+# On these, a page fault is a round trip to a server for 4 to 64 KiB, and some let another machine truncate a mapped
+# file without notice.
 _NETWORK_FILE_SYSTEMS = frozenset(
     {
         *("9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
         *("ocfs2", "orangefs", "panfs", "smb3", "smbfs", "wekafs"),
     }
 )
-# linux/mman.h: the kernel need not set memory aside for pages that nobody writes.
+# linux/mman.h: reserves no memory for pages that are never written.
 _MAP_NORESERVE = 0x4000
 
 
@@ -36,12 +36,12 @@ class File:
     Args:
         path: of an existing regular file.
         access: "map" (tensors are copied out of a memory mapping), "read" (by ``pread``, straight into their
-            destination, and nothing is mapped), or "auto": what is copied is read, and what a model adopts is mapped,
-            but on network file systems.
+            destination, and nothing is mapped), or "auto": copied tensors are read, and adopted ones are mapped, except
+            on network file systems.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: another ``access``.
+        ValueError: unknown ``access``.
     """
 
     def __init__(self, path: Path, access: str = "auto") -> None:
@@ -52,7 +52,7 @@ class File:
         self.size: int = status.st_size
         self._changed = status.st_mtime_ns
         self.access = checked_access(access)
-        """"auto" only where adopted tensors are mapped."""
+        """"auto" means that adopted tensors are mapped; "read" that nothing is."""
         if access == "auto" and is_on_network(path):
             self.access = "read"
         self._hurries = False
@@ -61,9 +61,9 @@ class File:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Raises OSError if the file was written since it was opened: what is known of it no longer holds.
+        """Raises OSError if the file was written since it was opened.
 
-        A mapped page that is cut off kills the process (SIGBUS), so this is asked before each piece is touched.
+        Touching a mapped page that was truncated kills the process (SIGBUS), so each piece is preceded by this check.
         """
         status = os.fstat(self.fd)
         if status.st_size != self.size or status.st_mtime_ns != self._changed:
@@ -73,11 +73,11 @@ class File:
             )
 
     def bytes_at(self, offset: int, n_bytes: int) -> bytes:
-        """Returns a few bytes, such as a header; fewer where the file ends."""
+        """Returns a few bytes, such as a header; fewer at the end of the file."""
         return os.pread(self.fd, n_bytes, offset)
 
     def json_at(self, offset: int, n_bytes: int, twice: str) -> Any:
-        """Returns what JSON text in the file says; a key that a dict has twice is an error, told by ``twice``."""
+        """Parses JSON text in the file; a duplicate key is a ValueError, with ``twice`` formatted with the key."""
 
         def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             found = dict(pairs)
@@ -88,7 +88,7 @@ class File:
         return json.loads(self.bytes_at(offset, n_bytes).decode("utf-8"), object_pairs_hook=without_duplicates)
 
     def read_into(self, destinations: Sequence[memoryview], offset: int) -> None:
-        """Fills ``destinations`` one after the other with the bytes from ``offset`` on; from many threads at once."""
+        """Fills ``destinations`` one after the other with the bytes from ``offset`` on; thread-safe."""
         n_read = os.preadv(self.fd, destinations, offset)
         while n_read < sum(map(len, destinations)):  # rare: a signal, the end of the file, more than 2 GiB
             offset, left = offset + n_read, []
@@ -102,34 +102,34 @@ class File:
                 raise OSError(f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read")
 
     def hurry(self) -> None:
-        """Tells the system that most of the file is about to be read from front to back, so that it reads ahead."""
+        """Advises the system that most of the file will be read sequentially, so that it reads ahead."""
         if not self._hurries and hasattr(os, "posix_fadvise"):
             self._hurries = True
-            with suppress(OSError):  # a hint: some file systems take none
+            with suppress(OSError):  # only a hint, which some file systems refuse
                 os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def mapped(self) -> torch.Tensor:
-        """Returns the file as bytes in memory (read-only), mapped once; it is read where it is looked at."""
+        """Returns the file as a read-only mapping of bytes; it is mapped once."""
         with self._lock:
             if self._mapped is None:
-                # Pages of a shared mapping are the page cache itself: they count against no limit.
+                # Pages of a shared mapping are the page cache itself, and count against no limit.
                 self._mapping = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
                 self._mapped = bytes_of_buffer(self._mapping)
             return self._mapped
 
     def forget(self, start: int, end: int) -> None:
-        """Lets go of mapped pages that have been copied, so that they do not count as this process's memory."""
+        """Releases mapped pages that have been copied, so that they do not count as memory of the process."""
         if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
             if end > start:
                 self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def unmap(self) -> None:
-        """Ends the mapping as soon as no tensor uses it."""
+        """Drops the mapping, which ends as soon as no tensor uses it."""
         self._mapping = self._mapped = None
 
     def mapped_privately(self) -> torch.Tensor:
-        """Returns the file as bytes in memory that may be written without changing the file (copy-on-write)."""
+        """Returns the file as a new copy-on-write mapping of bytes: writes to it do not change the file."""
         if not hasattr(mmap, "MAP_PRIVATE"):
             return bytes_of_buffer(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_COPY))
         flags = mmap.MAP_PRIVATE | (_MAP_NORESERVE if sys.platform == "linux" else 0)
@@ -137,21 +137,21 @@ class File:
 
 
 def checked_access(access: str) -> str:
-    """Returns the way to a file's bytes, or raises ValueError."""
+    """Returns ``access`` if it is a known one, else raises ValueError."""
     if access not in ACCESS:
         raise ValueError(f"access must be one of {', '.join(map(repr, ACCESS))}, but got {access!r}")
     return access
 
 
 def bytes_of_buffer(buffer: mmap.mmap) -> torch.Tensor:
-    """Returns a tensor over a mapping, which lives as long as the tensor does."""
-    with warnings.catch_warnings():  # that the memory cannot be written; nobody does
+    """Returns a tensor over a mapping, and keeps the mapping alive."""
+    with warnings.catch_warnings():  # about read-only memory, which is never written
         warnings.simplefilter("ignore", UserWarning)
         return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
 def is_on_network(path: Path) -> bool:
-    """Tells whether a file lies on a network file system, as far as Linux says; False where it does not."""
+    """Returns whether a file is on a network file system, by Linux's list of mounts; elsewhere False."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
         where = os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""Storages on disk: a stretch of one file, and what all kinds of storages have in common."""
+"""Storages: a stretch of one file, and the base class that a folder's share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import torch
 
 from ...shards.dtensor import boxes_of, is_sharded
 from . import copying
+from .batches import Stretch
 from .files import File
 from .stored import Storage, StoredTensor
 
-_CPU = torch.device("cpu")
-
 
 class OnDisk(Storage):
-    """How every ``Storage`` is read: through the one batch that also checks what it reads."""
+    """Base of all storages: reads and copies go through one batch, which also checks the files."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
@@ -62,12 +61,12 @@ class FileStorage(OnDisk):
         """The file, and the offset of the first byte in it."""
         return self.file, self.offset
 
-    def whole(self) -> StoredTensor:
-        """Returns its bytes as a tensor."""
-        return StoredTensor.at(self, 0, (self.n_bytes,), (1,), torch.uint8, _CPU)
+    def reads(self, memory: torch.Tensor) -> Iterable[Stretch]:
+        """Returns one read, of the whole stretch."""
+        return (Stretch(self.file, self.offset, self.n_bytes, memory.data_ptr()),)
 
     def check(self, destination: torch.Tensor | None, unchanged: set[File]) -> None:
-        """Raises OSError if the file was changed since it was opened; asks once for each file."""
+        """Raises OSError if the file was changed since it was opened; each file is checked once."""
         if self.file not in unchanged:
             unchanged.add(self.file)
             self.file.check()

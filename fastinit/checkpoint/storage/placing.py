@@ -1,4 +1,4 @@
-"""A batch of copies into plain memory: which depend on each other, and what is read for them from where to where."""
+"""A batch of copies into plain memory: orders the dependent ones, and turns copies into reads."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _PLAIN_TYPES = (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))
 
 
 class _Copy(NamedTuple):
-    """What makes all values of one stretch of memory."""
+    """The copies that fill one tensor."""
 
     memory: torch.Tensor
     pieces: list[tuple[torch.Tensor, StoredTensor]]
-    """(a part of the memory, what is for it in one file), none of which overlap."""
+    """(a part of the memory, the tensor in one file that goes there); the parts do not overlap."""
 
 
 class Batch:
-    """Copies into plain memory, which cannot fail but for their files, and none of which has been made."""
+    """Pending copies into plain memory, which can only fail by their files."""
 
     def __init__(self) -> None:
         self._in_memory: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """These are made first, in their order."""
+        """Run first, in this order."""
         self._used: set[int | None] = set()
         """The storages that they read and write."""
         self._copies: list[_Copy] = []
         self._counted: list[torch.Tensor] = []
-        """Distributed tensors: their versions, which are not those of their memory, must count it, too."""
+        """Distributed tensors, whose versions are not those of their memory and must be incremented, too."""
         self._written: set[int | None] = set()
         """The storages that copies out of files write."""
 
@@ -43,7 +43,7 @@ class Batch:
         return bool(self._copies or self._in_memory)
 
     def takes(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
-        """Takes a copy, if it is one for a batch."""
+        """Adds a copy if a batch can make it, and returns whether it did."""
         with torch._C.DisableTorchFunction():
             if not isinstance(source, StoredTensor):
                 return self._takes_in_memory(destination, source)
@@ -72,7 +72,7 @@ class Batch:
         return True
 
     def meets(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
-        """Tells whether another copy may read or write what this batch writes, or write what it reads."""
+        """Returns whether another copy may touch memory that this batch writes, or write memory that it reads."""
         if not self:
             return False
         with torch._C.DisableTorchFunction():
@@ -82,7 +82,7 @@ class Batch:
         return None in touched or not (touched.isdisjoint(self._written) and touched.isdisjoint(self._used))
 
     def run(self) -> None:
-        """Makes the copies."""
+        """Runs the copies."""
         in_memory, copies, counted = self._in_memory, self._copies, self._counted
         self.__init__()  # type: ignore[misc]
         with torch._C.DisableTorchFunction():
@@ -97,7 +97,7 @@ class Batch:
 
 
 def _memory_of(tensor: torch.Tensor) -> int | None:
-    """Returns where a tensor's storage begins, None where that cannot be told (sparse, wrappers of other tensors)."""
+    """Returns the address of a tensor's storage, None if there is none (sparse, wrappers of other tensors)."""
     try:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):
@@ -105,7 +105,7 @@ def _memory_of(tensor: torch.Tensor) -> int | None:
 
 
 def is_memory(tensor: torch.Tensor) -> bool:
-    """Tells whether a tensor is nothing but memory here: no subclass, not sparse, quantized or on another device."""
+    """Returns whether a tensor is plain CPU or CUDA memory: no subclass, not sparse, not quantized."""
     return (
         type(tensor) in _PLAIN_TYPES
         and tensor.layout == torch.strided
@@ -115,14 +115,14 @@ def is_memory(tensor: torch.Tensor) -> bool:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Tells whether a tensor is memory, and every copy of its shape into it succeeds."""
+    """Returns whether a tensor is plain memory into which every copy of its shape succeeds."""
     if not is_memory(tensor) or (tensor.is_inference() and not torch.is_inference_mode_enabled()):
         return False
     return tensor.is_contiguous() or not may_overlap(tensor.shape, tensor.stride())
 
 
 def _independent(copies: list[_Copy]) -> Iterator[list[_Copy]]:
-    """Yields copies in batches whose order within does not matter: first all that share memory with no other."""
+    """Yields groups of copies whose order does not matter; first, all that share no memory with others."""
     spans = sorted((*byte_span(copy.memory), index) for index, copy in enumerate(copies))
     together: list[list[tuple[int, int, int]]] = []
     end = 0
@@ -138,7 +138,7 @@ def _independent(copies: list[_Copy]) -> Iterator[list[_Copy]]:
         start, stop, last = group[-1]
         is_one_place = all(span[:2] == (start, stop) for span in group)
         if is_one_place and all(copies[index].memory.nbytes == stop - start for _, _, index in group):
-            alone.append(last)  # each writes all of it: a tied weight under all of its names
+            alone.append(last)  # each writes all of it: a tied weight under several names
         else:
             in_turn.extend(index for _, _, index in group)
     yield [copies[index] for index in alone]
@@ -147,7 +147,7 @@ def _independent(copies: list[_Copy]) -> Iterator[list[_Copy]]:
 
 
 def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
-    """Makes copies whose order does not matter."""
+    """Runs copies whose order does not matter."""
     pieces: list[Stretch | Turned] = []
     straight: list[torch.Tensor] = []
     for destination, source in copies:
@@ -162,12 +162,12 @@ def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
             in_same_order
             and destination.device.type == "cpu"
             and destination.dtype == source.dtype == source.dtype_in_file
-            and destination.dtype != torch.bool  # a file may have other bytes than 0 and 1, out of which torch makes 1
+            and destination.dtype != torch.bool  # bytes other than 0 and 1 must become 1, as in torch's copy
         ):
             pieces.append(Stretch(file, first, n_elements * item_bytes, destination.data_ptr()))
             straight.append(destination)
             continue
-        # Not `.data`: a write to this is counted in the version of the destination.
+        # Not `.data`: writes must increment the version of the destination.
         view, shape, steps = destination.detach(), tuple(source.shape), source.stride()
         if in_same_order:
             view, shape, steps = view.as_strided((n_elements,), (1,)), (n_elements,), (1,)
@@ -187,7 +187,7 @@ def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
 
 
 def _in_same_order(destination: torch.Tensor, source: torch.Tensor) -> bool:
-    """Tells whether the elements of both, of one shape, lie together and in the same order."""
+    """Returns whether two tensors of one shape are dense and in the same order in memory."""
     if destination.is_contiguous() and source.is_contiguous():
         return True
     ours, theirs = Strided.of(destination), Strided.of(source)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from .batches import Stretch, Turned
 from .current import reading
 from .files import File
 
@@ -34,8 +35,12 @@ class Storage(Protocol):
     def opens_few_files(self) -> bool:
         """Whether all of its files may be open at the same time; otherwise its pieces are read file by file."""
 
-    def whole(self) -> StoredTensor:
-        """Returns all of its bytes as one contiguous tensor."""
+    def reads(self, memory: torch.Tensor) -> Iterable[Stretch | Turned]:
+        """Returns the reads that fill fresh memory of ``n_bytes`` bytes; what one batch cannot read is read now.
+
+        Raises:
+            OSError, RuntimeError: as ``check``.
+        """
 
     def check(self, destination: torch.Tensor | None, unchanged: set[File]) -> None:
         """Checks that the bytes can be read, before anything is written.
@@ -68,7 +73,7 @@ class Storage(Protocol):
 
 
 class Geometry(NamedTuple):
-    """What is known of a tensor without its values."""
+    """Shape, strides and dtype of a tensor."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -79,24 +84,24 @@ class Geometry(NamedTuple):
 class StoredTensor(torch.Tensor):
     """A tensor in a file. ``parameter.copy_(stored)`` reads straight into the parameter.
 
-    Anything else that is done to it reads it into memory first (once), and is done to that: it is an ordinary tensor
-    to all code that goes through torch.
+    Any other operation first reads it into memory (once) and then runs on that tensor, so that all code that uses torch
+    can treat it as an ordinary tensor.
     """
 
     storage_in_file: Storage
     offset_in_storage: int
     """In elements."""
     dtype_in_file: torch.dtype
-    """What the file holds; ``dtype`` is what it is turned into on the way."""
+    """The dtype in the file; values are converted to ``dtype`` when they are read."""
     location: torch.device
-    """Where it goes when it is read."""
+    """The device that it is read to."""
     is_parameter: bool
     tensor: torch.Tensor | None
-    """What was read."""
+    """The tensor in memory, once it has been read."""
     attributes: dict[str, Any] | None
-    """Python attributes that were saved with it; they are set on what is read."""
+    """Python attributes that were saved with it; they are set on ``tensor``."""
     geometry: Geometry
-    """What ``shape``, ``stride()`` and ``dtype`` say, without the detour through ``__torch_function__``."""
+    """Shape, strides and dtype, without the detour through ``__torch_function__``."""
 
     @staticmethod
     def at(
@@ -108,7 +113,7 @@ class StoredTensor(torch.Tensor):
         location: torch.device,
         requires_grad: bool = False,
     ) -> StoredTensor:
-        """Returns the tensor of a place: ``offset`` in elements from the storage's beginning."""
+        """Returns the tensor at an offset, in elements from the start of the storage."""
         geometry = Geometry(tuple(shape), tuple(strides), dtype)
         meta = _meta(geometry)
         made: StoredTensor = torch.Tensor._make_subclass(StoredTensor, meta, requires_grad)  # type: ignore[assignment]
@@ -118,7 +123,7 @@ class StoredTensor(torch.Tensor):
         return made
 
     def again(self, requires_grad: bool) -> StoredTensor:
-        """Returns the same tensor anew, with or without gradients."""
+        """Returns a new object for the same tensor, with or without gradients."""
         return StoredTensor.at(
             self.storage_in_file,
             self.offset_in_storage,
@@ -130,7 +135,7 @@ class StoredTensor(torch.Tensor):
         )
 
     def turned_into(self, dtype: torch.dtype) -> StoredTensor:
-        """Returns the same place with another dtype to present."""
+        """Returns the same tensor, to be converted to another dtype when it is read."""
         made = StoredTensor.at(
             self.storage_in_file, self.offset_in_storage, self.size(), self.stride(), dtype, self.location
         )
@@ -147,7 +152,7 @@ class StoredTensor(torch.Tensor):
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
-        """Tensors of the file that it is made of besides its own storage."""
+        """The tensors of the file that it is computed from; none for a plain one."""
         return ()
 
     @property
@@ -157,12 +162,12 @@ class StoredTensor(torch.Tensor):
 
     @property
     def place(self) -> tuple[object, ...]:
-        """What tells it from tensors with other values."""
-        geometry = getattr(self, "geometry", None)  # subclasses have a storage each
+        """Identifies its bytes: tensors with equal places have equal values."""
+        geometry = getattr(self, "geometry", None)  # each tensor of a subclass has its own storage
         return id(self.storage_in_file), self.offset_in_storage, self.dtype_in_file, geometry
 
     def over(self, memory: torch.UntypedStorage, first_byte: int = 0) -> torch.Tensor:
-        """Returns a tensor over memory that holds the bytes of its storage, from ``first_byte`` on."""
+        """Returns a tensor over memory that holds the bytes of its storage, starting at ``first_byte``."""
         at = first_byte // self.dtype_in_file.itemsize + self.offset_in_storage
         empty = torch.empty(0, dtype=self.dtype_in_file, device="cpu")
         return empty.set_(memory, at, self.size(), self.stride())  # type: ignore[call-overload, no-any-return]
@@ -187,9 +192,9 @@ class StoredTensor(torch.Tensor):
         return func(*_in_memory(args), **_in_memory(kwargs))
 
 
-# The layers of a model are alike, and this is most of what a tensor costs.
+# Models repeat their shapes, and making a meta tensor is most of the cost of a StoredTensor.
 _METAS: dict[Geometry, torch.Tensor] = {}
-# More shapes than any model has; a file could name as many as it likes.
+# More shapes than any model has, as a bound for hostile files.
 _MAX_METAS = 4096
 
 
@@ -197,14 +202,14 @@ def _meta(geometry: Geometry) -> torch.Tensor:
     found = _METAS.get(geometry)
     if found is None:
         found = torch.empty_strided(geometry.shape, geometry.strides, dtype=geometry.dtype, device="meta")
-        # Modes that are active (fake tensors, inference) would show in whatever is made of it later.
+        # Tensors made under an active mode (fake tensors, inference) must not be reused outside it.
         if len(_METAS) < _MAX_METAS and type(found) is torch.Tensor and not found.is_inference():
             _METAS[geometry] = found
     return found
 
 
 def in_memory(stored: StoredTensor) -> torch.Tensor:
-    """Returns the tensor itself; it is read from the file the first time."""
+    """Returns the tensor in memory, and reads it on first use."""
     with stored.storage_in_file.lock:
         if stored.tensor is None:
             if stored.storage_in_file.memory is None:
@@ -222,7 +227,7 @@ def _tensor_of(stored: StoredTensor) -> torch.Tensor:
 
 
 def finished(stored: StoredTensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor as what it was saved as: a parameter, one with gradients, one with attributes."""
+    """Restores what a tensor was saved as: a parameter, with requires_grad, with attributes."""
     if stored.is_parameter:
         tensor = nn.Parameter(tensor, stored.requires_grad)
     elif stored.requires_grad:
@@ -246,7 +251,7 @@ def _in_memory(arguments: Any) -> Any:
     return arguments
 
 
-# Questions that the shape and the dtype answer.
+# Answered from shape and dtype, without reading.
 _ANSWERED_BY_GEOMETRY = frozenset(
     {
         *(

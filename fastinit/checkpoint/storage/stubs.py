@@ -1,6 +1,6 @@
-"""What a checkpoint holds besides data: named, never run, and refused as soon as somebody uses it.
+"""Stubs for the objects of a checkpoint that are not data: named, never run, and refused when they are used.
 
-``shown`` puts a file's own words into messages: short, escaped, and without calling anything that the file made.
+``shown`` quotes values from a file in messages: short, escaped, and without calling methods of those values.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any, NoReturn
 
 import torch
 
-# A file's name or key is read by people: what is longer says nothing more to them.
+# A longer name or key is no use to a reader.
 _MAX_SHOWN_CHARACTERS = 100
-# As many numbers as shapes have, generously.
+# More than shapes usually have.
 _MAX_SHOWN_ITEMS = 8
-# Numbers of more digits than this are damage, and Python refuses to print those of more than 4,300.
+# Larger numbers are damage, and Python refuses to print more than 4,300 digits.
 _MAX_SHOWN_BITS = 128
 # Names of modules and classes are shorter.
 _MAX_NAME = 200
-# Enough names to see what kind of file it is.
+# Enough to see what kind of file it is.
 _MAX_NAMES = 20
-# The errors of torch and json that quote what they were given.
+# Errors of torch and json quote their input.
 _MAX_LINE = 500
 _PRINTED_AS_THEY_ARE = (bool, float, complex, type(None), torch.dtype, torch.device, torch.layout)
 
 
 def shown(value: object) -> str:
-    """Returns a short text for what came from a file: escaped, bounded, and without running code of its classes."""
+    """Returns a short text for a value from a file: escaped, bounded, and without running code of its class."""
     return _one(value, _MAX_SHOWN_ITEMS)
 
 
@@ -55,40 +55,40 @@ def _one(value: object, n_items: int) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns what an error says, as one printable line that is not too long; its name if it says nothing."""
+    """Returns an error's message as one printable line of bounded length; the error's name if it has none."""
     return printable(str(error), _MAX_LINE) or type(error).__name__
 
 
 def printable(text: str, longest: int) -> str:
-    """Returns the beginning of a text with what moves cursors, or hides and turns text, escaped."""
+    """Returns the beginning of a text with control, hiding and direction characters escaped."""
     cut = text[:longest] + ("..." if len(text) > longest else "")
     return cut if cut.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
 
 
 class Refusal:
-    """What one file asks for besides data, and the error about it."""
+    """Collects the names a file asks for besides data, and makes the error about them."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
         self.names: dict[str, None] = {}
-        """In the order in which they were asked for."""
+        """In the order of the file."""
 
     def error(self, *used: str) -> RuntimeError:
-        """Returns the error for the use of names, which tells the file's others too."""
+        """Returns the error for using these names; it lists the file's other names, too."""
         every = dict.fromkeys((*(each for each in used if each not in self.names), *self.names))
         names = [printable(each, _MAX_NAME) if index < _MAX_NAMES else each for index, each in enumerate(every)]
-        told = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" * (len(names) > _MAX_NAMES))
-        # What is no name of the file, such as a dtype of objects, cannot be let through by its name.
+        listed = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" * (len(names) > _MAX_NAMES))
+        # Only names in the file can be allowed; others (a dtype of objects) describe a value.
         allowable = [each for each in names if each in self.names]
         instead = f"; or allow-list the types, e.g. allow=[{allowable[0]!r}]" if allowable else ""
         return RuntimeError(
-            f"{self.path}: the file holds more than tensors and plain containers: it asks for {told}, and loading that "
-            f"could run code that came with the file. If you trust it, pass weights_only=False{instead}"
+            f"{self.path}: the file holds more than tensors and plain containers: it asks for {listed}, and loading "
+            f"that could run code that came with the file. If you trust it, pass weights_only=False{instead}"
         )
 
 
 class Foreign:
-    """Stands for an object of a file that is not data. Its ``repr`` says what it was; any use of it is refused.
+    """A stub for an object of a file that is not data. Its ``repr`` says what it was; using it raises.
 
     Args:
         name: the full name of the class or function that made it.
@@ -104,22 +104,22 @@ class Foreign:
     def __repr__(self) -> str:
         return f"<{printable(name_of(self), _MAX_NAME)}, not loaded>"
 
-    # A dict's keys may be foreign: they are told apart as objects.
+    # A stub may be a dict's key; it is hashed by identity.
     __hash__ = object.__hash__
 
 
 def name_of(foreign: Foreign) -> str:
-    """Returns the full name of what a stub stands for."""
+    """Returns the full name of the object that a stub replaces."""
     return object.__getattribute__(foreign, "_name")  # type: ignore[no-any-return]
 
 
 def like(foreign: Foreign) -> Foreign:
-    """Returns a stub for what a stub makes when it is called."""
+    """Returns a stub for the result of calling a stub."""
     return Foreign(name_of(foreign), object.__getattribute__(foreign, "_refusal"))
 
 
 def refuse(*foreign: Foreign) -> NoReturn:
-    """Raises the error that says what stubs of one file stand for, and what to do."""
+    """Raises the error that names the objects behind the stubs of one file, and says what to do."""
     refusal: Refusal = object.__getattribute__(foreign[0], "_refusal")
     raise refusal.error(*map(name_of, foreign))
 
@@ -128,7 +128,7 @@ def _used(self: Foreign, *_: Any, **__: Any) -> Any:
     refuse(self)
 
 
-# Python looks these up on the class. Attributes come last: only those that a stub lacks are asked for.
+# Python looks these up on the class; __getattr__ is only called for attributes that a stub lacks.
 for _method in (
     *("getattr", "setattr", "delattr", "call", "eq", "ne", "lt", "le", "gt", "ge", "bool", "len", "iter", "next"),
     *("contains", "getitem", "setitem", "delitem", "enter", "exit", "int", "float", "complex", "index", "bytes"),
@@ -139,12 +139,12 @@ for _method in (
 
 
 class Name(Foreign):
-    """What stands for a class or function that a pickle names: it may be called, and nothing else.
+    """A stub for a class or function that a pickle names: it may be called, and nothing else.
 
     Args:
         name: its full name.
         refusal: of its file.
-        call: what makes a value: ``call(machine, *arguments)``; None: the name is good as an argument only.
+        call: makes a value: ``call(machine, *arguments)``; None: the name may only be an argument.
         new: the same for the opcodes that call ``__new__``; None: ``call``.
     """
 
@@ -165,12 +165,12 @@ class Name(Foreign):
 
 
 class Unfinished(Foreign):
-    """A value whose state has not come yet; once it has, ``finish(machine, state)`` is there in its place."""
+    """A value whose state has not been read yet; ``finish(machine, state)`` then makes the value that replaces it."""
 
     __slots__ = ("finish", "slot")
     finish: Callable[..., Any]
     slot: int | None
-    """Where it is in the memo."""
+    """Its index in the memo."""
 
     def __init__(self, name: str, refusal: Refusal, finish: Callable[..., Any]) -> None:
         super().__init__(name, refusal)

@@ -1,4 +1,4 @@
-"""Checkpoints as trees of containers: reading all their tensors, replacing leaves."""
+"""Trees of containers: reads all tensors of a checkpoint, replaces leaves."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def read_everything(tree: Any) -> Any:
     """Returns a checkpoint with all its tensors in memory; dicts and lists are changed in place.
 
     Raises:
-        RuntimeError: something in it is not data.
+        RuntimeError: it holds objects that are not data.
     """
     foreign: list[Foreign] = []
     stored: list[StoredTensor] = []
     replace(tree, (StoredTensor, Foreign), lambda each: (foreign if isinstance(each, Foreign) else stored).append(each))
     if foreign:
-        refuse(*reversed(foreign))  # the walk comes from the end
+        refuse(*reversed(foreign))  # the walk runs backwards
     if not stored:
         return tree
     places = [each for one in stored if not one.is_read for each in one.parts or (one,)]
@@ -37,12 +37,12 @@ def read_everything(tree: Any) -> Any:
 def replace(tree: Any, kind: type | tuple[type, ...], function: Callable[[Any], Any]) -> Any:
     """Returns a tree of containers with ``function`` applied to every leaf of a type; deep trees cost no stack.
 
-    Dicts, lists, deques and attributes of plain objects are changed in place, tuples are made anew where they have to
-    be. What ``function`` gives None for stays.
+    Dicts, lists, deques and attributes of plain objects are changed in place; tuples are rebuilt where needed. Leaves
+    for which ``function`` returns None stay.
     """
     done: dict[int, Any] = {}
-    kept: list[Any] = []  # so that no id is used twice
-    # Children before their parents: a container comes up again when all that it holds is done.
+    kept: list[Any] = []  # keeps their ids from being reused
+    # Children before parents: a container is visited again when all of its contents are done.
     stack: list[tuple[Any, bool]] = [(tree, False)]
     while stack:
         node, children_done = stack.pop()
@@ -57,7 +57,7 @@ def replace(tree: Any, kind: type | tuple[type, ...], function: Callable[[Any], 
         if held is None:
             continue
         if not children_done:
-            done[id(node)] = node  # a container that holds itself finds itself here
+            done[id(node)] = node  # for containers that contain themselves
             kept.append(node)
             stack.append((node, True))
             stack.extend((each, False) for each in held if isinstance(each, (_CONTAINERS, kind)))
@@ -80,7 +80,7 @@ def replace(tree: Any, kind: type | tuple[type, ...], function: Callable[[Any], 
 
 def _children(node: Any) -> Iterable[Any] | None:
     if isinstance(node, dict):
-        # Stubs may be keys, too.
+        # Keys may be stubs, too.
         keys = [key for key in node if isinstance(key, (Foreign, tuple))]
         return [*node.values(), *keys] if keys else node.values()
     if isinstance(node, torch.Size):
@@ -93,7 +93,7 @@ def _children(node: Any) -> Iterable[Any] | None:
 
 
 class PlainObject:
-    """An object of a checkpoint that is nothing but its attributes."""
+    """An object of a checkpoint that consists of its attributes only."""
 
 
 _CONTAINERS = (dict, list, tuple, deque, set, frozenset, PlainObject, argparse.Namespace, types.SimpleNamespace)

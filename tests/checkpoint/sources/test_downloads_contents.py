@@ -45,9 +45,9 @@ LOGIN = b"<!DOCTYPE html>\n<html><head><title>Sign in \x1b[31m</title></head><bo
         (answer(GOOD, 202), "the server answers 202 Accepted, and no file"),
         (
             answer(gzip.compress(GOOD), Content_Encoding="gzip"),
-            r"sends the file packed \(gzip\), though it was asked not",
+            r"sends the file compressed \(gzip\), although fastinit asked for it uncompressed",
         ),
-        (answer(GOOD, Content_Encoding="br"), r"packed \(br\)"),
+        (answer(GOOD, Content_Encoding="br"), r"compressed \(br\)"),
         (answer(gzip.compress(GOOD)), "compressed with gzip"),
         (answer(bytes(5000)), "a file that begins with"),
         (answer(b"\x89HDF\r\n\x1a\n" + bytes(100)), "an HDF5 file: convert it"),
@@ -272,7 +272,7 @@ def test_waiting_for_another_process_is_logged(cache, monkeypatch, caplog):
         monkeypatch.setattr(filelock.FileLock, "acquire", then_free)
         with caplog.at_level("INFO", "fastinit"):
             assert loaded(server.url + "/c.pth") == [1.0]
-    assert "c.pth: waiting for another process, which is downloading it" in caplog.text
+    assert "c.pth: waiting for another process that is downloading it" in caplog.text
 
 
 def test_an_index_of_the_web_finds_shards_whose_names_need_encoding(tmp_path):

@@ -116,18 +116,18 @@ def test_parts_of_single_bytes_are_given_up(monkeypatch):
 @pytest.mark.parametrize(
     ("respond", "message"),
     [
-        (part(OLD, 0, CUT), "a part of the file only, and nothing to know its version by"),
-        (part(OLD, 100, ETag='"v"'), r"another part of the file than was asked for \(bytes 100-"),
-        (part(OLD, 0, CUT, Content_Range="bytes 0-99999/*", ETag='"v"'), "another part"),
-        (part(OLD, 0, CUT, Content_Range="pages 1-2/3"), "another part"),
-        (answer(OLD, 206), "another part of the file than was asked for .without saying which"),
-        (part(OLD, 0, total=len(OLD) - 5), "another part"),
-        (part(OLD, 0, Content_Range=f"bytes 5-3/{len(OLD)}"), "another part"),
+        (part(OLD, 0, CUT), "only a part of the file, without anything that identifies its version"),
+        (part(OLD, 100, ETag='"v"'), r"a different part of the file than requested \(bytes 100-"),
+        (part(OLD, 0, CUT, Content_Range="bytes 0-99999/*", ETag='"v"'), "a different part of the file"),
+        (part(OLD, 0, CUT, Content_Range="pages 1-2/3"), "a different part of the file"),
+        (answer(OLD, 206), "a different part of the file than requested .without saying which"),
+        (part(OLD, 0, total=len(OLD) - 5), "a different part of the file"),
+        (part(OLD, 0, Content_Range=f"bytes 5-3/{len(OLD)}"), "a different part of the file"),
         (
             part(OLD, 0, Content_Range=f"bytes 0-{len(OLD) - 9}/{len(OLD)}", ETag='"v"'),
             "announces 241,.* bytes in its header and 241,.* in its range",
         ),
-        (answer(OLD, 206, Content_Type="multipart/byteranges; boundary=x"), "another part"),
+        (answer(OLD, 206, Content_Type="multipart/byteranges; boundary=x"), "a different part of the file"),
     ],
 )
 def test_a_first_answer_that_is_a_part_is_not_kept(cache, respond, message):

@@ -1,13 +1,13 @@
-"""Pickles read by a machine of our own, which makes data and nothing else, in time and memory that the bytes bound.
+"""A pickle reader that only makes data, in time and memory bounded by the length of the pickle.
 
-Python's own unpickler trusts what it reads: it sets memory aside for counts, calls what it finds, sets attributes of
-classes, and hashes what may be nested a million deep. Here every opcode is one of about sixty below, and
+Python's own unpickler trusts its input: it allocates memory for counts, calls any function, sets attributes of classes,
+and hashes keys nested a million deep. This one knows about sixty opcodes, and
 
-- a name of the pickle is whatever ``find`` returns for it; only a ``Name`` may be called, by a function of ours;
+- a name in the pickle becomes the value that ``find`` returns; only a ``Name`` may be called, with a function of ours;
 - ``BUILD`` changes instances of the types in ``kinds`` alone, never a class or a function;
-- the memo is a dict, lengths are compared with what is left, and work that repeats is paid for by bytes of the pickle;
-- keys are texts, numbers and short tuples of these, so that hashing takes no time and no stack;
-- nothing recurses, so depth costs memory only.
+- the memo is a dict, lengths are checked against the remaining bytes, and repeated work is charged to a budget;
+- keys are strings, numbers and short tuples of them, so hashing is cheap in time and stack;
+- nothing recurses, so depth only costs memory.
 
 The interface: ``load(data, find, ...)``, with ``stubs.Name``, ``stubs.Foreign`` and ``Kind``.
 """
@@ -34,19 +34,19 @@ def load(
     kinds: Mapping[type, Kind] = {},
     position: int = 0,
 ) -> tuple[Any, int]:
-    """Returns what a pickle holds, and where it ends.
+    """Returns the contents of a pickle, and its end.
 
     Args:
-        data: holds the pickle, from ``position`` on; there may be more behind it.
-        find: (module, name) -> what stands for the name: a ``Name``, which may be called, a ``Foreign``, whose calls
-            and states are stubs again, or any constant. Python 2's names come as Python 3's.
-        refusal: of the file, for the stubs.
-        persistent: makes values of persistent ids; None: there must be none.
-        kinds: the types whose instances the pickle may change, each by its exact type.
+        data: the pickle starts at ``position``; there may be more data after it.
+        find: (module, name) -> a ``Name``, which may be called, a ``Foreign``, whose calls and states are stubs again,
+            or any constant. Python 2's names are translated to Python 3's.
+        refusal: of the file.
+        persistent: returns the value of a persistent id; None: the pickle must have none.
+        kinds: exact types whose instances the pickle may change.
 
     Raises:
         TruncatedError: the data end before the pickle does.
-        PickleError: it is damaged, or asks for what data never need.
+        PickleError: it is damaged, or uses opcodes that data never need.
     """
     machine = Machine(data + PADDING, len(data), find, refusal, persistent, kinds, position)
     return run(machine), machine.position

@@ -24,7 +24,7 @@ _MAX_DIMENSIONS = 64
 
 
 def numpy_dtype(machine: Machine, code: Any, *_: Any) -> Any:
-    """A dtype of numpy that is plain data, once its byte order and fields are known; of objects, a stub."""
+    """A plain numpy dtype, finished by its byte order and fields; a stub for dtypes of objects."""
     check(type(code) is str and len(_) <= 2, "a numpy dtype", code)
     if _PLAIN_DTYPE.fullmatch(code):
         return machine.unfinished("numpy.dtype", lambda machine, state: _ordered(numpy.dtype(code), state))
@@ -83,7 +83,7 @@ def _record_dtype(machine: Machine, state: Any) -> Any:
 
 
 def _bytes_of_data(what: str, data: Any) -> Any:
-    if type(data) is str:  # Python 2's, which was taken for text
+    if type(data) is str:  # Python 2's bytes, which were decoded as text
         data = data.encode("utf-8")
     if type(data) not in (bytes, bytearray):
         raise PickleError(f"a numpy {what} of objects is not plain data")
@@ -91,7 +91,7 @@ def _bytes_of_data(what: str, data: Any) -> Any:
 
 
 def numpy_scalar(machine: Machine, dtype: Any, data: Any) -> Any:
-    """A scalar of numpy."""
+    """A numpy scalar."""
     data = _bytes_of_data("scalar", data)
     if isinstance(dtype, Foreign):
         return like(dtype)
@@ -102,7 +102,7 @@ def numpy_scalar(machine: Machine, dtype: Any, data: Any) -> Any:
 
 
 def numpy_array(machine: Machine, kind: Any, *_: Any) -> Any:
-    """An array of numpy, once its state is known; a stub if it is of a subclass."""
+    """A numpy array, finished by its state; a stub for subclasses."""
     if type(kind) is not Name or name_of(kind) != "numpy.ndarray":
         return like(kind)
 
@@ -114,13 +114,13 @@ def numpy_array(machine: Machine, kind: Any, *_: Any) -> Any:
 
 
 def numpy_from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    """An array of numpy in the pickles of protocol 5."""
+    """A numpy array in pickles of protocol 5."""
     check(type(order) is str and order in ("C", "F"), "a numpy array", order)
     return _array(machine, data, dtype, shape, order)
 
 
 def _array(machine: Machine, data: Any, dtype: Any, shape: Any, order: str) -> Any:
-    if type(dtype) is Foreign:  # whose data are objects, a list of them
+    if type(dtype) is Foreign:  # a dtype of objects, whose data are a list
         return like(dtype)
     data = _bytes_of_data("array", data)
     if isinstance(dtype, Foreign):

@@ -1,7 +1,7 @@
-"""What pickles of checkpoints are made of besides tensors and arrays, and what makes it: containers, dates, paths.
+"""Functions that make containers, dates and paths in pickles of checkpoints.
 
-Every function checks what it is given, by its exact type, before it looks into it, compares or counts it: a tensor of
-the file would be read for that. What is copied is paid for (``Machine.charge``).
+Each checks the exact types of its arguments before it indexes, compares or counts them, as a stored tensor would be
+read for that. Copied items are charged to the budget (``Machine.charge``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...storage.stubs import Foreign, Name, like, name_of, shown
 from .errors import PickleError
 from .machine import Kind, Machine
 
-# Neither frees what it holds without recursion: a thousand of them in each other take 300 KB of stack.
+# These types free their contents by recursion: a thousand nested ones take 300 KB of stack.
 _MAX_RECURSING = 1000
 _FACTORIES = {
     f"builtins.{kind.__name__}": kind for kind in (bool, bytes, dict, float, frozenset, int, list, set, str, tuple)
@@ -25,13 +25,13 @@ _FACTORIES = {
 
 
 def check(is_right: bool, what: str, value: Any) -> None:
-    """Raises PickleError unless a value is made of what it should be made of."""
+    """Raises PickleError about the arguments of a value unless ``is_right``."""
     if not is_right:
         raise PickleError(f"{what} is made of {shown(value)}")
 
 
 def _items(machine: Machine, what: str, items: Any) -> Any:
-    """Returns a list or tuple, which is about to be copied."""
+    """Returns a list or tuple after charging for a copy."""
     check(type(items) in (list, tuple), what, items)
     machine.charge(len(items))
     return items
@@ -41,7 +41,7 @@ def _items(machine: Machine, what: str, items: Any) -> Any:
 
 
 def ordered_dict(machine: Machine, pairs: Any = ()) -> OrderedDict[Any, Any]:
-    """An OrderedDict: empty, or as Python 2 wrote it, of pairs."""
+    """An OrderedDict: empty, or from pairs, as in Python 2."""
     made: OrderedDict[Any, Any] = OrderedDict()
     for pair in _items(machine, "an OrderedDict", pairs):
         check(type(pair) in (list, tuple) and len(pair) == 2, "an OrderedDict", pairs)
@@ -60,7 +60,7 @@ def counter(machine: Machine, counts: Any = None) -> Counter[Any]:
 
 
 def default_dict(machine: Machine, factory: Any = None) -> Any:
-    """A defaultdict, whose factory is one of Python's own types or nothing; else a stub."""
+    """A defaultdict, whose factory must be a builtin type or None; else a stub."""
     check(factory is None or isinstance(factory, Foreign), "a defaultdict", factory)
     if factory is not None and (type(factory) is not Name or name_of(factory) not in _FACTORIES):
         return like(factory)
@@ -110,7 +110,7 @@ def a_slice(machine: Machine, *numbers: Any) -> slice:
 
 
 def encoded(machine: Machine, text: Any, encoding: Any = "utf-8") -> bytes:
-    """What bytes are in the pickles of protocol 2."""
+    """Bytes, as in pickles of protocol 2."""
     check(type(text) is str and type(encoding) is str, "bytes", (text, encoding))
     check(encoding in ("latin1", "latin-1"), "bytes", (text, encoding))
     machine.charge(len(text))
@@ -118,13 +118,13 @@ def encoded(machine: Machine, text: Any, encoding: Any = "utf-8") -> bytes:
 
 
 def some_bytes(machine: Machine, data: Any = b"") -> bytes:
-    """Bytes: empty in the pickles of protocol 2."""
+    """Bytes; empty ones in pickles of protocol 2."""
     check(type(data) is bytes, "bytes", data)
     return data  # type: ignore[no-any-return]
 
 
 def a_bytearray(machine: Machine, data: Any = b"", encoding: Any = None) -> bytearray:
-    """A bytearray; never one of so many zeros."""
+    """A bytearray; never a number of zeros."""
     if type(data) is str:
         data = encoded(machine, data, encoding)
     check(type(data) is bytes, "a bytearray", data)
@@ -133,7 +133,7 @@ def a_bytearray(machine: Machine, data: Any = b"", encoding: Any = None) -> byte
 
 
 def a_path(kind: type[PurePath]) -> Any:
-    """Returns what makes paths: pure ones, which know no file system."""
+    """Returns a function that makes pure paths, which do not touch the file system."""
 
     def make(machine: Machine, *parts: Any) -> PurePath:
         check(all(type(each) is str for each in parts), "a path", parts)
@@ -144,7 +144,7 @@ def a_path(kind: type[PurePath]) -> Any:
 
 
 def attribute(machine: Machine, owner: Any, name: Any) -> Any:
-    """What ``getattr`` is in a pickle, where methods and members of enums are written so: a stub."""
+    """``getattr``, by which pickles name methods and members of enums: a stub."""
     check(isinstance(owner, Foreign) and type(name) is str, "an attribute", (owner, name))
     return machine.foreign(f"{name_of(owner)}.{name[:100]}")
 
@@ -193,7 +193,7 @@ def a_timedelta(machine: Machine, *numbers: Any) -> datetime.timedelta:
 
 
 def a_timezone(machine: Machine, offset: Any, *name: Any) -> datetime.timezone:
-    """A time zone that is an offset."""
+    """A time zone with a fixed offset."""
     check(type(offset) is datetime.timedelta and all(type(each) is str for each in name), "a time zone", offset)
     return datetime.timezone(offset, *name)
 
@@ -202,7 +202,7 @@ def a_timezone(machine: Machine, offset: Any, *name: Any) -> datetime.timezone:
 
 
 def checked_attributes(machine: Machine, kind: type, state: Any) -> dict[str, Any]:
-    """Returns the attributes of an object that are its state, none of which hides what its class has."""
+    """Returns the attributes in an object's state; none may hide an attribute of its class."""
     if type(state) is tuple and len(state) == 2 and (state[1] is None or (type(state[1]) is dict and not state[1])):
         state = state[0]
     if type(state) is not dict:
@@ -228,7 +228,7 @@ def _set_metadata(machine: Machine, instance: Any, state: Any) -> None:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Raises where modules would fall over what they are to read of themselves, half-written."""
+    """Raises PickleError for ``_metadata`` that would make modules fail in the middle of a load."""
     if not isinstance(metadata, dict):
         raise PickleError(f"the _metadata of a state dict is {shown(metadata)}")
     for path, entry in metadata.items():
@@ -239,7 +239,7 @@ def _check_metadata(metadata: Any) -> None:
 
 # --- the tables ------------------------------------------------------------------------------------------------------
 
-# Names as Python 3 has them -> what is made when they are called; None: they are good as arguments only.
+# Python 3's names -> the functions that replace them; None: the name may only be an argument.
 FUNCTIONS: dict[tuple[str, str], Any] = {
     ("builtins", "set"): a_set,
     ("builtins", "frozenset"): a_frozenset,
@@ -275,4 +275,4 @@ KINDS: dict[type, Kind] = {
     argparse.Namespace: Kind(build=_set_attributes),
     types.SimpleNamespace: Kind(build=_set_attributes),
 }
-"""What pickles may do to instances of these types."""
+"""How pickles may change instances of these types."""

@@ -1,11 +1,11 @@
-"""What readers of pickles raise."""
+"""Errors of the pickle reader."""
 
 from __future__ import annotations
 
 
 class PickleError(ValueError):
-    """A pickle is damaged, or asks for what data never need."""
+    """A pickle is damaged, or does more than data ever need."""
 
 
 class TruncatedError(PickleError):
-    """The data end before the pickle does."""
+    """The data end within the pickle."""

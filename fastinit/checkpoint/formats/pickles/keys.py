@@ -1,4 +1,4 @@
-"""Which keys a pickle's dicts and sets may have: those that are hashed in little time and on little stack."""
+"""Keys of a pickle's dicts and sets: only those that are cheap to hash, in time and stack."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ...storage.stubs import Foreign
 from .errors import PickleError
 
 NO_KEY = object()
-"""Stands for what takes long to hash, or cannot be hashed."""
-# Longer texts are paid for: a dict compares them in full.
+"""For keys that are expensive to hash, or unhashable."""
+# Longer texts are charged for, as a dict compares them in full.
 FREE_CHARACTERS = 255
-# Python's hash of numbers below is the number, so that none collides with another.
+# Smaller numbers are their own hash, so they cannot collide.
 _FREE_BITS = 60
 _MAX_BITS = 128
 _MAX_ITEMS = 16
-# Tuples do not keep their hash: with those in them, they take this much more time at each look.
+# Tuples do not cache their hash, so nested ones are hashed again at each lookup.
 _MAX_DEPTH = 3
-# Tuples and great numbers can be made to have one hash; by chance, hardly two of a file's have.
+# Tuples and large numbers can be chosen to share a hash; by chance, hardly two in a file do.
 _MAX_OF_ONE_HASH = 16
 _FLAT = frozenset({float, bool, type(None), torch.dtype, torch.device, datetime.date, datetime.datetime})
 _TEXTS = (str, bytes, numpy.str_, numpy.bytes_)
@@ -35,7 +35,7 @@ class Keys:
     """The keys of one pickle.
 
     Args:
-        allowed: further types, whose hashes are cheap and shallow.
+        allowed: further types, whose hashes are cheap and do not recurse.
     """
 
     def __init__(self, allowed: Iterable[type] = ()) -> None:
@@ -45,17 +45,17 @@ class Keys:
         self._long_by_id: dict[int, tuple[Any, Any]] = {}
 
     def of(self, key: Any, charge: Callable[[int], None]) -> Any:
-        """Returns the key to take for one of the pickle, ``NO_KEY`` if it is none; ``charge`` pays for long ones.
+        """Returns the key to use for one of the pickle, ``NO_KEY`` if it is too costly; ``charge`` pays for long ones.
 
         Raises:
-            PickleError: too many keys have one hash.
+            PickleError: too many keys share a hash.
         """
         if type(key) in _TEXTS and len(key) > FREE_CHARACTERS:
             return self._one_of_its_text(key, charge)
         return key if self._is_cheap(key, charge, 0) else NO_KEY
 
     def _one_of_its_text(self, key: Any, charge: Callable[[int], None]) -> Any:
-        """Returns the first key with the same text, so that a dict need not compare long texts again and again."""
+        """Returns the first key with the same text, as dicts need not compare an object with itself."""
         found = self._long_by_id.get(id(key))
         if found is None:
             charge(len(key))
@@ -90,7 +90,7 @@ class Keys:
         return True
 
     def _check_hash(self, key: Any) -> None:
-        """Sees to it that few different keys have one hash, which would take a dict ever longer."""
+        """Raises PickleError if too many different keys share a hash, which slows down a dict."""
         same = self._of_one_hash.setdefault(hash(key), [])
         if not any(each is key or each == key for each in same):
             same.append(key)

@@ -1,4 +1,4 @@
-"""The loop over a pickle's opcodes, the frequent ones within it."""
+"""The main loop of the pickle machine; frequent opcodes are inlined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .errors import PickleError, TruncatedError
 from .machine import Machine
 from .opcodes import RARE
 
-# Of the numbers that follow these opcodes.
+# The length of the number after each of these opcodes.
 _N_NUMBER_BYTES = {0x71: 1, 0x72: 4, 0x4B: 1, 0x68: 1, 0x58: 4, 0x4D: 2, 0x6A: 4, 0x4A: 4, 0x8C: 1, 0x47: 8}
 _U2 = struct.Struct("<H").unpack_from
 _U4 = struct.Struct("<I").unpack_from
@@ -18,7 +18,7 @@ _F8 = struct.Struct(">d").unpack_from
 
 
 def run(machine: Machine) -> Any:
-    """Returns what one pickle holds; it is read from the machine's ``position`` on, which then is its end."""
+    """Reads one pickle from the machine's ``position``, which it moves to the end, and returns the contents."""
     try:
         made = _run(machine)
         for each, check in machine.at_end.values():
@@ -27,7 +27,7 @@ def run(machine: Machine) -> Any:
     except PickleError:
         raise
     except (IndexError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        # A number that was read from the padding leads anywhere.
+        # A number may have been read from the padding.
         if machine.position + _N_NUMBER_BYTES.get(machine.data[machine.position], 0) >= machine.end:
             raise TruncatedError("its pickle ends within a number") from error
         raise machine.error(_SAID.get(type(error), str(error))) from error

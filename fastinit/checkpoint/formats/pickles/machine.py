@@ -1,4 +1,4 @@
-"""The machine that runs the opcodes of a pickle: its stack, its memo, and what it may do to what it made."""
+"""The state of a pickle machine (stack, memo, budget), and the operations of its opcodes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ...storage.stubs import Foreign, Name, Refusal, Unfinished, like, name_of, 
 from .errors import PickleError
 from .keys import FREE_CHARACTERS, NO_KEY, Keys
 
-# Reads of numbers need no look at the end of the data: the zeros behind it are no opcode.
+# Numbers are read without a bounds check; the zeros after the data are no opcode.
 PADDING = bytes(16)
-# For the shortest pickles: they may do more than they have bytes.
+# The shortest pickles may do more work than they have bytes.
 _LEAST_BUDGET = 4096
-# Of a budget of two for each byte. torch.save takes about 100 bytes for a tensor and 35 at the very least, a stored
-# tensor 1 KB of memory.
+# The budget is two for each byte. torch.save writes about 100 bytes for a tensor, and 35 at least; a StoredTensor
+# takes 1 KB of memory.
 TENSOR_PRICE = 64
 
 Find = Callable[[str, str], Any]
@@ -27,7 +27,7 @@ _DICTS = frozenset({dict, OrderedDict, Counter, defaultdict})
 
 
 class Kind(NamedTuple):
-    """What a pickle may do to instances of one type, besides lists and dicts. Nothing is allowed that is not said."""
+    """How a pickle may change instances of one type, besides lists and dicts; None: not at all."""
 
     build: Callable[[Machine, Any, Any], None] | None = None
     """Gives an instance its state: (machine, instance, state)."""
@@ -40,11 +40,11 @@ class Kind(NamedTuple):
 
 
 class Machine:
-    """The state of one load; functions that make values get it as their first argument.
+    """The state of one load, the first argument of all functions that make values.
 
     Args:
-        data: the bytes, and ``PADDING`` or more behind them.
-        end: how many the bytes are, without it.
+        data: the bytes, followed by ``PADDING`` or more.
+        end: the number of bytes without the padding.
         find, refusal, persistent, kinds, position: as for ``load``.
     """
 
@@ -61,7 +61,7 @@ class Machine:
         self.end = end
         self.data = data
         self.position = position
-        """Where the opcode being read begins; in the end, where the pickle does."""
+        """Where the current opcode begins; after the load, the end of the pickle."""
         self.kinds = kinds
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
@@ -69,13 +69,13 @@ class Machine:
         self.memo: dict[int, Any] = {}
         self.refusal = refusal
         self.at_end: dict[int, tuple[Any, Callable[[Any], None]]] = {}
-        """Objects that are checked when nothing can change them any more, and how; by their ids."""
+        """Objects that are checked at the end of the pickle, with their check; by id."""
         self.late: list[Any] = []
-        """Values that the reader has to check when it knows where everything is in the file."""
+        """Tensors that the reader must compute, and so check, when all places in the file are known."""
         self.classes: Mapping[str, type] = {}
-        """Classes that the user allows, by their full names."""
+        """Classes that the user allows, by full name."""
         self.n_recursing = 0
-        """Objects that were made, of types that free their contents by recursion."""
+        """The number of objects made of types that free their contents by recursion."""
         self._find = find
         self._persistent = persistent
         self._found: dict[tuple[str, str], Any] = {}
@@ -83,46 +83,46 @@ class Machine:
         self._budget = 2 * (self.end - position) + _LEAST_BUDGET
 
     def error(self, what: str) -> PickleError:
-        """Returns the error about the opcode that is being read."""
+        """Returns an error about the current opcode."""
         return PickleError(f"its pickle is damaged at byte {self.position:,}: {what}")
 
     def charge(self, n: int) -> None:
-        """Pays for work on ``n`` items or bytes that need not be in the pickle as often as they are worked on.
+        """Charges the budget for work on ``n`` items or bytes, which a pickle can request repeatedly.
 
         Raises:
-            PickleError: it is more than the pickle has bytes for.
+            PickleError: the budget is exceeded.
         """
         self._budget -= n
         if self._budget < 0:
             raise PickleError("its pickle makes more of its bytes than data ever do")
 
     def foreign(self, name: str) -> Foreign:
-        """Returns a stub for what is not data, or not only."""
+        """Returns a stub for an object that is not data."""
         return Foreign(name, self.refusal)
 
     def unfinished(self, name: str, finish: Callable[[Machine, Any], Any]) -> Unfinished:
-        """Returns what stands for a value until its state is there."""
+        """Returns a placeholder for a value whose state has not been read yet."""
         return Unfinished(name, self.refusal, finish)
 
     def named(self, module: str, name: str) -> Any:
-        """Returns what stands for a name."""
+        """Returns the value for a name."""
         names = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
         if names not in self._found:
             self._found[names] = self._find(*names)
         return self._found[names]
 
     def key(self, key: Any) -> Any:
-        """Returns a key of a dict or an item of a set, if it is cheap to hash, else a stub."""
+        """Returns a key of a dict or an item of a set; a stub if it is expensive to hash."""
         found = self._keys.of(key, self.charge)
         return self.foreign(f"a key: {shown(key)}") if found is NO_KEY else found
 
     def pop_mark(self) -> list[Any]:
-        """Returns what lies above the last mark, and takes both off the stack."""
+        """Pops the last mark, and returns the items above it."""
         items, self.stack = self.stack, self.marked.pop()
         return items
 
     def made_by(self, function: Any, arguments: Any, is_new: bool = False, options: Any = None) -> Any:
-        """Returns what a function of the pickle makes of arguments; of foreign ones, a stub."""
+        """Calls a function of the pickle; returns a stub if it or its arguments are foreign."""
         if type(function) is Name:
             call = function.new if is_new else function.call
             name = name_of(function)
@@ -133,7 +133,7 @@ class Machine:
             try:
                 made = call(self, *arguments, **(options or {}))
             except Exception as error:
-                # What is asked of a stub is not understood, which is no damage.
+                # Because of a stub among the arguments, which is no damage.
                 if any(type(each) is Foreign for each in arguments):
                     return like(function)
                 if isinstance(error, PickleError):
@@ -147,7 +147,7 @@ class Machine:
         raise self.error(f"{shown(function)} is called")
 
     def _next_slot(self) -> int | None:
-        """Returns the place in the memo that the next opcode gives to the value that was just made."""
+        """Returns the memo index that the next opcode will give to the value just made."""
         at = self.after
         opcode = self.data[at]
         if opcode == 0x71:  # BINPUT
@@ -162,7 +162,7 @@ class Machine:
         return None
 
     after = 0
-    """Where the next opcode is, while a value is being made."""
+    """The position of the next opcode, while a value is being made."""
 
     def build(self, instance: Any, state: Any) -> Any:
         """Returns an instance with its state."""
@@ -180,7 +180,7 @@ class Machine:
         return instance
 
     def extend(self, target: Any, items: Iterable[Any]) -> None:
-        """Adds items to a list, or to what may be added to."""
+        """Adds items to a list, a set or another allowed instance."""
         kind = type(target)
         if kind is list:
             target.extend(items)
@@ -195,7 +195,7 @@ class Machine:
                 append(target, each)
 
     def set_items(self, target: Any, keys: list[Any], values: list[Any]) -> None:
-        """Sets items of a dict, or of what has items."""
+        """Sets items of a dict or another allowed instance."""
         if len(keys) != len(values):
             raise self.error("a key has no value")
         for index, key in enumerate(keys):
@@ -215,7 +215,7 @@ class Machine:
                 set_item(target, key, value)
 
     def persisted(self, name: Any) -> Any:
-        """Returns what a persistent id stands for."""
+        """Returns the value of a persistent id."""
         if self._persistent is None:
             raise self.error(f"the persistent object {shown(name)} is unknown")
         return self._persistent(name)

@@ -1,7 +1,7 @@
-"""Pickles of checkpoints, read without running anything that comes with them.
+"""Reads pickles of checkpoints without running code that comes with them.
 
-Every name that a pickle asks for is looked up in tables of functions that build plain data; what is not in them becomes
-a stub (``stubs.Foreign``). Tensors become ``StoredTensor``: their bytes stay in the file.
+Every name in a pickle is looked up in tables of functions that build plain data; a name that is not in them becomes a
+stub (``stubs.Foreign``). Tensors become ``StoredTensor``, whose bytes stay in the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_ELEMENTS = 2**62
 
 
 class HistoryBuffer(PlainObject):
-    """What mmengine's HistoryBuffer is here where mmengine has not been imported: its attributes."""
+    """Replaces mmengine's HistoryBuffer if mmengine has not been imported; holds its attributes."""
 
 
 def _history_buffer(machine: Machine) -> Any:
@@ -43,7 +43,9 @@ def _history_buffer(machine: Machine) -> Any:
 
 def _set_history(machine: Machine, instance: Any, state: Any) -> None:
     attributes = checked_attributes(machine, type(instance), state)
-    attributes = {name: value for name, value in attributes.items() if name != "statistics_methods"}  # its class's own
+    attributes = {
+        name: value for name, value in attributes.items() if name != "statistics_methods"
+    }  # the class has them
     if type(instance) is HistoryBuffer:
         vars(instance).update(attributes)
     else:
@@ -51,7 +53,7 @@ def _set_history(machine: Machine, instance: Any, state: Any) -> None:
 
 
 def _reconstructed(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
-    """What objects of plain classes are made by in the pickles of protocols 0 and 1."""
+    """``copyreg._reconstructor``, which makes objects of plain classes in protocols 0 and 1."""
     if not isinstance(kind, Foreign) or not isinstance(base, Foreign):
         raise PickleError(f"an object is made of {shown(kind)} and {shown(base)}")
     if type(kind) is Name and name_of(base) == "builtins.object" and state is None:
@@ -76,7 +78,7 @@ CONSTANTS = {**containers.CONSTANTS, **tensors.CONSTANTS}
 
 
 def _told_to_torch() -> dict[str, Any]:
-    """Returns what torch was told is safe, by the names that files have for it."""
+    """Returns torch's safe globals, by their names in files."""
     found: dict[str, Any] = {}
     for each in getattr(torch.serialization, "get_safe_globals", list)():
         one, name = each if isinstance(each, tuple) else (each, None)
@@ -88,7 +90,7 @@ def _told_to_torch() -> dict[str, Any]:
 
 
 def _set_state(machine: Machine, instance: Any, state: Any) -> None:
-    """Gives an instance of a class that the user allows its state, as pickle would."""
+    """Sets the state of an instance of a class that the user allows, as pickle would."""
     kind = type(instance)
     if hasattr(kind, "__setstate__"):
         instance.__setstate__(state)
@@ -100,7 +102,7 @@ def _set_state(machine: Machine, instance: Any, state: Any) -> None:
         if type(state) is not dict or not all(type(name) is str for name in state):
             raise PickleError(f"the state of a {kind.__name__} is {shown(state)} and no dict of attributes")
         machine.charge(len(state))
-        if state:  # one of slots only has no dict
+        if state:  # without state, the instance may have no __dict__
             vars(instance).update(state)
     if slots is not None:
         declared = copyreg._slotnames(kind)  # type: ignore[attr-defined]
@@ -113,18 +115,18 @@ def _set_state(machine: Machine, instance: Any, state: Any) -> None:
 def _kind_of_allowed(kind: type) -> Kind:
     append = kind.append if issubclass(kind, list) else kind.add if issubclass(kind, set) else None
     set_item = kind.__setitem__ if issubclass(kind, dict) else None
-    # Tuples are hashed by recursion in C, as deep as they are nested.
+    # Tuples are hashed recursively in C, so nested ones could overflow the stack.
     return Kind(build=_set_state, append=append, set_item=set_item, is_key=not issubclass(kind, (tuple, frozenset)))
 
 
 class Context:
-    """What the pickles of one file have in common.
+    """The context shared by the pickles of one file.
 
     Args:
         refusal: of the file.
-        storage_of: (key, n_bytes) of a storage -> where it lies in the file.
-        location_of: the device that a tensor was saved from -> where it goes.
-        allow: classes and functions that pickles may use besides.
+        storage_of: (key, n_bytes) -> the storage in the file.
+        location_of: the device a tensor was saved from -> the device it is read to.
+        allow: further classes and functions that pickles may use.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class Context:
         self._locations: dict[str, torch.device] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self.late: list[Any] = []
-        """Values that are to be checked when all of the file's places are known."""
+        """Tensors to be computed, and so checked, when all places in the file are known."""
         self._asked = {f"{each.__module__}.{each.__qualname__}": each for each in allow}
         self._allow = {**_told_to_torch(), **self._asked}
         self._classes = {name: each for name, each in self._allow.items() if isinstance(each, type)}
@@ -152,7 +154,7 @@ class Context:
             self._kinds.setdefault(kind, _kind_of_allowed(kind))
 
     def load(self, data: bytes, end: int, position: int = 0) -> tuple[Any, int]:
-        """Returns what the pickle at a position holds, and where it ends; ``data`` are padded, as for ``Machine``.
+        """Returns the contents and the end of the pickle at a position; ``data`` are padded, as for ``Machine``.
 
         Raises:
             PickleError: it is damaged.
@@ -162,9 +164,9 @@ class Context:
         return run(machine), machine.position
 
     def find(self, module: str, name: str) -> Any:
-        """Returns what stands for a name of the pickle."""
+        """Returns the value for a name in the pickle."""
         full = f"{module}.{name}"
-        # torch's list may name what we have checked functions for; the user's own comes first, except for tensors.
+        # Our checked functions precede torch's safe globals; the user's own list precedes ours, except for tensors.
         is_ours = (module, name) in (_TENSOR_FUNCTIONS if full in self._asked else FUNCTIONS)
         if full in self._allow and not is_ours:
             return self._allowed(full, self._allow[full])
@@ -193,7 +195,7 @@ class Context:
     def storage(self, pid: Any) -> Foreign:
         """Returns the storage that a persistent id names: ("storage", type, key, location, n_elements[, view]).
 
-        Old files have the source of modules, too: ("module", class, file, source).
+        Old files also hold the source of modules: ("module", class, file, source).
         """
         if type(pid) is not tuple or not 4 <= len(pid) <= 6 or type(pid[0]) is not str:
             raise PickleError(f"unknown kind of persistent object {shown(pid)}")
@@ -226,10 +228,10 @@ class Context:
 
 
 def imported(allow: Iterable[Any]) -> tuple[Any, ...]:
-    """Returns the classes and functions of an allow-list; texts are import paths.
+    """Returns the classes and functions of an allow-list, importing those given by path.
 
     Raises:
-        TypeError, ValueError: something is neither, or cannot be imported.
+        TypeError, ValueError: an entry is neither, or cannot be imported.
     """
     found = []
     for each in allow:

@@ -1,6 +1,6 @@
-"""The rarer opcodes of pickles: what old protocols, new ones and unusual objects are written with.
+"""The rarer opcodes of pickles, of old protocols, new ones and unusual objects.
 
-Each takes the machine and the place behind the opcode, and returns the place of the next one.
+Each takes the machine and the position after the opcode, and returns the position of the next one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ...storage.stubs import shown
 from .errors import PickleError, TruncatedError
 from .machine import Machine
 
-# The longest number that Python reads from text; time grows with the square of it.
+# Python's limit for numbers in text; parsing takes quadratic time.
 _MAX_DIGITS = 4300
-# Import paths of 1,000 characters are no names.
+# Longer than any import path.
 _MAX_NAME = 1000
 _HIGHEST_PROTOCOL = 5
 _U8 = struct.Struct("<Q").unpack_from
@@ -44,7 +44,7 @@ def _text(data: bytes) -> str:
 
 
 def _python_2(data: bytes) -> str | bytes:
-    """A text of Python 2, which may as well be bytes."""
+    """A str of Python 2, which may be text or bytes."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -56,7 +56,7 @@ def _same(data: bytes) -> bytes:
 
 
 def _counted(read: Callable[[bytes], Any], n_length: int) -> Opcode:
-    """Returns the opcode of a text or of bytes behind their length, a number of ``n_length`` bytes."""
+    """Returns the opcode of text or bytes with their length in front, a number of ``n_length`` bytes."""
 
     def run(machine: Machine, at: int) -> int:
         n_bytes = int.from_bytes(machine.data[at : at + n_length], "little")
@@ -72,7 +72,7 @@ def _long(data: bytes) -> int:
 
 
 def _lined(read: Callable[[bytes], Any], longest: int) -> Opcode:
-    """Returns the opcode of a value that is written as a line of text."""
+    """Returns the opcode of a value in a line of text."""
 
     def run(machine: Machine, at: int) -> int:
         line, after = _line(machine, at, longest)
@@ -225,7 +225,7 @@ def _unknown(machine: Machine, at: int) -> int:
     raise machine.error(f"it has the opcode {machine.data[at - 1]:#04x}, which data never need")
 
 
-# A file's bytes are its only bound for these: a text may be as long as what is left.
+# Text is only bounded by the remaining bytes.
 _ANY = 1 << 62
 _BY_OPCODE: dict[bytes, Opcode] = {
     b"\x80": _protocol,
@@ -263,4 +263,4 @@ _BY_OPCODE: dict[bytes, Opcode] = {
     b"P": _persistent,
 }
 RARE: list[Opcode] = [_BY_OPCODE.get(bytes([opcode]), _unknown) for opcode in range(256)]
-"""By the opcode's number."""
+"""Indexed by opcode."""

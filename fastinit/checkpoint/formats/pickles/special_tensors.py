@@ -1,4 +1,4 @@
-"""Quantized and sparse tensors, built and checked here: torch's own functions believe what the file says of them."""
+"""Builds and checks quantized and sparse tensors; torch's own functions trust the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tensors import MAX_DIMENSIONS, check_storage, checked_geometry
 
 
 class Quantized(NamedTuple):
-    """How a quantized dtype lies in memory."""
+    """The memory layout of a quantized dtype."""
 
     integers: torch.dtype
     n_in_byte: int
@@ -36,7 +36,7 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 
 
 def _part(what: str, value: Any, dtypes: tuple[torch.dtype, ...] = ()) -> StoredTensor:
-    """Returns a plain tensor that another one is made of: no larger than its storage, so that all may be looked at."""
+    """Returns a plain tensor that is part of another, if it is no larger than its storage (no broadcasting)."""
     if type(value) is not StoredTensor or (dtypes and value.dtype not in dtypes):
         raise PickleError(f"{what} is made of {shown(value)}")
     if value.numel() * value.dtype_in_file.itemsize > value.storage_in_file.n_bytes:
@@ -105,14 +105,14 @@ def _filled(
 ) -> torch.Tensor:
     if layout.n_in_byte == 1:
         return empty.set_(values.untyped_storage(), values.storage_offset(), shape, strides)  # type: ignore[call-overload, no-any-return]
-    # Storages are as long as if every element took a byte: torch makes them so when it loads.
+    # torch allocates a byte for every element when it loads these, so do the same.
     memory = torch.zeros(len(values) * layout.n_in_byte, dtype=torch.uint8, device=values.device)
     memory[: len(values)] = values
     return empty.set_(memory.untyped_storage(), offset, shape, strides)  # type: ignore[call-overload, no-any-return]
 
 
 def sparse_tensor(machine: Machine, layout: Any, data: Any) -> Any:
-    """``torch._utils._rebuild_sparse_tensor``: its indices are checked, whatever torch does by itself."""
+    """``torch._utils._rebuild_sparse_tensor``: its indices are checked even if torch would not."""
     machine.charge(TENSOR_PRICE)
     is_layout = type(layout) is torch.layout and layout in (torch.sparse_coo, *_COMPRESSED)
     if type(data) is not tuple or not is_layout:

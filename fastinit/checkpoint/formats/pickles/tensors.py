@@ -1,6 +1,6 @@
-"""Tensors as pickles describe them, from which the places in the file follow: what torch._utils rebuilds, checked.
+"""Replaces the functions of torch._utils that rebuild tensors: checks their arguments, and makes StoredTensors.
 
-An argument that is not understood is refused and never dropped: it may change what the values mean.
+Unknown arguments are refused and never ignored, as they may change the meaning of the values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .containers import checked_attributes
 from .errors import PickleError
 from .machine import TENSOR_PRICE, Machine
 
-# torch's operators take no more.
+# torch's limit.
 MAX_DIMENSIONS = 64
 STORAGES = {
     "DoubleStorage": "float64",
@@ -44,12 +44,12 @@ STORAGES = {
 
 QUANTIZED_DTYPES = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 _PLAIN_ATTRIBUTES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-# More attributes, or longer lists in them, than anybody gives a parameter.
+# More attributes than any parameter has, or longer lists in them.
 _MAX_ATTRIBUTES = 1000
 
 
 class TypedStorage(Foreign):
-    """What tensors are made of: a stretch of the file and the dtype of its elements. By itself it is no data."""
+    """A tensor's storage: a stretch of the file, and the dtype of its elements. It is a stub if used as a value."""
 
     __slots__ = ("dtype", "first", "location", "n_elements", "storage")
 
@@ -68,7 +68,7 @@ class TypedStorage(Foreign):
 
 
 def checked_geometry(storage: Any, offset: Any, shape: Any, strides: Any, n_elements: int) -> tuple[Any, Any]:
-    """Returns shape and strides that lie within ``n_elements``.
+    """Returns shape and strides if the tensor lies within ``n_elements``.
 
     Raises:
         PickleError: they do not.
@@ -94,7 +94,7 @@ def checked_geometry(storage: Any, offset: Any, shape: Any, strides: Any, n_elem
 
 
 def check_storage(storage: Any, requires_grad: Any, hooks: Any) -> None:
-    """Raises PickleError for what is no storage, or for hooks, which torch does not save."""
+    """Raises PickleError if it is no storage, or has hooks, which torch does not save."""
     if type(storage) is not TypedStorage:
         raise PickleError("a tensor is not made of a storage")
     if type(requires_grad) is not bool or (hooks is not None and (type(hooks) is not OrderedDict or hooks)):
@@ -102,11 +102,11 @@ def check_storage(storage: Any, requires_grad: Any, hooks: Any) -> None:
 
 
 def _bits(metadata: Any) -> tuple[bool, bool]:
-    """Returns whether a tensor's values are the conjugates, and the negatives, of what the file holds."""
+    """Returns whether the values in the file must be conjugated, and negated."""
     if metadata is None:
         return False, False
     if type(metadata) is not dict or not set(metadata) <= {"conj", "neg"}:
-        raise PickleError(f"a tensor is saved with what is unknown here: {shown(metadata)}")
+        raise PickleError(f"a tensor is saved with unknown metadata: {shown(metadata)}")
     if not all(type(value) is bool for value in metadata.values()):
         raise PickleError("a tensor is saved with bits that are none")
     return metadata.get("conj", False), metadata.get("neg", False)
@@ -198,7 +198,7 @@ def parameter_with_state(machine: Machine, data: Any, requires_grad: Any, hooks:
 
 
 def from_type(machine: Machine, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """``torch._tensor._rebuild_from_type_v2``: a tensor with attributes; of subclasses that are not allowed, a stub."""
+    """``torch._tensor._rebuild_from_type_v2``: a tensor with attributes; a stub for subclasses that are not allowed."""
     if not isinstance(function, Foreign) or not isinstance(kind, Foreign):
         raise PickleError(f"a tensor is made by {shown(function)} of the type {shown(kind)}")
     subclass = machine.classes.get(name_of(kind))
@@ -222,7 +222,7 @@ def from_type(machine: Machine, function: Any, kind: Any, arguments: Any, state:
 
 
 def _is_plain_subclass(kind: type | None) -> bool:
-    """Tells whether a class of tensors takes its state as torch.Tensor does, attribute by attribute."""
+    """Returns whether a tensor subclass restores its state as torch.Tensor does, attribute by attribute."""
     return (
         kind is not None
         and issubclass(kind, torch.Tensor)
@@ -231,9 +231,9 @@ def _is_plain_subclass(kind: type | None) -> bool:
 
 
 def _attributes(machine: Machine, state: Any) -> dict[str, Any] | None:
-    """Returns the attributes of a tensor; those that are more than flat data, as stubs.
+    """Returns the attributes of a tensor, with stubs for all but flat data.
 
-    Flat, because tensors in attributes of tensors would be freed by recursion, as deep as the file likes.
+    Deeper nesting, such as tensors in attributes of tensors, would be freed by recursion of any depth.
     """
     if state is None:
         return None
