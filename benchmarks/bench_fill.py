@@ -25,7 +25,7 @@ import fastinit
 from fastinit import plans
 from fastinit.backends import cpp_backend
 from fastinit.contract import records as lowering
-from fastinit.execution.memory import allocate_like
+from fastinit.execution.allocation import allocate_like
 
 # Far larger than the caches, and as large as a large embedding.
 N_ELEMENTS = 1 << 25

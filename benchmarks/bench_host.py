@@ -26,7 +26,7 @@ from fastinit import plans
 from fastinit.backends import cpp_backend
 from fastinit.contract import gpu_work as device_work
 from fastinit.contract import records as lowering
-from fastinit.execution.versions import count_writes
+from fastinit.execution.version_counters import count_writes
 
 # A Llama of 8 billion parameters has 291 tensors; a mixture of experts with one tensor per expert has some 20,000.
 SIZES = (291, 20_000)

@@ -10,7 +10,7 @@ from .execution.reports import Report
 from .materializing import materialize
 from .planning import plan
 from .plans import Plan
-from .recording.blocks import build, capture
+from .recording.capturing import build, capture
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,

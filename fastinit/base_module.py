@@ -1,40 +1,42 @@
-"""BaseModule and its containers: modules that carry their own init_cfg, in mmengine's order of initialization.
+"""BaseModule and its containers: modules with their own init_cfg, initialized in mmengine's order.
 
-A module's own rules come first, then its children (so a child wins over its parent), then the checkpoints that the
-module itself names (so a parent's checkpoint wins over its children). ``from fastinit.base_module import ...``
-replaces ``from mmengine.model.base_module import ...``.
+A module's own rules run first, then its children (a child overrides its parent), then the checkpoints in the module's
+own config (a parent's checkpoint overrides its children). ``from fastinit.base_module import ...`` replaces
+``from mmengine.model.base_module import ...``.
 """
 
 from __future__ import annotations
 
 import copy
 from abc import ABCMeta
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from .config.rules import Rule, parse, steps_of
 from .execution.calls import OpenCall, Step, open_call
 from .execution.defaults import Strict
-from .execution.hosts import hosts
-from .execution.ledger import Ledger, check_no_new_parameters, log_ledger, update_init_info
+from .execution.hosts import host_of, hosts
+from .execution.ledger import Ledger, attached, check_no_new_parameters, ledger_of, log_ledger, update_init_info
 from .execution.reports import Report
 from .execution.scope import Scope
 from .logs import logger
 from .naming import is_model_wrapper, join, original
 from .plans import Call
-from .recording.blocks import recording
+from .recording.capturing import recording
 
 __all__ = ["BaseModule", "ModuleDict", "ModuleList", "Sequential", "is_model_wrapper", "update_init_info"]
 
 
 class BaseModule(nn.Module, metaclass=ABCMeta):
-    """An ``nn.Module`` that knows how to initialize itself and its children: ``init_weights()``.
+    """An ``nn.Module`` that initializes itself and its children by their configs: ``init_weights()``.
 
     Args:
-        init_cfg: the config of the module's own parameters and those below it; not looked at before ``init_weights``.
+        init_cfg: as for ``initialize``, for the module and everything below it; copied now, and parsed by
+            ``init_weights``.
 
     Example:
         >>> import torch, fastinit
@@ -49,7 +51,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
     """
 
     last_init_report: Report | None = None
-    """What the last ``init_weights()`` did that was called on this module itself (not by its parent)."""
+    """The report of the last ``init_weights()`` called on this module directly, not by its parent."""
 
     def __init__(self, init_cfg: Any = None) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
 
     @property
     def is_init(self) -> bool:
-        """Whether ``init_weights`` has run; set it to True to keep it from running."""
+        """Whether ``init_weights`` has run; set it to True to make the next one skip the module."""
         return self._is_init
 
     @is_init.setter
@@ -66,22 +68,22 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
         self._is_init = value
 
     def init_weights(self, *, strict: Strict | None = None) -> None:
-        """Initializes the module and its children by their configs, once; the report is left in ``last_init_report``.
+        """Initializes the module and its children by their configs, once; the report is in ``last_init_report``.
 
-        What every parameter's values came from is logged at INFO on the logger ``fastinit``.
+        Logs the provenance of every parameter at INFO on the logger ``fastinit``.
 
         Args:
-            strict: as for ``initialize``. The whole tree is planned first then, so that nothing is written before a
-                rule without a match is known, as far as its modules are BaseModules without code of their own.
+            strict: as for ``initialize``. If set, the whole tree is planned first, so that rules without a match raise
+                before the first write; modules with an ``init_weights`` of their own are excepted.
 
         Raises:
-            TypeError, ValueError, KeyError, RuntimeError, ...: a mistake in a config. The message begins with the
-                place, e.g. ``backbone.init_cfg[1]``. Each module's rules are checked before its first write; what
-                stood before it in the tree has been initialized by then, and a warning in the log says so.
+            TypeError, ValueError, KeyError, RuntimeError, ...: a mistake in a config. The message begins with its
+                place, e.g. ``backbone.init_cfg[1]``. Each module's rules are checked before its first write, but
+                modules earlier in the tree have been initialized by then; the log warns of that.
         """
-        if _is_in_progress(self):  # a parent is being initialized and reports for all
+        if _is_in_progress(self):  # called by a parent, whose report covers this module too
             with open_call(self) as call:
-                _init_tree(self, _Runner(call))
+                run_tree(self, call)
             return
         if self._is_init:
             _warn_twice(self)
@@ -92,8 +94,8 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
                     steps = steps_of_tree(self, call.scope)
                 call.check(steps)
                 call.scope.check_complete(item for step in steps for item in step.items)
-            with recording(call) if _may_wait(self, call.scope) else nullcontext():
-                _init_tree(self, _Runner(call))
+            with recording(call) if _may_defer(self, call.scope) else nullcontext():
+                run_tree(self, call)
             call.flush()
             if not any(host.logs(self) for host in hosts):
                 log_ledger(ledger, call.scope.parameters())
@@ -128,120 +130,101 @@ class ModuleDict(BaseModule, nn.ModuleDict):
         nn.ModuleDict.__init__(self, modules)
 
 
-def _may_wait(module: nn.Module, scope: Scope) -> bool:
-    """Tells whether fills of a tree may stay pending, so that what modules do in code joins the plan."""
+def _may_defer(module: nn.Module, scope: Scope) -> bool:
+    """Tells whether fills of a tree may stay pending, so that fills by the modules' own code join them."""
     return any(scope.backends.is_contract(device) for device in {parameter.device for parameter in module.parameters()})
 
 
-# --- the walk, for running and for planning --------------------------------------------------------------------------
+# --- the walk --------------------------------------------------------------------------------------------------------
 
 
-class _Runner:
-    """Does what the walk comes to."""
+class _Group(NamedTuple):
+    """Steps that are planned together and run together."""
 
-    def __init__(self, call: OpenCall) -> None:
-        self._call = call
-        self.scope = call.scope
-
-    def plan(self, rules: list[Rule]) -> list[Step]:
-        with self._call.pending.own_work():
-            steps = steps_of(rules, self.scope)
-        self._call.check(steps)
-        return steps
-
-    def rules(self, rules: list[Rule]) -> None:
-        self._call.run(self.plan(rules))
-
-    def child(self, parent: BaseModule, child: nn.Module) -> None:
-        if _plans_itself(child):  # what its init_weights would come to, without a call of its own
-            _init_tree(child, self)  # type: ignore[arg-type]
-            return
-        known, info = getattr(parent, "_params_init_info", None), _by_user_code(child)
-        if isinstance(known, Ledger):
-            with known.attributing(child, info, self._call.pending.sensing):
-                child.init_weights()  # type: ignore[operator]
-            check_no_new_parameters(child, known)
-            self._call.done.add([call_of_init_weights(child, self.scope)])
-            return
-        child.init_weights()  # type: ignore[operator]
-        if known is not None:
-            update_init_info(child, info)
-
-    def is_done(self, module: nn.Module) -> bool:
-        return bool(getattr(module, "is_init", False))
-
-    def done(self, module: BaseModule) -> None:
-        module._is_init = True
+    steps: list[Step]
+    ahead: Sequence[Step] = ()
+    """Steps of the same module that run later, but are to be checked now."""
 
 
-class _Planner:
-    """Collects what the walk comes to."""
+def run_tree(module: BaseModule, call: OpenCall) -> None:
+    """Runs ``module.init_weights()`` in a call that is open."""
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.steps: list[Step] = []
-        self._done: set[nn.Module] = set()
+    def planned(rules: list[Rule]) -> list[Step]:
+        with call.pending.own_work():
+            return steps_of(rules, call.scope)
 
-    def plan(self, rules: list[Rule]) -> list[Step]:
-        return steps_of(rules, self.scope)
-
-    def rules(self, rules: list[Rule]) -> None:
-        self.steps.extend(self.plan(rules))
-
-    def child(self, parent: BaseModule, child: nn.Module) -> None:
-        if _plans_itself(child):
-            _init_tree(child, self)  # type: ignore[arg-type]
-        else:
-            self.call(child)
-
-    def call(self, module: nn.Module) -> None:
-        items = [call_of_init_weights(module, self.scope)]
-        self.steps.append(Step(module, items, lambda: items))
-
-    def is_done(self, module: nn.Module) -> bool:
-        return bool(getattr(module, "is_init", False)) or module in self._done
-
-    def done(self, module: BaseModule) -> None:
-        self._done.add(module)
+    for group in _groups(module, call.scope, planned, set(), is_run=True):
+        call.check([*group.steps, *group.ahead])
+        call.run(group.steps)
 
 
-def _init_tree(module: BaseModule, doer: _Runner | _Planner) -> None:
-    """Own rules, then the children, then the checkpoints that the module names itself."""
-    if doer.is_done(module):
+def steps_of_tree(module: BaseModule, scope: Scope) -> list[Step]:
+    """Returns the steps of ``module.init_weights()``; nothing is written."""
+    if not _plans_itself(module):
+        return [_call_step(module, scope)]
+    if module.is_init:
+        return []
+    groups = _groups(module, scope, partial(steps_of, scope=scope), set(), is_run=False)
+    return [step for group in groups for step in group.steps]
+
+
+def _groups(
+    module: BaseModule, scope: Scope, plan: Callable[[list[Rule]], list[Step]], done: set[nn.Module], is_run: bool
+) -> Iterator[_Group]:
+    """Yields a module's own rules, then its children's, then the checkpoints in its own config.
+
+    Each group is planned when it is reached: the code that ran before may have changed modules and configs.
+
+    Args:
+        module: the root of a tree.
+        scope: of the call.
+        plan: returns the steps of rules.
+        done: modules that have been walked; updated.
+        is_run: the caller runs each group that it gets; modules are marked as initialized.
+    """
+    if _is_done(module, done):
         _warn_twice(module)
         return
-    own, pretrained = _own_rules(module, doer.scope)
-    # A checkpoint that is not there, or damaged, is known before anything is written.
-    if pretrained:
-        doer.plan(pretrained)
-    if own:
-        doer.rules(own)
+    own, pretrained = _own_rules(module, scope)
+    if own or pretrained:  # checkpoints are planned early: a missing or damaged one raises before the first write
+        yield _Group(plan(own), plan(pretrained))
     for child in module.children():
         if is_model_wrapper(child) and not hasattr(child, "init_weights"):
             child = child.module  # type: ignore[assignment]
         child = original(child)
-        if hasattr(child, "init_weights") and not doer.is_done(child):
-            doer.child(module, child)
+        if not hasattr(child, "init_weights") or _is_done(child, done):
+            continue
+        if _plans_itself(child):  # the same as its init_weights, without opening a call
+            yield from _groups(child, scope, plan, done, is_run)  # type: ignore[arg-type]
+        else:
+            yield _Group([_call_step(child, scope, parent=module)])
     if pretrained:
-        doer.rules(pretrained)
-    doer.done(module)
+        yield _Group(plan(pretrained))
+    done.add(module)
+    if is_run:
+        module._is_init = True
 
 
-def steps_of_tree(module: BaseModule, scope: Scope) -> list[Step]:
-    """Returns what ``module.init_weights()`` would do, without doing it."""
-    planner = _Planner(scope)
-    if not _plans_itself(module):
-        planner.call(module)
-    elif not planner.is_done(module):
-        _init_tree(module, planner)
-    return planner.steps
+def _is_done(module: nn.Module, done: set[nn.Module]) -> bool:
+    return module in done or bool(getattr(module, "is_init", False))
 
 
-def call_of_init_weights(module: nn.Module, scope: Scope) -> Call:
-    """Returns the ``Call`` of an ``init_weights`` that fastinit cannot see into."""
+def _call_step(module: nn.Module, scope: Scope, parent: nn.Module | None = None) -> Step:
+    """Returns the call of a user-defined ``init_weights``."""
     label = join(scope.names.path_of(module), "init_weights")
-    info = f"user-defined `init_weights` in {type(module).__name__}"
-    return Call(module, f"{label}() of {type(module).__name__}", label, info, module.init_weights)  # type: ignore[arg-type]
+    info = f"Initialized by user-defined `init_weights` in {type(module).__name__} "
+
+    def function() -> None:
+        module.init_weights()  # type: ignore[operator]
+        if parent is None:
+            return
+        if (ledger := ledger_of(parent)) is not None:
+            check_no_new_parameters(module, ledger)
+        elif (host := host_of(parent)) is not None:
+            host.wrote(module, info)
+
+    items = [Call(module, f"{label}() of {type(module).__name__}", label, info, function)]
+    return Step(module, items, lambda: items)
 
 
 def _own_rules(module: BaseModule, scope: Scope) -> tuple[list[Rule], list[Rule]]:
@@ -260,12 +243,8 @@ def _plans_itself(module: nn.Module) -> bool:
 
 
 def _is_in_progress(module: nn.Module) -> bool:
-    books = getattr(module, "_params_init_info", None)
-    return books is not None and not (isinstance(books, Ledger) and books.is_closed)
-
-
-def _by_user_code(module: nn.Module) -> str:
-    return f"Initialized by user-defined `init_weights` in {type(module).__name__} "
+    ledger = ledger_of(module)
+    return host_of(module) is not None if ledger is None else not ledger.is_closed
 
 
 def _warn_twice(module: nn.Module) -> None:
@@ -274,23 +253,15 @@ def _warn_twice(module: nn.Module) -> None:
 
 @contextmanager
 def _keeping_ledger(root: BaseModule, call: OpenCall) -> Iterator[Ledger]:
-    """Gives all modules one ledger for one ``init_weights``, and always takes it away again."""
+    """Attaches a new ledger to all modules for one ``init_weights``; what it records, the outer call's gets too."""
     default = f"The value is the same before and after calling `init_weights` of {type(root).__name__} "
-    larger = call.done.ledger
+    outer = call.done.ledger
     ledger = call.done.ledger = Ledger(call.scope.parameters(), default)
-    for parameter in larger.written if larger is not None else ():
+    for parameter in outer.written if outer is not None else ():
         if parameter in ledger:
-            ledger[parameter]["init_info"] = larger[parameter]["init_info"]  # type: ignore[index]
-    modules = list(root.modules())
-    for module in modules:
-        module._params_init_info = ledger  # type: ignore[assignment]
-    try:
+            ledger[parameter]["init_info"] = outer[parameter]["init_info"]  # type: ignore[index]
+    with attached(ledger, root):
         yield ledger
-        if larger is not None:
+        if outer is not None:
             for parameter in ledger.written:
-                larger.record(parameter, ledger[parameter]["init_info"])
-    finally:
-        ledger.is_closed = True
-        # Modules that were taken out or put in meanwhile are cleaned too.
-        for module in {*modules, *root.modules()}:
-            vars(module).pop("_params_init_info", None)
+                outer.record(parameter, ledger[parameter]["init_info"])

@@ -1,4 +1,4 @@
-"""``python -m fastinit demo``: plans and initializes a GPT-like model made of torch.nn alone."""
+"""``python -m fastinit demo``: plans and initializes a GPT-like model of plain torch.nn modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .planning import plan
 
 
 class Block(nn.Module):
-    """A transformer block: attention and a feed-forward part, each behind a norm."""
+    """A pre-norm transformer block: attention and a feed-forward part."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The parameters of a GPT: embeddings, blocks, a last norm, and a head that is tied to the embedding."""
+    """The parameters of a GPT: embeddings, blocks, a final norm, and a head tied to the token embedding."""
 
     def __init__(self, layers: int, width: int, vocabulary: int, context: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class GPT(nn.Module):
 
 
 def config(layers: int) -> list[dict[str, Any]]:
-    """Returns GPT-2's initialization: std 0.02, and less for what is added to the residual stream 2 * layers times."""
+    """Returns GPT-2's initialization: std 0.02, over sqrt(2 * layers) for projections into the residual stream."""
     return [
         dict(type="Normal", std=0.02, layer=["Linear", "Embedding"]),
         dict(type="Constant", val=1, layer="LayerNorm"),
@@ -51,7 +51,7 @@ def config(layers: int) -> list[dict[str, Any]]:
 
 
 def demo(layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: int = 1024, seed: int = 0) -> None:
-    """Prints the plan of a model on the meta device, gives it memory and values with each backend, and the reports."""
+    """Plans a model on the meta device, materializes it with each available backend, and prints plan and reports."""
 
     def make() -> GPT:
         with torch.device("meta"):
@@ -80,7 +80,7 @@ def demo(layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: 
 def demo_shards(
     layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: int = 1024, seed: int = 0
 ) -> None:
-    """As one of several ranks, fills its part of a model and prints a digest of the weights, equal for any number."""
+    """Fills this rank's shards of a model; rank 0 prints a digest of the weights, the same for any number of ranks."""
     from torch.distributed.fsdp import fully_shard
 
     distributed.init_process_group("gloo")
@@ -100,6 +100,6 @@ def demo_shards(
             f"{report.n_bytes / 1e6:,.0f} MB in {report.seconds:.2f} s; digest of all weights: {digest.hexdigest()}"
         )
     distributed.barrier()
-    # Gloo aborts now and then when its group is destroyed, at exit too (torch 2.13, without fastinit as well).
+    # Destroying a gloo group occasionally aborts, at exit too (torch 2.13, also without fastinit).
     sys.stdout.flush()
     os._exit(0)

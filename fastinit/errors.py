@@ -1,4 +1,4 @@
-"""Where an error or a warning came from: the place in the config, and the line in the user's code."""
+"""Errors and warnings that name their origin: the place in the config, and the user's line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-# Errors whose only argument is a message: they can be made anew with the place in front. Others pass as they are.
+# Errors whose only argument is a message can be rebuilt with the place in front. All others pass unchanged.
 _PLAIN_ERRORS = (
     AssertionError,
     AttributeError,
@@ -27,7 +27,7 @@ _PLAIN_ERRORS = (
 
 
 def warn_user(message: str) -> None:
-    """Issues a UserWarning that points at the caller's line outside fastinit."""
+    """Issues a UserWarning that points to the user's line, the innermost one outside fastinit."""
     level, frame = 1, sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastinit", "contextlib"):
         level += 1
@@ -37,7 +37,7 @@ def warn_user(message: str) -> None:
 
 @contextmanager
 def locating(where: str) -> Iterator[None]:
-    """Puts ``where`` in front of the message of an error in the block; its type and its traceback stay."""
+    """Prefixes the messages of errors in the block with ``where``; type and traceback are kept."""
     try:
         yield
     except _PLAIN_ERRORS as error:
@@ -49,17 +49,17 @@ def locating(where: str) -> Iterator[None]:
 
 
 def check_module(module: object) -> None:
-    """Raises TypeError unless ``module`` is an ``nn.Module``, RuntimeError if its parameters are FSDP1's."""
+    """Raises TypeError unless ``module`` is an ``nn.Module``, RuntimeError if FSDP1 has flattened its parameters."""
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"module must be a torch.nn.Module, but got {type(module)}. For a tensor use torch.nn.init or "
             f"fastinit.trunc_normal_"
         )
-    # A module can only be an instance of what has been imported.
+    # A module can only be an instance of an imported class.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None and any(isinstance(each, fsdp.FullyShardedDataParallel) for each in module.modules()):
         raise RuntimeError(
-            f"{type(module).__name__} is wrapped in FullyShardedDataParallel, which keeps parameters flattened and in "
-            f"pieces: their names and shapes are gone. Use fully_shard (FSDP2) instead; or initialize before wrapping, "
-            f"on rank 0, and wrap with sync_module_states=True"
+            f"{type(module).__name__} is wrapped in FullyShardedDataParallel, which flattens and splits parameters, so "
+            f"that their names and shapes are lost. Use fully_shard (FSDP2) instead; or initialize before wrapping, on "
+            f"rank 0, and wrap with sync_module_states=True"
         )

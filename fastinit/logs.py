@@ -1,4 +1,4 @@
-"""Where fastinit logs: the logger ``fastinit``, on one rank."""
+"""The logger ``fastinit``, used on rank 0 only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ logger = logging.getLogger("fastinit")
 
 
 def is_rank_zero() -> bool:
-    """Tells whether this process is the one that reports."""
+    """Tells whether this process logs: rank 0, or no process group."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

@@ -14,16 +14,16 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .base_module import BaseModule, steps_of_tree
 from .config.rules import Rule, parse, steps_of
 from .errors import check_module
+from .execution.allocation import allocate_like
 from .execution.calls import OpenCall, open_call
 from .execution.collector import uncollected
 from .execution.defaults import Strict, check_strict, default_strict
-from .execution.memory import allocate_like
 from .execution.memory_book import MemoryBook
 from .execution.reports import Report
 from .execution.runner import check
 from .naming import Prefix, join, unwrapped, walk
 from .plans import Call, Copy, Fill, Item, names_line, tensors_of
-from .recording.blocks import recording
+from .recording.capturing import recording
 from .recording.libraries import models_own_code, own_code
 from .recording.recipes import Recipe, RecordedFill, in_order, recorded_fills
 from .recording.watch import Watch

@@ -1,4 +1,4 @@
-"""``plan()``: what an initialization would do, before it is done."""
+"""``plan()``: the plan of an initialization, without running it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def plan(
     prefix: Prefix = "",
     strict: Strict | None = None,
 ) -> Plan:
-    """Returns what ``initialize`` (with a config) or ``init_weights`` (without) would do; nothing is written.
+    """Returns the plan of ``initialize`` (with a config) or ``init_weights`` (without one); nothing is written.
 
-    Works on meta models too. Of checkpoints it reads names and shapes; one that is not on this machine yet stays one
-    row, as nothing is downloaded.
+    Works on meta models too. Only names and shapes of checkpoints are read. Nothing is downloaded: a checkpoint that is
+    not on this machine yet is a single row.
 
     Args:
         module: any ``nn.Module``; without ``init_cfg`` a BaseModule.
         init_cfg, backend, seed, prefix, strict: as for ``initialize``.
 
     Raises:
-        TypeError: no config, and ``module`` is no BaseModule.
-        Others: as ``initialize``, for the same mistakes.
+        TypeError: ``init_cfg`` is None and ``module`` is not a BaseModule.
+        Others: as for ``initialize``.
 
     Example:
         >>> import fastinit, torch
@@ -58,10 +58,10 @@ def plan(
 
 
 def steps_for(module: nn.Module, init_cfg: Any, scope: Scope) -> list[Step]:
-    """Returns what a config (or a recipe) does to a module or, without one, what its own does."""
+    """Returns the steps of a config (or recipe) or, if it is None, of the module's own configs."""
     if init_cfg is not None:
         return steps_of(parse(module, init_cfg), scope)
     base = unwrapped(module)
     if not isinstance(base, BaseModule):
-        raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule carries its own")
+        raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own")
     return steps_of_tree(base, scope)

@@ -1,4 +1,4 @@
-"""The registry of initializers: what ``type`` in a config stands for."""
+"""The registry of initializers: resolves the ``type`` of a config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 IMPORTS_VARIABLE = "FASTINIT_ALLOW_IMPORTS"
 _IMPORTS_TEXTS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
-# Where mmengine's own initializers live: a config that names them by path means ours of the same name.
+# Import paths of mmengine's initializers: in a config they mean fastinit's initializer of the same name.
 _MMENGINE_PATHS = ("mmengine.model.", "mmengine.model.weight_init.")
 _SCOPES = ("mmengine", "fastinit")
 
@@ -21,9 +21,9 @@ _imports: ContextVar[bool] = ContextVar("fastinit_imports", default=True)
 
 
 def imports_allowed() -> bool:
-    """Tells whether a config may name what is to be imported, or have a file's code run.
+    """Tells whether a config may import modules by name, or load a file in a way that runs its code.
 
-    Not inside ``use(allow_imports=False)``, nor where the environment variable FASTINIT_ALLOW_IMPORTS is 0.
+    False inside ``use(allow_imports=False)``, and if the environment variable FASTINIT_ALLOW_IMPORTS is 0.
 
     Raises:
         ValueError: the variable is neither 0 nor 1.
@@ -36,7 +36,7 @@ def imports_allowed() -> bool:
 
 @contextmanager
 def allowing_imports(allow: bool | None) -> Iterator[None]:
-    """Forbids imports in a block; None and True leave what holds around it: nothing inside can allow them again.
+    """Forbids imports in a block if ``allow`` is False; None and True never lift an outer block's ban.
 
     Raises:
         TypeError: ``allow`` is neither None nor a bool.
@@ -57,7 +57,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self.name = name
         self._entries: dict[str, Callable[..., Any]] = {}
         self.fallback: Callable[[str], Callable[..., Any] | None] | None = None
-        """Asked for names that are registered nowhere here: another library's registry."""
+        """Looks up names that are not registered here, in another library's registry; None, the default: nothing."""
 
     def register_module(
         self,
@@ -68,13 +68,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """Registers a class or function, as a decorator or directly with ``module=``.
 
         Args:
-            name: one name or several; None: the class's own.
-            force: replace what the name stands for.
-            module: what to register.
+            name: one name or a list of names; None: the class's own.
+            force: whether to replace an existing entry.
+            module: the class or function.
 
         Raises:
             KeyError: the name is taken and ``force`` is False.
-            TypeError: ``module`` cannot be called, or a name is no text.
+            TypeError: ``module`` is not callable, or a name is not a str.
 
         Example:
             >>> import fastinit, torch
@@ -106,14 +106,16 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return register if module is None else register(module)
 
     def resolve(self, kind: object) -> Callable[..., Any]:
-        """Returns what a config's ``type`` stands for: a name, a scoped name, an import path, a class or a function.
+        """Returns the class or function for a config's ``type``.
 
-        Where imports are not allowed (``fastinit.use(allow_imports=False)``), a text stands for what is registered
-        here, and for nothing else: another library's registry imports what it is asked for, too.
+        Args:
+            kind: a registered name (with or without a scope), an import path, a class or a function. Where imports are
+                not allowed (``fastinit.use(allow_imports=False)``) a str must be registered here: another library's
+                registry may import modules, too.
 
         Raises:
-            KeyError: nothing is registered or importable under the text.
-            TypeError: ``kind`` is neither text nor callable.
+            KeyError: ``kind`` is neither registered nor importable.
+            TypeError: ``kind`` is neither a str nor callable.
         """
         if isinstance(kind, str):
             return self._resolve_name(kind)
@@ -132,8 +134,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if ours is not None:
             return ours
         may_import = imports_allowed()
-        if may_import and self.fallback is not None and (theirs := self.fallback(name)) is not None:
-            return theirs
+        if may_import and self.fallback is not None and (found := self.fallback(name)) is not None:
+            return found
         reason = "" if may_import else " Import paths and other registries are not allowed here (allow_imports=False)."
         if may_import and "." in name:
             module, _, attribute = name.rpartition(".")
@@ -141,7 +143,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 found = getattr(importlib.import_module(module), attribute)
                 if callable(found):
                     return found  # type: ignore[no-any-return]
-                reason = f" As an import path it leads to {found!r}, which is no initializer."
+                reason = f" As an import path it leads to {found!r}, which is not callable."
             except (ImportError, AttributeError, TypeError, ValueError) as error:
                 reason = f" As an import path it fails: {error}."
         near = difflib.get_close_matches(name.rpartition(".")[2], self._entries, n=1, cutoff=0.5)
@@ -153,7 +155,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         )
 
     def _by_path(self, path: str) -> Callable[..., Any] | None:
-        """Returns our initializer for the import path of one of mmengine's, e.g. ``mmengine.model.NormalInit``."""
+        """Returns fastinit's initializer for the import path of mmengine's, e.g. ``mmengine.model.NormalInit``."""
         for prefix in _MMENGINE_PATHS:
             name = path.removeprefix(prefix)
             if name != path and name.endswith("Init") and name.removesuffix("Init") in self._entries:
@@ -161,25 +163,25 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return None
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Returns what is registered under ``key``, else ``default``."""
+        """Returns the entry registered under ``key``, else ``default``."""
         return self._entries.get(key, default)
 
     def build(self, cfg: Mapping[str, Any]) -> Any:
-        """Returns the initializer that a config dict describes; the config is left as it is.
+        """Builds the initializer that a config dict describes; the config is not modified.
 
         Raises:
-            KeyError: no ``type``, or an unknown one.
-            TypeError: arguments that the initializer does not take.
+            KeyError: the ``type`` is missing or unknown.
+            TypeError: the initializer does not take these arguments.
         """
         arguments = dict(cfg)
-        arguments.pop("_scope_", None)  # which of mmengine's registries to begin in; here there is one
+        arguments.pop("_scope_", None)  # selects one of mmengine's registries; fastinit has only this one
         if "type" not in arguments:
             raise KeyError(f'`cfg` must contain the key "type", but got {cfg}')
         return self.resolve(arguments.pop("type"))(**arguments)
 
     @property
     def module_dict(self) -> dict[str, Callable[..., Any]]:
-        """What is registered, by name (a copy)."""
+        """The entries by name (a copy)."""
         return dict(self._entries)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
@@ -196,4 +198,4 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
 
 WEIGHT_INITIALIZERS = Registry("weight initializer")
-"""What ``type`` may name. Extend it with ``@WEIGHT_INITIALIZERS.register_module()``."""
+"""The initializers that ``type`` may name; add yours with ``@WEIGHT_INITIALIZERS.register_module()``."""

@@ -1,4 +1,4 @@
-"""The public way in: ``initialize``, the functional inits and the initializer classes, by mmengine's names.
+"""The public API under mmengine's names: ``initialize``, the functional inits and the initializer classes.
 
 ``from fastinit.weight_init import ...`` replaces ``from mmengine.model.weight_init import ...``.
 """
@@ -19,19 +19,13 @@ from .config.initializers import (
     KaimingInit,
     NormalInit,
     PretrainedInit,
-    Shape,
     TruncNormalInit,
     UniformInit,
     XavierInit,
-    check_distribution_name,
-    kaiming,
-    module_fills,
-    parameter_fill,
-    truncated_normal,
-    xavier,
 )
+from .config.module_fills import Shape, module_fills, parameter_fill
 from .config.rules import parse, steps_of
-from .config.schemes import bias_init_with_prob
+from .config.schemes import bias_init_with_prob, centred, kaiming, truncated_normal, xavier
 from .errors import check_module
 from .execution.calls import open_call
 from .execution.defaults import Strict
@@ -75,30 +69,30 @@ def initialize(
     prefix: Prefix = "",
     strict: Strict | None = None,
 ) -> Report:
-    """Initializes a module by a config, and returns what was done.
+    """Initializes a module by a config, and returns a report.
 
-    Rules are applied in order, so a later one wins; all are checked before the first writes anything.
+    Rules apply in order, so a later one wins; all are checked before the first write.
 
     Args:
         module: any ``nn.Module`` with memory.
-        init_cfg: a dict or a list of dicts: ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform, Kaiming,
-            Caffe2Xavier, Pretrained, a registered name, an import path, a class) with its arguments, and what it
-            reaches: ``layer``, ``param`` or ``override``. Built initializers may stand in place of dicts. Or a recipe
-            of ``capture``: what was done to each name is done again.
-        backend: "torch", "cpp" or "auto"; None: that of ``use``, else of the environment variable FASTINIT_BACKEND,
-            else "auto", which is "torch".
-        seed: 0 to 2^64 - 1. Given, torch's generators are seeded with it for the call and restored afterwards; None:
-            they go on from where they are, and ``cpp`` takes a seed of theirs.
-        prefix: what stands in front of the parameters' names where ``module`` is a part of a larger model; or a map of
-            names, from those of modules or parameters here to those in the whole.
-        strict: True: a rule that matches nothing and a checkpoint that nothing is copied from are errors, where else a
-            warning tells; "complete": so is a parameter that no rule reaches. None: that of ``use``, else of the
+        init_cfg: a dict or a list of dicts, each with a ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform,
+            Kaiming, Caffe2Xavier, Pretrained, a registered name, an import path, a class), its arguments, and a
+            selector: ``layer``, ``param`` or ``override``. It may also be, or the list may hold, initializer objects
+            and recipes of ``capture`` (which fill the parameters of the same names).
+        backend: a name from ``available_backends()`` or "auto" (GPU tensors: triton, else cuda; CPU: torch). None: the
+            value of ``use``, else of the environment variable FASTINIT_BACKEND, else "auto".
+        seed: 0 to 2^64 - 1: torch's generators are seeded with it for the call and restored afterwards. None: they
+            continue from their current state, and contract backends draw a seed from them.
+        prefix: a prefix for the parameters' names if ``module`` is a part of a larger model; or a map from names of
+            modules or parameters here to their names there.
+        strict: True: a rule without a match, or a checkpoint of which nothing is copied, is an error, not a warning.
+            "complete": a parameter that no rule reaches is an error too. None: the value of ``use``, else of the
             environment variable FASTINIT_STRICT (1 or complete), else False.
 
     Raises:
         TypeError, ValueError, KeyError, RuntimeError, AttributeError, AssertionError, ZeroDivisionError: a mistake in
-            the config, by the type that mmengine raises for it. The message begins with the place in the config.
-        FileNotFoundError: a checkpoint that is not there.
+            the config, of mmengine's type for it; the message begins with the place in the config.
+        FileNotFoundError: a checkpoint does not exist.
 
     Follows ``mmengine.model.initialize`` (which returns None).
 
@@ -131,13 +125,13 @@ def initialize(
 
 
 def constant_init(module: nn.Module, val: float, bias: float = 0) -> None:
-    """Fills ``module.weight`` with ``val`` and ``module.bias`` with ``bias``, as far as the module has them."""
+    """Fills ``module.weight`` with ``val`` and ``module.bias`` with ``bias``; missing ones are skipped."""
     _fill_module(module, lambda _: Constant(val), bias, "constant_init")
 
 
 def xavier_init(module: nn.Module, gain: float = 1, bias: float = 0, distribution: str = "normal") -> None:
     """Fills ``module.weight`` by Glorot & Bengio (AISTATS 2010) and ``module.bias`` with ``bias``."""
-    check_distribution_name(distribution)
+    centred(distribution)  # raises if the name is unknown
     _fill_module(module, lambda shape: xavier(shape, gain, distribution), bias, "xavier_init")
 
 
@@ -149,7 +143,7 @@ def normal_init(module: nn.Module, mean: float = 0, std: float = 1, bias: float 
 def trunc_normal_init(
     module: nn.Module, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, bias: float = 0
 ) -> None:
-    """Fills ``module.weight`` with normal draws from within [a, b] (absolute) and ``module.bias`` with ``bias``."""
+    """Fills ``module.weight`` with normal draws truncated to [a, b] (absolute) and ``module.bias`` with ``bias``."""
     _fill_module(module, lambda _: truncated_normal(mean, std, a, b), bias, "trunc_normal_init")
 
 
@@ -167,19 +161,19 @@ def kaiming_init(
     distribution: str = "normal",
 ) -> None:
     """Fills ``module.weight`` by He et al. (ICCV 2015) and ``module.bias`` with ``bias``."""
-    check_distribution_name(distribution)
+    centred(distribution)  # raises if the name is unknown
     _fill_module(module, lambda shape: kaiming(shape, a, mode, nonlinearity, distribution), bias, "kaiming_init")
 
 
 def caffe2_xavier_init(module: nn.Module, bias: float = 0) -> None:
-    """Fills ``module.weight`` as Caffe's xavier filler does and ``module.bias`` with ``bias``."""
+    """Fills ``module.weight`` like Caffe's xavier filler and ``module.bias`` with ``bias``."""
     kaiming_init(module, **CAFFE2_XAVIER, bias=bias)
 
 
 def trunc_normal_(
     tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
 ) -> torch.Tensor:
-    """Fills a tensor with normal draws from within [a, b] (absolute bounds), and returns it.
+    """Fills a tensor with normal draws truncated to [a, b] (absolute bounds), and returns it.
 
     Raises:
         ZeroDivisionError: ``std`` is 0.

@@ -100,6 +100,7 @@ class Choice:
         self._on: dict[torch.device, str] = {}
         self._of: dict[Fill, str] = {}
         self._why_not_on: dict[tuple[str, torch.device], str | None] = {}
+        self._is_contract: dict[torch.device, bool] = {}
 
     def on(self, device: torch.device) -> str:
         """Returns the name of the backend for a device; only "auto" ever chooses."""
@@ -122,8 +123,10 @@ class Choice:
 
     def is_contract(self, device: torch.device) -> bool:
         """Tells whether fills on a device may be kept pending: their values do not depend on when they are drawn."""
-        name = self.on(device)
-        return BACKENDS[name].IS_CONTRACT and device.type in ("meta", device_type(name))
+        if device not in self._is_contract:
+            name = self.on(device)
+            self._is_contract[device] = BACKENDS[name].IS_CONTRACT and device.type in ("meta", device_type(name))
+        return self._is_contract[device]
 
     def why_not(self, fill: Fill, *, needs_memory: bool = True) -> str | None:
         """Returns why the chosen backend cannot execute a fill, None if it can.

@@ -14,11 +14,11 @@ from .loading import (
     load_state_dict,
     plan_copy,
 )
-from .messages import print_log
+from .mmengine_log import print_log
 from .request import Request
 from .saving import find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
 from .sources.addresses import shown_address
-from .sources.schemes import (
+from .sources.url_schemes import (
     CheckpointLoader,
     load_from_ceph,
     load_from_fsspec,

@@ -16,23 +16,25 @@ from torch.nn.parameter import is_lazy
 
 from ..execution.collector import uncollected
 from ..execution.defaults import default_strict
-from ..execution.versions import version_of
+from ..execution.version_counters import version_of
 from ..logs import is_rank_zero
 from ..logs import logger as own_logger
 from ..naming import Names, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult, nothing_copied
 from ..shards.dtensor import is_sharded
 from .formats.by_content import Reading
-from .messages import log
+from .mmengine_log import log
+from .module_versions import with_metadata
 from .modules import Descent, Slot, Tree
 from .request import STRIP_MODULE, Request, Revisions, check_taken, state_dict_of
 from .sources.addresses import shown_address
 from .sources.downloads import NotDownloaded
-from .sources.schemes import CheckpointLoader
+from .sources.url_schemes import CheckpointLoader
 from .storage.copying import check
 from .storage.current import loading
-from .storage.stored import StoredTensor, in_memory, read_everything
-from .versions import with_metadata
+from .storage.files import File
+from .storage.stored import StoredTensor, in_memory
+from .storage.trees import read_everything
 from .wrappers import matched
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -136,23 +138,23 @@ def _load(
     """Returns what was copied and what was not, and what stands in the model now."""
     tree = Tree.of(module)
     match = matched(state_dict, tree, source)
-    taken = [slot for slot in tree.slots if slot.asked in match.state_dict]
-    check_taken(match.state_dict, (slot.asked for slot in taken))
+    taken = [slot for slot in tree.slots if slot.name_in_file in match.state_dict]
+    check_taken(match.state_dict, (slot.name_in_file for slot in taken))
     _check_assign(assign, taken)
-    if not assign and (metas := [slot.key for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
+    if not assign and (metas := [slot.name for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
         raise RuntimeError(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
     if tree.own_code:  # before which a part of the copies is made: what that would read must be there
         held = (slot for slot in taken if not is_lazy(slot.tensor))
-        check((slot.tensor, match.state_dict[slot.asked], slot.key) for slot in held)
-    before = {slot.key: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
+        check((slot.tensor, match.state_dict[slot.name_in_file], slot.name) for slot in held)
+    before = {slot.name: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
     # The modules' own code may add and remove keys: it gets a copy that it may change.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current, nullcontext() if tree.own_code else uncollected():
         if assign:
-            _adopt(state, {slot.asked for slot in taken})
+            _adopt(state, {slot.name_in_file for slot in taken})
         descent = Descent(match.metadata, current, assign, strict)
         descent.run(module, state)
         found = descent.found
@@ -167,8 +169,8 @@ def _load(
             _settle(module, tree.slots)
     # What was written, and not what should have been: hooks rename keys, and a copy may fail in many ways.
     now = Tree.of(module).slots if assign or tree.own_code else tree.slots
-    changed = (slot for slot in now if before.get(slot.key) != (id(slot.tensor), version_of(slot.tensor)))
-    copied = tuple(slot.key for slot in changed)
+    changed = (slot for slot in now if before.get(slot.name) != (id(slot.tensor), version_of(slot.tensor)))
+    copied = tuple(slot.name for slot in changed)
     missing = _without_tied(missing, now, copied)
     if text := found.text(missing):
         if strict:
@@ -183,8 +185,8 @@ def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collec
     """Returns the missing keys but those of tied tensors that get their values by another of their names."""
     if not missing:
         return []
-    tensors = {id(slot.tensor) for slot in slots if slot.key in written}
-    tied = {slot.key for slot in slots if id(slot.tensor) in tensors}
+    tensors = {id(slot.tensor) for slot in slots if slot.name in written}
+    tied = {slot.name for slot in slots if id(slot.tensor) in tensors}
     return [key for key in missing if key not in tied]
 
 
@@ -193,22 +195,25 @@ def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collec
 
 def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
     """Puts mapped tensors into a state dict, in place of stored ones that a module will take."""
-    contents: dict[int, torch.Tensor] = {}
+    contents: dict[File, torch.Tensor] = {}
     # A storage of its own for each of the file's: saving one tensor must not save the whole file.
     storages: dict[int, torch.UntypedStorage] = {}
     for key, value in state.items():
         if key not in keys or not isinstance(value, StoredTensor):
             continue
         storage = value.storage_in_file
-        stays = value.tensor is None and value.dtype == value.dtype_in_file and value.location.type == "cpu"
-        if not (stays and value.can_be_mapped and storage.file.access != "read" and value.numel()):
+        is_as_in_file = not value.is_read and value.dtype == value.dtype_in_file and value.location.type == "cpu"
+        file, offset = storage.stretch or (None, 0)
+        # A mapping begins at a page, so elements must be at multiples of their size in the file.
+        is_mappable = file is not None and file.access != "read" and offset % value.dtype_in_file.itemsize == 0
+        if file is None or not (is_as_in_file and is_mappable and value.numel()):
             state[key] = in_memory(value).detach()
             continue
-        storage.file.check()
-        if id(storage.file) not in contents:
-            contents[id(storage.file)] = storage.file.mapped_privately()
+        file.check()
+        if file not in contents:
+            contents[file] = file.mapped_privately()
         if id(storage) not in storages:
-            part = contents[id(storage.file)][storage.offset : storage.offset + storage.n_bytes]
+            part = contents[file][offset : offset + storage.n_bytes]
             storages[id(storage)] = torch.frombuffer(part.numpy(), dtype=torch.uint8).untyped_storage()
         state[key] = value.over(storages[id(storage)])
 
@@ -217,14 +222,14 @@ def _settle(module: nn.Module, before: Sequence[Slot]) -> None:
     """Gives adopted parameters the ``requires_grad`` of those they replace, and ties them where those were tied."""
     adopted: dict[int, torch.Tensor] = {}
     for slot in before:
-        new = slot.entries.get(slot.name)
+        new = slot.tensors.get(slot.attribute)
         if new is not None and new is not slot.tensor:
             if isinstance(new, nn.Parameter) and new.is_floating_point():
                 new.requires_grad_(slot.tensor.requires_grad)
             adopted.setdefault(id(slot.tensor), new)
     for slot in before:
         if id(slot.tensor) in adopted:
-            slot.entries[slot.name] = adopted[id(slot.tensor)]
+            slot.tensors[slot.attribute] = adopted[id(slot.tensor)]
 
 
 # --- mmengine's smaller functions ------------------------------------------------------------------------------------
@@ -319,16 +324,16 @@ def _planned(
             once.setdefault(id(slot.tensor), slot)
         return tuple(
             CopyEntry(
-                names.name_of(slot.tensor, module, without_wrappers(slot.key)),
+                names.name_of(slot.tensor, module, without_wrappers(slot.name)),
                 slot.tensor,
-                match.key_of.get(slot.asked, slot.asked),
-                _shape_of(match.state_dict[slot.asked]) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
+                match.key_of.get(slot.name_in_file, slot.name_in_file),
+                _shape_of(match.state_dict[slot.name_in_file]) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
             )
             for slot in once.values()
         )
 
-    check_taken(match.state_dict, (slot.asked for slot in tree.slots))
-    _check_assign(request.assign, (slot for slot in tree.slots if slot.asked in match.state_dict))
+    check_taken(match.state_dict, (slot.name_in_file for slot in tree.slots))
+    _check_assign(request.assign, (slot for slot in tree.slots if slot.name_in_file in match.state_dict))
 
     def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
         where = f"{request.prefix} in model" if request.prefix is not None else "model"
@@ -340,9 +345,9 @@ def _planned(
             names.renew()
         copied = set(result.copied)
         with uncollected():
-            return result, entries(slot for slot in slots if slot.key in copied)
+            return result, entries(slot for slot in slots if slot.name in copied)
 
-    planned = entries(slot for slot in tree.slots if _fits(match.state_dict.get(slot.asked), slot.tensor))
+    planned = entries(slot for slot in tree.slots if _fits(match.state_dict.get(slot.name_in_file), slot.tensor))
     return Copy(module, planned, source, rule, info, request.assign, bool(tree.own_code), load)
 
 
@@ -350,7 +355,7 @@ def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:
     for slot in slots:
         if assign and is_sharded(slot.tensor):
             raise RuntimeError(
-                f"{slot.key!r} is distributed, and assign=True would put all of it in the place of the part that is "
+                f"{slot.name!r} is distributed, and assign=True would put all of it in the place of the part that is "
                 f"here: leave assign out, so that each rank reads its part"
             )
 

@@ -1,12 +1,8 @@
-"""Where messages about checkpoints go: by mmengine's ``print_log``, which users and tests replace."""
+"""Names and texts from files and servers, made safe to print: one line, no control characters, bounded."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterable
-
-from ..logs import logger as own_logger
 
 # Names of parameters are shorter; a longer text comes from a file or a server that means to flood a log.
 MAX_SHOWN = 200
@@ -51,30 +47,3 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-
-
-def print_log(msg: str, logger: logging.Logger | str | None = None, level: int = logging.INFO) -> None:
-    """Logs a message, or prints it where ``logger`` is None.
-
-    Args:
-        msg: the message; what could control a terminal in it is escaped.
-        logger: a Logger; "current" for fastinit's own, "silent" for none, another text for the logger of that name.
-        level: the logging level.
-    """
-    msg = printable(str(msg))
-    if logger is None:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(msg.encode(encoding, "backslashreplace").decode(encoding))  # an ASCII terminal takes what it can
-    elif isinstance(logger, logging.Logger):
-        logger.log(level, msg)
-    elif logger == "current":
-        own_logger.log(level, msg)
-    elif logger != "silent":
-        logging.getLogger(logger).log(level, msg)
-
-
-def log(message: str, logger: logging.Logger | str | None, level: int = logging.INFO) -> None:
-    """Hands a message to the ``print_log`` that stands in the package now."""
-    from . import print_log
-
-    print_log(message, logger=logger, level=level)

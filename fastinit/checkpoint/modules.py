@@ -6,7 +6,6 @@ Where a module has code or hooks of its own, what was noted before is made first
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ..naming import WRAPPED, wrapper_classes
+from ..naming import WRAPPED, join, wrapper_classes
 from ..plans import names_line
 from .messages import listed
+from .mmengine_tta import tta_classes
 from .storage.copying import Copies, Failed, partly_loaded
 from .storage.current import Loading
 from .storage.stored import StoredTensor
@@ -31,13 +31,20 @@ _KNOWN_CODE = (nn.Module._load_from_state_dict, nn.BatchNorm1d._load_from_state_
 class Slot(NamedTuple):
     """Where a module holds a parameter or a persistent buffer."""
 
-    key: str
-    """In the model's state dict."""
-    asked: str
-    """What a state dict must call it: wrappers with hooks put their part into keys themselves."""
-    entries: dict[str, Any]
-    name: str
+    path: str
+    """Of the module in the model."""
+    attribute: str
+    """The tensor's name in the module."""
+    tensors: dict[str, Any]
+    """The module's parameters, or its buffers."""
     tensor: torch.Tensor
+    name_in_file: str
+    """Its key in a state dict for this model: wrappers with hooks add their part to keys themselves."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the model."""
+        return join(self.path, self.attribute)
 
 
 @dataclass
@@ -62,13 +69,14 @@ class Tree:
 
     # No function within `of`: one that calls itself is a cycle, and would keep the model until Python looks for those.
     def _visit(self, here: nn.Module, prefix: str, asked: str, unwrap: Callable[[nn.Module], nn.Module]) -> None:
-        here = self.paths[prefix[:-1]] = unwrap(here)
+        path = prefix[:-1]
+        here = self.paths[path] = unwrap(here)
         for name, tensor in here._parameters.items():
             if tensor is not None:
-                self.slots.append(Slot(prefix + name, asked + name, here._parameters, name, tensor))
+                self.slots.append(Slot(path, name, here._parameters, tensor, asked + name))
         for name, buffer in here._buffers.items():
             if buffer is not None and name not in here._non_persistent_buffers_set:
-                self.slots.append(Slot(prefix + name, asked + name, here._buffers, name, buffer))
+                self.slots.append(Slot(path, name, here._buffers, buffer, asked + name))
         if has_own_code(here):
             self.own_code[asked[:-1]] = here
             if type(here).get_extra_state is not nn.Module.get_extra_state:
@@ -80,9 +88,8 @@ class Tree:
 
 
 def unwrapper() -> Callable[[nn.Module], nn.Module]:
-    """Returns a function that takes a wrapper of a model (DDP, mmengine's) off; it asks once for each class."""
-    mmengine = sys.modules.get("mmengine.model")
-    wrappers = (*wrapper_classes(), *([mmengine.BaseTTAModel] if mmengine is not None else []))
+    """Returns a function that unwraps a model from DDP or another wrapper; it looks at each class once."""
+    wrappers = (*wrapper_classes(), *tta_classes())
     known: dict[type, bool] = {}
 
     def unwrap(module: nn.Module) -> nn.Module:
@@ -315,6 +322,6 @@ def _as_held(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 def _refusal(failed: Failed) -> str:
     size = "unknown" if nn.parameter.is_lazy(failed.destination) else failed.destination.size()
     return (
-        f'While copying the parameter named "{failed.key}", whose dimensions in the model are {size} and '
+        f'While copying the parameter named "{failed.name}", whose dimensions in the model are {size} and '
         f"whose dimensions in the checkpoint are {failed.source.size()}, an exception occurred : {failed.error.args}."
     )

@@ -17,10 +17,10 @@ import torch
 from ..execution.collector import uncollected
 from .formats.by_content import Reading
 from .messages import listed
-from .sources.schemes import tree_of
+from .module_versions import checked_metadata, with_metadata
+from .sources.url_schemes import tree_of
 from .storage.stored import StoredTensor
 from .storage.stubs import Foreign, refuse, shown
-from .versions import checked_metadata, with_metadata
 from .wrappers import below
 
 Revisions = Sequence[tuple[str, str]]

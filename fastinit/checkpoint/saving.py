@@ -18,9 +18,9 @@ from torch import nn
 
 from ..naming import is_model_wrapper
 from ..shards.dtensor import is_sharded
-from .messages import log
+from .mmengine_log import log
 from .sources.addresses import as_path, shown_address
-from .sources.schemes import fsspec_for
+from .sources.remote import fsspec_for
 
 
 def save_checkpoint(

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ..naming import WRAPPED
+from .module_versions import checked_metadata, with_metadata
 from .modules import Tree
 from .storage.stored import StoredTensor
-from .versions import checked_metadata, with_metadata
 
 # DDP, DataParallel and averaged models; a model may have a child of that name itself, so exact names go first.
 _PARTS = WRAPPED | {"module"}
@@ -48,7 +48,7 @@ def matched(state_dict: Mapping[str, Any], tree: Tree, source: object) -> Matche
         RuntimeError: the versions that stand beside the tensors are damaged.
     """
     metadata = checked_metadata(getattr(state_dict, "_metadata", None), source)
-    tensors = {slot.asked: slot.tensor for slot in tree.slots}
+    tensors = {slot.name_in_file: slot.tensor for slot in tree.slots}
     wanted = {*tensors, *tree.extra_states}
     strangers = [key for key in state_dict if key not in wanted]
     names = _names(strangers, state_dict, tensors, tree) if strangers else {}

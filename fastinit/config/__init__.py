@@ -1,1 +1,1 @@
-"""From an ``init_cfg`` to items: rules, what they match, schemes and initializers."""
+"""Turns an ``init_cfg`` into plan items: rules, matching, schemes and initializers."""

@@ -1,4 +1,4 @@
-"""Rules to parameters: which modules a ``layer`` selects, which parameters a ``param`` selects, what was meant."""
+"""Which modules a ``layer`` selects, which parameters a ``param`` selects, and suggestions where neither does."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import nn
 from ..naming import named_parameters
 
 REGEX_PREFIX = "re:"
-# difflib compares some 20,000 names a second: above this many, layers that differ only in their number become one
-# candidate ('layers.*.weight', a glob that can be used as it is).
+# difflib compares about 20,000 names a second. Above this many names, layers that differ only in their number become
+# one candidate ('layers.*.weight', a glob that can be pasted into the config).
 _MAX_CANDIDATES = 500
 
 
 def post_order(module: nn.Module) -> list[nn.Module]:
     """Returns the modules under ``module`` and itself, children before their parent, in ``nn.Module.apply``'s order.
 
-    A module that several parents share comes once for each of them, as ``apply`` visits it.
+    As with ``apply``, a shared module appears once for each of its parents.
     """
     found: list[nn.Module] = []
 
@@ -36,31 +36,31 @@ def post_order(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-@lru_cache(maxsize=4096)  # bounded: classes may be made at run time, and the cache keeps them alive
+@lru_cache(maxsize=4096)  # bounded: the cache keeps classes alive, and some are made at run time
 def layer_names(kind: Any) -> frozenset[str]:
-    """Returns the names that select modules of a class: its own and those of its direct bases."""
+    """Returns the ``layer`` names that select modules of a class: its own and those of its direct bases."""
     return frozenset((kind.__name__, *(base.__name__ for base in kind.__bases__)))
 
 
 def modules_of_layers(module: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
-    """Returns the modules under ``module`` that one of the layer names selects, in ``post_order``."""
+    """Returns the modules under ``module`` selected by any of the layer names, in ``post_order``."""
     wanted = frozenset(layers)
     return [each for each in post_order(module) if wanted & layer_names(type(each))]  # type: ignore[arg-type]
 
 
 def nearest_layers(module: nn.Module, layers: Sequence[str]) -> str:
-    """Returns a question that offers class names of the tree that resemble ``layers``, "" where none does."""
+    """Returns " Did you mean ...?" with similar class names of the tree, or "" if there are none."""
     present = {name for each in module.modules() for name in layer_names(type(each))} - {"object"}  # type: ignore[arg-type]
     return _did_you_mean(layers, present)
 
 
 def parameters_of_patterns(module: nn.Module, patterns: Sequence[str]) -> dict[torch.Tensor, str]:
-    """Returns the parameters that a pattern selects, with the name that it matched, in ``named_parameters`` order.
+    """Returns the selected parameters, each with the name that matched, in ``named_parameters`` order.
 
-    A tied parameter is selected by any of its names. Names are canonical, from ``module``.
+    A tied parameter is selected by any of its names. Names are canonical and relative to ``module``.
 
     Raises:
-        ValueError: a regular expression cannot be compiled.
+        ValueError: an invalid regular expression.
     """
     matchers = [_matcher(pattern) for pattern in patterns]
     found = {}
@@ -72,12 +72,12 @@ def parameters_of_patterns(module: nn.Module, patterns: Sequence[str]) -> dict[t
 
 
 def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
-    """Returns a question that offers parameter names that resemble ``patterns``, "" where none does."""
+    """Returns " Did you mean ...?" with similar parameter names of the tree, or "" if there are none."""
     names = {name for all_names in named_parameters(module).values() for name in all_names}
     if len(names) > _MAX_CANDIDATES:
         names = {re.sub(r"(^|\.)\d+(?=\.)", r"\1*", name) for name in names}
     texts = [pattern.removeprefix(REGEX_PREFIX) for pattern in patterns]
-    # A glob such as '*.qproj.weight' is compared with as many last parts of each name as it has behind the star.
+    # A glob such as '*.qproj.weight' is compared with the same number of trailing parts of each name.
     n_parts = {text.count(".") for text in texts if text.startswith("*.")}
     tails = {f"*.{'.'.join(name.split('.')[-n:])}" for n in n_parts for name in names if name.count(".") >= n}
     return _did_you_mean(texts, {*names, *tails})
@@ -89,7 +89,7 @@ def _matcher(pattern: str) -> Callable[[str], object]:
     try:
         return re.compile(pattern.removeprefix(REGEX_PREFIX)).fullmatch
     except re.error as error:
-        raise ValueError(f"param {pattern!r} is not a regular expression: {error}") from error
+        raise ValueError(f"param {pattern!r} is not a valid regular expression: {error}") from error
 
 
 def _did_you_mean(wanted: Sequence[str], present: Iterable[str]) -> str:

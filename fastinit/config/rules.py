@@ -1,4 +1,4 @@
-"""From an init_cfg to rules: built initializers, each with its target and the place in the config it came from."""
+"""Parses an init_cfg into rules: built initializers, each with its target module and its place in the config."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class Rule:
     """One initializer and the module that it is applied to."""
 
     where: str
-    """Its place, e.g. ``init_cfg[2].override[0]``."""
+    """Its place in the config, e.g. ``init_cfg[2].override[0]``."""
     initializer: Any
     target: nn.Module
     after_children: bool
-    """It belongs to an item that loads a checkpoint (however its type was spelt): a BaseModule comes to it last."""
+    """Whether it belongs to an item that loads a checkpoint; a BaseModule runs it after its children."""
 
     def items(self, scope: Scope) -> list[Item]:
-        """Returns what the rule does, without doing it; errors name the rule's place."""
+        """Returns the rule's items; nothing is written. Errors name the rule's place."""
         with locating(self.where):
             if self.selects_nothing:
-                message = "neither `layer`, `param` nor `override` says what to fill; nothing is filled"
+                message = "neither `layer`, `param` nor `override` selects what to fill; nothing is filled"
                 scope.matches_nothing(self.where, type(self.initializer).__name__, message)
             return items_of(self.initializer, self.target, scope, self.where)
 
     @property
     def selects_nothing(self) -> bool:
-        """Whether it is one of fastinit's fills that was not told what to reach."""
+        """Whether it is one of fastinit's own initializers without a selector."""
         initializer = self.initializer
         if not isinstance(initializer, BaseInit) or not is_planned(initializer):
             return False
@@ -48,16 +48,16 @@ class Rule:
 
 
 def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rule]:
-    """Returns the rules of a config in order, every one built and checked; the config is left as it is.
+    """Returns the rules of a config in order, with every initializer built; the config is not modified.
 
     Args:
-        module: the one that owns the config.
+        module: the module that owns the config.
         init_cfg: a dict (or a built initializer, or a recipe), or a list of them.
-        where: how messages call the config.
+        where: what messages call the config.
 
     Raises:
-        AttributeError, KeyError, RuntimeError, TypeError, ValueError: as mmengine for the same mistake; the message
-            begins with the place.
+        AttributeError, KeyError, RuntimeError, TypeError, ValueError: a mistake in the config, of mmengine's type for
+            it; the message begins with the place in the config.
     """
     if isinstance(init_cfg, list):
         return [rule for index, item in enumerate(init_cfg) for rule in _parse_item(module, item, f"{where}[{index}]")]
@@ -67,7 +67,7 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
 
 
 def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:
-    """Returns what rules do, in order; nothing is done yet."""
+    """Plans rules in order, one step each; nothing is written."""
     return [Step(rule.target, rule.items(scope), partial(rule.items, scope)) for rule in rules]
 
 
@@ -83,20 +83,20 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
             return [Rule(where, item, module, isinstance(item, PretrainedInit))]
         cfg = copy.deepcopy(item)
         override = cfg.pop("override", None)
-        if cfg.get("param", "") is None:  # as good as absent, as for `layer` and `override`
+        if cfg.get("param", "") is None:  # the same as absent, as for `layer` and `override`
             del cfg["param"]
         if "param" in cfg and (beside := sorted({"layer", "bias", "bias_prob"} & cfg.keys())):
             raise ValueError(
                 f"`param` selects parameters by name and the whole rule applies to each: {_quoted(beside)} can not "
-                f"stand beside it. Use two rules"
+                f"be combined with it. Use two rules"
             )
         if "param" in cfg and override is not None:
-            raise ValueError("`override` can not stand beside `param`: write a further rule with the other `param`")
+            raise ValueError("`override` can not be combined with `param`: write a second rule with its own `param`")
         initializer = _build(cfg)
         main = Rule(where, initializer, module, isinstance(initializer, PretrainedInit))
         if override is None:
             return [main]
-        rules = [] if main.selects_nothing else [main]  # then only the overrides act
+        rules = [] if main.selects_nothing else [main]  # then only the overrides apply
         cfg.pop("layer", None)
         if not isinstance(override, (dict, list)):
             raise TypeError(f"override must be a dict or a list of dict, but got {type(override)}")
@@ -116,9 +116,9 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
         if name is None:
             raise ValueError(f'`override` must contain the key "name",but got {cfg}')
         if "param" in cfg:
-            raise ValueError("`param` can not stand in an override: write a rule of its own with it")
+            raise ValueError("`param` is not allowed in an override: write a separate rule with it")
         if not cfg:
-            cfg = main_cfg  # nothing but a name: the main rule, applied there
+            cfg = main_cfg  # only a name: the main rule, applied there
         elif "type" not in cfg:
             raise ValueError(f'`override` need "type" key, but got {cfg}')
         if not hasattr(module, name):
@@ -129,7 +129,7 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
         target = getattr(module, name)
         if not isinstance(target, nn.Module):
             raise AttributeError(
-                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__} and no module. For a "
+                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__}, not a module. For a "
                 f"parameter write a rule with param={name!r}"
             )
         initializer = _build(cfg)
@@ -138,7 +138,7 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
 
 
 def _build(cfg: dict[str, Any]) -> Any:
-    """Builds an initializer; an argument that it does not take is answered with those that it takes."""
+    """Builds an initializer; the error for an unexpected argument lists the ones it takes."""
     try:
         built = WEIGHT_INITIALIZERS.build(cfg)
     except TypeError as error:
@@ -152,7 +152,7 @@ def _build(cfg: dict[str, Any]) -> Any:
 
 
 def _arguments(kind: type) -> list[str]:
-    """Returns the names of the arguments of a class, those that it hands to its bases included."""
+    """Returns the names of a class's arguments, including those it passes to its bases as ``**kwargs``."""
     names: dict[str, None] = {}
     for each in kind.__mro__:
         own = inspect.signature(vars(each)["__init__"]).parameters.values() if "__init__" in vars(each) else ()

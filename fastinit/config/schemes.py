@@ -1,27 +1,109 @@
-"""From a weight's shape to the numbers of its distribution: fans, gains, standard deviations, bias probabilities.
+"""Named initialization schemes: from a weight's shape to its distribution.
 
-The order of the floating-point operations is part of the result: it is that of torch.nn.init, so that a fill planned
-here and a call of torch.nn.init use the same float64 numbers, bit for bit.
+The order of the floating-point operations is part of the result. It is torch.nn.init's, so that a planned fill and a
+call of torch.nn.init use the same float64 numbers, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from ..errors import warn_user
+from ..plans import Distribution, Normal, TruncatedNormal, Uniform
+
 FAN_MODES = ("fan_in", "fan_out")
 
 
+def xavier(shape: Sequence[int], gain: float = 1, distribution: str = "normal", batch_dims: int = 0) -> Distribution:
+    """Returns the distribution of Glorot & Bengio (AISTATS 2010, eq. 16): std = gain * sqrt(2 / (fan_in + fan_out)).
+
+    Args:
+        shape: the weight's full shape, in elements.
+        gain: the factor of the standard deviation.
+        distribution: "normal" or "uniform".
+        batch_dims: as for ``fans``.
+
+    Raises:
+        AssertionError: an unknown ``distribution``.
+        ValueError: fewer than two dimensions.
+    """
+    return centred(distribution)(float(gain * math.sqrt(2.0 / float(sum(fans(shape, batch_dims))))))
+
+
+def kaiming(
+    shape: Sequence[int],
+    a: float = 0,
+    mode: str = "fan_out",
+    nonlinearity: str = "relu",
+    distribution: str = "normal",
+    batch_dims: int = 0,
+) -> Distribution:
+    """Returns the distribution of He et al. (ICCV 2015, eq. 10 and 14): std = gain(nonlinearity, a) / sqrt(fan).
+
+    For a weight without elements it warns as torch does, and computes no fan.
+
+    Args:
+        shape: the weight's full shape, in elements.
+        a: the negative slope, for "leaky_relu".
+        mode: "fan_in" or "fan_out".
+        nonlinearity: as for ``torch.nn.init.calculate_gain``.
+        distribution: "normal" or "uniform".
+        batch_dims: as for ``fans``.
+
+    Raises:
+        AssertionError: an unknown ``distribution``.
+        ValueError: fewer than two dimensions, or an unknown mode or nonlinearity.
+    """
+    of_std = centred(distribution)
+    if 0 in shape:
+        warn_user("Initializing zero-element tensors is a no-op")
+        return Normal(0.0, 0.0)
+    fan = _fan(shape, mode, batch_dims)
+    return of_std(float(torch.nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan)))  # type: ignore[arg-type]
+
+
+def truncated_normal(mean: float, std: float, a: float, b: float) -> TruncatedNormal:
+    """Returns the normal distribution on [a, b]; warns if hardly any of it lies there.
+
+    Raises:
+        ZeroDivisionError: ``std`` is 0.
+        RuntimeError: ``std`` < 0 or a > b.
+    """
+    found = TruncatedNormal(mean, std, a, b)
+    if found.mean < found.low - 2 * found.std or found.mean > found.high + 2 * found.std:
+        warn_user(
+            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. The distribution of values may be incorrect."
+        )
+    return found
+
+
+def bias_init_with_prob(prior_prob: float) -> float:
+    """Returns the bias b for which sigmoid(b) is ``prior_prob`` (Lin et al., "Focal Loss", ICCV 2017, section 4.1).
+
+    Raises:
+        ZeroDivisionError: ``prior_prob`` is 0. For 1 the result is inf, with numpy's warning, as in mmengine.
+
+    Example:
+        >>> bias_init_with_prob(0.01)
+        -4.59511985013459
+    """
+    return float(-np.log((1 - prior_prob) / prior_prob))
+
+
+# --- fans and standard deviations ------------------------------------------------------------------------------------
+
+
 def fans(shape: Sequence[int], batch_dims: int = 0) -> tuple[int, int]:
-    """Returns (fan_in, fan_out) of a weight: dimension 1 and dimension 0, each times the receptive field behind them.
+    """Returns (fan_in, fan_out) of a weight: dimensions 1 and 0, each times the receptive field (all later dimensions).
 
     Args:
         shape: the full shape, in elements, e.g. (out, in, height, width).
-        batch_dims: how many leading dimensions only stack independent weights (64 experts in one tensor of
-            (64, 1024, 512) have ``batch_dims=1``); they do not count.
+        batch_dims: the number of leading dimensions that only stack independent weights and do not count (64 experts
+            in one tensor of (64, 1024, 512) have ``batch_dims=1``).
 
     Raises:
         ValueError: fewer than two dimensions are left.
@@ -38,39 +120,30 @@ def fans(shape: Sequence[int], batch_dims: int = 0) -> tuple[int, int]:
     return own[1] * receptive_field, own[0] * receptive_field
 
 
-def xavier_std(shape: Sequence[int], gain: float = 1.0, batch_dims: int = 0) -> float:
-    """Returns gain * sqrt(2 / (fan_in + fan_out)) (Glorot & Bengio, AISTATS 2010, eq. 16)."""
-    fan_in, fan_out = fans(shape, batch_dims)
-    return float(gain * math.sqrt(2.0 / float(fan_in + fan_out)))
-
-
-def kaiming_std(
-    shape: Sequence[int], a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", batch_dims: int = 0
-) -> float:
-    """Returns gain(nonlinearity, a) / sqrt(fan) (He et al., ICCV 2015, eq. 10 and 14).
+def centred(distribution: str) -> Callable[[float], Distribution]:
+    """Returns the function from a standard deviation to the normal or uniform distribution with mean 0.
 
     Raises:
-        ValueError: fewer than two dimensions, or an unknown mode or nonlinearity.
+        AssertionError: the name is neither "normal" nor "uniform".
     """
+    if distribution not in ("uniform", "normal"):
+        raise AssertionError(f"distribution must be 'uniform' or 'normal', but got {distribution!r}")
+    return _CENTRED[distribution]
+
+
+def _fan(shape: Sequence[int], mode: str, batch_dims: int) -> int:
     if mode.lower() not in FAN_MODES:
         raise ValueError(f"Mode {mode.lower()} not supported, please use one of {list(FAN_MODES)}")
-    fan = fans(shape, batch_dims)[FAN_MODES.index(mode.lower())]
-    return float(torch.nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan))  # type: ignore[arg-type]
+    return fans(shape, batch_dims)[FAN_MODES.index(mode.lower())]
 
 
-def uniform_bound(std: float) -> float:
-    """Returns the b for which Uniform(-b, b) has standard deviation ``std``."""
-    return math.sqrt(3.0) * std
+def _normal(std: float) -> Distribution:
+    return Normal(0.0, std)
 
 
-def bias_init_with_prob(prior_prob: float) -> float:
-    """Returns the bias b for which sigmoid(b) is ``prior_prob`` (Lin et al., "Focal Loss", ICCV 2017, section 4.1).
+def _uniform(std: float) -> Distribution:
+    bound = math.sqrt(3.0) * std
+    return Uniform(-bound, bound)
 
-    Raises:
-        ZeroDivisionError: ``prior_prob`` is 0. For 1 the result is inf, with numpy's warning, as in mmengine.
 
-    Example:
-        >>> bias_init_with_prob(0.01)
-        -4.59511985013459
-    """
-    return float(-np.log((1 - prior_prob) / prior_prob))
+_CENTRED: dict[str, Callable[[float], Distribution]] = {"normal": _normal, "uniform": _uniform}

@@ -14,16 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..plans import (
-    Box,
-    Constant,
-    Distribution,
-    Fill,
-    Normal,
-    TruncatedNormal,
-    Uniform,
-    byte_span,
-)
+from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span
 from ..plans.geometry import merged, row_major
 from .streams import parameter_keys, streams_of
 from .tails import Centre, truncation

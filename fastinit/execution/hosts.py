@@ -1,6 +1,6 @@
-"""Hosts: other libraries whose initialization fastinit may run within, and which keep books of their own.
+"""Hosts: libraries whose own initialization may be running around fastinit's, with their own provenance records.
 
-By default there are none. An integration adds its library's.
+The list is empty by default; an integration appends its library's host.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from torch import nn
 
 
 class Host(Protocol):
-    """What fastinit asks of a library and tells it."""
+    """A library's side of an initialization."""
 
     def is_initializing(self, module: nn.Module) -> bool:
-        """Tells whether the library is initializing a module now, and keeps books of it."""
+        """Tells whether the library is initializing ``module`` now, and records provenance itself."""
 
     def wrote(self, module: nn.Module, info: str) -> None:
-        """Notes that ``info`` wrote parameters of ``module``."""
+        """Records that ``info`` wrote parameters of ``module``, which the library is initializing."""
 
     def logs(self, module: nn.Module) -> bool:
-        """Logs what wrote each parameter of a module of the library's; returns False where it is not the library's."""
+        """Logs the provenance of a module of this library, and returns True; False for any other module."""
 
 
 hosts: list[Host] = []
 
 
 def host_of(module: nn.Module) -> Host | None:
-    """Returns the library that is initializing a module now, if one is."""
+    """Returns the host that is initializing ``module`` now, None if there is none."""
     return next((host for host in hosts if host.is_initializing(module)), None)

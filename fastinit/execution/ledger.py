@@ -19,11 +19,18 @@ from torch.overrides import TorchFunctionMode
 from ..logs import is_rank_zero, logger
 from ..plans import byte_span
 from .hosts import host_of
-from .versions import tensors_in, version_of
+from .version_counters import tensors_in, version_of
+
+# The attribute that refers to the ledger from every module of a BaseModule tree during ``init_weights``. Drop-in: code
+# written for mmengine looks for it.
+_ATTRIBUTE = "_params_init_info"
+
+computed_keys: dict[str, Callable[[torch.Tensor], Any]] = {}
+"""Further keys of a ``ParameterInfo``, computed from the parameter when read; integrations add their library's."""
 
 
 class ParameterInfo(dict[str, Any]):
-    """``init_info`` of one parameter, and ``tmp_mean_value``, which mmengine keeps and we compute only when asked."""
+    """``init_info`` of one parameter, and the ``computed_keys``."""
 
     __slots__ = ("_parameter",)  # there is one for each parameter
 
@@ -32,16 +39,11 @@ class ParameterInfo(dict[str, Any]):
         self._parameter = parameter
 
     def __missing__(self, key: str) -> Any:
-        if key != "tmp_mean_value":
-            raise KeyError(key)
-        return self._parameter.detach().mean().cpu()
+        return computed_keys[key](self._parameter)
 
 
 class Ledger(dict[torch.Tensor, ParameterInfo]):
-    """Maps every parameter under a root to its ``ParameterInfo``.
-
-    It is the ``_params_init_info`` of the modules while a BaseModule tree is initialized, as mmengine's books are.
-    """
+    """Maps every parameter under a root to its ``ParameterInfo``."""
 
     def __init__(self, parameters: Mapping[torch.Tensor, str], default_info: str) -> None:
         super().__init__((parameter, ParameterInfo(parameter, default_info)) for parameter in parameters)
@@ -193,27 +195,48 @@ def _storage_address(tensor: torch.Tensor) -> int:
         return 0
 
 
-def update_init_info(module: nn.Module, init_info: str) -> None:
-    """Attributes what was written in the parameters of ``module`` since the last attribution to ``init_info``.
+def ledger_of(module: nn.Module) -> Ledger | None:
+    """Returns the ledger attached to ``module``, None if there is none."""
+    found = getattr(module, _ATTRIBUTE, None)
+    return found if isinstance(found, Ledger) else None
 
-    For code within an ``init_weights``: it says in the log where the values came from. Follows
-    ``mmengine.model.update_init_info``; within an mmengine tree it does what that does.
+
+@contextmanager
+def attached(ledger: Ledger, root: nn.Module) -> Iterator[None]:
+    """Attaches a ledger to every module under ``root`` for the block; at its end the ledger is closed."""
+    modules = list(root.modules())
+    for module in modules:
+        setattr(module, _ATTRIBUTE, ledger)
+    try:
+        yield
+    finally:
+        ledger.is_closed = True
+        for module in {*modules, *root.modules()}:  # removed and added modules too
+            vars(module).pop(_ATTRIBUTE, None)
+
+
+def update_init_info(module: nn.Module, init_info: str) -> None:
+    """Attributes all writes to parameters of ``module`` since the last attribution to ``init_info``.
+
+    Call it in an ``init_weights`` to set the provenance that is logged. Follows ``mmengine.model.update_init_info``; in
+    a tree that another library is initializing (see ``Host``) it updates that library's records.
 
     Raises:
-        AssertionError: ``module`` is not being initialized, or it has a parameter that was not there in the beginning.
+        AssertionError: ``module`` is not being initialized, or has a parameter that was added since initialization
+            began.
     """
-    if not hasattr(module, "_params_init_info"):
-        raise AssertionError(f"Can not find `_params_init_info` in {module}")
-    known: Any = module._params_init_info
-    check_no_new_parameters(module, known)
-    if isinstance(known, Ledger):
-        known.claim(module, init_info)
-    elif (host := host_of(module)) is not None:
+    if (host := host_of(module)) is not None:
         host.wrote(module, init_info)
+        return
+    ledger = ledger_of(module)
+    if ledger is None:
+        raise AssertionError(f"Can not find `{_ATTRIBUTE}` in {module}")
+    check_no_new_parameters(module, ledger)
+    ledger.claim(module, init_info)
 
 
 def check_no_new_parameters(module: nn.Module, known: Mapping[torch.Tensor, Any]) -> None:
-    """Raises AssertionError if ``module`` has a parameter that was not there when initialization began."""
+    """Raises AssertionError if ``module`` has a parameter that was added since initialization began."""
     for name, parameter in module.named_parameters():
         if parameter not in known:
             raise AssertionError(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -143,10 +144,6 @@ class _Storage:
     """It holds nothing before it is filled."""
     is_marked: bool = False
     """Every byte was _UNTOUCHED when the memory was exposed."""
-
-    @property
-    def is_gone(self) -> bool:
-        return bool(self.ref.expired())  # type: ignore[no-untyped-call]
 
 
 # Fills of temporary tensors cost a kilobyte each, and looking for those that are gone a microsecond for each storage.
@@ -294,7 +291,7 @@ class MemoryBook:
 
     def _purge(self) -> None:
         """Forgets what was known of memory that is gone."""
-        for storage_id in [storage_id for storage_id, storage in self._storages.items() if storage.is_gone]:
+        for storage_id in [storage_id for storage_id in self._storages if _is_gone(storage_id)]:
             for write in self._storages.pop(storage_id).writes:
                 if isinstance(write, PendingFill):
                     write.leave()
@@ -349,14 +346,15 @@ class MemoryBook:
             storage = self._storages.get(place.storage_id)
             writes: Sequence[Write] = () if storage is None else storage.writes
             return [write for write in writes if isinstance(write, PendingFill) and write.is_pending]
-        self._purge()
         return [fill for fill in self.fills() if fill.is_pending]
 
     def fills(self) -> list[PendingFill]:
         """Returns all fills that still show, in memory that is alive, in order."""
-        alive = (storage for storage in self._storages.values() if not storage.is_gone)
-        fills = (write for storage in alive for write in storage.writes if isinstance(write, PendingFill))
-        return sorted(fills, key=lambda fill: fill.order)
+        self._purge()
+        storages = self._storages.values()
+        fills = [write for storage in storages for write in storage.writes if isinstance(write, PendingFill)]
+        fills.sort(key=_order_of)
+        return fills
 
     def is_written(self, place: Place) -> bool:
         """Tells whether every element of a place has been written (or will be), as far as that was seen."""
@@ -376,6 +374,11 @@ class MemoryBook:
         for each in touching:
             mask.as_strided(each.memory.shape, each.memory.steps, each.memory.first).fill_(True)
         return bool(mask.as_strided(place.memory.shape, place.memory.steps, place.memory.first).all())
+
+
+_order_of = attrgetter("order")
+_is_gone = torch.UntypedStorage._expired
+"""Tells whether the storage of an identity has been freed; ``StorageWeakRef.expired`` without its three calls."""
 
 
 def _bytes_of(storage: _Storage) -> torch.Tensor:

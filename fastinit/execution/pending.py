@@ -1,8 +1,8 @@
 """Pending fills: requested but not yet written. One protocol, two implementations, chosen once when a call opens.
 
-``LatestPerTensor`` is for calls that see their own fills only: of each tensor the last one runs. ``ByMemory``
-(by_memory.py) is for calls that watch memory (``capture``): a fill is known by the bytes that it is for, and stays
-pending until something reads them.
+``LatestPerTensor`` is for calls that see only their own fills: of each tensor the last one runs. ``ByMemory``
+(pending_by_memory.py) is for calls that watch memory (``capture``): a fill is known by the bytes that it is for, and
+stays pending until something reads them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 from ..backends import BACKENDS
 from ..plans import Call, Copy, Fill
-from .by_memory import ByMemory
 from .done import Done
 from .ledger import FunctionSensor, Ledger
 from .memory_book import MemoryBook
+from .pending_by_memory import ByMemory
 from .runner import ask_if_sharded, execute, prepare
 from .scope import Scope
 

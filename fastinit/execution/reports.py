@@ -9,7 +9,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..backends import engines_of, numbers_of
-from ..plans import MAX_ROWS, Fill, Item, Plan, Row, n_bytes_of, names_line, row_json, rows_of, table_of, tensors_of
+from ..plans import (
+    MAX_ROWS,
+    Fill,
+    Item,
+    Plan,
+    Row,
+    n_bytes_of,
+    names_line,
+    row_json,
+    rows_of,
+    table_of,
+    tensors_of,
+)
 from .done import CheckpointReport, Done
 from .ledger import Ledger
 from .scope import Scope

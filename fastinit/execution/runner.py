@@ -11,7 +11,7 @@ from ..contract.streams import streams_of
 from ..plans import Constant, Copy, Fill, Item, describe, tensors_of
 from ..shards.dtensor import is_sharded, mesh_of
 from .scope import Scope
-from .versions import count_writes
+from .version_counters import count_writes
 
 Group = TypeVar("Group", bound=Hashable)
 

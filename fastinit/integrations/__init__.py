@@ -1,4 +1,4 @@
-"""Bridges to other libraries, over the public API; importing them imports none of those libraries."""
+"""Integrations with other libraries; importing them imports none of those libraries."""
 
 from . import mmengine, transformers
 

@@ -1,54 +1,83 @@
-"""Puts fastinit to work in mmengine: its initializers in the registry, or all of ``BaseModule.init_weights``."""
+"""Uses fastinit in mmengine: its initializers in mmengine's registry, or all of ``BaseModule.init_weights``.
+
+Importing this module, which ``import fastinit`` does, tells the core what it needs to know about mmengine (the host,
+the model wrappers, the keys of its records) and does not import mmengine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base_module import BaseModule, update_init_info
 from ..execution.hosts import hosts
-from ..execution.ledger import Ledger
+from ..execution.ledger import Ledger, check_no_new_parameters, computed_keys
+from ..naming import wrapper_sources
 from ..registry import WEIGHT_INITIALIZERS
 
 
 class MMEngine:
-    """mmengine as a host: it compares means to see what was written, and logs by its own logger."""
+    """mmengine as a host: it detects writes by comparing means, and logs on its own logger."""
 
     def is_initializing(self, module: nn.Module) -> bool:
-        """Tells whether a module is part of an mmengine tree that is being initialized."""
+        """Tells whether mmengine's own ``init_weights`` is running on a tree that holds ``module``."""
         return not isinstance(getattr(module, "_params_init_info", None), (Ledger, type(None)))
 
     def wrote(self, module: nn.Module, info: str) -> None:
-        """Does what ``mmengine.model.update_init_info`` does."""
-        known: Any = module._params_init_info
+        """Does what ``mmengine.model.update_init_info`` does.
+
+        Raises:
+            AssertionError: ``module`` is not in the tree, or has a parameter that was added since initialization began.
+        """
+        if not hasattr(module, "_params_init_info"):
+            raise AssertionError(f"Can not find `_params_init_info` in {module}")
+        records: Any = module._params_init_info
+        check_no_new_parameters(module, records)
         for parameter in module.parameters():
-            mean = parameter.detach().mean().cpu()
-            entry = known[parameter]
+            mean = _mean(parameter)
+            entry = records[parameter]
             if entry["tmp_mean_value"] != mean:
                 entry["init_info"] = info
                 entry["tmp_mean_value"] = mean
 
     def logs(self, module: nn.Module) -> bool:
-        """Lets an mmengine module log as it does (``enable`` has put fastinit's ``init_weights`` there)."""
+        """Lets a module of mmengine log as usual; it gets here where ``enable`` has replaced its ``init_weights``."""
         dump = getattr(module, "_dump_init_info", None)
         if dump is not None:
             dump()
         return dump is not None
 
 
+def _mean(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().mean().cpu()
+
+
+def _model_wrappers() -> Iterator[type]:
+    """Yields the classes in mmengine's registry of model wrappers and in its child registries, such as mmdet's."""
+    mmengine = sys.modules.get("mmengine.registry")  # a module can only be an instance of an imported class
+    registries = [] if mmengine is None else [mmengine.MODEL_WRAPPERS]
+    for registry in registries:  # grows while it is read
+        yield from (each for each in registry.module_dict.values() if isinstance(each, type))
+        registries.extend(registry.children.values())
+
+
 hosts.append(MMEngine())
+computed_keys["tmp_mean_value"] = _mean
+wrapper_sources.append(_model_wrappers)
 
 _replaced: dict[str, Callable[..., Any] | None] = {}
 _patched: list[tuple[Any, str, Any]] = []
 
 
 def register() -> None:
-    """Registers fastinit's initializers in mmengine's WEIGHT_INITIALIZERS, in place of its own of that name.
+    """Registers fastinit's initializers in mmengine's WEIGHT_INITIALIZERS, replacing those of the same names.
 
-    From then on mmengine's ``initialize`` and ``BaseModule.init_weights``, and the registries of other libraries below
-    mmengine's, build fastinit's. A second call adds what was registered in fastinit since the first.
+    mmengine's ``initialize`` and ``BaseModule.init_weights``, and child registries such as mmdet's, then build
+    fastinit's initializers. Another call adds those registered in fastinit since.
 
     Raises:
         ImportError: mmengine is not installed.
@@ -62,7 +91,7 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Gives mmengine its own initializers back."""
+    """Restores mmengine's initializers."""
     registry = _registry()
     for name, initializer in _replaced.items():
         if initializer is None:
@@ -73,12 +102,12 @@ def unregister() -> None:
 
 
 def enable() -> None:
-    """Lets ``init_weights`` of all mmengine modules run by fastinit; configs and Runner scripts stay as they are.
+    """Makes fastinit run ``init_weights`` of all mmengine modules; configs and Runner scripts need no change.
 
-    A detector becomes one plan: what its modules do in ``init_weights`` of their own is recorded, the bookkeeping knows
-    what was written and reads no parameter back, and on the contract backends everything is filled in one launch. The
-    backend and the seed are those of ``fastinit.use`` or FASTINIT_BACKEND; on "torch", which is "auto" on the CPU, the
-    weights are mmengine's, bit for bit. mmengine's logger gets its lines as before. Includes ``register``.
+    A detector becomes one plan: fills by the modules' own ``init_weights`` are recorded, provenance is known without
+    reading parameters back, and a contract backend fills everything in one launch. Backend and seed are those of
+    ``fastinit.use`` or FASTINIT_BACKEND. On "torch", which "auto" means on the CPU, the weights are mmengine's, bit for
+    bit. mmengine's logger gets the same lines as before. Includes ``register``.
 
     Raises:
         ImportError: mmengine is not installed.
@@ -98,7 +127,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Gives mmengine its own initialization back."""
+    """Restores mmengine's initialization; includes ``unregister``."""
     while _patched:
         place, name, original = _patched.pop()
         setattr(place, name, original)

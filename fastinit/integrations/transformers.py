@@ -1,4 +1,4 @@
-"""Models of transformers: made from a config, or loaded with what their checkpoint lacks, by ``capture``."""
+"""Models of transformers, built from a config or loaded from a checkpoint, with every fill planned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..recording.blocks import build, capture
+from ..recording.capturing import build, capture
 from ..recording.recipes import Recipe
 
 
@@ -20,13 +20,13 @@ def from_config(
     strict: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Returns ``auto_class.from_config(config, **kwargs)``, each parameter filled once.
+    """Builds ``auto_class.from_config(config, **kwargs)``, filling each parameter once.
 
     Args:
         config: a ``PretrainedConfig``.
-        auto_class: e.g. ``AutoModelForCausalLM``, or a model's class; None: ``AutoModel``.
+        auto_class: e.g. ``AutoModelForCausalLM``, or a model class; None: ``AutoModel``.
         device, backend, seed, strict: as for ``fastinit.build``.
-        kwargs: transformers' own, such as ``dtype`` and ``attn_implementation``.
+        kwargs: passed to transformers, e.g. ``dtype`` and ``attn_implementation``.
 
     Raises:
         ImportError: transformers is not installed.
@@ -45,10 +45,10 @@ def from_pretrained(
     strict: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Recipe]:
-    """Returns ``model_class.from_pretrained(name_or_path, ...)``, and what was recorded.
+    """Returns ``model_class.from_pretrained(name_or_path, ...)`` and the recipe of its fills.
 
-    What the checkpoint lacks (a new head) is drawn by name, and is the same whatever else was loaded;
-    ``recipe.report.provenance`` names it.
+    Parameters missing from the checkpoint (a new head) are drawn by name, so their values do not depend on the rest of
+    the checkpoint; ``recipe.report.provenance`` lists them.
 
     Args:
         model_class: e.g. ``AutoModelForSequenceClassification``.

@@ -3,16 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Call``) in the order in which they take effect.
 """
 
-from .distributions import (
-    Constant,
-    Distribution,
-    Normal,
-    Number,
-    TruncatedNormal,
-    Uniform,
-    describe,
-    numbers_of,
-)
+from .distributions import Constant, Distribution, Normal, Number, TruncatedNormal, Uniform, describe, numbers_of
 from .geometry import Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, n_bytes_of, tensors_of
 from .rows import COLUMNS, MAX_ROWS, Plan, Row, row_json, rows_of, table_of

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from ..backends import BACKENDS
-from ..execution.by_memory import ByMemory
 from ..execution.memory_book import PendingFill, State
+from ..execution.pending_by_memory import ByMemory
 from ..execution.places import Place
 from ..execution.scope import Scope
-from ..execution.versions import tensors_in
+from ..execution.version_counters import tensors_in
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
@@ -353,13 +353,31 @@ def _handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
+@cache
+def _name_of(func: Operator) -> str:
+    """Returns the name of an operator without its namespace and overload, e.g. ``normal_``."""
+    return str(func).split(".")[1]
+
+
+@lru_cache(maxsize=4096, typed=True)  # the layers of a model are alike
+def _same_values(values: Callable[..., Distribution], *numbers: float) -> Distribution:
+    return values(*numbers)
+
+
+def _distribution(values: Callable[..., Distribution], numbers: tuple[Any, ...]) -> Distribution:
+    """Returns the distribution with these numbers, made once where they are plain floats."""
+    # A cache takes -0.0 for 0.0; distributions do not.
+    are_plain = all(type(number) is float and number != 0.0 for number in numbers)
+    return _same_values(values, *numbers) if are_plain else values(*numbers)
+
+
 def _filled(
     ops: Operators, values: Callable[..., Distribution], func: Any, args: Any, kwargs: Any, *numbers: Any
 ) -> Any:
     tensor = args[0]
     if kwargs.get("generator") is not None:  # its owner wants this generator's numbers
         return NOT_HANDLED
-    done = ops.fill(tensor, lambda: values(*numbers), str(func).split(".")[1], lambda: func(*args, **kwargs))
+    done = ops.fill(tensor, lambda: _distribution(values, numbers), _name_of(func), lambda: func(*args, **kwargs))
     return tensor if done else NOT_HANDLED
 
 
@@ -394,7 +412,7 @@ _ZERO_LIKE = {"zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like
 
 @_handles("zeros", "ones", "rand", "randn", "full", "normal.float_float")
 def _factory(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    name = str(func).split(".")[1]
+    name = _name_of(func)
     if name == "normal":
         return ops.created(None, func, args, kwargs, lambda: Normal(*args[:2]))
     if name == "full":
@@ -404,7 +422,7 @@ def _factory(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[st
 
 @_handles("zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_zeros", "new_ones", "new_full")
 def _factory_like(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    name = str(func).split(".")[1]
+    name = _name_of(func)
     if name in ("full_like", "new_full"):
         value = args[1 if name == "full_like" else 2]
         return ops.created(args[0], func, args, kwargs, lambda: Constant(value))
@@ -419,7 +437,7 @@ def _values_of_factory(name: str) -> Distribution:
 
 def _change(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Change | None:
     """Returns the change that an operator stands for; None if its arguments are no numbers."""
-    name = str(func).split(".")[1].rstrip("_")
+    name = _name_of(func).rstrip("_")
     given = args[1:]
     if any(isinstance(value, torch.Tensor) for value in given):
         for value in given:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..execution.by_memory import ByMemory
 from ..execution.memory_book import PendingFill
 from ..execution.owners import Owner, Owners, index_in, stream_of
+from ..execution.pending_by_memory import ByMemory
 from ..execution.reports import Report
 from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk
@@ -194,9 +194,10 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[Rec
     fills: dict[str, tuple[RecordedFill, ...]] = {}
     unknown: dict[str, str] = {}
     for owner in owners:
-        found = book.fills_at(owner.place)
-        if others := book.others_at(owner.place):
-            unknown[owner.name] = others[-1].info
+        writes = book.writes_at(owner.place)
+        found = [each for each in writes if isinstance(each, PendingFill)]
+        if len(found) < len(writes):
+            unknown[owner.name] = book.others_at(owner.place)[-1].info
         elif any(isinstance(each.values, Chain) for each in found):
             unknown[owner.name] = found[-1].info
         elif found:

@@ -23,10 +23,10 @@ from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..config.initializers import truncated_normal
-from ..execution.by_memory import ByMemory
+from ..config.schemes import truncated_normal
 from ..execution.calls import current_call
 from ..execution.memory_book import MemoryBook
+from ..execution.pending_by_memory import ByMemory
 from ..plans import TruncatedNormal
 from .operators import NOT_HANDLED, Operators, where
 

@@ -20,7 +20,8 @@ from fastinit import checkpoint as ours
 from fastinit.checkpoint.storage import batches
 from fastinit.checkpoint.storage.copying import Copies
 from fastinit.checkpoint.storage.files import File
-from fastinit.checkpoint.storage.stored import Storage, StoredTensor
+from fastinit.checkpoint.storage.on_disk import FileStorage
+from fastinit.checkpoint.storage.stored import StoredTensor
 
 
 def net():
@@ -222,7 +223,7 @@ def test_a_read_error_in_own_loading_code_is_not_a_mismatch(tmp_path, strict, ac
 
 def test_a_tensor_that_reaches_out_of_its_bytes_is_refused_with_its_name(tmp_path):
     (tmp_path / "f").write_bytes(bytes(1000))
-    storage = Storage(File(tmp_path / "f"), 10, 100)
+    storage = FileStorage(File(tmp_path / "f"), 10, 100)
     for offset, shape, strides in ((0, (26,), (1,)), (24, (2,), (1,)), (-1, (2,), (1,)), (0, (2, 2), (24, 1))):
         copies = Copies()
         held = torch.ones(shape)

@@ -126,18 +126,18 @@ def test_names_are_relative_to_the_module_that_owns_the_config():
     "beside", [dict(layer="Linear"), dict(bias=0), dict(bias_prob=0.1), dict(override=dict(name="x"))], ids=str
 )
 def test_other_selectors_cannot_be_combined_with_param(beside):
-    with pytest.raises(ValueError, match=r"^init_cfg\[0\]: .*can ?not stand beside"):
+    with pytest.raises(ValueError, match=r"^init_cfg\[0\]: .*can ?not be combined with"):
         fastinit.initialize(model(), [dict(type="Constant", val=1, param="*", **beside)])
 
 
 def test_initializer_objects_refuse_the_combination_too():
-    with pytest.raises(ValueError, match="can not stand beside"):
+    with pytest.raises(ValueError, match="can not be combined with"):
         fastinit.NormalInit(param="*", layer="Linear")
 
 
 def test_param_is_refused_in_an_override():
     cfg = dict(type="Constant", val=1, override=dict(type="Constant", val=1, name="head", param="*"))
-    with pytest.raises(ValueError, match=r"^init_cfg\.override: `param` can not stand in an override"):
+    with pytest.raises(ValueError, match=r"^init_cfg\.override: `param` is not allowed in an override"):
         fastinit.initialize(model(), cfg)
 
 

@@ -121,7 +121,10 @@ def test_a_distribution_must_be_one_of_ours():
         def weight_distribution(self, shape):
             return torch.distributions.Normal(0, 1)
 
-    with pytest.raises(TypeError, match="^init_cfg: parameter 'weight': a distribution of fastinit.plans is needed"):
+    with pytest.raises(
+        TypeError,
+        match="^init_cfg: parameter 'weight': weight_distribution must return a distribution of fastinit.plans",
+    ):
         fastinit.initialize(nn.Linear(2, 2), dict(type=Wrong, layer="Linear"))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastinit import plans
 from fastinit.contract import records as lowering
 from fastinit.contract import streams
-from fastinit.execution import versions
+from fastinit.execution import version_counters as versions
 
 NORMAL = plans.Normal(0, 1)
 SEED = 11

@@ -13,7 +13,7 @@ from helpers import same_bits
 from torch import nn
 
 import fastinit
-from fastinit.execution import memory
+from fastinit.execution import allocation as memory
 
 backends = pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=needs.mark(needs.CPP))])
 CFG = dict(type="Normal", std=0.5, layer=["Linear", "Embedding", "Conv2d"])

@@ -1,8 +1,10 @@
-"""Imports point only downward, as DESIGN.md draws them; parsed from the source, so that lazy ones count too."""
+"""Imports point only downward, in the order of LAYERS; parsed from the source, so that lazy ones count too."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ LAYERS = [
     ["__init__", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+# The same order within checkpoint/: of its folders, with leaves below them, and the files beside the folders above.
+CHECKPOINT = [["messages"], ["mmengine_log", "mmengine_tta"], ["storage"], ["formats"], ["sources"], ["the root"]]
+CHECKPOINT_LEVEL = {name: level for level, names in enumerate(CHECKPOINT) for name in names}
+# Packages that an install may lack; only these may be imported inside a function of checkpoint/.
+OPTIONAL = {"torchvision", "tqdm", "huggingface_hub", "fsspec"}
 
 
 def imported_modules(path: Path):
@@ -60,6 +69,55 @@ def test_imports_point_downward(file):
             continue
         assert name in LEVEL, f"{file} imports {name}, which has no place in LAYERS"
         assert LEVEL[name] < LEVEL[own], f"{file} imports {name}, which is not below it"
+
+
+def modules_of_checkpoint(path: Path) -> Iterator[tuple[str, ...]]:
+    """Yields the modules inside fastinit/checkpoint that a file of it imports, as paths below it."""
+    inside = path.relative_to(PACKAGE).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            parts = [*inside[: len(inside) + 1 - node.level], *filter(None, (node.module or "").split("."))]
+            for alias in node.names:
+                found = (*parts, alias.name)
+                is_module = (PACKAGE.joinpath(*found).with_suffix(".py")).is_file() or PACKAGE.joinpath(*found).is_dir()
+                if found[0] == "checkpoint":
+                    yield (found if is_module else tuple(parts))[1:]
+
+
+def room_of(module: tuple[str, ...]) -> str:
+    """Returns the layer of CHECKPOINT that a module is in."""
+    first = module[0] if module else "the root"
+    return first if first in CHECKPOINT_LEVEL else "the root"
+
+
+CHECKPOINT_FILES = [file for file in FILES if file.startswith("checkpoint/")]
+
+
+@pytest.mark.parametrize("file", CHECKPOINT_FILES)
+def test_imports_within_checkpoint_point_downward(file: str) -> None:
+    own = room_of(Path(file).with_suffix("").parts[1:])
+    for module in modules_of_checkpoint(PACKAGE / file):
+        found = room_of(module)
+        assert found == own or CHECKPOINT_LEVEL[found] < CHECKPOINT_LEVEL[own], f"{file} imports {'.'.join(module)}"
+
+
+def test_modules_of_checkpoint_import_each_other_in_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for file in CHECKPOINT_FILES:
+        own = ".".join(Path(file).with_suffix("").parts[1:]).removesuffix(".__init__")
+        graph[own] = {".".join(module) for module in modules_of_checkpoint(PACKAGE / file)} - {own}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("file", CHECKPOINT_FILES)
+def test_functions_of_checkpoint_import_only_optional_packages(file: str) -> None:
+    functions = [
+        node for node in ast.walk(ast.parse((PACKAGE / file).read_text())) if isinstance(node, ast.FunctionDef)
+    ]
+    inner = [node for function in functions for node in ast.walk(function)]
+    names = {alias.name for node in inner if isinstance(node, ast.Import) for alias in node.names}
+    names |= {"." * node.level + (node.module or "") for node in inner if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} <= OPTIONAL
 
 
 @pytest.mark.parametrize("leaf", LAYERS[0])

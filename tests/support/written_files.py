@@ -9,7 +9,7 @@ import torch
 
 from fastinit.checkpoint import CheckpointLoader
 from fastinit.checkpoint.formats.by_content import Reading, read
-from fastinit.checkpoint.storage.stored import read_everything
+from fastinit.checkpoint.storage.trees import read_everything
 
 
 def save(content, path, zipped=True, protocol=2):

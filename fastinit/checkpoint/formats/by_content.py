@@ -15,8 +15,8 @@ from ...plans import names_line
 from ..storage.files import File, checked_access
 from ..storage.stubs import Foreign, one_line, refuse
 from . import distributed_folder, safetensors_file, torch_file
-from .beside import is_beside
 from .pickles.names import imported
+from .sibling_files import is_beside
 from .torch_file import ZIP_HEAD
 
 Fetch = Callable[[str], Path]

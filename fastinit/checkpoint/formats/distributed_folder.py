@@ -6,28 +6,28 @@ the folder is opened, and each chunk before anything is written; of a distribute
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...execution.memory import allocate_like
 from ...plans import names_line
 from ...shards.dtensor import boxes_of, is_sharded, why_not_shards
-from ..storage.current import loading
 from ..storage.files import File
-from ..storage.stored import Storage, StoredTensor
+from ..storage.on_disk import OnDisk
+from ..storage.stored import StoredTensor
 from ..storage.stubs import one_line, shown
 from . import folder_list, saved_tensor
-from .beside import status_beside
 from .folder_list import Chunk, Entry
 from .saved_tensor import SavedTensor
+from .sibling_files import status_beside
 
+_CPU = torch.device("cpu")
 LIST = ".metadata"
 """The file that lists what the others hold."""
 _DATA_ENDING = ".distcp"
@@ -42,74 +42,77 @@ _MAX_OPEN_FILES = 128
 _MAX_CHUNKS_FOR_EACH_RANK = 1 << 16
 
 
-class FolderStorage(Storage):
-    """One tensor of a folder."""
+class FolderStorage(OnDisk):
+    """One tensor of a folder.
 
-    is_in_one_file = False
+    Args:
+        folder: the open folder.
+        key: of the tensor in it.
+        entry: what the folder's list says of it.
+    """
+
+    stretch = None
 
     def __init__(self, folder: Folder, key: str, entry: Entry) -> None:
         self.folder = folder
         self.key = key
         self.entry = entry
-        self.meta = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-        self.n_bytes = self.meta.nbytes
-        self.memory = None
-        self.lock = threading.RLock()
+        self.strides = torch.empty(entry.shape, dtype=entry.dtype, device="meta").stride()
+        super().__init__(math.prod(entry.shape) * entry.dtype.itemsize)
         self._saved: dict[int, SavedTensor] = {}
-        """By the ids of chunks that were found right: a file can choose offsets that collide in a dict."""
+        """By the ids of the chunks that were checked: in a dict by offsets, a file could choose some that collide."""
 
     @property
-    def is_in_few_files(self) -> bool:
-        """Whether all files of the folder may be open at a time; else ``load_into`` opens one after the other."""
+    def path(self) -> Path:
+        """The path of the folder."""
+        return self.folder.path
+
+    @property
+    def opens_few_files(self) -> bool:
+        """Whether all files of the folder may be open at the same time."""
         return len(self.folder.names) <= _MAX_OPEN_FILES
 
-    def check(self, destination: torch.Tensor | None = None) -> None:
-        """Finds out whether all can be read, now or for a destination; nothing is written.
+    @property
+    def _is_left_to_ranks(self) -> bool:
+        return self.folder.n_chunks > _MAX_CHUNKS_FOR_EACH_RANK
+
+    def whole(self) -> StoredTensor:
+        """Returns the tensor."""
+        return self.tensor(_CPU)
+
+    def tensor(self, location: torch.device) -> StoredTensor:
+        """Returns the tensor, which is read to a location."""
+        return StoredTensor.at(self, 0, self.entry.shape, self.strides, self.entry.dtype, location)
+
+    def check(self, destination: torch.Tensor | None, unchanged: set[File]) -> None:
+        """Finds and checks every chunk; in large folders, only those that meet the destination.
 
         Raises:
             OSError: a file cannot be read, or was changed.
             RuntimeError: a chunk is damaged.
         """
         chunks: Iterable[Chunk] = self.entry.chunks
-        if destination is not None and self.folder.n_chunks > _MAX_CHUNKS_FOR_EACH_RANK:
+        if destination is not None and tuple(destination.shape) != self.entry.shape:
+            # Scalars had one dimension before torch 0.4; any other shape is a mismatch, and nothing is read.
+            chunks = chunks if destination.numel() == math.prod(self.entry.shape) else ()
+        elif destination is not None and self._is_left_to_ranks and why_not_shards(destination) is None:
             chunks = [chunk for chunk, _, _ in self._meeting(destination)]
         for chunk in _by_file(chunks):
             self._stored(chunk)
 
-    def read_memory(self) -> None:
-        """Reads all of it."""
-        (tensor,) = allocate_like([self.meta], torch.device("cpu"))
-        self.load_into(tensor)
-        self.memory = tensor.untyped_storage()
+    def pieces(self, destination: torch.Tensor, source: StoredTensor) -> list[tuple[torch.Tensor, StoredTensor]]:
+        """Returns the copies out of single files that fill a destination, file by file and in the files' order.
 
-    def pieces(
-        self, destination: torch.Tensor, dtype: torch.dtype | None = None
-    ) -> Iterator[tuple[torch.Tensor, StoredTensor]]:
-        """Yields what goes where of it, as copies out of single files: (part of the destination, its values).
-
-        They come file by file, in the order in which they lie there, and are all checked before the first one.
-
-        Args:
-            destination: a tensor of the same shape, of which a part may be here.
-            dtype: what the values are turned into before it takes them; None: what they are.
+        All of them are checked before this returns.
 
         Raises:
-            OSError, RuntimeError: as ``check``; or a distributed tensor is placed so that nothing can be read into it.
+            OSError, RuntimeError: as ``check``; or the destination's placements are not supported.
         """
         if (reason := why_not_shards(destination)) is not None:
             raise RuntimeError(reason)
         met = sorted(self._meeting(destination), key=lambda each: _place(each[0]))
-        parts = [(view, self._stored(chunk).part(*box)) for chunk, view, box in met]
-        for view, part in parts:
-            yield view, part if dtype is None or dtype == part.dtype else part.turned_into(dtype)
-
-    def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        """Reads into a tensor; arguments and errors are those of ``pieces``. What fails there writes nothing."""
-        with torch.no_grad():
-            for _, of_one_file in groupby(self.pieces(destination, dtype), key=lambda each: id(_file_of(each[1]))):
-                with loading():  # files are closed in between: there may be thousands
-                    for view, part in of_one_file:
-                        view.copy_(part)
+        pieces = ((view, self._stored(chunk).part(*box)) for chunk, view, box in met)
+        return [(view, part if part.dtype == source.dtype else part.turned_into(source.dtype)) for view, part in pieces]
 
     def _meeting(self, destination: torch.Tensor) -> Iterator[tuple[Chunk, torch.Tensor, Any]]:
         """Yields the chunks that meet what is here of a destination: (chunk, where it goes, box within the chunk)."""
@@ -261,10 +264,6 @@ def _place(chunk: Chunk) -> tuple[str, int]:
     return chunk.file, chunk.offset
 
 
-def _file_of(stored: StoredTensor) -> File:
-    return stored.storage_in_file.file
-
-
 def _by_file(chunks: Iterable[Chunk]) -> list[Chunk]:
     return sorted(chunks, key=_place)
 
@@ -284,9 +283,7 @@ def read(path: Path, location: torch.device, access: str = "auto") -> OrderedDic
     found: OrderedDict[str, Any] = OrderedDict()
     for key, entry in folder.entries.items():
         try:
-            storage = FolderStorage(folder, key, entry)
-            strides = storage.meta.stride()
-            found[key] = StoredTensor.at(storage, 0, entry.shape, strides, entry.dtype, location)
+            found[key] = FolderStorage(folder, key, entry).tensor(location)
         except Exception as error:  # quantized dtypes, sizes that overflow
             raise RuntimeError(
                 f"{path}: {shown(key)} can not be read: torch makes no tensor of {entry.dtype} of {entry.shape}: "

@@ -13,7 +13,8 @@ import torch
 
 from ...plans import row_major
 from ..storage.files import File
-from ..storage.stored import Storage, StoredTensor
+from ..storage.on_disk import FileStorage
+from ..storage.stored import StoredTensor
 from ..storage.stubs import shown
 
 # The format's own limit.
@@ -78,7 +79,7 @@ def read(file: File, location: torch.device) -> OrderedDict[str, StoredTensor]:
                 f"the tensor {shown(name)} {what}: it begins at byte {start:,} of the data, expected is {at:,}"
             )
         at = end
-        storage = Storage(file, begin + start, end - start)
+        storage = FileStorage(file, begin + start, end - start)
         tensors[name] = StoredTensor.at(storage, 0, shape, row_major(shape), dtype, location)
     if begin + at != file.size:
         raise ValueError(f"its table describes {at:,} bytes of data, but the file holds {file.size - begin:,}")

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..storage.files import File
-from ..storage.stored import Storage, StoredTensor
+from ..storage.on_disk import FileStorage
+from ..storage.stored import StoredTensor
 from ..storage.stubs import Refusal, shown
 from .pickles import PADDING
 from .pickles.names import Context
@@ -60,9 +61,13 @@ class SavedTensor(NamedTuple):
         plan = _planned(self.pickle)
         if plan is not None:
             start, n_bytes = _place(self.places, f"data/{plan.key}", plan.n_bytes)
-            storage = Storage(file, start, n_bytes)
+            storage = FileStorage(file, start, n_bytes)
             return StoredTensor.at(storage, plan.offset, plan.shape, plan.strides, plan.dtype, _CPU)
-        return _loaded(self.pickle, lambda key, n_bytes: Storage(file, *_place(self.places, f"data/{key}", n_bytes)))
+
+        def storage_of(key: str, n_bytes: int) -> FileStorage:
+            return FileStorage(file, *_place(self.places, f"data/{key}", n_bytes))
+
+        return _loaded(self.pickle, storage_of)
 
 
 _CPU = torch.device("cpu")
@@ -193,9 +198,9 @@ def _planned(pickle: bytes) -> _Plan | None:
     """Returns where the tensor of a pickle lies, None if it is more than a place."""
     asked: dict[int, tuple[str, int]] = {}
 
-    def storage_of(key: str, n_bytes: int) -> Storage:
+    def storage_of(key: str, n_bytes: int) -> FileStorage:
         nowhere: Any = None
-        storage = Storage(nowhere, 0, n_bytes)
+        storage = FileStorage(nowhere, 0, n_bytes)
         asked[id(storage)] = key, n_bytes
         return storage
 

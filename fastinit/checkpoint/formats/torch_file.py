@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..storage.files import File
-from ..storage.stored import Storage
+from ..storage.on_disk import FileStorage
 from ..storage.stubs import Refusal, shown
 from .pickles import PADDING, TruncatedError
 from .pickles.names import Context, Location
@@ -58,14 +58,14 @@ def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> An
     start, n_bytes = records.get(root + "byteorder", (0, 0))
     if n_bytes and file.bytes_at(start, min(n_bytes, len(_LITTLE) + 1)) != _LITTLE:
         raise ValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
-    storages: dict[str, Storage] = {}
+    storages: dict[str, FileStorage] = {}
 
-    def storage_of(key: str, n_bytes: int) -> Storage:
+    def storage_of(key: str, n_bytes: int) -> FileStorage:
         if key not in storages:
             place = records.get(f"{root}data/{key}")
             if place is None:
                 raise ValueError(f"its pickle names the storage {shown(key)}, which the archive does not hold")
-            storages[key] = Storage(file, *place)
+            storages[key] = FileStorage(file, *place)
         if n_bytes > storages[key].n_bytes:
             raise ValueError(f"the storage {shown(key)} has {storages[key].n_bytes:,} bytes and not {n_bytes:,}")
         return storages[key]
@@ -135,10 +135,10 @@ def read_legacy(file: File, location_of: Location, allow: Iterable[Any] = ()) ->
 
 
 def _read_legacy(file: File, data: bytes, end: int, location_of: Location, allow: Iterable[Any]) -> Any:
-    storages: dict[str, Storage] = {}
+    storages: dict[str, FileStorage] = {}
 
-    def storage_of(key: str, n_bytes: int) -> Storage:
-        storage = storages.setdefault(key, Storage(file, -1, n_bytes))
+    def storage_of(key: str, n_bytes: int) -> FileStorage:
+        storage = storages.setdefault(key, FileStorage(file, -1, n_bytes))
         if storage.n_bytes != n_bytes:
             raise ValueError(f"the storage {shown(key)} has two lengths")
         return storage

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 import torch
 
-from ..messages import log, shown
+from ..messages import shown
+from ..mmengine_log import log
 from .addresses import Address
 from .contents import HEAD_BYTES, why_no_checkpoint, why_not_whole
 from .partial import Partial, note_of, on_disk
@@ -143,8 +145,6 @@ def _problem_of(partial: Path, name: str, source: str) -> str | None:
 
 @contextmanager
 def _locked(path: Path, source: str) -> Iterator[None]:
-    import filelock
-
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     with on_disk(path.parent, source):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,19 @@
-"""Names of model zoos: the tables behind ``torchvision://``, ``open-mmlab://`` and ``mmcls://``."""
+"""Model zoos: ``torchvision://``, ``open-mmlab://`` and ``mmcls://``, and the tables with their addresses."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..messages import shown
+from ..mmengine_log import log
+from .addresses import as_path
+from .downloads import download
+from .located import Located
 
 _NAMES = Path(__file__).parent / "names"
 
@@ -85,3 +90,52 @@ def address_of(table: Mapping[str, str], name: str, scheme: str) -> str:
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Known are: {', '.join(sorted(table))}"
         raise KeyError(f"{scheme}://{shown(name)}: no checkpoint of that name.{hint}")
     return table[name]
+
+
+# --- from a name to a file --------------------------------------------------------------------------------------------
+
+
+def _after(prefixes: Sequence[str], text: str) -> str:
+    return next(text[len(prefix) :] for prefix in prefixes if text.startswith(prefix))
+
+
+def _at(address: str, offline: bool, below: str | None = None) -> Located:
+    """Locates an entry of a table: an address, or a path relative to mmengine's home."""
+    if address.startswith(("http://", "https://")):
+        return Located(download(address, offline=offline), below=below, is_copy=True)
+    path = home() / as_path(address)
+    if not path.is_file():
+        raise FileNotFoundError(f"{shown(path)} can not be found.")
+    return Located(path, below=below)
+
+
+def locate_torchvision(filename: str, offline: bool) -> Located:
+    """Locates a model of torchvision."""
+    if filename.startswith("modelzoo://"):
+        log(
+            'The URL scheme of "modelzoo://" is deprecated, please use "torchvision://" instead',
+            "current",
+            logging.WARNING,
+        )
+    name = _after(("torchvision://", "modelzoo://"), filename)
+    table = table_of("torchvision")
+    if name not in table:
+        name = name.replace("_Weights", "").lower()
+        table = get_torchvision_models()
+    return _at(address_of(table, name, "torchvision"), offline)
+
+
+def locate_openmmlab(filename: str, offline: bool) -> Located:
+    """Locates a model of OpenMMLab's zoo."""
+    name = _after(("open-mmlab://", "openmmlab://"), filename)
+    scheme = filename.partition("://")[0]
+    current = get_deprecated_model_names().get(name)
+    if current is not None:
+        log(f"{scheme}://{name} is deprecated in favor of {scheme}://{current}", "current", logging.WARNING)
+        name = current
+    return _at(address_of(get_external_models(), name, scheme), offline)
+
+
+def locate_mmcls(filename: str, offline: bool) -> Located:
+    """Locates a classifier of mmpretrain, of which the backbone is read."""
+    return _at(address_of(get_mmcls_models(), _after(("mmcls://",), filename), "mmcls"), offline, below="backbone.")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ...execution.allocation import allocate_like
 from ...shards.dtensor import is_sharded, why_not_shards
-from .current import current, reading
-from .placing import Batch, is_memory, run_copies
-from .stored import StoredTensor, in_memory
+from .current import current, loading, reading
+from .files import File
+from .placing import Batch, is_memory
+from .stored import Storage, StoredTensor, in_memory
+
+_CPU = torch.device("cpu")
 
 
 class Failed(NamedTuple):
     """A copy that torch refused when it was made."""
 
-    key: str
+    name: str
     destination: torch.Tensor
     source: torch.Tensor
     error: Exception
@@ -33,7 +38,7 @@ class _NotRead(Exception):  # noqa: N818 (it never leaves this module)
 class _Copy(NamedTuple):
     destination: torch.Tensor
     source: torch.Tensor
-    key: str
+    name: str
 
 
 class Copies:
@@ -48,8 +53,8 @@ class Copies:
     def __len__(self) -> int:
         return len(self._noted)
 
-    def add(self, destination: torch.Tensor, source: torch.Tensor, key: str = "") -> None:
-        """Notes a copy; ``key`` is what it is called in messages.
+    def add(self, destination: torch.Tensor, source: torch.Tensor, name: str = "") -> None:
+        """Notes a copy; ``name`` is what messages call it.
 
         Raises:
             RuntimeError: it cannot be made, as far as that shows before.
@@ -57,7 +62,7 @@ class Copies:
         if nn.parameter.is_lazy(destination):
             raise RuntimeError("it has no shape yet, and nothing that would take one from what is loaded")
         if is_sharded(destination):
-            if isinstance(source, StoredTensor) and source.is_in_file:
+            if type(source) is StoredTensor and not source.is_read:
                 if destination.shape != source.geometry.shape:
                     raise RuntimeError(f"shapes {tuple(destination.shape)} and {source.geometry.shape}")
                 if (reason := why_not_shards(destination)) is not None:
@@ -72,7 +77,7 @@ class Copies:
                 and (problem := _why_not_turned(dtype, into))
             ):
                 raise RuntimeError(problem)
-        self._noted.append(_Copy(destination, source, key))
+        self._noted.append(_Copy(destination, source, name))
 
     def make(self, *, all_or_nothing: bool = False) -> list[Failed]:
         """Makes what was noted; files and places are checked before anything is written.
@@ -101,11 +106,11 @@ class Copies:
                         has_begun = True
                         _run(batch)
                     try:
-                        _copy_by_torch(copy)
+                        _copy_alone(copy)
                     except Exception as error:
                         if isinstance(error, _NotRead):
                             raise
-                        failed.append(Failed(copy.key, copy.destination, copy.source, error))
+                        failed.append(Failed(copy.name, copy.destination, copy.source, error))
                         if all_or_nothing:
                             return failed
                     has_begun = True
@@ -150,28 +155,21 @@ def check(copies: Iterable[tuple[torch.Tensor, object, str]]) -> None:
 
 def _check(copies: Iterable[_Copy]) -> None:
     """Raises OSError or RuntimeError unless all that is to be read is where it was."""
-    checked: set[int] = set()
+    unchanged: set[File] = set()
     for copy in copies:
         source = copy.source
         if not isinstance(source, StoredTensor):
             continue
-        if type(source) is not StoredTensor:  # made of what is in the file: that shows whether it can be
+        if type(source) is not StoredTensor:  # computed from what is in the file: only that shows whether it can be
             in_memory(source)
             continue
-        if source.tensor is not None:
+        if source.is_read:
             continue
         storage = source.storage_in_file
-        if storage.is_in_one_file:
-            n_elements = storage.n_bytes // source.dtype_in_file.itemsize
-            if not 0 <= source.offset_in_storage <= n_elements - _span(source):
-                raise RuntimeError(f"{storage.file.path}: {copy.key!r} does not lie within its bytes of the file")
-            if id(storage.file) not in checked:
-                checked.add(id(storage.file))
-                storage.check()
-        elif copy.destination.shape == source.shape and why_not_shards(copy.destination) is None:
-            storage.check(copy.destination)
-        elif copy.destination.numel() == source.numel():  # scalars had one dimension before torch 0.4
-            storage.check()
+        n_elements = storage.n_bytes // source.dtype_in_file.itemsize
+        if not 0 <= source.offset_in_storage <= n_elements - _span(source):
+            raise RuntimeError(f"{storage.path}: {copy.name!r} does not lie within its bytes of the file")
+        storage.check(copy.destination, unchanged)
 
 
 def _span(tensor: torch.Tensor) -> int:
@@ -226,30 +224,75 @@ def _why_not_turned(dtype: torch.dtype, into: torch.dtype) -> str | None:
     return None
 
 
-# --- copies that are torch's -----------------------------------------------------------------------------------------
+# --- copies outside a batch ------------------------------------------------------------------------------------------
 
 
-def _copy_by_torch(copy: _Copy) -> None:
-    """Makes one copy on its own: of tensors in memory, out of folders, into tensors that are more than memory."""
+def read(storages: Sequence[Storage]) -> None:
+    """Reads storages into fresh memory, in one batch.
+
+    Raises:
+        OSError, RuntimeError: something cannot be read; none of the storages has memory then.
+    """
+    memories = allocate_like([torch.empty(each.n_bytes, dtype=torch.uint8, device="meta") for each in storages], _CPU)
+    unchanged: set[File] = set()
+    for storage in storages:
+        storage.check(None, unchanged)
+    batch = Batch()
+    try:
+        with torch.no_grad():
+            for storage, memory in zip(storages, memories):
+                whole = storage.whole()
+                values = whole.over(memory.untyped_storage())
+                if not batch.takes(values, whole):
+                    _fill(values, whole)
+            _run(batch)
+    except _NotRead as failure:
+        raise failure.args[0] from failure.args[0].__cause__
+    for storage, memory in zip(storages, memories):
+        storage.memory = memory.untyped_storage()
+
+
+def _copy_alone(copy: _Copy) -> None:
+    """Makes a copy that no batch takes: between tensors in memory, or into tensors that are more than memory."""
     destination, source, _ = copy
-    if not isinstance(source, StoredTensor):
-        destination.copy_(source)
+    if type(source) is StoredTensor and not source.is_read:
+        if destination.shape == source.shape:
+            _fill(destination, source)
+        else:  # torch broadcasts it, or says why not
+            destination.copy_(_fresh(source))
         return
-    if source.tensor is None and not source.storage_in_file.is_in_one_file:
-        if destination.shape != source.shape:
-            raise RuntimeError(f"shapes {tuple(destination.shape)} and {tuple(source.shape)}")
+    if isinstance(source, StoredTensor):
         with _not_read():
-            source.storage_in_file.load_into(destination, source.dtype)
-        torch.autograd.graph.increment_version(destination)
-        return
+            source = in_memory(source)
+    destination.copy_(source)
+
+
+def _fill(destination: torch.Tensor, source: StoredTensor) -> None:
+    """Reads a tensor into one of its shape, piece by piece; of many files, one after the other is open."""
+    storage = source.storage_in_file
     with _not_read():
-        values = _fresh(source) if source.is_in_file else in_memory(source)
-    destination.copy_(values)
+        pieces = list(storage.pieces(destination, source))
+    for _, of_one_file in groupby(pieces, key=lambda piece: piece[1].storage_in_file.path):
+        with nullcontext() if storage.opens_few_files else loading():
+            for view, part in of_one_file:
+                _fill_piece(view, part)
+    if is_sharded(destination):
+        torch.autograd.graph.increment_version(destination)
+
+
+def _fill_piece(view: torch.Tensor, part: StoredTensor) -> None:
+    batch = Batch()
+    with _not_read():
+        if batch.takes(view, part):
+            batch.run()
+            return
+        values = _fresh(part) if type(part) is StoredTensor else in_memory(part)
+    view.copy_(values)
 
 
 def _fresh(source: StoredTensor) -> torch.Tensor:
-    """Returns the values of a tensor in memory that ends with it."""
+    """Returns the values of a tensor in memory of their own, which is not kept."""
     with torch._C.DisableTorchFunction():
         values = torch.empty(source.shape, dtype=source.dtype, device="cpu")
-        run_copies([(values, source)])
+    _fill(values, source)
     return values

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import torch
 
-from ...execution.versions import version_of
+from ...execution.version_counters import version_of
 from .files import File
 
 

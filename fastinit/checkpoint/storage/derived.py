@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .stored import Storage, StoredTensor, finished, in_memory
+from .on_disk import FileStorage
+from .stored import StoredTensor, finished, in_memory
 
 
 class DerivedTensor(StoredTensor):
@@ -37,9 +38,10 @@ class DerivedTensor(StoredTensor):
         stand_in = dtype if dtype.is_floating_point or dtype.is_complex else torch.int8
         geometry = torch.empty(tuple(shape), dtype=stand_in, device="meta")
         made: DerivedTensor = torch.Tensor._make_subclass(DerivedTensor, geometry, requires_grad)  # type: ignore[assignment]
-        storage = parts[0].storage_in_file
-        # A storage of its own: to copies, what is of one storage and place is the same tensor.
-        made.storage_in_file = Storage(storage.file, storage.offset, storage.n_bytes)
+        stretch = parts[0].storage_in_file.stretch
+        assert stretch is not None, "parts are plain tensors of a file"
+        # A storage of its own: tensors with the same place in the same storage count as the same tensor.
+        made.storage_in_file = FileStorage(*stretch, parts[0].storage_in_file.n_bytes)
         made.offset_in_storage, made.location = 0, parts[0].location
         made.dtype_in_file, made.is_parameter, made.attributes = dtype, False, None
         made._parts, made._make, made._dtype, made._made = parts, make, dtype, None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...plans import Strided, byte_span, may_overlap
-from ...shards.dtensor import boxes_of, is_sharded, local_part
+from ...shards.dtensor import is_sharded, local_part
 from .batches import Stretch, Turned, places, run
 from .current import current
 from .stored import StoredTensor
@@ -47,38 +47,19 @@ class Batch:
         with torch._C.DisableTorchFunction():
             if not isinstance(source, StoredTensor):
                 return self._takes_in_memory(destination, source)
-            if type(source) is not StoredTensor or source.is_read:
+            if type(source) is not StoredTensor or source.is_read or not source.storage_in_file.opens_few_files:
                 return False
-            if not source.storage_in_file.is_in_one_file:
-                return self._takes_chunks(destination, source)
-            if is_sharded(destination):
-                for box in boxes_of(destination):
-                    part = source.part(box.index(destination.shape), tuple(box.tensor.shape))
-                    self._add(box.tensor, [(box.tensor, part)])
+            memory = local_part(destination) if is_sharded(destination) else destination
+            if destination.shape != source.geometry.shape or not _is_plain(memory):
+                return False
+            pieces = list(source.storage_in_file.pieces(destination, source))
+            if not all(type(part) is StoredTensor for _, part in pieces):  # conjugated, of a subclass, ...
+                return False
+            self._copies.append(_Copy(memory, pieces))
+            self._written.add(_memory_of(memory))
+            if memory is not destination:
                 self._counted.append(destination)
-                return True
-            if destination.shape != source.shape or not _is_plain(destination):
-                return False
-            self._add(destination, [(destination, source)])
         return True
-
-    def _takes_chunks(self, destination: torch.Tensor, source: StoredTensor) -> bool:
-        """Takes a copy out of a folder, of whose chunks each lies in a file of its own."""
-        storage = source.storage_in_file
-        memory = local_part(destination) if is_sharded(destination) else destination
-        if not storage.is_in_few_files or destination.shape != source.shape or not _is_plain(memory):
-            return False
-        pieces = list(storage.pieces(destination, source.dtype))
-        if not all(part.is_in_file for _, part in pieces):  # conjugated, of a subclass, ...
-            return False
-        self._add(memory, pieces)
-        if memory is not destination:
-            self._counted.append(destination)
-        return True
-
-    def _add(self, memory: torch.Tensor, pieces: list[tuple[torch.Tensor, StoredTensor]]) -> None:
-        self._copies.append(_Copy(memory, pieces))
-        self._written.add(_memory_of(memory))
 
     def _takes_in_memory(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
         if not (_is_plain(destination) and is_memory(source) and destination.shape == source.shape):
@@ -173,8 +154,9 @@ def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
         n_elements, item_bytes = destination.numel(), source.dtype_in_file.itemsize
         if not n_elements:
             continue
-        storage = source.storage_in_file
-        file, first = storage.file, storage.offset + source.offset_in_storage * item_bytes
+        stretch = source.storage_in_file.stretch
+        assert stretch is not None, "pieces are in one file each"
+        file, first = stretch[0], stretch[1] + source.offset_in_storage * item_bytes
         in_same_order = _in_same_order(destination, source)
         if (
             in_same_order

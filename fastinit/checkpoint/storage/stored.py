@@ -1,63 +1,70 @@
-"""Tensors that still lie in a checkpoint file: known by shape, dtype and place, read when something uses them."""
+"""Tensors that are still in a checkpoint file: known by shape, dtype and place, read when something uses them."""
 
 from __future__ import annotations
 
-import argparse
-import threading
-import types
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from ...execution.memory import allocate_like
-from .batches import Stretch, run
 from .current import reading
 from .files import File
-from .stubs import Foreign, refuse
 
 
-class Storage:
-    """A stretch of a file that one tensor, or several that share memory, are made of."""
+class Storage(Protocol):
+    """The bytes of one tensor, or of several that share memory: a stretch of a file, or the chunks of a folder."""
 
-    is_in_one_file = True
-    """Else it is a ``distributed_folder``'s, in chunks."""
-
-    def __init__(self, file: File, offset: int, n_bytes: int) -> None:
-        self.file = file
-        self.offset = offset
-        """Of the first byte, from the beginning of the file."""
-        self.n_bytes = n_bytes
-        self.memory: torch.UntypedStorage | None = None
-        """The bytes, once they have been read."""
-        # A tensor's attributes may be of the same storage.
-        self.lock: AbstractContextManager[Any] = threading.RLock()
+    n_bytes: int
+    memory: torch.UntypedStorage | None
+    """The bytes, once they have been read."""
+    lock: AbstractContextManager[Any]
 
     @property
-    def is_in_few_files(self) -> bool:
-        """Whether all files that it lies in may be open at a time; else it can only ``load_into`` a tensor."""
-        return True
+    def path(self) -> Path:
+        """The file or the folder, for messages."""
 
-    def check(self, destination: torch.Tensor | None = None) -> None:
-        """Raises OSError if its bytes are not where they were: asked before anything is written.
+    @property
+    def stretch(self) -> tuple[File, int] | None:
+        """The file and the offset of the first byte in it; None for a storage in chunks."""
+
+    @property
+    def opens_few_files(self) -> bool:
+        """Whether all of its files may be open at the same time; otherwise its pieces are read file by file."""
+
+    def whole(self) -> StoredTensor:
+        """Returns all of its bytes as one contiguous tensor."""
+
+    def check(self, destination: torch.Tensor | None, unchanged: set[File]) -> None:
+        """Checks that the bytes can be read, before anything is written.
 
         Args:
-            destination: where they are to go, for storages of which a part may be enough.
+            destination: where they are to go: a distributed tensor may need only a part; None: all of them are needed.
+            unchanged: files that need not be checked again; those that are checked here are added.
+
+        Raises:
+            OSError: a file cannot be read, or was changed since it was opened.
+            RuntimeError: the bytes are damaged.
         """
-        self.file.check()
 
-    def pieces(
-        self, destination: torch.Tensor, dtype: torch.dtype | None = None
-    ) -> Iterable[tuple[torch.Tensor, StoredTensor]]:
-        """Returns the copies out of single files that fill a destination, for storages in chunks."""
-        raise NotImplementedError
+    def pieces(self, destination: torch.Tensor, source: StoredTensor) -> Iterable[tuple[torch.Tensor, StoredTensor]]:
+        """Returns the copies that fill a destination: (a part of it, the tensor in one file that goes there).
 
-    def load_into(self, destination: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-        """Reads into a tensor of the same shape, by way of a dtype: for storages that read by themselves."""
-        raise NotImplementedError
+        Args:
+            destination: a tensor of the shape of ``source``; of a distributed one, the local part is filled.
+            source: a tensor of this storage.
+
+        Raises:
+            OSError, RuntimeError: as ``check``; or the destination's placements are not supported.
+        """
+
+    def read(self) -> None:
+        """Reads all of it into ``memory``."""
+
+    def copy_into(self, destination: torch.Tensor, source: StoredTensor) -> torch.Tensor:
+        """Implements ``destination.copy_(source)`` for a tensor of this storage; returns ``destination``."""
 
 
 class Geometry(NamedTuple):
@@ -149,20 +156,10 @@ class StoredTensor(torch.Tensor):
         return self.tensor is not None
 
     @property
-    def is_in_file(self) -> bool:
-        """Whether its values are bytes of one file that nobody has read yet."""
-        return type(self) is StoredTensor and self.tensor is None and self.storage_in_file.is_in_one_file
-
-    @property
     def place(self) -> tuple[object, ...]:
         """What tells it from tensors with other values."""
         geometry = getattr(self, "geometry", None)  # subclasses have a storage each
         return id(self.storage_in_file), self.offset_in_storage, self.dtype_in_file, geometry
-
-    @property
-    def can_be_mapped(self) -> bool:
-        """Whether it lies in one file, its elements at multiples of their size: a mapping begins at a page."""
-        return self.storage_in_file.is_in_one_file and self.storage_in_file.offset % self.dtype_in_file.itemsize == 0
 
     def over(self, memory: torch.UntypedStorage, first_byte: int = 0) -> torch.Tensor:
         """Returns a tensor over memory that holds the bytes of its storage, from ``first_byte`` on."""
@@ -185,9 +182,8 @@ class StoredTensor(torch.Tensor):
         if func in _ANSWERS:
             return _ANSWERS[func](args[0])
         if func == torch.Tensor.copy_ and len(args) > 1 and not isinstance(args[0], StoredTensor):
-            from .copying import copy_into  # which knows this class
-
-            return copy_into(args[0], args[1])
+            stored: StoredTensor = args[1]
+            return stored.storage_in_file.copy_into(args[0], stored)
         return func(*_in_memory(args), **_in_memory(kwargs))
 
 
@@ -213,7 +209,7 @@ def in_memory(stored: StoredTensor) -> torch.Tensor:
         if stored.tensor is None:
             if stored.storage_in_file.memory is None:
                 with reading():
-                    read([stored.storage_in_file])
+                    stored.storage_in_file.read()
             stored.tensor = _tensor_of(stored)
         return stored.tensor
 
@@ -237,108 +233,6 @@ def finished(stored: StoredTensor, tensor: torch.Tensor) -> torch.Tensor:
             for name, value in stored.attributes.items()
         )
     return tensor
-
-
-def read(storages: Sequence[Storage]) -> None:
-    """Reads storages into fresh memory, in parallel."""
-    for storage in storages:
-        if not storage.is_in_one_file:
-            storage.read_memory()  # type: ignore[attr-defined]
-    storages = [storage for storage in storages if storage.is_in_one_file]
-    metas = [torch.empty(each.n_bytes, dtype=torch.uint8, device="meta") for each in storages]
-    tensors = allocate_like(metas, torch.device("cpu"))
-    for storage in storages:
-        storage.check()
-    run(
-        Stretch(storage.file, storage.offset, storage.n_bytes, tensor.data_ptr())
-        for storage, tensor in zip(storages, tensors)
-    )
-    for storage, tensor in zip(storages, tensors):
-        storage.memory = tensor.untyped_storage()
-
-
-def read_everything(tree: Any) -> Any:
-    """Returns a checkpoint with all its tensors in memory; dicts and lists are changed in place.
-
-    Raises:
-        RuntimeError: something in it is not data.
-    """
-    foreign: list[Foreign] = []
-    stored: list[StoredTensor] = []
-    replace(tree, (StoredTensor, Foreign), lambda each: (foreign if isinstance(each, Foreign) else stored).append(each))
-    if foreign:
-        refuse(*reversed(foreign))  # the walk comes from the end
-    if not stored:
-        return tree
-    places = [each for one in stored if not one.is_read for each in one.parts or (one,)]
-    storages = {id(each.storage_in_file): each.storage_in_file for each in places}
-    read([each for each in storages.values() if each.memory is None])
-    return replace(tree, StoredTensor, in_memory)
-
-
-def replace(tree: Any, kind: type | tuple[type, ...], function: Callable[[Any], Any]) -> Any:
-    """Returns a tree of containers with ``function`` applied to every leaf of a type; deep trees cost no stack.
-
-    Dicts, lists, deques and attributes of plain objects are changed in place, tuples are made anew where they have to
-    be. What ``function`` gives None for stays.
-    """
-    done: dict[int, Any] = {}
-    kept: list[Any] = []  # so that no id is used twice
-    # Children before their parents: a container comes up again when all that it holds is done.
-    stack: list[tuple[Any, bool]] = [(tree, False)]
-    while stack:
-        node, children_done = stack.pop()
-        if id(node) in done and not children_done:
-            continue
-        if isinstance(node, kind):
-            new = function(node)
-            done[id(node)] = node if new is None else new
-            kept.append(node)
-            continue
-        held = _children(node)
-        if held is None:
-            continue
-        if not children_done:
-            done[id(node)] = node  # a container that holds itself finds itself here
-            kept.append(node)
-            stack.append((node, True))
-            stack.extend((each, False) for each in held if isinstance(each, (_CONTAINERS, kind)))
-            continue
-        if isinstance(node, tuple):
-            items = [done.get(id(child), child) for child in node]
-            if any(new is not old for new, old in zip(items, node)):
-                made: Any = type(node)
-                done[id(node)] = made(*items) if hasattr(made, "_fields") else made(items)
-            continue
-        if isinstance(node, (set, frozenset)):  # of keys, none of which is a tensor
-            continue
-        place: Any = node if isinstance(node, (dict, list, deque)) else vars(node)
-        for key, child in list(place.items() if isinstance(place, dict) else enumerate(place)):
-            new = done.get(id(child), child)
-            if new is not child:
-                place[key] = new
-    return done.get(id(tree), tree)
-
-
-def _children(node: Any) -> Iterable[Any] | None:
-    if isinstance(node, dict):
-        # Stubs may be keys, too.
-        keys = [key for key in node if isinstance(key, (Foreign, tuple))]
-        return [*node.values(), *keys] if keys else node.values()
-    if isinstance(node, torch.Size):
-        return None
-    if isinstance(node, (list, tuple, deque, set, frozenset)):
-        return node
-    if isinstance(node, _CONTAINERS):
-        return vars(node).values()
-    return None
-
-
-class PlainObject:
-    """An object of a checkpoint that is nothing but its attributes."""
-
-
-_CONTAINERS = (dict, list, tuple, deque, set, frozenset, PlainObject, argparse.Namespace, types.SimpleNamespace)
 
 
 def _in_memory(arguments: Any) -> Any:

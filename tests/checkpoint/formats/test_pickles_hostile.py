@@ -24,7 +24,7 @@ from torch import nn
 
 from fastinit.checkpoint import CheckpointLoader
 from fastinit.checkpoint.formats.by_content import Reading, read
-from fastinit.checkpoint.storage import derived, stored
+from fastinit.checkpoint.storage import copying, derived, stored
 
 pytestmark = needs_linux
 
@@ -79,7 +79,7 @@ def test_pickle_operations_never_read_a_tensors_values(tmp_path, monkeypatch, na
 
     for module in (stored, derived):
         monkeypatch.setattr(module, "in_memory", read_it)
-    monkeypatch.setattr(stored, "read", read_it)
+    monkeypatch.setattr(copying, "read", read_it)
     write(tmp_path / "c.pth", HOSTILE[name], "legacy")
     with pytest.raises(RuntimeError) as caught:
         CheckpointLoader.load_checkpoint(tmp_path / "c.pth", logger="silent")

@@ -15,7 +15,7 @@ from torch import nn
 import fastinit
 from fastinit import checkpoint as ours
 from fastinit.checkpoint import CheckpointLoader
-from fastinit.checkpoint.sources import schemes
+from fastinit.checkpoint.sources import zoos
 
 server = pytest.fixture(serve, name="server")
 
@@ -169,7 +169,7 @@ def test_a_newer_torchvision_adds_its_names(monkeypatch):
     table = ours.get_torchvision_models()
     assert table["resnet50.default"] == table["resnet50.imagenet1k_v2"] == "https://x/b-01234567.pth"
     asked = []
-    monkeypatch.setattr(schemes, "download", lambda url, offline: asked.append(url) or Path("/nowhere"))
+    monkeypatch.setattr(zoos, "download", lambda url, offline: asked.append(url) or Path("/nowhere"))
     for name in ("resnet50.imagenet1k_v2", "ResNet50_Weights.IMAGENET1K_V2", "resnet50"):
         with pytest.raises(FileNotFoundError):
             loaded(f"torchvision://{name}")

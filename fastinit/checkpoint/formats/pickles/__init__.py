@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...storage.stubs import Refusal
+from .errors import PickleError, TruncatedError
+from .loop import run
 from .machine import PADDING, Find, Kind, Machine
-from .opcodes import PickleError, TruncatedError
 
 __all__ = ["PADDING", "Find", "Kind", "Machine", "PickleError", "TruncatedError", "load"]
 
@@ -48,4 +49,4 @@ def load(
         PickleError: it is damaged, or asks for what data never need.
     """
     machine = Machine(data + PADDING, len(data), find, refusal, persistent, kinds, position)
-    return machine.run(), machine.position
+    return run(machine), machine.position

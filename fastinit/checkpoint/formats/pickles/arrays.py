@@ -10,8 +10,8 @@ import numpy
 
 from ...storage.stubs import Foreign, Name, like, name_of, shown
 from .containers import check
+from .errors import PickleError
 from .machine import Machine
-from .opcodes import PickleError
 
 _PLAIN_DTYPE = re.compile(r"[<>=|]?(\?|[bBhHiIlLqQefdgFDG]|[biufcSU]\d{1,9})")
 _TIME_DTYPE = re.compile(r"[<>=|]?[mM]8?")

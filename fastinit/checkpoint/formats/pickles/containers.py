@@ -14,8 +14,8 @@ from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ...storage.stubs import Foreign, Name, like, name_of, shown
+from .errors import PickleError
 from .machine import Kind, Machine
-from .opcodes import PickleError
 
 # Neither frees what it holds without recursion: a thousand of them in each other take 300 KB of stack.
 _MAX_RECURSING = 1000

@@ -11,7 +11,7 @@ import numpy
 import torch
 
 from ...storage.stubs import Foreign
-from .opcodes import PickleError
+from .errors import PickleError
 
 NO_KEY = object()
 """Stands for what takes long to hash, or cannot be hashed."""

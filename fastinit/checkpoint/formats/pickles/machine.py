@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ...storage.stubs import Foreign, Name, Refusal, Unfinished, like, name_of, shown
+from .errors import PickleError
 from .keys import FREE_CHARACTERS, NO_KEY, Keys
-from .opcodes import RARE, PickleError, TruncatedError
 
 # Reads of numbers need no look at the end of the data: the zeros behind it are no opcode.
 PADDING = bytes(16)
-# Behind the opcodes that have one.
-_N_NUMBER_BYTES = {0x71: 1, 0x72: 4, 0x4B: 1, 0x68: 1, 0x58: 4, 0x4D: 2, 0x6A: 4, 0x4A: 4, 0x8C: 1, 0x47: 8}
 # For the shortest pickles: they may do more than they have bytes.
 _LEAST_BUDGET = 4096
 # Of a budget of two for each byte. torch.save takes about 100 bytes for a tensor and 35 at the very least, a stored
@@ -23,10 +21,7 @@ _LEAST_BUDGET = 4096
 TENSOR_PRICE = 64
 
 Find = Callable[[str, str], Any]
-_U2 = struct.Struct("<H").unpack_from
 _U4 = struct.Struct("<I").unpack_from
-_I4 = struct.Struct("<i").unpack_from
-_F8 = struct.Struct(">d").unpack_from
 _FAST_DICTS = frozenset({dict, OrderedDict})
 _DICTS = frozenset({dict, OrderedDict, Counter, defaultdict})
 
@@ -86,21 +81,6 @@ class Machine:
         self._found: dict[tuple[str, str], Any] = {}
         self._keys = Keys(kind for kind, each in kinds.items() if each.is_key)
         self._budget = 2 * (self.end - position) + _LEAST_BUDGET
-
-    def run(self) -> Any:
-        """Reads one pickle, from ``position`` on."""
-        try:
-            made = self._run()
-            for each, check in self.at_end.values():
-                check(each)
-            return made
-        except PickleError:
-            raise
-        except (IndexError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            # A number that was read from the padding leads anywhere.
-            if self.position + _N_NUMBER_BYTES.get(self.data[self.position], 0) >= self.end:
-                raise TruncatedError("its pickle ends within a number") from error
-            raise self.error(_SAID.get(type(error), str(error))) from error
 
     def error(self, what: str) -> PickleError:
         """Returns the error about the opcode that is being read."""
@@ -239,118 +219,3 @@ class Machine:
         if self._persistent is None:
             raise self.error(f"the persistent object {shown(name)} is unknown")
         return self._persistent(name)
-
-    def _run(self) -> Any:
-        # One flat loop, the most frequent opcodes of torch.save first: a call for each would take longer than its work.
-        data, end, memo = self.data, self.end, self.memo
-        stack = self.stack
-        at = self.position
-        while True:
-            self.position = at
-            opcode = data[at]
-            at += 1
-            if opcode == 0x71:  # BINPUT
-                memo[data[at]] = stack[-1]
-                at += 1
-            elif opcode == 0x72:  # LONG_BINPUT
-                memo[_U4(data, at)[0]] = stack[-1]
-                at += 4
-            elif opcode == 0x4B:  # BININT1
-                stack.append(data[at])
-                at += 1
-            elif opcode == 0x68:  # BINGET
-                stack.append(memo[data[at]])
-                at += 1
-            elif opcode == 0x58:  # BINUNICODE
-                start = at + 4
-                at = start + _U4(data, at)[0]
-                if at > end:
-                    raise TruncatedError("its pickle ends within a text")
-                stack.append(str(data[start:at], "utf-8", "surrogatepass"))
-            elif opcode == 0x28:  # MARK
-                self.marked.append(stack)
-                self.stack = stack = []
-            elif opcode == 0x74:  # TUPLE
-                items = stack
-                self.stack = stack = self.marked.pop()
-                stack.append(tuple(items))
-            elif opcode == 0x52:  # REDUCE
-                self.after = at
-                arguments = stack.pop()
-                stack[-1] = self.made_by(stack[-1], arguments)
-            elif opcode == 0x51:  # BINPERSID
-                stack[-1] = self.persisted(stack[-1])
-            elif opcode == 0x86:  # TUPLE2
-                last = stack.pop()
-                stack[-1] = (stack[-1], last)
-            elif opcode == 0x85:  # TUPLE1
-                stack[-1] = (stack[-1],)
-            elif opcode == 0x89:  # NEWFALSE
-                stack.append(False)
-            elif opcode == 0x29:  # EMPTY_TUPLE
-                stack.append(())
-            elif opcode == 0x4D:  # BININT2
-                stack.append(_U2(data, at)[0])
-                at += 2
-            elif opcode == 0x6A:  # LONG_BINGET
-                stack.append(memo[_U4(data, at)[0]])
-                at += 4
-            elif opcode == 0x4A:  # BININT
-                stack.append(_I4(data, at)[0])
-                at += 4
-            elif opcode == 0x94:  # MEMOIZE
-                memo[len(memo)] = stack[-1]
-            elif opcode == 0x8C:  # SHORT_BINUNICODE
-                start = at + 1
-                at = start + data[at]
-                if at > end:
-                    raise TruncatedError("its pickle ends within a text")
-                stack.append(str(data[start:at], "utf-8", "surrogatepass"))
-            elif opcode == 0x87:  # TUPLE3
-                last, middle = stack.pop(), stack.pop()
-                stack[-1] = (stack[-1], middle, last)
-            elif opcode == 0x88:  # NEWTRUE
-                stack.append(True)
-            elif opcode == 0x4E:  # NONE
-                stack.append(None)
-            elif opcode == 0x47:  # BINFLOAT
-                stack.append(_F8(data, at)[0])
-                at += 8
-            elif opcode == 0x5D:  # EMPTY_LIST
-                stack.append([])
-            elif opcode == 0x7D:  # EMPTY_DICT
-                stack.append({})
-            elif opcode == 0x61:  # APPEND
-                last = stack.pop()
-                self.extend(stack[-1], (last,))
-            elif opcode == 0x65:  # APPENDS
-                items = stack
-                self.stack = stack = self.marked.pop()
-                self.extend(stack[-1], items)
-            elif opcode == 0x73:  # SETITEM
-                last, key = stack.pop(), stack.pop()
-                self.set_items(stack[-1], [key], [last])
-            elif opcode == 0x75:  # SETITEMS
-                items = stack
-                self.stack = stack = self.marked.pop()
-                self.set_items(stack[-1], items[::2], items[1::2])
-            elif opcode == 0x62:  # BUILD
-                state = stack.pop()
-                stack[-1] = self.build(stack[-1], state)
-            elif opcode == 0x2E and at <= end:  # STOP
-                self.position = at
-                if self.marked or len(stack) != 1:
-                    raise self.error("it leaves more or less than one object")
-                return stack.pop()
-            elif at > end:
-                raise TruncatedError("its pickle has no end")
-            else:
-                self.after = at
-                at = RARE[opcode](self, at)
-                stack = self.stack
-
-
-_SAID: dict[type, str] = {
-    IndexError: "there is nothing on its stack",
-    KeyError: "it refers to what it has not named",
-}

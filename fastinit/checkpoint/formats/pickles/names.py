@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from ...storage.stored import PlainObject, Storage
+from ...storage.stored import Storage
 from ...storage.stubs import Foreign, Name, Refusal, like, name_of, shown
+from ...storage.trees import PlainObject
 from . import arrays, containers, special_tensors, tensors
 from .containers import checked_attributes
+from .errors import PickleError
+from .loop import run
 from .machine import Kind, Machine
-from .opcodes import PickleError
 from .tensors import STORAGES, TypedStorage
 
 Location = Callable[[str], torch.device]
@@ -157,7 +159,7 @@ class Context:
         """
         machine = Machine(data, end, self.find, self.refusal, self.storage, self._kinds, position)
         machine.classes, machine.late = self._classes, self.late
-        return machine.run(), machine.position
+        return run(machine), machine.position
 
     def find(self, module: str, name: str) -> Any:
         """Returns what stands for a name of the pickle."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 import codecs
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...storage.stubs import shown
-
-if TYPE_CHECKING:
-    from .machine import Machine
+from .errors import PickleError, TruncatedError
+from .machine import Machine
 
 # The longest number that Python reads from text; time grows with the square of it.
 _MAX_DIGITS = 4300
@@ -22,16 +21,7 @@ _MAX_NAME = 1000
 _HIGHEST_PROTOCOL = 5
 _U8 = struct.Struct("<Q").unpack_from
 
-
-class PickleError(ValueError):
-    """A pickle is damaged, or asks for what data never need."""
-
-
-class TruncatedError(PickleError):
-    """The data end before the pickle does."""
-
-
-Opcode = Callable[["Machine", int], int]
+Opcode = Callable[[Machine, int], int]
 
 
 def _line(machine: Machine, at: int, longest: int) -> tuple[bytes, int]:

@@ -11,8 +11,8 @@ import torch
 from ...storage.derived import DerivedTensor
 from ...storage.stored import StoredTensor
 from ...storage.stubs import shown
+from .errors import PickleError
 from .machine import TENSOR_PRICE, Machine
-from .opcodes import PickleError
 from .tensors import MAX_DIMENSIONS, check_storage, checked_geometry
 
 

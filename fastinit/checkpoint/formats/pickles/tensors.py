@@ -15,8 +15,8 @@ from ...storage.derived import DerivedTensor
 from ...storage.stored import Storage, StoredTensor
 from ...storage.stubs import Foreign, Name, Refusal, like, name_of, shown
 from .containers import checked_attributes
+from .errors import PickleError
 from .machine import TENSOR_PRICE, Machine
-from .opcodes import PickleError
 
 # torch's operators take no more.
 MAX_DIMENSIONS = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -169,10 +169,9 @@ class ByMemory:
             owners, is_whole = self.owners(scope), scope.effective is scope
             fills = self.book.fills()
             ledger = done.open_ledger(each.named for each in fills if each.named is not None)
-            for each in fills:
-                # A part of a larger call reports what it requested itself, and leaves the rest to that.
-                if each.scope is scope if is_whole else each.asked_by is done:
-                    self._settle(each, owners, ledger, done, unkeyed)
+            # A part of a larger call reports what it requested itself, and leaves the rest to that.
+            own = [each for each in fills if (each.scope is scope if is_whole else each.asked_by is done)]
+            done.add(list(self._settled(own, owners, ledger, unkeyed)))
             for owner in owners if is_whole else ():
                 for other in self.book.others_at(owner.place):
                     if owner.tensor not in ledger.written:
@@ -181,21 +180,25 @@ class ByMemory:
                         unkeyed[owner.name] = None
             return tuple(unkeyed)
 
-    def _settle(self, each: PendingFill, owners: Owners, ledger: Ledger, done: Done, unkeyed: dict[str, None]) -> None:
-        owner, stream = owners.of(each.place), each.stream
-        if stream is not None and not stream.is_name:
-            shape = "x".join(map(str, each.place.shape))
-            unkeyed[owner.name if owner is not None else f"{stream.name} ({shape}, {each.rule})"] = None
-        if each.state is State.REPORTED or (owner is None and each.named is None):
-            return
-        fill = each.ran
-        if fill is None or (owner is not None and fill.tensor is not owner.tensor):  # it has got a name meanwhile
-            fill = fill_for(each, owners)
-        each.state = State.REPORTED
-        if fill is not None:
-            done.add([fill])
-            if fill.tensor not in ledger.written:
-                ledger.record(fill.tensor, fill.info)
+    def _settled(
+        self, fills: Iterable[PendingFill], owners: Owners, ledger: Ledger, unkeyed: dict[str, None]
+    ) -> Iterator[Fill]:
+        """Yields what has to be reported of fills that have run; notes those whose numbers have no name."""
+        for each in fills:
+            owner, stream = owners.of(each.place), each.stream
+            if stream is not None and not stream.is_name:
+                shape = "x".join(map(str, each.place.shape))
+                unkeyed[owner.name if owner is not None else f"{stream.name} ({shape}, {each.rule})"] = None
+            if each.state is State.REPORTED or (owner is None and each.named is None):
+                continue
+            fill = each.ran
+            if fill is None or (owner is not None and fill.tensor is not owner.tensor):  # it has got a name meanwhile
+                fill = fill_for(each, owners)
+            each.state = State.REPORTED
+            if fill is not None:
+                if fill.tensor not in ledger.written:
+                    ledger.record(fill.tensor, fill.info)
+                yield fill
 
 
 def _in_one_place(fill: Fill) -> Sequence[Fill]:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from ..errors import check_module
+from ..execution.allocation import ask_for_huge_pages
 from ..execution.calls import OpenCall, open_call
 from ..execution.collector import uncollected
 from ..execution.defaults import Strict
-from ..execution.memory import ask_for_huge_pages
 from ..naming import Prefix
 from ..plans import Constant
 from .libraries import initialize_like_its_library

@@ -1,0 +1,98 @@
+"""Fills of a module's own ``weight`` and ``bias``, and of single parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import get_args
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..errors import locating
+from ..execution.scope import Scope
+from ..plans import Distribution, Fill
+from ..shards.dtensor import shard_fill
+
+Shape = tuple[int, ...]
+_DISTRIBUTIONS: tuple[type, ...] = get_args(Distribution)
+
+
+def module_fills(
+    module: object,
+    weight_distribution: Callable[[Shape], Distribution],
+    bias_distribution: Callable[[Shape], Distribution],
+    scope: Scope,
+    rule: str,
+    info: str,
+) -> Iterator[Fill]:
+    """Yields the fills of a module's ``weight`` and ``bias``; an attribute that is missing or no tensor is skipped."""
+    own: Mapping[str, torch.Tensor | None] = module._parameters if isinstance(module, nn.Module) else {}
+    for attribute in ("weight", "bias"):
+        tensor, recomputed = own.get(attribute), False
+        if tensor is None:
+            recomputed = isinstance(module, nn.Module) and is_recomputed(module, attribute)
+            with undisturbed(module) if recomputed else nullcontext():  # type: ignore[arg-type]
+                found = getattr(module, attribute, None)
+            if not isinstance(found, torch.Tensor):  # None; or a flag, such as the `bias` of nn.LSTM
+                continue
+            tensor = found
+        name = scope.names.name_of(tensor, module, attribute)
+        if recomputed:
+            scope.warn_once(
+                rule,
+                f"{name!r} is computed from other parameters of {type(module).__name__} (a parametrization or weight "
+                f"norm), so filling it has no lasting effect. Initialize before registering the parametrization, or "
+                f"fill the underlying parameters by a rule with `param`",
+            )
+        distribution = weight_distribution if attribute == "weight" else bias_distribution
+        yield parameter_fill(tensor, name, distribution, rule, info)
+
+
+def parameter_fill(
+    tensor: torch.Tensor, name: str, distribution: Callable[[Shape], Distribution], rule: str, info: str
+) -> Fill:
+    """Returns the fill of one tensor; errors raised by ``distribution`` name the parameter.
+
+    Raises:
+        RuntimeError: the tensor is a lazy parameter without a shape.
+        TypeError: ``distribution`` returns something other than a distribution of ``fastinit.plans``.
+    """
+    if nn.parameter.is_lazy(tensor):
+        raise RuntimeError(
+            f"the parameter {name!r} is lazy and has no shape yet: run the model once (a dry forward pass) before "
+            f"initializing it"
+        )
+    shape = tuple(tensor.shape)
+    try:
+        values = distribution(shape)
+        if not isinstance(values, _DISTRIBUTIONS):
+            raise TypeError(
+                f"weight_distribution must return a distribution of fastinit.plans, but returned {values!r}"
+            )
+    except Exception:  # `locating` is only entered on errors: a model has many parameters
+        with locating(f"parameter {name!r}"):
+            raise
+    return shard_fill(name, tensor, values, rule, info)
+
+
+def is_recomputed(module: nn.Module, attribute: str) -> bool:
+    """Tells whether an attribute is computed from other parameters, so that writing it has no lasting effect."""
+    if attribute in module._parameters:
+        return False
+    if parametrize.is_parametrized(module, attribute):
+        return True
+    # Where torch.nn.utils.weight_norm, spectral_norm and prune keep the parameters that they compute it from.
+    return any(f"{attribute}{suffix}" in module._parameters for suffix in ("_g", "_orig"))
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Reverts the side effects of reading a parametrized attribute: updated buffers and advanced generators."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        yield
+    for buffer, before in buffers:
+        if not buffer.is_meta and not torch.equal(buffer, before):
+            buffer.copy_(before)
