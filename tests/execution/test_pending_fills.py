@@ -11,9 +11,11 @@ import torch
 from capturing import cpp
 from helpers import named_fill, same_bits
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fastinit.execution import pending, runner
 from fastinit.execution.done import CheckpointReport, Done
+from fastinit.execution.ledger import Ledger
 from fastinit.execution.pending import LatestPerTensor
 from fastinit.execution.reports import Report, plan_of, report_of
 from fastinit.execution.scope import Scope
@@ -136,6 +138,29 @@ def test_a_fill_of_a_part_runs_over_what_is_left_of_the_whole() -> None:
         ("weight", (3, 4)),
         ("weight", (4,)),
     ]
+
+
+@pytest.mark.parametrize("name", ["c", "t"])
+def test_the_ledger_learns_of_fills_when_they_have_run(waiting: Waiting, name: str) -> None:
+    made = Fill.whole(name, torch.zeros(3), Constant(0), "init_cfg", "fill")
+    waiting.done.ledger = Ledger({made.tensor: name}, "nobody")
+    waiting.put(made)
+    waiting.flush()
+    assert waiting.done.ledger[made.tensor]["init_info"] == "fill"
+
+
+@pytest.mark.parametrize(("has_subclasses", "sees"), [(False, False), (True, True)])
+def test_modes_of_the_user_see_nothing_of_fastinits_own_work(has_subclasses: bool, sees: bool) -> None:
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[Any] = []
+    tensor = torch.zeros(3)
+    with Mode(), LatestPerTensor().own_work(has_subclasses=has_subclasses):
+        _ = tensor.shape
+    assert bool(seen) is sees
 
 
 # --- what was done ----------------------------------------------------------------------------------------------------

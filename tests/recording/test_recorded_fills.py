@@ -144,13 +144,17 @@ def test_the_name_in_the_larger_model_comes_before_the_parts_own() -> None:
 
 
 @cpp
-def test_a_tied_parameter_is_filled_once() -> None:
+def test_a_tied_parameter_is_filled_once_as_its_first_name_says() -> None:
     model = nn.ModuleDict({"a": Matrix(), "b": Matrix()})
+
+    def code(model: nn.Module) -> None:
+        model["a"].w.normal_()  # type: ignore[index]
+        model["b"].w.fill_(2)  # type: ignore[index]
+
+    recipe = recipe_of(code, model)
     model["b"].w = model["a"].w
-    recipe = recipe_of(lambda m: m["a"].w.normal_(), model)
-    recipe.fills = {"a.w": recipe.fills["a.w"], "b.w": recipe.fills["a.w"]}
     items = recipe.plan_items(model, Scope(model, None), "init_cfg")
-    assert [item.name for item in items if isinstance(item, Fill)] == ["a.w"]
+    assert [(item.name, item.distribution) for item in items if isinstance(item, Fill)] == [("a.w", DRAW)]
 
 
 @cpp

@@ -1,0 +1,256 @@
+"""What a watched block notices: names that come late, other memory, threads, and operators that read or write a part."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from capturing import Holder, captured, cpp
+from helpers import named_fill, same_bits
+from torch import nn
+
+import fastinit
+from fastinit.plans import Normal
+
+DRAW = Normal(0, 1)
+
+
+def watched(code: Callable[[Holder], object], **options: object) -> Holder:
+    """Returns a model on which code has run in a block."""
+    return captured(code, **options)[0]  # type: ignore[no-any-return]
+
+
+# --- which parameter memory belongs to, once that was asked -----------------------------------------------------------
+
+
+def ask_for_names(model: nn.Module) -> None:
+    """Has the names looked up, by a read."""
+    model.a.normal_().sum().item()
+
+
+@cpp
+def test_a_parameter_that_is_registered_later_has_its_name() -> None:
+    def code(model: Holder) -> None:
+        ask_for_names(model)
+        drawn = torch.empty(6, 4).normal_()
+        model.late = nn.Parameter(drawn)
+        model.late.sum().item()
+
+    assert same_bits(watched(code).late, named_fill("late", (6, 4), DRAW))
+
+
+@cpp
+@pytest.mark.parametrize("by", ["data", "set_"])
+def test_a_parameter_that_got_other_memory_has_its_name_there(by: str) -> None:
+    def code(model: Holder) -> None:
+        ask_for_names(model)
+        other = torch.empty(4, 6)
+        if by == "data":
+            model.b.data = other
+        else:
+            model.b.set_(other)
+        model.b.normal_()
+        model.b.sum().item()
+
+    assert same_bits(watched(code).b, named_fill("b", (4, 6), DRAW))
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+@cpp
+def test_an_argument_by_keyword_that_is_written_in_part_is_filled_before() -> None:
+    model = watched(lambda m: torch.add(torch.ones(2, 4), 1, out=m.a.normal_().detach()[1:3]))
+    expected = named_fill("a", (6, 4), DRAW)
+    expected[1:3] = 2
+    assert same_bits(model.a, expected)
+
+
+@cpp
+def test_a_random_result_of_an_operator_is_an_unnamed_draw() -> None:
+    def code(model: Holder) -> None:
+        model.register_buffer("mask", torch.bernoulli(torch.ones(4)))
+
+    assert captured(code)[1].report.unkeyed == ("mask",)
+
+
+def test_on_torch_a_strict_block_takes_any_random_operator() -> None:
+    assert watched(lambda m: m.a.bernoulli_(), backend="torch", strict=True).a.isfinite().all()
+
+
+@cpp
+def test_what_a_backend_cannot_draw_is_drawn_by_torch() -> None:
+    with fastinit.capture(backend="cpp", seed=0):
+        drawn, filled = torch.zeros(3, dtype=torch.complex64), torch.zeros(3, dtype=torch.complex64)
+        drawn.normal_()
+        filled.fill_(2)
+    assert (drawn != 0).all() and (filled == 2).all()
+
+
+@cpp
+def test_a_fill_that_runs_at_once_replaces_a_pending_one_of_its_memory() -> None:
+    def code(model: Holder) -> None:
+        model.a.normal_()
+        model.a.detach().view(torch.complex64).fill_(1)
+
+    assert watched(code).a.view(-1, 2).tolist() == [[1, 0]] * 12
+
+
+@cpp
+def test_an_explicit_generator_of_a_new_tensor_is_used() -> None:
+    with fastinit.capture(backend="cpp", seed=0):
+        drawn = torch.randn(5, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(drawn, torch.randn(5, generator=torch.Generator().manual_seed(3)))
+
+
+@cpp
+def test_new_tensors_of_other_layouts_are_made_as_they_are_asked_for() -> None:
+    with fastinit.capture(backend="cpp", seed=0):
+        made, like = torch.zeros(2, 2, layout=torch.sparse_coo), torch.zeros_like(torch.eye(2).to_sparse())
+    assert made.layout == like.layout == torch.sparse_coo
+
+
+# --- copies of pending fills ------------------------------------------------------------------------------------------
+
+
+@cpp
+def test_a_copy_has_the_memory_format_that_was_asked_for() -> None:
+    with fastinit.capture(backend="cpp", seed=0):
+        copied = torch.empty(2, 3, 4, 5).normal_().clone(memory_format=torch.channels_last)
+    assert copied.is_contiguous(memory_format=torch.channels_last)
+
+
+@cpp
+def test_a_copy_is_on_the_device_that_was_asked_for() -> None:
+    with fastinit.capture(backend="cpp", seed=0):
+        assert torch.empty(4).normal_().to("meta").is_meta
+
+
+@cpp
+def test_a_pending_row_is_copied_into_every_row() -> None:
+    model = watched(lambda m: m.a.copy_(torch.empty(4).normal_()))
+    assert same_bits(model.a[0], model.a[5]) and model.a[0].std() > 0
+
+
+@cpp
+def test_a_pending_column_is_copied_into_a_column() -> None:
+    def code(model: Holder) -> None:
+        model.a.zero_()
+        model.late = nn.Parameter(torch.empty(6).normal_())
+        model.a[:, 1].copy_(model.late)
+
+    model = watched(code)
+    assert same_bits(model.a[:, 1], model.late.detach()) and (model.a[:, 0] == 0).all() and model.late.std() > 0
+
+
+@cpp
+def test_a_copy_into_exposed_memory_is_there_at_once() -> None:
+    def code(model: Holder) -> None:
+        seen = model.b.detach().numpy()
+        model.b.copy_(torch.empty(4, 6).normal_())
+        assert seen.std() > 0
+
+    watched(code)
+
+
+@cpp
+def test_a_copy_of_what_has_run_is_made_at_once() -> None:
+    def code(model: Holder) -> None:
+        drawn = torch.empty(4, 6).normal_()
+        drawn.sum().item()
+        model.b.copy_(drawn)
+        model.late = nn.Parameter(drawn)
+
+    model = watched(code)
+    assert same_bits(model.b, model.late.detach())
+
+
+# --- what is counted, and what torch.nn.init leaves undone ------------------------------------------------------------
+
+
+@cpp
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_a_truncated_normal_counts_versions_as_outside_and_once_where_it_is_one_fill(backend: str) -> None:
+    plain, model = Holder(), Holder()
+    before = model.a._version
+    watched(lambda m: nn.init.trunc_normal_(m.a), model=model, backend=backend)
+    nn.init.trunc_normal_(plain.a)
+    assert model.a._version - before == (plain.a._version - before if backend == "torch" else 1)
+
+
+@cpp
+def test_what_torch_leaves_undone_on_the_meta_device_is_an_unnamed_draw() -> None:
+    with fastinit.capture(backend="cpp", seed=0) as recipe, torch.device("meta"):
+        model = nn.Linear(4, 4)
+        nn.init.orthogonal_(model.weight)
+        recipe.bind(model)
+    assert recipe.report.unkeyed == ("weight",) and recipe.unknown["weight"].startswith("`")
+
+
+def test_a_function_of_others_with_a_name_of_torch_is_not_taken_for_it() -> None:
+    def orthogonal_(tensor: torch.Tensor) -> bool:
+        return tensor.is_meta
+
+    with fastinit.capture() as recipe, torch.device("meta"):
+        model = nn.Linear(4, 4)
+        assert orthogonal_(model.weight)
+        recipe.bind(model)
+    assert recipe.unknown == {}
+
+
+# --- threads and blocks -----------------------------------------------------------------------------------------------
+
+
+@cpp
+def test_a_thread_of_a_block_that_takes_an_address_finds_values() -> None:
+    seen: list[float] = []
+
+    def code(model: Holder) -> None:
+        model.a.normal_()
+        thread = threading.Thread(target=lambda: seen.append(float(model.a.detach().numpy().std())))
+        thread.start()
+        thread.join()
+
+    watched(code)
+    assert 0.5 < seen[0] < 2
+
+
+def after_its_block(run: Callable[[], object]) -> None:
+    """Runs something in a thread that was started in a block, once that is over."""
+    over = threading.Event()
+    with fastinit.capture(Holder(), backend="torch"):
+        thread = threading.Thread(target=lambda: over.wait(60) and run())
+        thread.start()
+    over.set()
+    thread.join()
+
+
+@cpp
+def test_a_thread_that_outlives_its_block_may_open_its_own() -> None:
+    made: list[nn.Module] = []
+
+    def run() -> None:
+        with fastinit.capture(backend="cpp", seed=0):
+            made.append(nn.Linear(3, 3))
+
+    after_its_block(run)
+    assert same_bits(made[0].weight, fastinit.build(nn.Linear, 3, 3, backend="cpp", seed=0).weight)
+
+
+@cpp
+def test_build_names_the_model_that_it_returns_and_no_other() -> None:
+    kept: list[nn.Module] = []
+
+    def factory() -> nn.Module:
+        kept.append(nn.Linear(3, 3))
+        return nn.Linear(3, 3)
+
+    model = fastinit.build(factory, backend="cpp", seed=0)
+    assert same_bits(model.weight, fastinit.build(nn.Linear, 3, 3, backend="cpp", seed=0).weight)
+
+
+def test_capture_takes_modules_only() -> None:
+    with pytest.raises(TypeError, match="must be a torch.nn.Module"), fastinit.capture(torch.zeros(3)):  # type: ignore[arg-type]
+        pass
