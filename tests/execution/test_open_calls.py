@@ -122,6 +122,14 @@ def test_what_was_copied_is_noted_as_it_turned_out() -> None:
     assert [row.parameter for row in report.rows] == ["0.weight"] and report.provenance == {"0.weight": "copy"}
 
 
+@cpp
+def test_code_finds_the_values_of_the_fills_before_it() -> None:
+    made, seen = model(), []
+    with open_call(made, backend="cpp") as call:
+        call.run([step(made, fill(made, 3), code(made, lambda: seen.append(made[0].weight.tolist())))])
+    assert seen == [[[3, 3], [3, 3]]]
+
+
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +179,9 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_an_error_before_anything_is_written_is_no_partial_initialization(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(OSError, match="disk"), open_call(model()):
+    made = model()
+    with pytest.raises(OSError, match="disk"), open_call(made) as call:
+        call.run([step(made)])
         raise OSError("disk")
     assert warnings_of(caplog) == []
 

@@ -45,10 +45,10 @@ class Watched:
     def fill(self, name: str = "w", values: Any = DRAW) -> Fill:
         return Fill.whole(name, getattr(self.model, name), values, "init_cfg", f"fill of {name}")
 
-    def row(self, values: Any = DRAW) -> Fill:
-        """Returns the fill of the second row of ``w``."""
-        box = Box(self.model.w.detach()[1], 4, (1,))
-        return Fill("w", self.model.w, values, "init_cfg", "row of w", (4,), (box,))
+    def column(self, values: Any = DRAW) -> Fill:
+        """Returns the fill of the second column of ``w``, which no earlier fill can spare."""
+        box = Box(self.model.w.detach()[:, 1], 1, (4,))
+        return Fill("w", self.model.w, values, "init_cfg", "column of w", (6,), (box,))
 
     def put(self, *fills: Fill, scope: Scope | None = None, done: Done | None = None) -> None:
         self.queue.put(fills, scope or self.scope, done or self.done)
@@ -113,10 +113,10 @@ def test_a_fill_that_runs_at_once_comes_after_a_pending_one_of_its_memory(
     call: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixed(call, monkeypatch)
-    call.put(call.fill(), call.row(Constant(9)))
+    call.put(call.fill(), call.column(Constant(9)))
     call.flush()
     expected = named_fill("w", (6, 4), DRAW)
-    expected[1] = 9
+    expected[:, 1] = 9
     assert same_bits(call.model.w, expected)
 
 
@@ -283,6 +283,15 @@ def test_fills_that_code_requested_are_noted_by_their_names_once(call: Watched) 
     call.request(call.model.w)
     call.flush()
     assert call.settle() == call.settle() == () and call.noted == ["w"]
+
+
+def test_a_draw_that_got_its_name_after_it_had_run_is_noted_by_it(call: Watched) -> None:
+    drawn = torch.zeros(3)
+    call.request(drawn)
+    call.flush()
+    call.model.late = nn.Parameter(drawn)
+    call.book.generation += 1
+    assert call.settle() == ("late",) and call.noted == ["late"]
 
 
 def test_a_draw_that_nobody_names_is_listed_and_no_item(call: Watched) -> None:

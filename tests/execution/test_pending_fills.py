@@ -277,3 +277,8 @@ def test_the_report_counts_the_bytes_of_copies() -> None:
 def test_a_plan_takes_what_a_checkpoint_holds_for_reached() -> None:
     model = Pair()
     assert plan_of([copy_of(model, model.a.weight)], Scope(model, None)).unreached == ("b.weight",)
+
+
+def test_a_plan_within_a_call_shows_the_seed_of_that() -> None:
+    model = Pair()
+    assert plan_of([], Scope(model.a, Scope(model, None, seed=4))).seed == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 import fastinit
 from fastinit.plans import Normal
+from fastinit.recording import capturing
 
 DRAW = Normal(0, 1)
 
@@ -62,10 +64,10 @@ def test_a_parameter_that_got_other_memory_has_its_name_there(by: str) -> None:
 
 @cpp
 def test_an_argument_by_keyword_that_is_written_in_part_is_filled_before() -> None:
-    model = watched(lambda m: torch.add(torch.ones(2, 4), 1, out=m.a.normal_().detach()[1:3]))
+    model, recipe = captured(lambda m: torch.add(torch.ones(2, 4), 1, out=m.a.normal_().detach()[1:3]))
     expected = named_fill("a", (6, 4), DRAW)
     expected[1:3] = 2
-    assert same_bits(model.a, expected)
+    assert same_bits(model.a, expected) and recipe.unknown["a"].startswith("`aten.add.out`")
 
 
 @cpp
@@ -90,6 +92,30 @@ def test_what_a_backend_cannot_draw_is_drawn_by_torch() -> None:
 
 
 @cpp
+def test_what_torch_draws_for_a_backend_is_an_unnamed_draw() -> None:
+    def code(model: Holder) -> None:
+        model.late = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+        model.late.normal_()
+
+    assert captured(code)[1].report.unkeyed == ("late",)
+
+
+@cpp
+def test_reading_constants_needs_no_launch() -> None:
+    assert captured(lambda m: m.a.zero_().sum().item())[1].report.launches == {}
+
+
+@cpp
+def test_printing_a_tensor_lets_its_later_fills_stay_pending() -> None:
+    def code(model: Holder) -> None:
+        repr(model.a.normal_())
+        model.a.normal_()
+        model.b.normal_()
+
+    assert captured(code)[1].report.launches == {"cpu": 2}
+
+
+@cpp
 def test_a_fill_that_runs_at_once_replaces_a_pending_one_of_its_memory() -> None:
     def code(model: Holder) -> None:
         model.a.normal_()
@@ -99,10 +125,27 @@ def test_a_fill_that_runs_at_once_replaces_a_pending_one_of_its_memory() -> None
 
 
 @cpp
+def test_a_fill_that_runs_at_once_comes_after_a_pending_one_around_it() -> None:
+    def code(model: Holder) -> None:
+        model.a.normal_()
+        model.a.detach().view(torch.complex64)[:, 0].fill_(1)
+
+    model = watched(code)
+    assert model.a[:, :2].tolist() == [[1, 0]] * 6 and same_bits(model.a[:, 2:], named_fill("a", (6, 4), DRAW)[:, 2:])
+
+
+@cpp
 def test_an_explicit_generator_of_a_new_tensor_is_used() -> None:
     with fastinit.capture(backend="cpp", seed=0):
         drawn = torch.randn(5, generator=torch.Generator().manual_seed(3))
     assert torch.equal(drawn, torch.randn(5, generator=torch.Generator().manual_seed(3)))
+
+
+@cpp
+def test_an_explicit_generator_of_a_truncated_normal_is_used() -> None:
+    model = watched(lambda m: nn.init.trunc_normal_(m.a, generator=torch.Generator().manual_seed(3)))
+    expected = nn.init.trunc_normal_(torch.empty(6, 4), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(model.a, expected)
 
 
 @cpp
@@ -165,6 +208,61 @@ def test_a_copy_of_what_has_run_is_made_at_once() -> None:
 
     model = watched(code)
     assert same_bits(model.b, model.late.detach())
+
+
+@cpp
+def test_a_copy_of_what_has_run_in_part_is_all_of_it() -> None:
+    def code(model: Holder) -> None:
+        model.a.normal_().sum().item()
+        model.a[1].normal_()
+        model.late = nn.Parameter(model.a.clone())
+
+    model = watched(code)
+    assert same_bits(model.late, model.a)
+
+
+@cpp
+def test_a_copy_of_a_fill_that_was_computed_on_is_computed_too() -> None:
+    def code(model: Holder) -> None:
+        model.a.uniform_().erfinv_()
+        model.late = nn.Parameter(model.a.clone())
+
+    model = watched(code)
+    assert same_bits(model.late, model.a) and model.a.max() > 1
+
+
+@cpp
+def test_a_copy_in_another_layout_has_every_part_in_its_place() -> None:
+    def code(model: Holder) -> None:
+        drawn = torch.empty(4, 6).t()
+        drawn.normal_()
+        drawn[1].zero_()
+        model.a.copy_(drawn)
+        model.late = nn.Parameter(drawn)
+
+    model = watched(code)
+    assert torch.equal(model.a, model.late) and (model.a[1] == 0).all() and (model.a[0] != 0).all()
+
+
+@cpp
+def test_a_copy_of_a_part_of_memory_has_every_part_in_its_place() -> None:
+    with fastinit.capture(backend="cpp", seed=0):
+        memory = torch.empty(48)
+        drawn = memory[24:].view(6, 4)
+        drawn.normal_()
+        drawn[1].zero_()
+        copied = drawn.clone()
+    assert torch.equal(copied, drawn) and (copied[1] == 0).all() and (copied[0] != 0).all()
+
+
+@cpp
+def test_a_number_that_is_itself_pending_is_read_before_it_is_filled_in() -> None:
+    assert (watched(lambda m: m.a.fill_(torch.full((), 3.0))).a == 3).all()
+
+
+@cpp
+def test_a_number_that_is_itself_pending_is_read_before_it_is_multiplied_by() -> None:
+    assert (watched(lambda m: m.a.fill_(2).mul_(torch.full((), 3.0))).a == 6).all()
 
 
 # --- what is counted, and what torch.nn.init leaves undone ------------------------------------------------------------
@@ -254,3 +352,59 @@ def test_build_names_the_model_that_it_returns_and_no_other() -> None:
 def test_capture_takes_modules_only() -> None:
     with pytest.raises(TypeError, match="must be a torch.nn.Module"), fastinit.capture(torch.zeros(3)):  # type: ignore[arg-type]
         pass
+
+
+# --- roots ------------------------------------------------------------------------------------------------------------
+
+
+@cpp
+def test_a_model_of_a_nested_block_with_its_own_seed_is_no_root_of_the_larger() -> None:
+    with fastinit.capture(backend="cpp", seed=0) as recipe:
+        with fastinit.capture(backend="cpp", seed=9, prefix="teacher"):
+            teacher = nn.Linear(3, 3)
+        model = nn.Linear(3, 3)
+    assert list(recipe.fills) == ["weight", "bias"] and not same_bits(model.weight, teacher.weight)
+
+
+@cpp
+def test_a_module_whose_buffer_is_drawn_is_the_root() -> None:
+    class Projection(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("matrix", torch.randn(4, 4))
+
+    with fastinit.capture(backend="cpp", seed=0) as recipe:
+        made = [Projection(), nn.LayerNorm(4)]
+    assert recipe.report.unkeyed == () and same_bits(made[0].matrix, named_fill("matrix", (4, 4), DRAW))
+
+
+@cpp
+def test_two_roots_are_the_error_of_a_strict_block_too() -> None:
+    made: list[nn.Module] = []
+    with pytest.raises(RuntimeError, match="2 modules were made"):
+        with fastinit.capture(backend="cpp", seed=0, strict=True):
+            made += [nn.Linear(3, 3), nn.Linear(3, 3)]
+    assert all(0 < module.weight.std() < 0.58 for module in made)
+
+
+@cpp
+def test_huge_pages_are_asked_for_where_large_tensors_are_pending(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(capturing, "ask_for_huge_pages", lambda tensors: asked.extend(each.nbytes for each in tensors))
+    with fastinit.capture(backend="cpp", seed=0):
+        model = nn.Linear(256, 128)
+    assert asked == [model.weight.nbytes]
+
+
+@cpp
+def test_a_block_in_another_thread_takes_no_hook_away() -> None:
+    def other() -> None:
+        with fastinit.capture(Holder(), backend="torch"):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # the thread is there before the block, and no part of it
+        with fastinit.capture(backend="cpp", seed=0) as recipe:
+            pool.submit(other).result()
+            model = nn.Linear(3, 3)
+    assert list(recipe.fills) == ["weight", "bias"] and recipe.report.unkeyed == () and model.weight.std() > 0
