@@ -89,6 +89,28 @@ def test_code_within_other_code_has_its_own_writes(books: Books) -> None:
     assert books.told == ("outer", "inner")
 
 
+def test_code_within_other_code_has_its_own_writes_by_views(books: Books) -> None:
+    with books.running("outer"), books.ledger.attributing(nn.Module(), "inner", FunctionSensor):
+        books.module.b.data[1:].fill_(1)
+    assert books.told == ("nobody", "inner")
+
+
+def test_other_memory_is_attributed_where_other_code_ran_since(books: Books) -> None:
+    with books.running("outer"):
+        books.module.b.data = torch.ones(4)
+        with books.ledger.attributing(nn.Module(), "inner", FunctionSensor):
+            pass
+    assert books.told == ("nobody", "outer")
+
+
+def test_a_write_to_a_parameter_without_memory_is_attributed() -> None:
+    parameter = nn.Parameter(torch.zeros(4, device="meta"))
+    ledger = Ledger({parameter: "w"}, "nobody")
+    with ledger.attributing(nn.Module(), "code", FunctionSensor), torch.no_grad():
+        parameter.fill_(1)
+    assert ledger[parameter]["init_info"] == "code"
+
+
 def test_the_last_of_nested_writes_counts(books: Books) -> None:
     with books.running("outer"), torch.no_grad():
         books.module.a.fill_(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fastinit.execution import memory_book
 from fastinit.execution.ledger import Ledger
@@ -282,6 +283,18 @@ def test_a_pause_is_of_one_thread_only(book: Book) -> None:
     assert seen == [False]
 
 
+def test_modes_of_the_user_see_nothing_of_a_pause(book: Book) -> None:
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[Any] = []
+    with Mode(), book.paused():
+        _ = book.tensor.shape
+    assert seen == []
+
+
 def attributed(book: Book) -> tuple[Ledger, torch.Tensor, torch.Tensor, torch.nn.Module]:
     """Returns a ledger of two parameters that are the first and the last row of the book's storage."""
     first, last = torch.nn.Parameter(book.tensor[:4]), torch.nn.Parameter(book.tensor[20:])
@@ -295,7 +308,8 @@ def test_a_ledger_is_told_of_fills_and_writes_and_changes(book: Book) -> None:
     assert ledger.written == {first} and ledger[first]["init_info"] == "fill"
     with ledger.attributing(module, "write", book.sensing):
         book.wrote(book.at(5), "code", False)
-    assert ledger.written == {first, last} and ledger[last]["init_info"] == "write"
+    assert ledger.written == {first, last}
+    assert (ledger[first]["init_info"], ledger[last]["init_info"]) == ("fill", "write")
     with ledger.attributing(module, "change", book.sensing):
         book.touch(fill.place)
     assert ledger[first]["init_info"] == "change" and ledger[last]["init_info"] == "write"

@@ -125,7 +125,8 @@ def test_numbers_in_another_order_are_taken_by_their_indices() -> None:
     each = pending(memory)
     each.stream = Stream("v", Strided(0, (3, 4), (1, 3)), True)
     fill = filled(each, owners(w=memory))
-    assert fill.boxes[0].steps == (1, 3) and fill.name == "w" and fill.stream == "v" and fill.tensor is memory
+    assert fill.boxes[0].steps == (1, 3) and fill.name == "w" and fill.stream == "v"
+    assert fill.tensor is fill.boxes[0].tensor is memory
 
 
 def test_a_part_belongs_to_its_owner_and_writes_its_own_memory() -> None:

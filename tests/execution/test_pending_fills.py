@@ -11,9 +11,11 @@ import torch
 from capturing import cpp
 from helpers import named_fill, same_bits
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fastinit.execution import pending, runner
 from fastinit.execution.done import CheckpointReport, Done
+from fastinit.execution.ledger import Ledger
 from fastinit.execution.pending import LatestPerTensor
 from fastinit.execution.reports import Report, plan_of, report_of
 from fastinit.execution.scope import Scope
@@ -138,6 +140,29 @@ def test_a_fill_of_a_part_runs_over_what_is_left_of_the_whole() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["c", "t"])
+def test_the_ledger_learns_of_fills_when_they_have_run(waiting: Waiting, name: str) -> None:
+    made = Fill.whole(name, torch.zeros(3), Constant(0), "init_cfg", "fill")
+    waiting.done.ledger = Ledger({made.tensor: name}, "nobody")
+    waiting.put(made)
+    waiting.flush()
+    assert waiting.done.ledger[made.tensor]["init_info"] == "fill"
+
+
+@pytest.mark.parametrize(("has_subclasses", "sees"), [(False, False), (True, True)])
+def test_modes_of_the_user_see_nothing_of_fastinits_own_work(has_subclasses: bool, sees: bool) -> None:
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[Any] = []
+    tensor = torch.zeros(3)
+    with Mode(), LatestPerTensor().own_work(has_subclasses=has_subclasses):
+        _ = tensor.shape
+    assert bool(seen) is sees
+
+
 # --- what was done ----------------------------------------------------------------------------------------------------
 
 
@@ -252,3 +277,8 @@ def test_the_report_counts_the_bytes_of_copies() -> None:
 def test_a_plan_takes_what_a_checkpoint_holds_for_reached() -> None:
     model = Pair()
     assert plan_of([copy_of(model, model.a.weight)], Scope(model, None)).unreached == ("b.weight",)
+
+
+def test_a_plan_within_a_call_shows_the_seed_of_that() -> None:
+    model = Pair()
+    assert plan_of([], Scope(model.a, Scope(model, None, seed=4))).seed == 4

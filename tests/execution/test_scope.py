@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -134,8 +135,9 @@ def test_a_part_and_the_larger_call_agree_on_their_fills_together(agreed: list[t
     outer, inner = outer_and_inner()
     inner.seed.ask("mesh", "a.weight")
     outer.seed.agree()
-    inner.seed.agree()
     assert [asked for asked, _, _ in agreed] == [{"mesh": ["a.weight"]}]
+    inner.seed.agree()
+    assert len(agreed) == 1
 
 
 def test_a_call_of_its_own_names_agrees_on_its_fills_alone(agreed: list[tuple[Asked, int, bool]]) -> None:
@@ -204,3 +206,55 @@ def test_a_block_of_use_gives_its_seed_to_the_outermost_call_only() -> None:
     with fastinit.use(seed=7):
         outer = Scope(model, None)
         assert outer.seed.given == 7 and Scope(model.a, outer).seed.given is None
+
+
+# --- torch's generators -----------------------------------------------------------------------------------------------
+
+
+class Generators:
+    """Stands for torch.cuda: a generator for each of two devices, with a number for its state."""
+
+    def __init__(self) -> None:
+        self.states = {0: 10, 1: 11}
+        self.current = 0
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, self.current if device.index is None else device.index
+        yield
+        self.current = before
+
+    def get_rng_state(self, index: int | None = None) -> int:
+        return self.states[self.current if index is None else index]
+
+    def set_rng_state(self, state: int, index: int | None = None) -> None:
+        self.states[self.current if index is None else index] = state
+
+    def manual_seed(self, seed: int) -> None:
+        self.states[self.current] = seed
+
+
+@pytest.fixture
+def generators(monkeypatch: pytest.MonkeyPatch) -> Generators:
+    made = Generators()
+    monkeypatch.setattr(torch, "cuda", made)
+    return made
+
+
+def test_the_generators_of_devices_are_seeded_and_get_their_states_back(generators: Generators) -> None:
+    with seeds.seeded_generators(5, [torch.device("cuda", 1)]):
+        assert generators.states == {0: 10, 1: 5}
+    assert generators.states == {0: 10, 1: 11}
+
+
+def test_a_device_without_an_index_is_the_current_one(generators: Generators) -> None:
+    with seeds.seeded_generators(5, [torch.device("cuda")]):
+        assert generators.states == {0: 5, 1: 11}
+    assert generators.states == {0: 10, 1: 11}
+
+
+def test_generators_get_their_states_back_after_an_error(generators: Generators) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(OSError, match="disk"), seeds.seeded_generators(5, [torch.device("cuda", 1)]):
+        raise OSError("disk")
+    assert generators.states == {0: 10, 1: 11} and torch.equal(state, torch.get_rng_state())

@@ -116,6 +116,13 @@ def test_materialize_plans_its_recipe_and_its_config_once(monkeypatch: pytest.Mo
     assert planned == ["Recipe", "NormalInit"]
 
 
+def test_a_module_is_no_initializer_though_it_can_be_called() -> None:
+    with pytest.raises(TypeError, match="^init_cfg must be a dict"):
+        fastinit.initialize(layer(), nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"^init_cfg\[0\]: a rule must be a dict or an initializer"):
+        fastinit.initialize(layer(), [nn.Linear(2, 2)])
+
+
 # --- streams that collide ---------------------------------------------------------------------------------------------
 
 

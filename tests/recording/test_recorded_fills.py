@@ -109,6 +109,32 @@ def test_fills_are_done_again_in_the_order_in_which_they_were_recorded() -> None
     assert [fill.shape for fill in fills] == [(6, 4), (4,)]
 
 
+@cpp
+def test_a_fill_that_was_computed_on_is_none_that_can_be_repeated() -> None:
+    recipe = recipe_of(lambda m: m.w.uniform_().erfinv_())
+    assert "w" not in recipe.fills and "w" in recipe.unknown
+
+
+@cpp
+def test_a_fill_of_the_bytes_in_another_dtype_is_none_of_the_parameter() -> None:
+    recipe = recipe_of(lambda m: m.w.detach().view(torch.int32).fill_(7))
+    assert "w" not in recipe.fills and recipe.unknown["w"].endswith("on a view that is no part of the parameter")
+
+
+@cpp
+def test_a_fill_of_memory_across_rows_is_no_part_of_the_parameter() -> None:
+    model = Matrix()
+    model.w = nn.Parameter(torch.zeros(4, 6).t())
+    recipe = recipe_of(lambda m: m.w.detach().t().view(-1)[2:9].normal_(), model)
+    assert "w" not in recipe.fills and recipe.unknown["w"].endswith("on a view that is no part of the parameter")
+
+
+@cpp
+def test_a_copy_of_a_constant_is_a_constant_of_its_own() -> None:
+    recipe = recipe_of(lambda m: m.b.copy_(m.a.zero_()), Matrix("ab"))
+    assert [fill.stream for fill in recipe.fills["b"]] == [""]
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -144,13 +170,17 @@ def test_the_name_in_the_larger_model_comes_before_the_parts_own() -> None:
 
 
 @cpp
-def test_a_tied_parameter_is_filled_once() -> None:
+def test_a_tied_parameter_is_filled_once_as_its_first_name_says() -> None:
     model = nn.ModuleDict({"a": Matrix(), "b": Matrix()})
+
+    def code(model: nn.Module) -> None:
+        model["a"].w.normal_()  # type: ignore[index]
+        model["b"].w.fill_(2)  # type: ignore[index]
+
+    recipe = recipe_of(code, model)
     model["b"].w = model["a"].w
-    recipe = recipe_of(lambda m: m["a"].w.normal_(), model)
-    recipe.fills = {"a.w": recipe.fills["a.w"], "b.w": recipe.fills["a.w"]}
     items = recipe.plan_items(model, Scope(model, None), "init_cfg")
-    assert [item.name for item in items if isinstance(item, Fill)] == ["a.w"]
+    assert [(item.name, item.distribution) for item in items if isinstance(item, Fill)] == [("a.w", DRAW)]
 
 
 @cpp
