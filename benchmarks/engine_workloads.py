@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import fresh
 import torch
 from torch import nn
@@ -295,4 +293,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     main()

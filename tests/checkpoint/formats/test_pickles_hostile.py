@@ -18,7 +18,7 @@ from hostile_pickles import (
     NEST,
     write,
 )
-from limited import MOST_BYTES, MOST_CPU_S, needs_linux, run_limited
+from limited import MOST_BYTES, needs_linux, run_limited
 from pickle_opcodes import g, pickled, text
 from torch import nn
 
@@ -66,7 +66,7 @@ def test_a_hostile_pickle_is_refused_at_little_cost_and_changes_nothing(tmp_path
     kind, message, *_ = cost.result
     assert kind == "RuntimeError", cost.result
     assert message.startswith(f"{path}: the file ") and cost.result[2] < 3000 and message.isprintable(), cost.result
-    assert cost.peak_bytes < MOST_BYTES and cost.cpu_s < MOST_CPU_S, cost
+    assert cost.peak_bytes < MOST_BYTES, cost
     assert not (tmp_path / MARKER).exists()
 
 
@@ -93,7 +93,6 @@ def test_the_memo_takes_memory_only_for_its_entries(tmp_path, put, form):
     cost = run_limited(lambda: CheckpointLoader.load_checkpoint(tmp_path / "c.pth", logger="silent"))
     assert cost.result == []
     assert cost.peak_bytes < 10 << 20
-    assert cost.cpu_s < MOST_CPU_S
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -125,7 +124,6 @@ def test_a_deep_nest_is_read_and_freed(tmp_path, content, form):
 
     cost = run_limited(attempt)
     assert cost.result[0] == ["nest"], cost.result
-    assert cost.cpu_s < MOST_CPU_S, cost
     # An empty list is one byte of a pickle and 88 of memory: no reader can do without.
     assert cost.peak_bytes < MOST_BYTES + 150 * len(content[1]), cost
 

