@@ -1,4 +1,4 @@
-"""fastinit: how every parameter of a PyTorch model starts, as a plan that is read, checked and executed."""
+"""fastinit: plans how every parameter of a PyTorch model starts, checks the plan, and runs it in one go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .materializing import materialize
 from .planning import plan
 from .plans import Plan
 from .recording.capturing import build, capture
+from .recording.recipes import Recipe
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,
@@ -48,6 +49,7 @@ __all__ = [
     "NormalInit",
     "Plan",
     "PretrainedInit",
+    "Recipe",
     "Report",
     "Sequential",
     "TruncNormalInit",

@@ -238,6 +238,11 @@ def _own_rules(module: BaseModule, scope: Scope) -> tuple[list[Rule], list[Rule]
     return [rule for rule in rules if not rule.after_children], [rule for rule in rules if rule.after_children]
 
 
+def has_own_configs(module: nn.Module) -> bool:
+    """Tells whether a module is a BaseModule: fastinit's, or another library's whose ``init_weights`` is fastinit's."""
+    return any(vars(kind).get("init_weights") is BaseModule.init_weights for kind in type(module).__mro__)
+
+
 def _plans_itself(module: nn.Module) -> bool:
     return getattr(type(module), "init_weights", None) is BaseModule.init_weights and "init_weights" not in vars(module)
 

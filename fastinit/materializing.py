@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .base_module import BaseModule, steps_of_tree
+from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
 from .errors import check_module
 from .execution.allocation import allocate_like
@@ -98,7 +98,7 @@ def materialize(
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
     slots = list(_slots(model))
-    is_tree = init_cfg is None and isinstance(unwrapped(model), BaseModule)
+    is_tree = init_cfg is None and has_own_configs(unwrapped(model))
     opening = open_call(model, backend=backend, seed=seed, prefix=prefix, strict=strict, devices={target})
     with _restoring(model, slots), opening as call, recording(call) as watch:
         rules = [] if recipe is None else [Rule("recipe", recipe, model, False)]
@@ -282,7 +282,9 @@ def _rebound(item: Item, new: Mapping[torch.Tensor, torch.Tensor]) -> Item:
 def _restoring(model: nn.Module, slots: Sequence[_Slot]) -> Iterator[None]:
     """Puts the meta tensors back if the block fails."""
     before = [(slot, slot.tensor) for slot in slots]
-    done = [(module, module._is_init) for module in model.modules() if isinstance(module, BaseModule)]
+    done: list[tuple[Any, bool]] = [
+        (module, module._is_init) for module in model.modules() if has_own_configs(module)  # type: ignore[misc]
+    ]
     try:
         yield
     except BaseException:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .base_module import BaseModule, steps_of_tree
+from .base_module import has_own_configs, steps_of_tree
 from .config.rules import parse, steps_of
 from .errors import check_module
 from .execution.calls import Step, new_scope
@@ -62,6 +62,6 @@ def steps_for(module: nn.Module, init_cfg: Any, scope: Scope) -> list[Step]:
     if init_cfg is not None:
         return steps_of(parse(module, init_cfg), scope)
     base = unwrapped(module)
-    if not isinstance(base, BaseModule):
+    if not has_own_configs(base):
         raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own")
-    return steps_of_tree(base, scope)
+    return steps_of_tree(base, scope)  # type: ignore[arg-type]

@@ -50,8 +50,8 @@ class Report:
     """Device by device, how often a kernel of ``cpp``, ``triton`` or ``cuda`` was started. Other code between fills can
     make it more than one."""
     unkeyed: tuple[str, ...] = ()
-    """What was drawn by order and not by name, where those backends draw: parameters, or ``#k`` with its shape and the
-    place in the code for tensors that have no name."""
+    """Draws that are not keyed by a parameter's name, on backends whose draws otherwise are: parameters, or ``#k`` with
+    its shape and the place in the code for tensors that have no name."""
 
     def table(self, max_rows: int | None = MAX_ROWS) -> str:
         """Returns the rows as text; ``max_rows=None`` shows all of them."""

@@ -142,6 +142,7 @@ def _patch(place: Any, name: str, value: Any) -> None:
 
 def _registry() -> Any:
     try:
+        import mmengine.model  # noqa: F401  (fills the registry; its decorators refuse names that are taken before)
         from mmengine import registry
     except ImportError as error:
         raise ImportError("fastinit.integrations.mmengine needs mmengine: pip install mmengine-lite") from error
