@@ -196,6 +196,11 @@ class Names:
         return self.ordinal() if name is None else name
 
     def ordinal(self) -> str:
-        """Returns ``#k``, for the next unnamed tensor of the call."""
+        """Returns ``#k`` behind the prefix, for the next unnamed tensor of the call."""
         self._unnamed += 1
-        return f"#{self._unnamed - 1}"
+        ordinal = f"#{self._unnamed - 1}"
+        if not self.prefix or isinstance(self.prefix, str):
+            return renamed(ordinal, self.prefix)
+        # A map gives no tensor without a name a new one; but parts of a model that differ in it must differ here, too.
+        parts = ", ".join(f"{name}: {whole}" for name, whole in sorted(self.prefix.items()))
+        return join(f"{{{parts}}}", ordinal)

@@ -111,7 +111,8 @@ def _fill(
     stream: Stream,
 ) -> Fill:
     stream_name = "" if stream.name == name else stream.name
-    return Fill(name, tensor, pending.distribution, pending.rule, pending.info, shape, boxes, stream_name)
+    seed = None if pending.named is None else pending.named.seed
+    return Fill(name, tensor, pending.distribution, pending.rule, pending.info, shape, boxes, stream_name, seed)
 
 
 def fills_for(pending: Iterable[PendingFill], book: MemoryBook, owners: Owners) -> Iterator[tuple[PendingFill, Fill]]:

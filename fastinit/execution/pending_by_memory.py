@@ -172,6 +172,11 @@ class ByMemory:
             # A part of a larger call reports what it requested itself, and leaves the rest to that.
             own = [each for each in fills if (each.scope is scope if is_whole else each.asked_by is done)]
             done.add(list(self._settled(own, owners, ledger, unkeyed)))
+            if is_whole:  # blocks with seeds of their own have reports of their own; that they wrote is known here, too
+                for each in fills:
+                    owner = owners.of(each.place) if each.scope is not scope else None
+                    if owner is not None and owner.tensor not in ledger.written:
+                        ledger.record(owner.tensor, each.info)
             for owner in owners if is_whole else ():
                 for other in self.book.others_at(owner.place):
                     if owner.tensor not in ledger.written:

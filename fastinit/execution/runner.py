@@ -45,7 +45,7 @@ def check(items: Iterable[Item], scope: Scope, *, needs_memory: bool = True) -> 
 def ask_if_sharded(fill: Fill, scope: Scope) -> None:
     """Notes a fill of a distributed tensor, on which the ranks must agree before it runs."""
     if is_sharded(fill.tensor):
-        text = f"{fill.stream_name} {fill.shape} {fill.tensor.dtype} {fill.distribution!r}"
+        text = f"{fill.stream_name} {fill.shape} {fill.tensor.dtype} {fill.distribution!r} {fill.seed}"
         scope.seed.ask(mesh_of(fill.tensor), text)
 
 
@@ -76,12 +76,12 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
                 ]
             backend.run(chosen, scope.seed.value)
             continue
-        seed = scope.seed.drawn()
-        by_device = _grouped(chosen, lambda fill: fill.tensor.device)
-        for device in by_device:
+        by_place = _grouped(chosen, lambda fill: (fill.tensor.device, fill.seed))
+        for device, _ in by_place:
             if reason := backend.why_not_now(device):  # they were checked earlier, and may have been pending since
                 raise RuntimeError(reason)
-        for device, group in by_device.items():
+        for (device, own_seed), group in by_place.items():
+            seed = scope.seed.drawn() if own_seed is None else own_seed
             try:
                 scope.launches[device] = scope.launches.get(device, 0) + backend.run(group, seed)
             finally:
@@ -90,7 +90,7 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
 
 
 def _check_streams(fills: Sequence[Fill]) -> None:
-    by_name = {fill.stream_name: fill for fill in fills}
+    by_name = {fill.stream_name: fill for fill in fills}  # one name under two seeds is two streams
     first_of: dict[int, str] = {}
     for name, stream in zip(by_name, streams_of(by_name).tolist()):
         if first_of.setdefault(stream, name) != name:

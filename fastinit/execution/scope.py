@@ -52,7 +52,10 @@ class Scope:
     ) -> None:
         if not isinstance(prefix, (str, Mapping)):
             raise TypeError(f"prefix must be a str or a map of names, but got {prefix!r} of {type(prefix)}")
-        is_part = outer is not None and not prefix and (root is None or outer.names.knows(root))
+        # A block in another one that brings a seed has names of its own: under two seeds, one name is two streams.
+        is_part = outer is not None and not prefix
+        if is_part:
+            is_part = seed is None if root is None else outer.names.knows(root)  # type: ignore[union-attr]
         self.root = root
         self.outer = outer
         self.names: Names = outer.names if outer is not None and is_part else Names(root, prefix)

@@ -76,6 +76,8 @@ class Fill:
     """The parts to write, which together hold what is here of the full tensor; None: it is here in one piece."""
     stream: Final[str] = ""
     """The name of the random stream, where it is not ``name``: the values are those of another parameter."""
+    seed: Final[int | None] = None
+    """Its own, which a block within a recorded one was given; None: the call's."""
 
     @property
     def stream_name(self) -> str:

@@ -167,7 +167,7 @@ def recording(call: OpenCall) -> Iterator[Watch]:
         if call.scope.effective is call.scope:
             call.flush()
         return
-    watch = Watch()
+    watch = Watch(call)
     call.pending = watch.pending
     token = current_watch.set(watch)
     try:

@@ -36,6 +36,8 @@ class RecordedFill:
     """Its position in what was recorded."""
     rule: str
     info: str
+    seed: int | None = None
+    """Of the block within the recorded one that asked for it, where that was given one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,11 +60,12 @@ class RecordedFill:
                 f"recipe: {name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
             )
         if self.is_whole and is_sharded(tensor):
-            return replace(shard_fill(name, tensor, self.distribution, self.rule, self.info), stream=self.stream)
+            fill = shard_fill(name, tensor, self.distribution, self.rule, self.info)
+            return replace(fill, stream=self.stream, seed=self.seed)
         if self.is_whole and self.numbers == self.part:
-            return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, None, self.stream)
+            return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, None, self.stream, self.seed)
         boxes = tuple(self._boxes_in(name, tensor)) if is_sharded(tensor) else (self._box_in(name, tensor),)
-        return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.stream)
+        return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.stream, self.seed)
 
     def _box_in(self, name: str, tensor: torch.Tensor) -> Box:
         """Returns the part of a tensor that is here in one piece."""
@@ -201,7 +204,7 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[Rec
         elif any(isinstance(each.values, Chain) for each in found):
             unknown[owner.name] = found[-1].info
         elif found:
-            recorded = [_recorded(each, owner, owners) for each in found]
+            recorded = [_recorded(each, owner, owners, scope) for each in found]
             if all(recorded):
                 fills[owner.name] = tuple(each for each in recorded if each is not None)
             else:
@@ -209,7 +212,7 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[Rec
     return fills, unknown
 
 
-def _recorded(pending: PendingFill, owner: Owner, owners: Owners) -> RecordedFill | None:
+def _recorded(pending: PendingFill, owner: Owner, owners: Owners, scope: Scope) -> RecordedFill | None:
     place = pending.place
     part = index_in(owner, place)
     if part is None or place.dtype != owner.place.dtype:
@@ -226,4 +229,5 @@ def _recorded(pending: PendingFill, owner: Owner, owners: Owners) -> RecordedFil
         pending.order,
         pending.rule,
         pending.info,
+        None if pending.scope is scope else pending.scope.seed.given,
     )

@@ -24,9 +24,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config.schemes import truncated_normal
-from ..execution.calls import current_call
+from ..execution.calls import OpenCall, current_call
 from ..execution.memory_book import MemoryBook
 from ..execution.pending_by_memory import ByMemory
+from ..execution.scope import Scope
 from ..plans import TruncatedNormal
 from .operators import NOT_HANDLED, Operators, where
 
@@ -36,10 +37,12 @@ current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=N
 class Watch:
     """What is installed while memory is watched, and what was seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: OpenCall) -> None:
+        self._call = call
+        """The outermost one, which opened the watch."""
         self.book = MemoryBook()
         self.pending = ByMemory(self.book)
-        self.operators = Operators(self.pending, lambda: current_call().scope)
+        self.operators = Operators(self.pending, self._scope)
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
@@ -61,6 +64,10 @@ class Watch:
     def is_idle(self) -> bool:
         """Whether operators are to pass as they are: it is over, or they are fastinit's own."""
         return not self.is_open or self.book.is_paused
+
+    def _scope(self) -> Scope:
+        """Returns the scope of the innermost open call: the watch's own where code runs in a context of its own."""
+        return (current_call() or self._call).scope
 
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""
@@ -87,7 +94,7 @@ class Watch:
             original(tensor, *numbers)
 
         with self.book.paused(), torch.no_grad():
-            waits = current_call().scope.effective.backends.is_contract(tensor.device)
+            waits = self._scope().effective.backends.is_contract(tensor.device)
             distribution = truncated_normal if waits else TruncatedNormal  # the former warns, as torch's function does
             noted = self.operators.fill(tensor, lambda: distribution(*numbers), "trunc_normal_", now)
             if noted and waits:
