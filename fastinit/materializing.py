@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,38 +15,19 @@ from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
 from .errors import check_module
 from .execution.allocation import allocate_like
-from .execution.calls import OpenCall, open_call
+from .execution.calls import open_call
 from .execution.collector import uncollected
 from .execution.defaults import Strict, check_strict, default_strict
 from .execution.memory_book import MemoryBook
 from .execution.reports import Report
 from .execution.runner import check
-from .naming import Prefix, join, unwrapped, walk
+from .naming import Prefix, unwrapped, walk
+from .own_code import Slot, adopt, own_code_for, protecting, run_own_code, warn_of_own_init
 from .plans import Call, Copy, Fill, Item, names_line, tensors_of
 from .recording.capturing import recording
-from .recording.libraries import models_own_code, own_code
-from .recording.recipes import Recipe, RecordedFill, in_order, recorded_fills
-from .recording.watch import Watch
+from .recording.libraries import models_own_code
+from .recording.recipes import Recipe
 from .shards.dtensor import is_sharded, like, local_part
-
-
-@dataclass(frozen=True, eq=False)
-class _Slot:
-    """Where a module holds a tensor that is on the meta device."""
-
-    module: nn.Module
-    path: str
-    tensors: dict[str, Any]
-    """The module's parameters, or its buffers."""
-    attribute: str
-
-    @property
-    def name(self) -> str:
-        return join(self.path, self.attribute)
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        return self.tensors[self.attribute]  # type: ignore[no-any-return]
 
 
 def materialize(
@@ -111,41 +92,62 @@ def materialize(
             items = [item for step in (*steps, *of_tree) for item in step.items]
             check(items, call.scope, needs_memory=False)
             reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-            rest = [slot for slot in slots if id(slot.tensor) not in reached]
+            rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.tensor.numel()]
             others = [slot for slot in slots if id(slot.tensor) in reached]
             if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
-                without = [slot.name for slot in rest if own_code(slot.module) is None and slot.module not in of_models]
+                without = [slot for slot in own_code_for(model, rest)[1] if slot.module not in of_models]
                 _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
+            if not is_tree:
+                warn_of_own_init(model, rest, of_models, call)
+            # What rules and the recipe write can be there before the modules' own code runs, which may read it.
+            are_known = not is_tree and all(map(_is_known, items))
             new = _allocate(slots, target)
             steps = [replace(step, items=rebound(step.items, new)) for step in steps]
             watch.book.generation += 1
             call.scope.names.renew()
             _note_as_new(slots, watch.book)
-        _run_own_code(rest, others, of_models, call, watch)
-        call.check(steps)
-        call.run(steps)
+        allocated = {id(tensor): tensor for tensor in new.values()}
+        if are_known:
+            call.check(steps)
+            call.run(steps)
+            hidden = [slot for slot in others if is_sharded(slot.tensor)]
+            with protecting([slot for slot in others if not is_sharded(slot.tensor)], call, watch.book):
+                run_own_code(rest, hidden, of_models, call, watch)
+        else:
+            run_own_code(rest, others, of_models, call, watch)
+            call.check(steps)
+            call.run(steps)
         if is_tree:
             unwrapped(model).init_weights()  # type: ignore[operator]
-        empty = _without_values(slots, watch.book)
+        replaced = [slot for slot in slots if id(slot.tensors.get(slot.attribute)) not in allocated]
+        adopt(replaced, target, call, watch)
+        empty = _without_values([slot for slot in slots if slot not in replaced], watch.book)
         _must_not_be_empty(empty, "their modules' own code does not write them", recipe)
         report = call.report()
     return report
 
 
-def _note_as_new(slots: Sequence[_Slot], book: MemoryBook) -> None:
+def _note_as_new(slots: Sequence[Slot], book: MemoryBook) -> None:
     for place in map(book.place_of, (slot.tensor for slot in slots)):
         assert place is not None, "it was allocated just now"
         book.is_new(place)
 
 
-def _without_values(slots: Sequence[_Slot], book: MemoryBook) -> list[str]:
-    """Returns the names of the tensors that nothing has written, or will."""
+def _without_values(slots: Sequence[Slot], book: MemoryBook) -> list[Slot]:
+    """Returns the slots whose tensors nothing has written, or will."""
     with book.paused():
-        places = [(slot.name, book.place_of(slot.tensor)) for slot in slots]
-        return [name for name, place in places if place is not None and not book.is_written(place)]
+        places = [(slot, book.place_of(slot.tensor)) for slot in slots]
+        return [slot for slot, place in places if place is not None and not book.is_written(place)]
 
 
-def _slots(model: nn.Module) -> Iterator[_Slot]:
+def _is_known(item: Item) -> bool:
+    """Tells whether an item writes what it says and nothing else."""
+    if isinstance(item, Copy):
+        return not (item.runs_own_code or item.replaces or item.unknown)
+    return isinstance(item, Fill)
+
+
+def _slots(model: nn.Module) -> Iterator[Slot]:
     """Yields where meta tensors are held; one for each holder of a tied tensor."""
     seen: set[nn.Module] = set()
     for path, module in walk(model):
@@ -156,7 +158,7 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
             for attribute, tensor in tensors.items():
                 if tensor is None or not tensor.is_meta:
                     continue
-                slot = _Slot(module, path, tensors, attribute)
+                slot = Slot(module, path, tensors, attribute)
                 if nn.parameter.is_lazy(tensor):
                     raise RuntimeError(f"{slot.name!r} is lazy: it has no shape before the model has seen an input")
                 if is_sharded(tensor):
@@ -168,7 +170,7 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
                 yield slot
 
 
-def _allocate(slots: Sequence[_Slot], device: torch.device) -> dict[torch.Tensor, torch.Tensor]:
+def _allocate(slots: Sequence[Slot], device: torch.device) -> dict[torch.Tensor, torch.Tensor]:
     """Puts tensors with memory into the slots, one for each meta tensor; of a distributed one only what is here.
 
     Returns the new tensors by the old ones.
@@ -189,72 +191,6 @@ def _allocate(slots: Sequence[_Slot], device: torch.device) -> dict[torch.Tensor
     for slot in slots:
         slot.tensors[slot.attribute] = new[slot.tensor]
     return new
-
-
-def _run_own_code(
-    rest: Sequence[_Slot],
-    reached: Sequence[_Slot],
-    of_models: Mapping[nn.Module, Callable[[], object]],
-    call: OpenCall,
-    watch: Watch,
-) -> None:
-    """Runs the own code of the modules that hold what neither a rule nor the recipe reaches.
-
-    What they reach is on the meta device meanwhile: drawing values for it would be in vain. So is what is distributed,
-    in full: the code sees the tensor that it was written for, and what it does is done to the parts.
-    """
-    is_contract = call.scope.backends.is_contract
-    in_parts = [slot for slot in rest if is_sharded(slot.tensor) and is_contract(slot.tensor.device)]
-    with watch.book.paused():
-        call.ledger()  # with the names of what is about to be taken out
-        held = _put_stand_ins((*reached, *in_parts))
-    recorded: Mapping[str, tuple[RecordedFill, ...]] = {}
-    try:
-        for module, path in {slot.module: slot.path for slot in rest}.items():
-            function = own_code(module)
-            if function is not None:
-                _call(function, function.__name__, module, path, call)
-        if rest:  # a model's code for a module may set what belongs to another
-            paths = {module: path for path, module in reversed(walk(call.scope.root))}  # type: ignore[arg-type]
-            for module, function in of_models.items():
-                _call(function, "_init_weights", module, paths[module], call)
-        if in_parts:
-            watch.book.generation += 1
-            with watch.book.paused():
-                recorded, _ = recorded_fills(watch.pending, call.scope)
-    finally:
-        for slot, tensor in held:
-            slot.tensors[slot.attribute] = tensor
-        if held:
-            watch.book.generation += 1
-    if in_parts:
-        names = call.scope.names
-        once = {names.name_of(slot.tensor, slot.module, slot.attribute): slot.tensor for slot in in_parts}
-        call.fill(in_order((name, tensor, recorded.get(name, ())) for name, tensor in once.items()))
-
-
-def _put_stand_ins(slots: Sequence[_Slot]) -> list[tuple[_Slot, torch.Tensor]]:
-    """Puts tensors without memory into the slots, and returns what was there."""
-    held = [(slot, slot.tensor) for slot in slots]
-    stand_ins: dict[int, torch.Tensor] = {}
-    for slot, tensor in held:
-        if id(tensor) not in stand_ins:
-            meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            stand_ins[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if is_parameter else meta
-        slot.tensors[slot.attribute] = stand_ins[id(tensor)]
-    return held
-
-
-def _call(function: Callable[[], object], what: str, module: nn.Module, path: str, call: OpenCall) -> None:
-    info = f"`{what}` of {type(module).__name__}"
-    before = len(call.ledger().written)
-    with call.attributing(module, info), torch.no_grad():
-        function()
-    # Most modules of a model have nothing to do in its `_init_weights`.
-    if len(call.ledger().written) > before or what != "_init_weights":
-        label = f"{join(path, what)}() of {type(module).__name__}"
-        call.done.add([Call(module, label, "materialize", info, function)])
 
 
 def rebound(items: Sequence[Item], new: Mapping[torch.Tensor, torch.Tensor]) -> list[Item]:
@@ -279,12 +215,11 @@ def _rebound(item: Item, new: Mapping[torch.Tensor, torch.Tensor]) -> Item:
 
 
 @contextmanager
-def _restoring(model: nn.Module, slots: Sequence[_Slot]) -> Iterator[None]:
+def _restoring(model: nn.Module, slots: Sequence[Slot]) -> Iterator[None]:
     """Puts the meta tensors back if the block fails."""
     before = [(slot, slot.tensor) for slot in slots]
-    done: list[tuple[Any, bool]] = [
-        (module, module._is_init) for module in model.modules() if has_own_configs(module)  # type: ignore[misc]
-    ]
+    trees: list[Any] = [module for module in model.modules() if has_own_configs(module)]
+    done = [(module, module._is_init) for module in trees]
     try:
         yield
     except BaseException:
@@ -295,13 +230,17 @@ def _restoring(model: nn.Module, slots: Sequence[_Slot]) -> Iterator[None]:
         raise
 
 
-def _must_not_be_empty(names: Sequence[str], why: str, recipe: Recipe | None) -> None:
-    if not names:
+def _must_not_be_empty(slots: Sequence[Slot], why: str, recipe: Recipe | None) -> None:
+    if not slots:
         return
+    names = [slot.name for slot in slots]
     unknown = {} if recipe is None else recipe.unknown
     told = [f"{name} ({unknown[name]})" for name in names if name in unknown]
     by_code = f" The recipe has no values of theirs but those of other code: {', '.join(told[:3])}." if told else ""
+    put = "put tensors with values in their place before"
+    is_for_rule = any(slot.tensors is slot.module._parameters for slot in slots)
+    advice = f"Add a rule with param=..., or {put}" if is_for_rule else f"No rule writes buffers: {put}"
     raise RuntimeError(
         f"materialize: {names_line('tensors would get memory but no values', names)}. No rule reaches them, and "
-        f"{why}.{by_code} Add a rule with param=..., or put tensors with values in their place before"
+        f"{why}.{by_code} {advice}"
     )

@@ -59,6 +59,8 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
         """By the address of their storage."""
         self._is_watched = False
         """Other code has run: marks are kept."""
+        self.protected: set[torch.Tensor] = set()
+        """Parameters that keep their values whatever running code does to them; their versions may count up."""
 
     def __deepcopy__(self, memo: object) -> Ledger:
         copied = Ledger({}, "")  # the copy of a module is not being initialized
@@ -114,8 +116,10 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
         """Attributes to ``info`` what the running code has written so far in the parameters of ``module``."""
         if self._frames:
             for parameter in module.parameters():
-                if parameter in self and (
-                    parameter in self._frames[-1] or self._marks[parameter] != _mark_of(parameter)
+                if (
+                    parameter in self
+                    and parameter not in self.protected
+                    and (parameter in self._frames[-1] or self._marks[parameter] != _mark_of(parameter))
                 ):
                     self.record(parameter, info)
 

@@ -163,6 +163,8 @@ class MemoryBook:
         """Counts what may have given parameters other memory or other names."""
         self.lock = threading.RLock()
         """Threads that are recorded together take turns."""
+        self.protected: set[int] = set()
+        """Storages that other code may read, and whose memory it is not to change."""
         self._paused_by: int | None = None
         self._on_write: Callable[[Place], None] | None = None
         """Told of every write, while a ledger attributes them."""

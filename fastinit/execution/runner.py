@@ -45,7 +45,9 @@ def check(items: Iterable[Item], scope: Scope, *, needs_memory: bool = True) -> 
 def ask_if_sharded(fill: Fill, scope: Scope) -> None:
     """Notes a fill of a distributed tensor, on which the ranks must agree before it runs."""
     if is_sharded(fill.tensor):
-        text = f"{fill.stream_name} {fill.shape} {fill.tensor.dtype} {fill.distribution!r} {fill.seed}"
+        text = f"{fill.stream_name} {fill.shape} {fill.tensor.dtype} {fill.distribution!r}"
+        if fill.seed is not None:
+            text += f" seed {fill.seed}"
         scope.seed.ask(mesh_of(fill.tensor), text)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 # PyTorch's convention, and its older form.
@@ -19,11 +21,42 @@ def _pretrained_model() -> Any:
     return getattr(transformers, "PreTrainedModel", ())
 
 
-def initialize_like_its_library(root: nn.Module) -> None:
-    """Runs the initialization that a constructor has left out because its model is on the meta device.
+def model_class() -> Any:
+    """Returns transformers' class of models whose ``init_weights`` leaves initialization out, None without one."""
+    kind = _pretrained_model()
+    return kind if isinstance(kind, type) and hasattr(kind, "init_weights") else None
 
-    So does that of transformers' models (its ``init_weights`` returns at once there).
+
+def with_what_it_leaves_out(is_recorded: Callable[[], bool]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns a wrapper for ``PreTrainedModel.init_weights`` that initializes on the meta device, too.
+
+    transformers leaves it out there, since it would be in vain; what is recorded is not. It has to be done where it is
+    left out: code that follows (a tied weight, a new adapter, the user's own initialization) may change the values.
+
+    Args:
+        is_recorded: tells whether the code that runs is recorded.
     """
+    modeling: Any = sys.modules["transformers.modeling_utils"]
+    ties = modeling.PreTrainedModel.tie_weights
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def init_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
+            ask = getattr(modeling, "get_torch_context_manager_or_global_device", None)
+            # A model that is made to be loaded (its class ties nothing then) is initialized later, but for what is in
+            # the checkpoint.
+            is_loaded = modeling.PreTrainedModel.tie_weights is not ties
+            if ask is not None and not is_loaded and is_recorded() and ask() == torch.device("meta"):
+                model.initialize_weights()
+            return original(model, *args, **kwargs)
+
+        return init_weights
+
+    return make
+
+
+def initialize_like_its_library(root: nn.Module) -> None:
+    """Runs the initialization that a model of transformers has left out, and that could not be done where it was."""
     kind = _pretrained_model()
     for module in root.modules():
         if isinstance(module, kind) and hasattr(module, "initialize_weights"):

@@ -44,6 +44,12 @@ class Operators:
     def run(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
         handler = HANDLERS.get(func)
+        if self.book.protected and (effect := _effect_of(func)).written:
+            unprotected = self._unprotected(effect, args, kwargs)
+            if unprotected is not None:
+                if func not in _FILLS and handler is not _copy_:  # these return nothing but what is not written
+                    self.run(func, *unprotected)
+                return args[0]
         with self.book.lock:
             if handler is not None:
                 result = handler(self, func, args, kwargs)
@@ -65,6 +71,23 @@ class Operators:
                     for tensor in tensors_in((result,)):
                         self._note_write(func, tensor, True)
         return result
+
+    def _unprotected(
+        self, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]
+    ) -> tuple[Arguments, Mapping[str, Any]] | None:
+        """Returns the arguments with copies of the protected tensors that would be written; None if there are none."""
+        positional, named, found = list(args), dict(kwargs), False
+        for position, name in effect.written:
+            values: Any = positional if position < len(args) else named
+            key: Any = position if position < len(args) else name
+            value = values[key] if position < len(args) else named.get(name)
+            if isinstance(value, torch.Tensor) and self._is_protected(value):
+                values[key], found = value.clone(), True
+        return (tuple(positional), named) if found else None
+
+    def _is_protected(self, tensor: torch.Tensor) -> bool:
+        place = self.book.place_of(tensor)
+        return place is not None and place.storage_id in self.book.protected
 
     def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
@@ -136,6 +159,8 @@ class Operators:
         scope = self._scope().effective
         if place is None:
             return False
+        if place.storage_id in self.book.protected:
+            return True
         try:
             values = distribution()
         except (RuntimeError, TypeError, ValueError, ZeroDivisionError):

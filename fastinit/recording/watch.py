@@ -29,6 +29,7 @@ from ..execution.memory_book import MemoryBook
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
 from ..plans import TruncatedNormal
+from .libraries import model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators, where
 
 current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=None)
@@ -254,6 +255,31 @@ def _install(stack: ExitStack) -> None:
     # the public function was imported, it looks this one up when it is called.
     _replace(stack, torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
     _replace(stack, threading.Thread, "start", _start)
+    _install_for_transformers()
+
+
+_hooked_model_class: Any = None
+
+
+def _install_for_transformers() -> None:
+    """Installs what transformers' models need, once it is imported; ``_installing`` is held."""
+    global _hooked_model_class
+    kind = model_class()
+    if kind is None or kind is _hooked_model_class:
+        return
+    _hooked_model_class = kind
+    _uninstall.callback(_forget_model_class)
+    _replace(_uninstall, kind, "init_weights", with_what_it_leaves_out(_is_recorded))
+
+
+def _forget_model_class() -> None:
+    global _hooked_model_class
+    _hooked_model_class = None
+
+
+def _is_recorded() -> bool:
+    watch = current_watch.get()
+    return watch is not None and not watch.is_idle
 
 
 def _replace(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -266,6 +292,10 @@ def _saw(module: nn.Module, name: str, value: object) -> None:
     watch = current_watch.get()
     if watch is not None and watch.is_open:
         watch.saw(module)
+        if _hooked_model_class is None and "transformers.modeling_utils" in sys.modules:  # imported in the block
+            with _installing:
+                if _installed:
+                    _install_for_transformers()
 
 
 def _truncated_normal(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

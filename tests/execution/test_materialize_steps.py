@@ -127,8 +127,8 @@ def test_own_code_runs_without_gradients() -> None:
     assert (looked().own == 3).all()
 
 
-def test_own_code_sees_what_rules_reach_without_memory() -> None:
-    assert looked().seen["meta"] == (True, False)
+def test_own_code_sees_what_rules_have_filled() -> None:
+    assert looked().seen["meta"] == (False, False)
 
 
 def test_own_code_sees_which_parameters_are_trained() -> None:

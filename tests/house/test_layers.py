@@ -23,7 +23,7 @@ LAYERS = [
     ["config"],
     ["recording"],
     ["weight_init", "base_module"],
-    ["planning"],
+    ["planning", "own_code"],
     ["materializing"],
     ["integrations", "demo"],
     ["__init__", "__main__"],
