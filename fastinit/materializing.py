@@ -15,7 +15,7 @@ from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
 from .errors import check_module
 from .execution.allocation import allocate_like
-from .execution.calls import open_call
+from .execution.calls import OpenCall, open_call
 from .execution.collector import uncollected
 from .execution.defaults import Strict, check_strict, default_strict
 from .execution.memory_book import MemoryBook
@@ -23,7 +23,7 @@ from .execution.reports import Report
 from .execution.runner import check
 from .naming import Prefix, unwrapped, walk
 from .own_code import Slot, adopt, own_code_for, protecting, run_own_code, warn_of_own_init
-from .plans import Call, Copy, Fill, Item, names_line, tensors_of
+from .plans import Call, Copy, Fill, Item, Replay, names_line, tensors_of
 from .recording.capturing import recording
 from .recording.libraries import models_own_code
 from .recording.recipes import Recipe
@@ -94,6 +94,7 @@ def materialize(
             reached = {id(tensor) for item in items for tensor in tensors_of(item)}
             rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.tensor.numel()]
             others = [slot for slot in slots if id(slot.tensor) in reached]
+            _must_be_known(rest, rules, call)
             if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
                 without = [slot for slot in own_code_for(model, rest)[1] if slot.module not in of_models]
                 _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
@@ -140,11 +141,23 @@ def _without_values(slots: Sequence[Slot], book: MemoryBook) -> list[Slot]:
         return [slot for slot, place in places if place is not None and not book.is_written(place)]
 
 
+def _must_be_known(rest: Sequence[Slot], rules: Sequence[Rule], call: OpenCall) -> None:
+    """Raises RuntimeError if a recipe knows that a tensor got values that it cannot give again."""
+    for recipe in (rule.initializer for rule in rules if isinstance(rule.initializer, Recipe)):
+        lost = {slot.name: recipe.why_unknown(slot.name, call.scope.prefix) for slot in rest}
+        told = [f"{name} ({why})" for name, why in lost.items() if why is not None]
+        if told:
+            raise RuntimeError(
+                f"materialize: {names_line('tensors were given values by code that cannot be run again', told)}. Add a "
+                f"rule with param=..., or put tensors with values in their place before"
+            )
+
+
 def _is_known(item: Item) -> bool:
     """Tells whether an item writes what it says and nothing else."""
     if isinstance(item, Copy):
         return not (item.runs_own_code or item.replaces or item.unknown)
-    return isinstance(item, Fill)
+    return isinstance(item, (Fill, Replay))
 
 
 def _slots(model: nn.Module) -> Iterator[Slot]:
@@ -199,6 +212,8 @@ def rebound(items: Sequence[Item], new: Mapping[torch.Tensor, torch.Tensor]) -> 
 
 
 def _rebound(item: Item, new: Mapping[torch.Tensor, torch.Tensor]) -> Item:
+    if isinstance(item, Replay):
+        return replace(item, entries=tuple(replace(e, tensor=new.get(e.tensor, e.tensor)) for e in item.entries))
     if isinstance(item, Copy):
         return replace(item, entries=tuple(replace(e, tensor=new.get(e.tensor, e.tensor)) for e in item.entries))
     if not isinstance(item, Fill) or item.tensor not in new:

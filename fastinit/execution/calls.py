@@ -17,7 +17,7 @@ from torch import nn
 
 from ..logs import logger
 from ..naming import Prefix
-from ..plans import Call, Copy, Fill, Item, nothing_copied
+from ..plans import Call, Copy, Fill, Item, Replay, nothing_copied
 from .collector import uncollected
 from .defaults import Strict
 from .done import CheckpointReport, Done
@@ -100,6 +100,8 @@ class OpenCall:
                 self.pending.before(item, self.scope, self.done)
                 if isinstance(item, Copy):
                     self._copy(item)
+                elif isinstance(item, Replay):
+                    self._compute(item)
                 else:
                     with self.attributing(item.module, item.info):
                         item.function()
@@ -113,6 +115,15 @@ class OpenCall:
         with self.pending.own_work():
             check(fills, self.scope)
         self.run_items(fills)
+
+    def _compute(self, item: Replay) -> None:
+        ledger = self.ledger()
+        with self.pending.own_work():
+            item.compute(item.entries, self.scope)
+        for entry in item.entries:
+            ledger.record(entry.tensor, entry.info)
+            self.pending.overwritten(entry.tensor, entry.info)
+        self.done.add([item])
 
     def _copy(self, item: Copy) -> None:
         # Code of others may make cycles that have to be freed.

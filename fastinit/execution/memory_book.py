@@ -316,6 +316,11 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         return [] if storage is None else [write for write in storage.writes if write.place.meets(place)]
 
+    def fills_in(self, place: Place) -> list[PendingFill]:
+        """Returns the fills that still show in the storage of a place, in order."""
+        storage = self._storages.get(place.storage_id)
+        return [] if storage is None else [write for write in storage.writes if isinstance(write, PendingFill)]
+
     def fills_at(self, place: Place) -> list[PendingFill]:
         """Returns the fills that still show in a place, in order."""
         return [write for write in self.writes_at(place) if isinstance(write, PendingFill)]

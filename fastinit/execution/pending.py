@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from ..backends import BACKENDS
-from ..plans import Call, Copy, Fill
+from ..plans import Call, Copy, Fill, Replay
 from .done import Done
 from .ledger import FunctionSensor, Ledger
 from .memory_book import MemoryBook
@@ -29,7 +29,7 @@ class Pending(Protocol):
     def put(self, fills: Sequence[Fill], scope: Scope, done: Done) -> None:
         """Takes checked fills over, in order: runs them at once, or keeps them where a later one may replace them."""
 
-    def before(self, item: Copy | Call, scope: Scope, done: Done) -> None:
+    def before(self, item: Copy | Replay | Call, scope: Scope, done: Done) -> None:
         """Runs what has to be written before a copy or a call."""
 
     def overwritten(self, tensor: torch.Tensor, by: str) -> None:
@@ -86,7 +86,7 @@ class LatestPerTensor:
             execute(group, scope)
             done.filled(group)
 
-    def before(self, item: Copy | Call, scope: Scope, done: Done) -> None:
+    def before(self, item: Copy | Replay | Call, scope: Scope, done: Done) -> None:
         """Runs everything: what the item reads is not known."""
         self.flush(scope, done)
 

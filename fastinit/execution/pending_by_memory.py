@@ -10,7 +10,7 @@ import torch
 
 from ..backends import BACKENDS
 from ..naming import Names
-from ..plans import Call, Copy, Fill, describe
+from ..plans import Call, Copy, Fill, Replay, describe
 from ..shards.dtensor import is_sharded
 from .done import Done
 from .ledger import Ledger
@@ -66,7 +66,7 @@ class ByMemory:
                         if book.is_exposed(place):
                             self.run(book.pending(place))
 
-    def before(self, item: Copy | Call, scope: Scope, done: Done) -> None:
+    def before(self, item: Copy | Replay | Call, scope: Scope, done: Done) -> None:
         """Runs everything before a copy that does more than overwrite tensors. Watched code reads what it needs."""
         if isinstance(item, Copy) and (item.runs_own_code or item.replaces or item.unknown):
             self.flush(scope, done)

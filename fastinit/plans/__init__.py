@@ -1,11 +1,11 @@
 """The plan: immutable records of what will be written where. The waist of the hourglass: no config, no backend here.
 
-A plan is a sequence of items (``Fill``, ``Copy``, ``Call``) in the order in which they take effect.
+A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
 from .distributions import Constant, Distribution, Normal, Number, TruncatedNormal, Uniform, describe, numbers_of
 from .geometry import Strided, byte_span, may_overlap, row_major
-from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, n_bytes_of, tensors_of
+from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
 from .rows import COLUMNS, MAX_ROWS, Plan, Row, row_json, rows_of, table_of
 from .texts import MAX_NAMES, names_line, nothing_copied
 
@@ -25,6 +25,8 @@ __all__ = [
     "Normal",
     "Number",
     "Plan",
+    "Replay",
+    "ReplayEntry",
     "Row",
     "Strided",
     "TruncatedNormal",

@@ -2,6 +2,7 @@
 
 - ``Fill``: one tensor gets the values of one distribution,
 - ``Copy``: tensors get what a checkpoint holds,
+- ``Replay``: tensors get what recorded operators compute,
 - ``Call``: code that fastinit cannot see into runs as it is written.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Union
+from typing import Any, Final, Union
 
 import torch
 
@@ -148,6 +149,28 @@ class Copy:
     """Why ``entries`` are not known."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayEntry:
+    """One tensor that recorded operators compute."""
+
+    name: str
+    tensor: torch.Tensor = field(repr=False)
+    info: str
+    """What wrote it last."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """Tensors get what operators compute that a block of code has run: they run again, with memory."""
+
+    module: torch.nn.Module = field(repr=False)
+    entries: tuple[ReplayEntry, ...]
+    rule: str
+    info: str
+    compute: Callable[[Sequence[ReplayEntry], Any], object] = field(repr=False)
+    """Computes the entries; the second argument is the scope of the call."""
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """Code that fastinit cannot see into."""
@@ -161,14 +184,14 @@ class Call:
     function: Callable[[], object] = field(repr=False)
 
 
-Item = Union[Fill, Copy, Call]
+Item = Union[Fill, Copy, Replay, Call]
 
 
 def tensors_of(item: Item) -> list[torch.Tensor]:
     """Returns the tensors that an item is known to write."""
     if isinstance(item, Fill):
         return [item.tensor]
-    return [entry.tensor for entry in item.entries] if isinstance(item, Copy) else []
+    return [] if isinstance(item, Call) else [entry.tensor for entry in item.entries]
 
 
 def n_bytes_of(item: Item) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .distributions import Distribution, describe, numbers_of
-from .items import Call, Copy, Fill, Item, tensors_of
+from .items import Call, Copy, Fill, Item, Replay, tensors_of
 from .texts import names_line
 
 
@@ -86,6 +86,12 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
                 rows.append(
                     _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced)
                 )
+        elif isinstance(item, Replay):
+            for made in item.entries:
+                replaced = last[id(made.tensor)] > len(rows)
+                values = {"kind": "compute", "by": made.info}
+                text, shape = f"computed: {made.info}", tuple(made.tensor.shape)
+                rows.append(_tensor_row(item, made.name, shape, made.tensor, "compute", values, text, "", replaced))
         else:
             values = {"kind": "call", "call": item.label}
             rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))
@@ -98,7 +104,7 @@ def _values_of(distribution: Distribution) -> tuple[Mapping[str, Any], str]:
 
 
 def _tensor_row(
-    item: Fill | Copy,
+    item: Fill | Copy | Replay,
     name: str,
     shape: tuple[int, ...],
     tensor: torch.Tensor,

@@ -23,6 +23,7 @@ from ..execution.version_counters import tensors_in
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
+from .journal import Journal
 
 aten = torch.ops.aten
 Operator = Any
@@ -36,6 +37,8 @@ class Operators:
     def __init__(self, pending: ByMemory, scope: Callable[[], Scope]) -> None:
         self.pending = pending
         self.book = pending.book
+        self.journal = Journal()
+        """What is computed on tensors without memory."""
         self._scope = scope
         """Returns the scope of the innermost call that is open, whose seed and backend count for new fills."""
 
@@ -63,13 +66,15 @@ class Operators:
             if not effect.reads_nothing:
                 for tensor in tensors_in((*args, *kwargs.values())):
                     self.read(tensor)
+                    self.journal.note_fills(tensor, self.pending)
         result = func(*args, **kwargs)  # not under the lock: it may wait for another thread
         if not effect.reads_nothing:
             with self.book.lock:
+                is_kept = self.journal.keep(func, args, kwargs, result, self._written(effect, args, kwargs))
                 self._note_writes(func, effect, args, kwargs)
-                if effect.is_random and not effect.written:
+                if (effect.is_random or is_kept) and not effect.written:
                     for tensor in tensors_in((result,)):
-                        self._note_write(func, tensor, True)
+                        self._note_write(func, tensor, effect.is_random)
         return result
 
     def _unprotected(
@@ -124,6 +129,12 @@ class Operators:
             return
         self.pending.run(waiting)
 
+    def made(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
+        """Notes that a tensor without memory was made with these values."""
+        with self.book.lock:
+            self.journal.keep(aten.copy_.default, (tensor, values), {}, tensor, [tensor])
+            self._note_write("torch.tensor", tensor, False)
+
     def expose(self, tensor: torch.Tensor) -> None:
         """Somebody gets the address of the tensor's memory."""
         place = self.book.place_of(tensor)
@@ -132,12 +143,15 @@ class Operators:
             self.book.expose(place)
 
     def _note_writes(self, func: Operator, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> None:
-        for position, name in effect.written:
-            value = args[position] if position < len(args) else kwargs.get(name)
-            for tensor in tensors_in((value,)):
-                self._note_write(func, tensor, effect.is_random)
+        for tensor in tensors_in(self._written(effect, args, kwargs)):
+            self._note_write(func, tensor, effect.is_random)
 
-    def _note_write(self, func: Operator, tensor: torch.Tensor, is_random: bool) -> None:
+    @staticmethod
+    def _written(effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> list[Any]:
+        """Returns the arguments that an operator writes."""
+        return [args[at] if at < len(args) else kwargs.get(name) for at, name in effect.written]
+
+    def _note_write(self, func: Operator | str, tensor: torch.Tensor, is_random: bool) -> None:
         place = self.book.place_of(tensor)
         if place is not None:
             self.book.wrote(place, f"`{func}` at {where()}", is_random)
@@ -170,6 +184,8 @@ class Operators:
         wait = is_contract and _can(scope, tensor, values)
         if not wait and not isinstance(values, Constant) and is_contract and device.type != "meta":
             return False  # a draw that the backend cannot do
+        if device.type == "meta" and tensor.dtype.is_complex and not isinstance(values, Constant):
+            return False  # no contract backend can; with memory it would be torch's
         if is_sharded(tensor):
             if not wait:
                 return False  # torch takes it apart, and what it does to the part that is here comes by
@@ -228,6 +244,8 @@ class Operators:
             func(*args, **kwargs)
         if isinstance(after, Chain):
             after.steps.append((func, args[1:], kwargs))
+        if self.journal.knows(entry):  # an operator has read it as it was
+            self.journal.keep(func, args, kwargs, tensor, [tensor])
         entry.values = after
         entry.named = None  # a rule's fill is not what is there now
         self.book.touch(place)
@@ -285,7 +303,10 @@ class Operators:
             return target
         self.read(source)
         self._overwrite(place)
+        for tensor in (source, target):
+            self.journal.note_fills(tensor, self.pending)
         func(*args, **kwargs)
+        self.journal.keep(func, args, kwargs, target, [target])
         self.book.wrote(place, f"`copy_` at {where()}", False)
         return target
 

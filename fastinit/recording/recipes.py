@@ -14,9 +14,10 @@ from ..execution.pending_by_memory import ByMemory
 from ..execution.reports import Report
 from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Box, Constant, Distribution, Fill, Item, Strided, describe
+from ..plans import Box, Constant, Distribution, Fill, Item, Replay, ReplayEntry, Strided, describe
 from ..plans.arithmetic import Chain
 from ..shards.dtensor import boxes_of, is_sharded, shard_fill
+from .journal import Computed, Journal, Ref, compute
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,20 @@ class Recipe:
         self.bound: list[nn.Module] = []
         self.fills: Mapping[str, tuple[RecordedFill, ...]] = {}
         """Parameter or buffer -> what gave it its values, in order, where that was fills only."""
+        self.computed: Mapping[str, Computed] = {}
+        """Parameter or buffer without memory -> how to compute it again, where something else than fills wrote it."""
         self.unknown: Mapping[str, str] = {}
-        """Parameter or buffer -> what else wrote it, where that was no fill."""
+        """Parameter or buffer -> what wrote it that cannot be done again."""
+        self.journal = Journal()
+        """What leads to what is computed."""
 
     def of(self, name: str, prefix: Prefix = "") -> tuple[RecordedFill, ...] | None:
         """Returns the fills of a tensor by its name in a model: the recipe may be of a larger one, or of it alone."""
         return self.fills.get(renamed(name, prefix), self.fills.get(name))
+
+    def why_unknown(self, name: str, prefix: Prefix = "") -> str | None:
+        """Returns what wrote a tensor that the recipe cannot do again, None for any other tensor."""
+        return self.unknown.get(renamed(name, prefix), self.unknown.get(name))
 
     def plan_items(self, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
         """Returns what was recorded for the parameters and buffers under a module; a tied one is filled once.
@@ -121,16 +130,55 @@ class Recipe:
         This makes a recipe an initializer among others: ``init_cfg`` may be one, or hold one.
         """
         found: dict[torch.Tensor, tuple[str, torch.Tensor, Sequence[RecordedFill]]] = {}
+        computed: dict[torch.Tensor, tuple[ReplayEntry, Computed]] = {}
         for path, each in walk(module):
             for attribute, tensor in (*each._parameters.items(), *each._buffers.items()):
-                if tensor is not None and tensor not in found:
-                    recorded = self.of(join(path, attribute), scope.prefix)
-                    if recorded is not None:
-                        found[tensor] = scope.names.name_of(tensor, each, attribute), tensor, recorded
-        if not found:
+                if tensor is None or tensor in found or tensor in computed:
+                    continue
+                path_here = join(path, attribute)
+                recorded = self.of(path_here, scope.prefix)
+                if recorded is not None:
+                    found[tensor] = scope.names.name_of(tensor, each, attribute), tensor, recorded
+                    continue
+                made = self.computed.get(renamed(path_here, scope.prefix), self.computed.get(path_here))
+                if made is not None:
+                    name = scope.names.name_of(tensor, each, attribute)
+                    computed[tensor] = ReplayEntry(name, tensor, made.info), made
+        if not found and not computed:
             message = f"the recipe holds no parameter of {type(module).__name__}"
             scope.matches_nothing(rule, "", message)
-        return list(in_order(found.values()))
+        items: list[Item] = list(in_order(found.values()))
+        if computed:
+            items.append(self._replay(module, list(computed.values()), rule))
+        return items
+
+    def _replay(self, module: nn.Module, entries: Sequence[tuple[ReplayEntry, Computed]], rule: str) -> Replay:
+        """Returns the item that computes tensors.
+
+        Raises:
+            RuntimeError: one of them has another shape than when it was recorded, or is distributed.
+        """
+        how = {entry.name: made for entry, made in entries}
+        for entry, made in entries:
+            if is_sharded(entry.tensor):
+                raise RuntimeError(
+                    f"{rule}: {entry.name!r} is computed ({made.info}), which cannot be done for a part of a "
+                    f"distributed tensor. Give it values by a rule, or materialize before sharding"
+                )
+            if tuple(entry.tensor.shape) != made.ref.place.shape:
+                raise RuntimeError(
+                    f"recipe: {entry.name!r} was recorded with shape {made.ref.place.shape}, but is "
+                    f"{tuple(entry.tensor.shape)} here"
+                )
+
+        def run(entries: Sequence[ReplayEntry], scope: Scope) -> None:
+            by_device: dict[torch.device, list[tuple[Computed, torch.Tensor]]] = {}
+            for entry in entries:
+                by_device.setdefault(entry.tensor.device, []).append((how[entry.name], entry.tensor))
+            for device, wanted in by_device.items():
+                compute(self.journal, wanted, scope, device)
+
+        return Replay(module, tuple(entry for entry, _ in entries), rule, "computed", run)
 
     def bind(self, module: nn.Module, prefix: Prefix = "") -> None:
         """Names what was captured: parameters and buffers by their place under ``module``, ``prefix`` in front.
@@ -173,7 +221,9 @@ class Recipe:
 
     def __repr__(self) -> str:
         n = sum(map(len, self.fills.values()))
-        return f"<Recipe of {n} fills of {len(self.fills)} tensors; {len(self.unknown)} written by other code>"
+        computed = f"{len(self.computed)} computed; " if self.computed else ""
+        unknown = f"{len(self.unknown)} written by other code"
+        return f"<Recipe of {n} fills of {len(self.fills)} tensors; {computed}{unknown}>"
 
     def __str__(self) -> str:
         lines = [repr(self)]
@@ -181,6 +231,7 @@ class Recipe:
             for fill in fills:
                 part = "" if fill.is_whole else f", part of {'x'.join(map(str, fill.shape))}"
                 lines.append(f"{name}: {describe(fill.distribution)}{part}")
+        lines += [f"{name}: computed, {made.info}" for name, made in self.computed.items()]
         lines += [f"{name}: {what}" for name, what in self.unknown.items()]
         return "\n".join(lines)
 
@@ -210,6 +261,30 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[Rec
             else:
                 unknown[owner.name] = f"{found[-1].info}, on a view that is no part of the parameter"
     return fills, unknown
+
+
+def recorded_computations(
+    pending: ByMemory, scope: Scope, journal: Journal, unknown: Mapping[str, str]
+) -> tuple[Journal, dict[str, Computed], dict[str, str]]:
+    """Returns how to compute what is no fill, where it was seen without memory, and what is still unknown.
+
+    The journal that is returned holds no more than that takes.
+    """
+    computed: dict[str, Computed] = {}
+    left = dict(unknown)
+    owners = [owner for owner in pending.owners(scope) if owner.name in unknown]
+    owners = [owner for owner in owners if owner.tensor.is_meta and not is_sharded(owner.tensor)]
+    for owner in owners:
+        journal.note_fills_at(owner.place, pending)
+    for owner in owners:
+        leading = journal.leading_to([owner.place.storage_id])
+        problem = next((entry.problem for entry in leading if entry.problem), "")
+        if problem or not leading:
+            left[owner.name] += f" ({problem})" if problem else ""
+        else:
+            ref = Ref(owner.place, owner.tensor.is_conj(), owner.tensor.is_neg())
+            computed[owner.name] = Computed(ref, left.pop(owner.name))
+    return journal.pruned(made.ref.storage_id for made in computed.values()), computed, left
 
 
 def _recorded(pending: PendingFill, owner: Owner, owners: Owners, scope: Scope) -> RecordedFill | None:

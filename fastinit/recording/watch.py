@@ -30,7 +30,7 @@ from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
 from ..plans import TruncatedNormal
 from .libraries import model_class, with_what_it_leaves_out
-from .operators import NOT_HANDLED, Operators, where
+from .operators import NOT_HANDLED, Operators
 
 current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=None)
 
@@ -102,17 +102,25 @@ class Watch:
                 torch.autograd.graph.increment_version(tensor)
         return noted
 
-    def skipped(self, tensor: torch.Tensor) -> None:
-        """Notes what torch.nn.init is about to leave undone, if it is the one who asks where a tensor is."""
+    def made_from_data(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Returns the tensor that ``torch.tensor`` and its like make; of one without memory the values are kept."""
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and result.is_meta:
+            with self.book.paused():
+                try:
+                    values = func(*args, **{**kwargs, "device": "cpu", "dtype": result.dtype})
+                except (RuntimeError, NotImplementedError, TypeError, ValueError):
+                    return result  # data that is on the meta device itself
+                self.operators.made(result, values.detach())
+        return result
+
+    def would_skip(self, tensor: torch.Tensor) -> bool:
+        """Tells whether torch.nn.init is about to do nothing to a tensor without memory; what it does is kept."""
         frame = sys._getframe(1)
         while frame.f_code.co_name == "__torch_function__":  # ours, and those of modes such as torch.device
             frame = frame.f_back  # type: ignore[assignment]
         name = frame.f_code.co_name
-        if name not in _SKIP_META or frame.f_globals.get("__name__") != "torch.nn.init":
-            return
-        with self.book.paused():
-            if tensor.is_meta and (place := self.book.place_of(tensor)) is not None:
-                self.book.wrote(place, f"`{name}` at {where()}", True)
+        return name in _SKIP_META and frame.f_globals.get("__name__") == "torch.nn.init"
 
 
 # --- the two modes ---------------------------------------------------------------------------------------------------
@@ -190,7 +198,9 @@ _SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
-_NOT_PLAIN = _RAW | {_SETS_DATA, _ASKS_FOR_META}
+# They take values that no operator shows.
+_MAKES_FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
+_NOT_PLAIN = _RAW | {_SETS_DATA, _ASKS_FOR_META} | _MAKES_FROM_DATA
 
 
 class _Functions(TorchFunctionMode):
@@ -215,8 +225,10 @@ class _Functions(TorchFunctionMode):
                                 watch.operators.expose(tensor)
             elif func == _SETS_DATA:
                 watch.book.generation += 1
-            elif func == _ASKS_FOR_META:
-                watch.skipped(args[0])
+            elif func in _MAKES_FROM_DATA:
+                return watch.made_from_data(func, args, kwargs or {})
+            elif func == _ASKS_FOR_META and watch.would_skip(args[0]):
+                return False
         return func(*args, **(kwargs or {}))
 
 
