@@ -240,7 +240,9 @@ def compute(
             for storage_id in entry.storage_ids | entry.writes:
                 if last[storage_id] == position:  # nothing needs it any more
                     for each, tensor in outputs.get(storage_id, ()):
-                        tensor.detach().copy_(memory.tensor(each.ref))
+                        # Along a dimension that was expanded there is one element.
+                        once = tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())
+                        tensor.detach()[once].copy_(memory.tensor(each.ref)[once])
                     memory.free(storage_id)
 
 
