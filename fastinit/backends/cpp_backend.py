@@ -15,6 +15,7 @@ import torch
 from ..contract import records as contract
 from ..plans import Fill
 from . import extensions, limits
+from .generators import Generators
 
 NUMBERS = contract.NUMBERS
 IS_CONTRACT = True
@@ -40,7 +41,7 @@ def engine() -> str:
     return f"{_core().instruction_sets()[0]}, {torch.get_num_threads()} threads"
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> int:
+def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
     """Runs the fills in one call of the native core, or more where fills overlap in memory (threads would race)."""
     assert seed is not None, "contract backends need a seed"
     n_launches = 0

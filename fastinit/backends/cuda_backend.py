@@ -11,6 +11,7 @@ from ..contract import records as contract
 from ..contract.gpu_work import Trips
 from ..plans import Fill
 from . import extensions, gpu_launch, limits
+from .generators import Generators
 
 NUMBERS = contract.NUMBERS
 IS_CONTRACT = True
@@ -38,7 +39,7 @@ def engine() -> str:
     return f"CUDA kernel of runtime {_core().RUNTIME_VERSION}"
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> int:
+def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
     """Runs the fills of one device with one launch on its current stream, without waiting for the device.
 
     Raises:

@@ -7,7 +7,7 @@ mmengine under the same ``torch.manual_seed``, including draws that a later fill
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -15,11 +15,13 @@ from torch import nn
 
 from ..plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform
 from ..shards.dtensor import is_sharded
+from .generators import Generators
 
 NUMBERS = "torch"
 """The values come from torch's generators: they depend on device, dtype, order and torch release."""
 IS_CONTRACT = False
 
+_PLAIN = (torch.Tensor, nn.Parameter)
 # Elements of the float32 buffer for half-precision truncated normals: 64 MiB, so that a huge tensor needs no second
 # copy. The size is part of the numbers: another one would draw in another order.
 _CHUNK = 1 << 24
@@ -67,11 +69,17 @@ def engine() -> str:
     return f"torch.nn.init of torch {torch.__version__}"
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> int:
-    """Runs the fills in order with their devices' default generators, which the caller has seeded."""
+def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
+    """Runs the fills in order; they draw from ``generators``, None: the default ones of their devices."""
     for fill in fills:
-        is_here = fill.parts is None or is_sharded(fill.tensor)
-        _fill(fill.tensor if is_here else fill.boxes[0].tensor, fill.distribution, None)
+        tensor = fill.tensor if fill.parts is None or is_sharded(fill.tensor) else fill.boxes[0].tensor
+        if generators is None or isinstance(fill.distribution, Constant):
+            _fill(tensor, fill.distribution, None)
+        elif type(tensor) in _PLAIN:
+            _fill(tensor, fill.distribution, generators.own(tensor.device))
+        else:  # a subclass may not know what to do with a generator
+            with generators.next_draw(tensor.device):
+                _fill(tensor, fill.distribution, None)
     return len(fills)
 
 
@@ -82,16 +90,22 @@ def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Gen
         if generator is None:
             nn.init.normal_(tensor, distribution.mean, distribution.std)
         else:  # nn.init takes a generator since torch 2.3
-            tensor.normal_(distribution.mean, distribution.std, generator=generator)
+            _drawn(tensor, lambda: tensor.normal_(distribution.mean, distribution.std, generator=generator))
     elif isinstance(distribution, Uniform):
         if generator is None:
             nn.init.uniform_(tensor, distribution.low, distribution.high)
         else:
-            tensor.uniform_(distribution.low, distribution.high, generator=generator)
+            _drawn(tensor, lambda: tensor.uniform_(distribution.low, distribution.high, generator=generator))
     elif tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu":
         _truncated_normal(tensor, distribution, generator)
     else:
         _truncated_normal_through_float32(tensor, distribution, generator)
+
+
+@torch.no_grad()
+def _drawn(tensor: torch.Tensor, draw: Callable[[], torch.Tensor]) -> None:
+    """Draws as torch.nn.init does, which takes a generator only since torch 2.3."""
+    draw()
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ Every public function reads: open a call; items; ``check``; ``run``; ``report``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -27,7 +27,6 @@ from .pending import LatestPerTensor, Pending
 from .reports import Report, report_of
 from .runner import check
 from .scope import Scope
-from .seeds import seeded_generators
 
 _current: ContextVar[OpenCall | None] = ContextVar("fastinit_call", default=None)
 
@@ -56,12 +55,18 @@ class Step:
 class OpenCall:
     """One call that is open: its scope, what is pending, and what has been done."""
 
-    def __init__(self, scope: Scope, outer: OpenCall | None) -> None:
+    def __init__(self, scope: Scope, outer: OpenCall | None, devices: Set[torch.device] | None = None) -> None:
         self.scope = scope
+        self._devices = devices
         self.done: Done = Done(scope, None if outer is None else outer.done)
         self.pending: Pending = LatestPerTensor() if outer is None else outer.pending.for_part()
         self.has_begun = False
         """Something may have been written."""
+
+    @property
+    def devices(self) -> Set[torch.device]:
+        """The devices of the tensors that are filled."""
+        return self.scope.devices() if self._devices is None else self._devices
 
     # --- items, check -------------------------------------------------------------------------------------------------
 
@@ -154,7 +159,16 @@ class OpenCall:
 
     def attributing(self, module: nn.Module, info: str) -> AbstractContextManager[None]:
         """Returns a context in which what other code writes is attributed to ``info``."""
-        return self.ledger().attributing(module, info, self.pending.sensing)
+        return self._attributing(module, info)
+
+    @contextmanager
+    def _attributing(self, module: nn.Module, info: str) -> Iterator[None]:
+        generators = self.scope.seed.generators
+        with self.ledger().attributing(module, info, self.pending.sensing):
+            # In a call that watches memory each draw is seen and done with the call's own generator.
+            is_seen = generators is None or not isinstance(self.pending, LatestPerTensor)
+            with nullcontext() if is_seen else generators.lent(self.devices):  # type: ignore[union-attr]
+                yield
 
     def ledger(self) -> Ledger:
         """Returns the ledger of the parameters under the root, from here on."""
@@ -186,7 +200,7 @@ def open_call(
     strict: Strict | None = None,
     devices: Iterable[torch.device] | None = None,
 ) -> Iterator[OpenCall]:
-    """Opens a call for the block; under a seed, torch's generators are forked and seeded for it.
+    """Opens a call for the block.
 
     Args:
         root: the module whose names count; None for tensors that have no names.
@@ -195,16 +209,11 @@ def open_call(
     """
     outer = _current.get()
     scope = new_scope(root, backend=backend, seed=seed, prefix=prefix, strict=strict)
-    call = OpenCall(scope, outer)
+    call = OpenCall(scope, outer, None if devices is None else frozenset(devices))
     token = _current.set(call)
     try:
-        with ExitStack() as stack:
-            if scope.seed.given is not None:
-                stack.enter_context(
-                    seeded_generators(scope.seed.given, scope.devices() if devices is None else devices)
-                )
-            yield call
-            call.pending.close(scope, call.done)
+        yield call
+        call.pending.close(scope, call.done)
     except BaseException as error:
         if outer is None and call.has_begun:
             what = "a tensor" if root is None else type(root).__name__

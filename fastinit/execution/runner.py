@@ -76,7 +76,7 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
                 chosen = [
                     fill if is_sharded(fill.tensor) else replace(fill, tensor=fill.tensor.data) for fill in chosen
                 ]
-            backend.run(chosen, scope.seed.value)
+            backend.run(chosen, scope.seed.value, scope.seed.generators)
             continue
         by_place = _grouped(chosen, lambda fill: (fill.tensor.device, fill.seed))
         for device, _ in by_place:

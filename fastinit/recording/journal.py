@@ -24,6 +24,7 @@ from ..execution.scope import Scope
 from ..execution.version_counters import tensors_in
 from ..plans import Box, Constant, Distribution, Fill, Strided
 from ..plans.arithmetic import Chain
+from .draws import draw, is_random
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +237,7 @@ def compute(
             if isinstance(entry, KeptFill):
                 _fill(entry, memory, scope)
             else:
-                _run(entry, memory)
+                _run(entry, memory, scope)
             for storage_id in entry.storage_ids | entry.writes:
                 if last[storage_id] == position:  # nothing needs it any more
                     for each, tensor in outputs.get(storage_id, ()):
@@ -297,7 +298,7 @@ def _fill(entry: KeptFill, memory: _Memory, scope: Scope) -> None:
         func(tensor, *args, **kwargs)
 
 
-def _run(entry: KeptOperator, memory: _Memory) -> None:
+def _run(entry: KeptOperator, memory: _Memory, scope: Scope) -> None:
     def back(value: Any) -> Any:
         if isinstance(value, Ref):
             return memory.tensor(value)
@@ -305,7 +306,9 @@ def _run(entry: KeptOperator, memory: _Memory) -> None:
             return value.to(memory.device) if value.dim() else value
         return memory.device if isinstance(value, torch.device) and value.type == "meta" else value
 
-    result = entry.func(*_map(back, entry.args), **_map(back, entry.kwargs))
+    args, kwargs = _map(back, entry.args), _map(back, entry.kwargs)
+    draws = is_random(entry.func)
+    result = draw(entry.func, args, kwargs, scope.seed.generators) if draws else entry.func(*args, **kwargs)
     for ref, value in zip(entry.results, tensors_in((result,))):
         if ref is not None:
             memory.adopt(ref, value)

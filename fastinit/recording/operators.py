@@ -23,6 +23,7 @@ from ..execution.version_counters import tensors_in
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
+from .draws import draw, is_random
 from .journal import Journal
 
 aten = torch.ops.aten
@@ -67,7 +68,7 @@ class Operators:
                 for tensor in tensors_in((*args, *kwargs.values())):
                     self.read(tensor)
                     self.journal.note_fills(tensor, self.pending)
-        result = func(*args, **kwargs)  # not under the lock: it may wait for another thread
+        result = self.draw(func, args, kwargs) if effect.is_random else func(*args, **kwargs)  # not under the lock
         if not effect.reads_nothing:
             with self.book.lock:
                 is_kept = self.journal.keep(func, args, kwargs, result, self._written(effect, args, kwargs))
@@ -76,6 +77,10 @@ class Operators:
                     for tensor in tensors_in((result,)):
                         self._note_write(func, tensor, effect.is_random)
         return result
+
+    def draw(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+        """Runs an operator that draws, with the generators of the innermost call."""
+        return draw(func, args, kwargs, self._scope().effective.seed.generators)
 
     def _unprotected(
         self, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]
@@ -222,7 +227,7 @@ class Operators:
             return NOT_HANDLED
         device = torch.device(device)
         if not self._scope().effective.backends.is_contract(device) or device.type == "meta":
-            result = func(*args, **kwargs)
+            result = self.draw(func, args, kwargs) if _effect_of(func).is_random else func(*args, **kwargs)
             self.fill(result, values, str(func), lambda: None)
             return result
         meta = func(*args, **{**kwargs, "device": "meta"})
@@ -423,7 +428,9 @@ def _filled(
     tensor = args[0]
     if kwargs.get("generator") is not None:  # its owner wants this generator's numbers
         return NOT_HANDLED
-    done = ops.fill(tensor, lambda: _distribution(values, numbers), _name_of(func), lambda: func(*args, **kwargs))
+    done = ops.fill(
+        tensor, lambda: _distribution(values, numbers), _name_of(func), lambda: ops.draw(func, args, kwargs)
+    )
     return tensor if done else NOT_HANDLED
 
 
@@ -567,8 +574,7 @@ def _effect_of(func: Operator) -> _Effect:
     if moves:
         written = ()
     is_view = not written and any(result.alias_info is not None for result in schema.returns)
-    is_random = torch.Tag.nondeterministic_seeded in func.tags
-    return _Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, moves, written, is_random)
+    return _Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, moves, written, is_random(func))
 
 
 _OWN_AND_TORCH = ("torch", "fastinit", "contextlib")

@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -92,7 +92,9 @@ class Watch:
         """Notes a truncated normal; returns False where torch's function is to run as it is."""
 
         def now() -> None:
-            original(tensor, *numbers)
+            generators = self._scope().effective.seed.generators
+            with nullcontext() if generators is None else generators.next_draw(tensor.device):
+                original(tensor, *numbers)
 
         with self.book.paused(), torch.no_grad():
             waits = self._scope().effective.backends.is_contract(tensor.device)

@@ -14,7 +14,6 @@ from torch import nn
 import fastinit
 from fastinit import materializing
 from fastinit.backends import torch_backend
-from fastinit.execution import calls
 from fastinit.materializing import rebound
 from fastinit.plans import Box, Call, Constant, Copy, CopyEntry, Fill, LoadResult
 
@@ -79,19 +78,6 @@ def test_a_device_that_must_not_be_used_now_is_known_before_anything_is_written(
 def test_strictness_of_a_block_is_that_of_materialize() -> None:
     with fastinit.use(strict=True), pytest.raises(RuntimeError, match="an error under strict"):
         fastinit.materialize(linear(), dict(type="Constant", val=1, layer="Conv2d"))
-
-
-def test_generators_are_seeded_for_the_device_that_the_model_goes_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeded: list[set[torch.device]] = []
-    original = calls.seeded_generators
-
-    def seeded_generators(seed: int, devices: Any) -> Any:
-        seeded.append(set(devices))
-        return original(seed, devices)
-
-    monkeypatch.setattr(calls, "seeded_generators", seeded_generators)
-    fastinit.materialize(linear(), CONSTANT, seed=0)
-    assert seeded == [{torch.device("cpu")}]
 
 
 # --- the modules' own code --------------------------------------------------------------------------------------------

@@ -223,18 +223,7 @@ def test_a_report_runs_what_is_pending(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flushed == ["flushed"]
 
 
-@pytest.mark.parametrize("devices", [None, (), {torch.device("cpu")}], ids=["of the root", "none", "given"])
-def test_generators_are_seeded_for_the_devices_that_will_be_filled(
-    devices: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seeded: list[tuple[int, set[torch.device]]] = []
-    original = calls.seeded_generators
-
-    def seeded_generators(seed: int, of: Any) -> Any:
-        seeded.append((seed, set(of)))
-        return original(seed, of)
-
-    monkeypatch.setattr(calls, "seeded_generators", seeded_generators)
-    with open_call(model(), seed=3, devices=devices):
-        pass
-    assert seeded == [(3, {torch.device("cpu")} if devices is None else set(devices))]
+@pytest.mark.parametrize("devices", [None, (), {torch.device("cuda", 1)}], ids=["of the root", "none", "given"])
+def test_code_draws_from_the_generators_of_the_devices_that_are_filled(devices: Any) -> None:
+    with open_call(model(), seed=3, devices=devices) as call:
+        assert call.devices == ({torch.device("cpu")} if devices is None else set(devices))

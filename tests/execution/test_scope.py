@@ -242,19 +242,19 @@ def generators(monkeypatch: pytest.MonkeyPatch) -> Generators:
 
 
 def test_the_generators_of_devices_are_seeded_and_get_their_states_back(generators: Generators) -> None:
-    with seeds.seeded_generators(5, [torch.device("cuda", 1)]):
+    with seeds.Generators(5).lent([torch.device("cuda", 1)]):
         assert generators.states == {0: 10, 1: 5}
     assert generators.states == {0: 10, 1: 11}
 
 
 def test_a_device_without_an_index_is_the_current_one(generators: Generators) -> None:
-    with seeds.seeded_generators(5, [torch.device("cuda")]):
+    with seeds.Generators(5).lent([torch.device("cuda")]):
         assert generators.states == {0: 5, 1: 11}
     assert generators.states == {0: 10, 1: 11}
 
 
 def test_generators_get_their_states_back_after_an_error(generators: Generators) -> None:
     state = torch.get_rng_state()
-    with pytest.raises(OSError, match="disk"), seeds.seeded_generators(5, [torch.device("cuda", 1)]):
+    with pytest.raises(OSError, match="disk"), seeds.Generators(5).lent([torch.device("cuda", 1)]):
         raise OSError("disk")
     assert generators.states == {0: 10, 1: 11} and torch.equal(state, torch.get_rng_state())
