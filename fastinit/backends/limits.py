@@ -10,7 +10,7 @@ import torch
 from ..contract.records import DTYPES, inward
 from ..contract.tails import truncation
 from ..plans import Constant, Distribution, Fill, TruncatedNormal, Uniform, describe, may_overlap, numbers_of
-from .torch_backend import why_not_values
+from .torch_backend import why_not_values, why_short
 
 _STRIDED = torch.strided
 
@@ -64,4 +64,6 @@ def _why_not_memory(tensor: torch.Tensor) -> str | None:
             return "its memory was released (its storage is empty)"
         if address % 8 and address % min(tensor.element_size(), 8):
             return "its elements are not aligned in memory"
-    return None
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return "it was made in inference mode, so it can only be written in inference mode"
+    return why_short(tensor)

@@ -12,8 +12,9 @@ from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from ..plans import Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform
+from ..plans import Constant, Distribution, Fill, Normal, Strided, TruncatedNormal, Uniform
 from ..shards.dtensor import is_sharded
 from .generators import Generators
 
@@ -49,7 +50,32 @@ def why_not_fill(fill: Fill) -> str | None:
         return f"torch cannot fill {fill.tensor.layout} or quantized tensors"
     if fill.tensor.is_inference() and not torch.is_inference_mode_enabled():
         return "it was made in inference mode, so it can only be written in inference mode"
-    return why_not_values(fill.tensor.dtype, fill.distribution)
+    return why_not_values(fill.tensor.dtype, fill.distribution) or _why_not_memory(fill.tensor, fill.distribution)
+
+
+def _why_not_memory(tensor: torch.Tensor, distribution: Distribution) -> str | None:
+    """Returns why torch cannot write a tensor, however well it can fill others of its dtype."""
+    if type(tensor) not in _PLAIN and tensor.dim() and not tensor.is_meta and not is_lazy(tensor):
+        try:  # on no elements, so that nothing is written
+            with torch._C._EnableTorchFunction():  # fastinit's own work is done without subclasses' functions
+                _fill(tensor.detach().narrow(0, 0, 0), distribution, None)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return f"{type(tensor).__name__} refuses it: {error}"
+    is_expanded = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape))
+    if is_expanded and not isinstance(distribution, Constant):
+        return "elements of the tensor share memory (it was expanded)"
+    return why_short(tensor)
+
+
+def why_short(tensor: torch.Tensor) -> str | None:
+    """Returns that a tensor's storage is too short for it, None if it is not."""
+    if tensor.is_meta:
+        return None
+    n_elements = tensor.numel() if tensor.is_contiguous() else Strided.of(tensor).span
+    n_bytes = tensor.untyped_storage().nbytes()
+    if n_elements and (tensor.storage_offset() + n_elements) * tensor.element_size() > n_bytes:
+        return f"its storage of {n_bytes:,} bytes does not hold all of it (it was released or resized)"
+    return None
 
 
 @lru_cache(maxsize=4096)  # far more than a model has; each trial takes some microseconds

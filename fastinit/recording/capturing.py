@@ -168,6 +168,7 @@ def recording(call: OpenCall) -> Iterator[Watch]:
             call.flush()
         return
     watch = Watch(call)
+    state = torch.get_rng_state() if call.scope.seed.given is not None else None
     call.pending = watch.pending
     token = current_watch.set(watch)
     try:
@@ -180,6 +181,8 @@ def recording(call: OpenCall) -> Iterator[Watch]:
         raise
     finally:
         current_watch.reset(token)
+        if state is not None and watch.operators.seeding.is_own:  # by code in the block; it was seeded for the block
+            torch.set_rng_state(state)
 
 
 def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None) -> None:

@@ -27,6 +27,42 @@ def draw(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], generators
         return func(*args, **kwargs)
 
 
+class Seeding:
+    """Whether the code in a block has seeded torch's default generator itself: then it wants those numbers."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._seed = torch.default_generator.initial_seed()
+        self._forks: list[tuple[bool, int]] = []
+
+    def set(self) -> None:
+        """Notes a call of ``torch.manual_seed``."""
+        self._is_set = True
+
+    def enter_fork(self) -> None:
+        """Notes the begin of ``torch.random.fork_rng``, which gives the generator its state back in the end."""
+        self._forks.append((self._is_set, self._seed))
+        self._is_set, self._seed = False, torch.default_generator.initial_seed()
+
+    def leave_fork(self) -> None:
+        """Notes its end."""
+        self._is_set, self._seed = self._forks.pop()
+
+    @property
+    def _is_changed(self) -> bool:
+        return self._is_set or torch.default_generator.initial_seed() != self._seed
+
+    @property
+    def is_own(self) -> bool:
+        """Whether draws are to come from the default generator as it is now."""
+        return self._is_changed or any(is_set for is_set, _ in self._forks)
+
+    @property
+    def is_own_in_fork(self) -> bool:
+        """As ``is_own``, of code that keeps it to itself. A script's ``seed_everything`` means all that follows."""
+        return bool(self._forks) and self._is_changed
+
+
 @cache  # there are a few thousand operators
 def is_random(func: Any) -> bool:
     """Tells whether an operator draws from torch's generators."""

@@ -126,7 +126,13 @@ class Journal:
         return fill in self._known
 
     def keep(
-        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, written: Iterable[Any]
+        self,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        written: Iterable[Any],
+        problem: str = "",
     ) -> bool:
         """Keeps an operator if it has touched tensors without memory; tells whether it has.
 
@@ -135,6 +141,7 @@ class Journal:
             args, kwargs: its arguments.
             result: what it returned.
             written: the arguments that it has written.
+            problem: why it cannot run again.
         """
         inputs = list(tensors_in((*args, *kwargs.values())))
         outputs = list(tensors_in((result,)))
@@ -168,7 +175,7 @@ class Journal:
         for tensor in tensors_in(tuple(written)):
             if tensor.is_meta and (found := _storage_of(tensor)) is not None:
                 writes.add(found[0].storage_id)
-        problem = problems[0] if problems else ""
+        problem = problem or next(iter(problems), "")
         self.entries.append(KeptOperator(func, kept_args, kept_kwargs, results, touched, writes, problem))
         return True
 

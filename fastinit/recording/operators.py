@@ -23,7 +23,7 @@ from ..execution.version_counters import tensors_in
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
-from .draws import draw, is_random
+from .draws import Seeding, draw, is_random
 from .journal import Journal
 
 aten = torch.ops.aten
@@ -40,6 +40,7 @@ class Operators:
         self.book = pending.book
         self.journal = Journal()
         """What is computed on tensors without memory."""
+        self.seeding = Seeding()
         self._scope = scope
         """Returns the scope of the innermost call that is open, whose seed and backend count for new fills."""
 
@@ -62,7 +63,8 @@ class Operators:
             effect = _effect_of(func)
             if effect.moves:
                 self.book.generation += 1
-            if effect.is_random and effect.written:
+            is_unnamed = effect.is_random and not self.seeding.is_own_in_fork
+            if is_unnamed and effect.written:
                 self._must_not_be_strict(func, args)
             if not effect.reads_nothing:
                 for tensor in tensors_in((*args, *kwargs.values())):
@@ -71,16 +73,19 @@ class Operators:
         result = self.draw(func, args, kwargs) if effect.is_random else func(*args, **kwargs)  # not under the lock
         if not effect.reads_nothing:
             with self.book.lock:
-                is_kept = self.journal.keep(func, args, kwargs, result, self._written(effect, args, kwargs))
-                self._note_writes(func, effect, args, kwargs)
+                problem = f"`{func}` draws under a seed of its own" if effect.is_random and not is_unnamed else ""
+                is_kept = self.journal.keep(func, args, kwargs, result, self._written(effect, args, kwargs), problem)
+                for tensor in tensors_in(self._written(effect, args, kwargs)):
+                    self._note_write(func, tensor, is_unnamed)
                 if (effect.is_random or is_kept) and not effect.written:
                     for tensor in tensors_in((result,)):
-                        self._note_write(func, tensor, effect.is_random)
+                        self._note_write(func, tensor, is_unnamed)
         return result
 
     def draw(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Runs an operator that draws, with the generators of the innermost call."""
-        return draw(func, args, kwargs, self._scope().effective.seed.generators)
+        generators = None if self.seeding.is_own else self._scope().effective.seed.generators
+        return draw(func, args, kwargs, generators)
 
     def _unprotected(
         self, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]
@@ -147,10 +152,6 @@ class Operators:
             self.read_place(place)
             self.book.expose(place)
 
-    def _note_writes(self, func: Operator, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> None:
-        for tensor in tensors_in(self._written(effect, args, kwargs)):
-            self._note_write(func, tensor, effect.is_random)
-
     @staticmethod
     def _written(effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> list[Any]:
         """Returns the arguments that an operator writes."""
@@ -189,6 +190,8 @@ class Operators:
         wait = is_contract and _can(scope, tensor, values)
         if not wait and not isinstance(values, Constant) and is_contract and device.type != "meta":
             return False  # a draw that the backend cannot do
+        if is_contract and not isinstance(values, Constant) and self.seeding.is_own_in_fork:
+            return False
         if device.type == "meta" and tensor.dtype.is_complex and not isinstance(values, Constant):
             return False  # no contract backend can; with memory it would be torch's
         if is_sharded(tensor):
@@ -226,6 +229,8 @@ class Operators:
         if like is not None and self.book.place_of(like) is None:
             return NOT_HANDLED
         device = torch.device(device)
+        if self.seeding.is_own_in_fork and _effect_of(func).is_random:
+            return NOT_HANDLED
         if not self._scope().effective.backends.is_contract(device) or device.type == "meta":
             result = self.draw(func, args, kwargs) if _effect_of(func).is_random else func(*args, **kwargs)
             self.fill(result, values, str(func), lambda: None)

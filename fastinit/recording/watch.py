@@ -92,7 +92,7 @@ class Watch:
         """Notes a truncated normal; returns False where torch's function is to run as it is."""
 
         def now() -> None:
-            generators = self._scope().effective.seed.generators
+            generators = None if self.operators.seeding.is_own else self._scope().effective.seed.generators
             with nullcontext() if generators is None else generators.next_draw(tensor.device):
                 original(tensor, *numbers)
 
@@ -269,6 +269,9 @@ def _install(stack: ExitStack) -> None:
     # the public function was imported, it looks this one up when it is called.
     _replace(stack, torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
     _replace(stack, threading.Thread, "start", _start)
+    _replace(stack, torch, "manual_seed", _manual_seed)
+    _replace(stack, torch.random, "manual_seed", _manual_seed)
+    _replace(stack, torch.random, "fork_rng", _fork_rng)
     _install_for_transformers()
 
 
@@ -326,6 +329,35 @@ def _truncated_normal(original: Callable[..., torch.Tensor]) -> Callable[..., to
         return original(tensor, mean, std, a, b, **others)
 
     return function
+
+
+def _manual_seed(original: Callable[..., torch.Generator]) -> Callable[..., torch.Generator]:
+    @functools.wraps(original)
+    def manual_seed(*args: Any, **kwargs: Any) -> torch.Generator:
+        watch = current_watch.get()
+        if watch is not None and not watch.is_idle:
+            watch.operators.seeding.set()
+        return original(*args, **kwargs)
+
+    return manual_seed
+
+
+def _fork_rng(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    @contextmanager
+    def fork_rng(*args: Any, **kwargs: Any) -> Iterator[None]:
+        watch = current_watch.get()
+        with original(*args, **kwargs):
+            if watch is None or not watch.is_open:
+                yield
+                return
+            watch.operators.seeding.enter_fork()
+            try:
+                yield
+            finally:
+                watch.operators.seeding.leave_fork()
+
+    return fork_rng
 
 
 def _start(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
