@@ -84,6 +84,14 @@ class ByMemory:
         with self.book.paused():
             scope.seed.agree()
 
+    def drop(self) -> int:
+        """Forgets what is pending, whose memory keeps what is in it; returns how many fills that were."""
+        with self.book.paused():
+            fills = self.book.pending()
+            for fill in fills:
+                fill.state = State.REPORTED
+            return len(fills)
+
     def named(self) -> Iterable[Fill]:
         """Returns the fills that rules requested and that still show."""
         return (fill.named for fill in self.book.fills() if fill.named is not None)
@@ -135,11 +143,12 @@ class ByMemory:
                 if is_sharded(fill.tensor):  # nobody knows what is right for it
                     each.state = State.RUN
             raise
+        for each in pending:  # before they run: what is interrupted is not run again
+            each.state = State.RUN
         execute([fill for _, fill in found if not fill.tensor.is_meta], scope, are_counted=True)
         for each, fill in found:
             each.ran = fill
         for each in pending:
-            each.state = State.RUN
             if each.values is not each.distribution:
                 each.values.replay(each.place.view())  # type: ignore[union-attr]
 

@@ -18,6 +18,7 @@ from ..execution.allocation import ask_for_huge_pages
 from ..execution.calls import OpenCall, open_call
 from ..execution.collector import uncollected
 from ..execution.defaults import Strict
+from ..logs import logger
 from ..naming import Prefix
 from ..plans import Constant
 from .libraries import initialize_like_its_library
@@ -66,7 +67,8 @@ def capture(
         RuntimeError: the backend that was asked for cannot run on this machine; or several modules were made in the
             block and none was bound: what waited has been executed, by order, before that is raised.
 
-    After an exception in the block, what waited is executed: all tensors have the values that the code had asked for.
+    After an exception in the block, what is pending runs: all tensors have the values that the code had asked for.
+    After Ctrl-C, SystemExit and MemoryError it is dropped instead, and the log says so.
 
     Not seen: ``torch.utils.dlpack.to_dlpack`` (``from_dlpack`` is), and code of others that keeps the address of a
     parameter from before the block.
@@ -79,10 +81,25 @@ def capture(
         >>> recipe.report.launches, recipe.report.provenance["0.weight"]  # doctest: +ELLIPSIS
         ({'cpu': 1}, '`trunc_normal_` at ...')
     """
+    with _capturing(module, backend, seed, prefix, strict, is_lost=False) as recipe:
+        yield recipe
+
+
+@contextmanager
+def _capturing(
+    module: nn.Module | None,
+    backend: str | None,
+    seed: int | None,
+    prefix: Prefix,
+    strict: Strict | None,
+    *,
+    is_lost: bool,
+) -> Iterator[Recipe]:
+    """As ``capture``; ``is_lost`` as for ``recording``."""
     if module is not None:
         check_module(module)
     opening = open_call(module, backend=backend, seed=seed, prefix=prefix, strict=strict)
-    with opening as call, recording(call) as watch:
+    with opening as call, recording(call, is_lost=is_lost) as watch:
         scope = call.scope
         if (reason := scope.backends.why_not_here()) is not None:
             raise RuntimeError(f"the backend {scope.backends.asked!r} cannot run on this machine: {reason}")
@@ -124,7 +141,7 @@ def build(
         TypeError: ``factory`` returned no module.
         ValueError: the device is "meta": make the model under ``capture`` and ``torch.device("meta")``, and give the
             recipe to ``materialize``.
-        Others: as ``capture``, and as ``factory``.
+        Others: as ``capture``, and as ``factory``. Nothing is filled then: the model is lost.
 
     Example:
         >>> import torch, fastinit
@@ -138,7 +155,7 @@ def build(
             "device='meta' has no memory to fill: `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
             "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values"
         )
-    with capture(backend=backend, seed=seed, prefix=prefix, strict=strict) as recipe:
+    with _capturing(None, backend, seed, prefix, strict, is_lost=True) as recipe:
         with _defaults(device, dtype):
             model = factory(*args, **kwargs)
         if not isinstance(model, nn.Module):
@@ -159,8 +176,13 @@ def _defaults(device: torch.device | str | None, dtype: torch.dtype | None) -> I
 
 
 @contextmanager
-def recording(call: OpenCall) -> Iterator[Watch]:
-    """Watches the memory in the block, so that the fills of a call may wait; what waits at its end is executed."""
+def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
+    """Watches the memory in the block, so that fills of a call may stay pending until it ends.
+
+    Args:
+        call: that has just been opened.
+        is_lost: the tensors in question are thrown away if the block fails; pending fills are dropped then.
+    """
     outer = current_watch.get()
     if outer is not None and outer.is_open:
         yield outer
@@ -175,14 +197,30 @@ def recording(call: OpenCall) -> Iterator[Watch]:
         with watch:
             yield watch
         call.flush()
-    except BaseException:
-        call.scope.strict = False
-        call.flush()  # the values that the code had asked for
+    except Exception as error:
+        if is_lost or isinstance(error, MemoryError):
+            _drop(watch, error, is_lost)
+        else:
+            call.scope.strict = False
+            call.flush()  # the values that the code had asked for
+        raise
+    except BaseException as error:  # Ctrl-C, and others that want an end at once
+        _drop(watch, error, is_lost)
         raise
     finally:
         current_watch.reset(token)
         if state is not None and watch.operators.seeding.is_own:  # by code in the block; it was seeded for the block
             torch.set_rng_state(state)
+
+
+def _drop(watch: Watch, error: BaseException, is_lost: bool) -> None:
+    n_dropped = watch.pending.drop()
+    if n_dropped and not is_lost:
+        logger.warning(
+            "%s: %d fills that were requested and not yet written are dropped; their tensors are not initialized",
+            type(error).__name__,
+            n_dropped,
+        )
 
 
 def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None) -> None:
