@@ -212,6 +212,8 @@ def open_call(
     call = OpenCall(scope, outer, None if devices is None else frozenset(devices))
     token = _current.set(call)
     try:
+        if outer is None and any(map(scope.backends.is_contract, call.devices)):
+            scope.seed.expect(scope.meshes())
         yield call
         if _current.get() is not call:
             raise RuntimeError(
@@ -220,6 +222,8 @@ def open_call(
             )
         call.pending.close(scope, call.done)
     except BaseException as error:
+        if outer is None:
+            scope.seed.abandon(error)
         if outer is None and call.has_begun:
             what = "a tensor" if root is None else type(root).__name__
             logger.warning(
