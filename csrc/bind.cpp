@@ -3,7 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <exception>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dispatch.h"
@@ -27,6 +30,28 @@ size_t n_records(const Table& table) {
   return size_t(table.size()) / sizeof(FillDesc);
 }
 
+// Runs work without the GIL.
+//
+// A daemon thread that comes back while Python is ending waits here for the end of the process, as Python 3.14 has it.
+// Earlier ones end the thread by unwinding its stack: through a destructor, as of pybind11's gil_scoped_release, that
+// aborts the process, and any other would drop references without the GIL.
+template <class Work>
+void without_gil(const Work& work) {
+  PyThreadState* const state = PyEval_SaveThread();
+  std::exception_ptr error;
+  try {
+    work();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+  if (error) std::rethrow_exception(error);
+}
+
 // Lets Python handle Ctrl-C and other signals; true if that has raised an exception.
 bool has_raised() {
   const py::gil_scoped_acquire acquired;
@@ -41,10 +66,7 @@ void fill(const Table& table, int n_threads, const std::string& isa, bool handle
   for (size_t i = 0; i < n_fills; ++i)
     if (fills[i].distribution == kWords && fills[i].dtype != kFloat32)
       throw py::value_error("kWords records need the dtype float32");
-  {
-    const py::gil_scoped_release released;
-    run(kernels, fills, n_fills, n_threads, handles_signals ? has_raised : nullptr);
-  }
+  without_gil([&] { run(kernels, fills, n_fills, n_threads, handles_signals ? has_raised : nullptr); });
   if (PyErr_Occurred()) throw py::error_already_set();
 }
 
@@ -56,8 +78,7 @@ void fill_from(const Table& table, const py::array_t<uint32_t, py::array::c_styl
   if ((fill.dtype == kFloat32) == (fill.distribution == kWords) || fill.dtype == kFloat64 || fill.dtype == kRaw)
     throw py::value_error("fill_from takes float32 records, or kWords records of a narrower dtype");
   const Kernels& kernels = chosen(isa);
-  py::gil_scoped_release released;
-  kernels.fill_from_words(fill, words.data());
+  without_gil([&] { kernels.fill_from_words(fill, words.data()); });
 }
 
 py::array_t<float> fma(const py::array_t<float, py::array::c_style>& a, const py::array_t<float, py::array::c_style>& b,

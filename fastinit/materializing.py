@@ -82,6 +82,9 @@ def materialize(
     is_tree = init_cfg is None and has_own_configs(unwrapped(model))
     opening = open_call(model, backend=backend, seed=seed, prefix=prefix, strict=strict, devices={target})
     with _restoring(model, slots), opening as call, recording(call, is_lost=True) as watch:
+        call.is_lost = not any(
+            tensor.numel() and not tensor.is_meta for tensor in (*model.parameters(), *model.buffers())
+        )
         rules = [] if recipe is None else [Rule("recipe", recipe, model, False)]
         if init_cfg is not None:
             rules += parse(model, init_cfg)

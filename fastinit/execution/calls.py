@@ -63,7 +63,9 @@ class OpenCall:
         self.done: Done = Done(scope, None if outer is None else outer.done)
         self.pending: Pending = LatestPerTensor() if outer is None else outer.pending.for_part()
         self.has_begun = False
-        """Something may have been written."""
+        """It was given items to run."""
+        self.is_lost = False
+        """After an exception nobody has what was written."""
 
     def leave(self) -> None:
         """Ends it: the innermost call is the next larger one that is open, which a call that ends too early is not."""
@@ -114,6 +116,7 @@ class OpenCall:
             for item in group:
                 assert not isinstance(item, Fill)
                 self.pending.before(item, self.scope, self.done)
+                self.scope.note_write()
                 if isinstance(item, Copy):
                     self._copy(item)
                 elif isinstance(item, Replay):
@@ -235,13 +238,14 @@ def open_call(
     except BaseException as error:
         if outer is None:
             scope.seed.abandon(error)
-        if outer is None and call.has_begun:
+        if outer is None and call.has_begun and scope.has_written and not call.is_lost:
             what = "a tensor" if root is None else type(root).__name__
+            n_done = len(call.done.items)
             logger.warning(
-                "%s stopped the initialization of %s after %d fills, copies and calls: it is only partly initialized",
+                "%s stopped the initialization of %s%s: it is only partly initialized",
                 type(error).__name__,
                 what,
-                len(call.done.items),
+                f" after {n_done} fills, copies and calls" if n_done else "",
             )
         raise
     finally:

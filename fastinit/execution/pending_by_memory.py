@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 
 from ..backends import BACKENDS
+from ..logs import logger
 from ..naming import Names
-from ..plans import Call, Copy, Fill, Replay, describe
+from ..plans import Call, Copy, Fill, Replay, describe, names_line
 from ..shards.dtensor import is_sharded
 from .done import Done
 from .ledger import Ledger
@@ -27,6 +28,8 @@ class ByMemory:
     def __init__(self, book: MemoryBook) -> None:
         self.book = book
         self._owners: dict[Names, tuple[tuple[int, int], Owners]] = {}
+        self.warns = False
+        """The tensors outlive an exception, so the log says which of them are not initialized."""
 
     # --- the protocol of pending fills --------------------------------------------------------------------------------
 
@@ -84,13 +87,20 @@ class ByMemory:
         with self.book.paused():
             scope.seed.agree()
 
-    def drop(self) -> int:
-        """Forgets what is pending, whose memory keeps what is in it; returns how many fills that were."""
+    def drop(self, error: BaseException) -> None:
+        """Forgets what is pending, whose memory keeps what is in it, because of an exception."""
         with self.book.paused():
             fills = self.book.pending()
             for fill in fills:
                 fill.state = State.REPORTED
-            return len(fills)
+            if fills and self.warns:
+                logger.warning(
+                    "%s: %d fills that were requested and not yet written are dropped; their tensors are not "
+                    "initialized: %s",
+                    type(error).__name__,
+                    len(fills),
+                    names_line("tensors", self._names_of(fills)),
+                )
 
     def named(self) -> Iterable[Fill]:
         """Returns the fills that rules requested and that still show."""
@@ -145,7 +155,17 @@ class ByMemory:
             raise
         for each in pending:  # before they run: what is interrupted is not run again
             each.state = State.RUN
-        execute([fill for _, fill in found if not fill.tensor.is_meta], scope, are_counted=True)
+        try:
+            execute([fill for _, fill in found if not fill.tensor.is_meta], scope, are_counted=True)
+        except BaseException as error:
+            if self.warns:
+                names = self._names_of([each for each, _ in found])
+                logger.warning(
+                    "%s stopped a launch: %s",
+                    type(error).__name__,
+                    names_line("tensors are initialized only in part or not at all", names),
+                )
+            raise
         for each, fill in found:
             each.ran = fill
         for each in pending:
@@ -168,6 +188,19 @@ class ByMemory:
     def owner_of(self, place: Place, scope: Scope) -> Owner | None:
         """Returns the parameter or buffer that holds a place."""
         return self.owners(scope).of(place)
+
+    def _names_of(self, fills: Iterable[PendingFill]) -> list[str]:
+        """Returns the names of what fills are for, each once; where there is none, what is known of it."""
+        names: dict[str, None] = {}
+        for each in fills:
+            owner = self.owner_of(each.place, each.scope)
+            if each.named is not None:
+                names[each.named.name] = None
+            elif owner is not None:
+                names[owner.name] = None
+            else:
+                names[f"a tensor of shape {tuple(each.place.shape)} ({each.rule})"] = None
+        return list(names)
 
     # --- settling -----------------------------------------------------------------------------------------------------
 

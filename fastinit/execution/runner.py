@@ -72,6 +72,7 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
     for name, chosen in _grouped(fills, scope.backends.of).items():
         backend = BACKENDS[name]
         if not backend.IS_CONTRACT:
+            scope.note_write()
             if are_counted:  # `.data` has a counter of versions of its own
                 chosen = [
                     fill if is_sharded(fill.tensor) else replace(fill, tensor=fill.tensor.data) for fill in chosen
@@ -84,6 +85,7 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
                 raise RuntimeError(reason)
         for (device, own_seed), group in by_place.items():
             seed = scope.seed.drawn() if own_seed is None else own_seed
+            scope.note_write()
             try:
                 scope.launches[device] = scope.launches.get(device, 0) + backend.run(group, seed)
             finally:

@@ -79,6 +79,8 @@ class Scope:
         self.launches: dict[torch.device, int] = outer.launches if outer is not None and is_part else {}
         """How often kernels were started, device by device; torch's own are not counted."""
         self.checkpoints = OpenCheckpoints(is_offline)
+        self.has_written = False
+        """Something may have been written, here or in a call within this one."""
 
     @property
     def is_part(self) -> bool:
@@ -96,6 +98,13 @@ class Scope:
     def prefix(self) -> Prefix:
         """What the user put in front of the names under ``root``."""
         return "" if self.is_part else self.names.prefix
+
+    def note_write(self) -> None:
+        """Notes that something is going to be written, in the larger calls too."""
+        scope: Scope | None = self
+        while scope is not None and not scope.has_written:
+            scope.has_written = True
+            scope = scope.outer
 
     def parameters(self) -> dict[torch.Tensor, str]:
         """Returns the parameters under this call's own root, with their names."""

@@ -18,7 +18,6 @@ from ..execution.allocation import ask_for_huge_pages
 from ..execution.calls import OpenCall, open_call
 from ..execution.collector import uncollected
 from ..execution.defaults import Strict
-from ..logs import logger
 from ..naming import Prefix
 from ..plans import Constant
 from .libraries import initialize_like_its_library
@@ -192,6 +191,7 @@ def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
     watch = Watch(call)
     state = torch.get_rng_state() if call.scope.seed.given is not None else None
     call.pending = watch.pending
+    watch.pending.warns = not is_lost
     token = current_watch.set(watch)
     try:
         with watch:
@@ -200,28 +200,18 @@ def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
     except Exception as error:
         # Other ranks that hear of the error fill nothing, so nothing is filled here.
         if call.scope.seed.abandon(error) or is_lost or isinstance(error, MemoryError):
-            _drop(watch, error, is_lost)
+            watch.pending.drop(error)
         else:
             call.scope.strict = False
             call.flush()  # the values that the code had asked for
         raise
     except BaseException as error:  # Ctrl-C, and others that want an end at once
-        _drop(watch, error, is_lost)
+        watch.pending.drop(error)
         raise
     finally:
         current_watch.reset(token)
         if state is not None and watch.operators.seeding.is_own:  # by code in the block; it was seeded for the block
             torch.set_rng_state(state)
-
-
-def _drop(watch: Watch, error: BaseException, is_lost: bool) -> None:
-    n_dropped = watch.pending.drop()
-    if n_dropped and not is_lost:
-        logger.warning(
-            "%s: %d fills that were requested and not yet written are dropped; their tensors are not initialized",
-            type(error).__name__,
-            n_dropped,
-        )
 
 
 def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None) -> None:

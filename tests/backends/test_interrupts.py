@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -54,3 +56,31 @@ def test_a_fill_in_another_thread_handles_no_signals() -> None:
     thread.start()
     thread.join()
     assert (model.weight == 2).all()
+
+
+ENDS_WITHIN_A_FILL = """
+import threading, time, torch, fastinit
+from torch import nn
+
+model = nn.Module()
+model.w = nn.Parameter(torch.zeros(1 << 26, dtype=torch.bfloat16))
+has_begun = threading.Event()
+
+
+def fill_for_ever():
+    while True:
+        has_begun.set()
+        fastinit.initialize(model, dict(type="Normal", param="w"), backend="cpp", seed=0)
+
+
+threading.Thread(target=fill_for_ever, daemon=True).start()
+has_begun.wait()
+while not model.w.detach()[0]:
+    time.sleep(0.01)
+print("ends")
+"""
+
+
+def test_python_ends_while_a_daemon_thread_is_within_a_fill() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS_WITHIN_A_FILL], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")

@@ -11,7 +11,8 @@ import torch
 from capturing import cpp
 from torch import nn
 
-from fastinit.execution import calls, hosts
+from fastinit.backends import cpp_backend
+from fastinit.execution import calls, hosts, pending
 from fastinit.execution.calls import OpenCall, Step, open_call
 from fastinit.plans import Call, Constant, Copy, CopyEntry, Fill, LoadResult
 
@@ -196,6 +197,50 @@ def test_an_error_after_a_write_is_warned_of_once_for_all_calls(caplog: pytest.L
     assert warnings_of(caplog) == [
         "OSError stopped the initialization of Sequential after 2 fills, copies and calls: it is only partly initialized"
     ]
+
+
+@cpp
+def test_fills_that_were_refused_are_no_partial_initialization(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("one stream")
+
+    monkeypatch.setattr(pending, "prepare", refuse)
+    made = model()
+    with pytest.raises(RuntimeError, match="one stream"), open_call(made, backend="cpp", seed=0) as call:
+        call.run([step(made, fill(made, 1))])
+        call.flush()
+    assert warnings_of(caplog) == []
+
+
+@cpp
+def test_a_launch_that_fails_is_a_partial_initialization_without_a_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError("device")
+
+    monkeypatch.setattr(cpp_backend, "run", fail)
+    made = model()
+    with pytest.raises(OSError, match="device"), open_call(made, backend="cpp", seed=0) as call:
+        call.run([step(made, fill(made, 1))])
+        call.flush()
+    assert warnings_of(caplog) == ["OSError stopped the initialization of Sequential: it is only partly initialized"]
+
+
+@cpp
+def test_what_a_call_within_has_written_is_a_partial_initialization_of_the_larger(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = model()
+    with pytest.raises(OSError, match="disk"), open_call(made) as outer:
+        outer.has_begun = True
+        with open_call(made, backend="cpp", seed=0) as inner:
+            inner.run_items([fill(made, 2, 1)])
+            inner.flush()
+            raise OSError("disk")
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_no_call_is_open_after_one() -> None:

@@ -29,6 +29,11 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+def interrupted(*_: object) -> int:
+    """As a backend's run, in which the user presses Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt])
 def test_a_factory_that_fails_has_nothing_filled(error: type[BaseException], launches: list[int]) -> None:
     def factory() -> nn.Module:
@@ -90,3 +95,45 @@ def test_a_launch_that_is_interrupted_is_not_repeated(monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt), fastinit.capture(model, backend="cpp", seed=0):
         nn.init.uniform_(model.weight)
     assert started == [1]
+
+
+def test_a_launch_that_is_interrupted_is_said_to_have_left_tensors_in_part(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpp_backend, "run", interrupted)
+    model = nn.Linear(8, 8)
+    with pytest.raises(KeyboardInterrupt), fastinit.capture(model, backend="cpp", seed=0):
+        nn.init.uniform_(model.weight)
+    assert (
+        "KeyboardInterrupt stopped a launch: 1 tensors are initialized only in part or not at all: weight"
+        in caplog.text
+    )
+
+
+def test_a_build_that_is_interrupted_says_nothing_of_a_model_that_nobody_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpp_backend, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fastinit.build(nn.Linear, 8, 8, backend="cpp", seed=0)
+    assert caplog.records == []
+
+
+def test_materialize_that_is_interrupted_says_nothing_of_memory_that_nobody_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpp_backend, "run", interrupted)
+    with torch.device("meta"):
+        model = nn.Linear(8, 8)
+    with pytest.raises(KeyboardInterrupt):
+        fastinit.materialize(model, dict(type="Normal", layer="Linear"), backend="cpp", seed=0)
+    assert caplog.records == [] and model.weight.is_meta
+
+
+def test_what_is_dropped_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(8, 8)
+    with pytest.raises(KeyboardInterrupt), fastinit.capture(model, backend="cpp", seed=0):
+        nn.init.uniform_(model.weight, 5, 6)
+        nn.init.zeros_(model.bias)
+        raise KeyboardInterrupt
+    assert "2 tensors: weight, bias" in caplog.text
