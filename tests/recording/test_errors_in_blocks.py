@@ -137,3 +137,17 @@ def test_what_is_dropped_is_named(caplog: pytest.LogCaptureFixture) -> None:
         nn.init.zeros_(model.bias)
         raise KeyboardInterrupt
     assert "2 tensors: weight, bias" in caplog.text
+
+
+def test_a_launch_that_fails_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def run(fills, *arguments):  # type: ignore[no-untyped-def]
+        started.append(len(fills))
+        raise OSError("device")
+
+    monkeypatch.setattr(cpp_backend, "run", run)
+    model = nn.Linear(8, 8)
+    with pytest.raises(OSError, match="device"), fastinit.capture(model, backend="cpp", seed=0):
+        nn.init.uniform_(model.weight)
+    assert started == [1]
