@@ -99,13 +99,6 @@ STEPS = [
         ("one tensor",),
         "bench_gpu.csv",
     ),
-    Step(
-        "ncu",
-        75,
-        "the profiler on both kernels: memory, issue slots, occupancy",
-        "gpu_day_tools:ncu",
-        table="gpu_ncu.csv",
-    ),
     Step("pytest", 110, "the suite's own tests of GPU kernels, on the GPU", "gpu_day_tools:suite"),
     Step("odd", 40, "graphs, torch.compile, inference mode, default device, saved for backward", "gpu_day_uses:odd"),
     Step("shard", 40, "FSDP2 and DTensor, as one rank of four", "gpu_day_uses:shard"),
@@ -119,6 +112,13 @@ STEPS = [
         "bench_gpu.csv",
     ),
     Step("expandable", 30, "memory of expandable segments", "gpu_day_tools:expandable"),
+    Step(
+        "ncu",
+        150,
+        "the profiler on both kernels: memory, issue slots, occupancy",
+        "gpu_day_tools:ncu",
+        table="gpu_ncu.csv",
+    ),
 ]
 
 

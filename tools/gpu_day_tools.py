@@ -239,6 +239,7 @@ METRICS = {
     "SM, %": ("sm__throughput.avg.pct_of_peak_sustained_elapsed",),
     "issue slots, %": (
         "sm__inst_issued.avg.pct_of_peak_sustained_active",
+        "smsp__issue_active.avg.pct_of_peak_sustained_active",
         "sm__instruction_throughput.avg.pct_of_peak_sustained_active",
     ),
     "IPC": ("sm__inst_executed.avg.per_cycle_active",),

@@ -29,9 +29,12 @@ WORK = np.dtype(
     ]
 )
 
-# At most so many pieces of work, plus one per path of each record. That is some thirty for each thread block that the
+# At most so many pieces of work, plus one per path of each record. That is some eighty for each thread block that the
 # largest GPUs run at a time, so that all end together, and a piece takes a hundred times as long as its start.
 _PIECES = 1 << 15
+# A piece has so many trips where that leaves a quarter of the pieces, twenty for each thread block: in a millisecond's
+# work they end as evenly, and most of the host's time goes into the list.
+_TRIPS = 16
 # Elements of a block of four random words.
 _BLOCK_ELEMENTS = 4
 _LOW = np.uint64(0xFFFFFFFF)
@@ -71,16 +74,27 @@ def _pieces(segments: _Segments, trips: Trips) -> np.ndarray[Any, np.dtype[np.vo
     """Cuts segments into pieces of equal size."""
     blocks_per_trip = trips.elements // _BLOCK_ELEMENTS
     in_trips = np.where(segments.path == BLOCKS, -(-segments.count // blocks_per_trip), segments.count)
-    per_piece = max(1, -(-int(in_trips.sum()) // _PIECES))
+    n_trips = int(in_trips.sum())
+    per_piece = max(1, min(_TRIPS, 4 * n_trips // _PIECES), -(-n_trips // _PIECES))
     size = np.where(segments.path == BLOCKS, per_piece * blocks_per_trip, per_piece)
     n_pieces = -(-segments.count // size)
-    of = np.repeat(np.arange(len(n_pieces)), n_pieces)  # each piece's segment
-    begin = (np.arange(len(of)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)) * size[of]
-    work = np.zeros(len(of), WORK)
-    work["first"] = segments.first[of] + begin * segments.step[of]
-    work["n"] = np.minimum(size[of], segments.count[of] - begin)
-    work["fill"] = segments.fill[of]
-    work["path"] = segments.path[of]
+    # Whole arrays as long as the list are few: in fresh memory each costs more than its arithmetic.
+    some = np.flatnonzero(n_pieces)
+    first, count, step, size, n_pieces = (
+        column[some] for column in (segments.first, segments.count, segments.step, size, n_pieces)
+    )
+    of_segment = np.zeros(len(some), WORK)
+    of_segment["first"] = size * step  # from piece to piece, for now
+    of_segment["n"] = size
+    of_segment["fill"] = segments.fill[some]
+    of_segment["path"] = segments.path[some]
+    work = np.repeat(of_segment, n_pieces)
+    if len(work):
+        behind = np.cumsum(n_pieces)
+        last = first + (n_pieces - 1) * size * step  # where each segment's last piece begins
+        work["n"][behind - 1] = count - (n_pieces - 1) * size
+        work["first"][behind - n_pieces] = first - np.concatenate([[0], last[:-1]])
+        np.cumsum(work["first"], out=work["first"])
     return work
 
 
@@ -115,8 +129,11 @@ class _Geometry:
         )
         self.index_lead = (records["first_index"] % self.per_block.astype(np.uint64)).astype(np.int64)
         self.is_run = self.is_dense & self.is_one_row & ((self.index_lead + self.lead) % self.per_block == 0)
-        self.is_rows = self._rows_are_aligned()
-        self.blocks_per_row = self._blocks_per_row()
+        if self.is_one_row.all() and (self.step == 1).all():  # nearly always
+            self.is_rows = self.blocks_per_row = np.zeros_like(self.n, np.bool_)
+        else:
+            self.is_rows = self._rows_are_aligned()
+            self.blocks_per_row = self._blocks_per_row()
         self.n_blocks = np.where(
             self.is_one_row & (self.step == 1),
             -(-(self.index_lead + self.n) // self.per_block),

@@ -280,6 +280,7 @@ def test_fills_run_on_the_current_stream_without_waiting(on_gpu):
     stream, tensor = torch.cuda.Stream(), torch.empty(1 << 20, device="cuda")
     fill = plans.Fill.whole("weight", tensor, plans.Normal(0, 1), "", "")
     backends.BACKENDS[on_gpu].run([fill], 0)  # compiled
+    tensor.zero_()  # loaded: CUDA may wait for all streams when it loads a kernel
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(2_000_000_000)  # a second or so of the device's time

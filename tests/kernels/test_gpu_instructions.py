@@ -126,4 +126,4 @@ def test_the_whole_cuda_kernel_compiles_without_spills_or_shared_memory(target):
     gpu_machines.skip_without("cuda")
     usage = gpu_machines.resources(target)
     assert usage == {"spill stores": 0, "spill loads": 0, "stack frame": 0, "registers": usage["registers"], "smem": 0}
-    assert usage["registers"] <= 64  # four thread blocks of a multiprocessor at once
+    assert usage["registers"] <= 80  # three thread blocks of a multiprocessor at once
