@@ -143,6 +143,7 @@ FASTINIT_FN const double* reread(const double* numbers) {
   // The compiler does not know that this is the same address each time, and so moves no load out of the loop. Volatile loads
   // would also pass by the near cache: 30 trips per value to the cache that all multiprocessors share take 25 times as long.
   asm volatile("" : "+l"(numbers));
+  __builtin_assume(__isGlobal(numbers));
   return numbers;
 }
 #else
