@@ -8,10 +8,11 @@ as late as that: in a constructor no parameter has a name yet.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import takewhile
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from .done import Done
 from .ledger import Ledger
 from .places import Place, storage_of
 from .scope import Scope
+from .spans import Spans
 
 
 class State(Enum):
@@ -51,7 +53,8 @@ class Stream(NamedTuple):
 class Draw:
     """One set of random numbers that several fills share: copies and multiples of a tensor."""
 
-    fills: list[PendingFill]
+    fills: dict[PendingFill, None]
+    """In order."""
     stream: Stream | None
     """Once it is known."""
 
@@ -116,34 +119,49 @@ class PendingFill(Write):
             self.draw.stream = stream
 
     @property
-    def sharing(self) -> Sequence[PendingFill]:
+    def sharing(self) -> Collection[PendingFill]:
         """The fills with the same numbers, itself among them."""
         return (self,) if self.draw is None else self.draw.fills
 
     def share_with(self, other: PendingFill) -> None:
         """Gives another fill the same numbers."""
         if self.draw is None:
-            self.draw = Draw([self], self._stream)
-        self.draw.fills.append(other)
+            self.draw = Draw({self: None}, self._stream)
+        self.draw.fills[other] = None
         other.draw = self.draw
 
     def leave(self) -> None:
         """Takes it out of a shared draw: it is overwritten, or its memory is gone."""
         if self.draw is not None:
-            self.draw.fills = [other for other in self.draw.fills if other is not self]
+            self.draw.fills.pop(self, None)
 
 
 @dataclass(eq=False, slots=True)
 class _Storage:
     ref: StorageWeakRef
-    writes: list[Write] = field(default_factory=list)
-    """Those that still show, in order."""
+    writes: Spans[Write] = field(default_factory=Spans)
+    """Those that still show, by their spans of bytes."""
+    requested: dict[PendingFill, None] = field(default_factory=dict)
+    """Those of them that were pending when last looked at, in order."""
     is_exposed: bool = False
     """Other code has an address of the memory: a fill there must not stay pending."""
     is_fresh: bool = False
     """It holds nothing before it is filled."""
     is_marked: bool = False
     """Every byte was _UNTOUCHED when the memory was exposed."""
+
+    def add(self, write: Write) -> None:
+        self.writes.add(write.place.start, write.place.end, write)
+
+    def at(self, place: Place) -> list[Write]:
+        """Returns the writes that still show in a place, in order."""
+        return [write for write in self.writes.touching(place.start, place.end) if write.place.meets(place)]
+
+    def pending(self) -> list[PendingFill]:
+        """Returns the pending fills, in order."""
+        if self.requested:
+            self.requested = {fill: None for fill in self.requested if fill.is_pending}
+        return list(self.requested)
 
 
 # Fills of temporary tensors cost a kilobyte each, and looking for those that are gone a microsecond for each storage.
@@ -238,7 +256,9 @@ class MemoryBook:
         if storage.writes:
             self.forget(place)
         fill = PendingFill(place, info, order, values, scope, rule, asked_by, named, state)
-        storage.writes.append(fill)
+        storage.add(fill)
+        if state is State.PENDING:
+            storage.requested[fill] = None
         self.touch(place)
         return fill
 
@@ -246,13 +266,14 @@ class MemoryBook:
         """Notes a write that is no fill, to a place for which nothing is pending any more."""
         self.forget(place)
         storage = self._storage(place)
-        for i, write in enumerate(storage.writes):
-            if isinstance(write, PendingFill) and not write.is_pending and write.place.meets(place):
+        for write in storage.at(place):
+            if isinstance(write, PendingFill) and not write.is_pending:
                 # What is left of its values stays where it is, but they are no fill that could be repeated.
                 write.leave()
                 was_random = not isinstance(write.distribution, Constant)
-                storage.writes[i] = OtherWrite(write.place, write.info, write.order, was_random)
-        storage.writes.append(OtherWrite(place, info, self._next_order(), is_random))
+                left = OtherWrite(write.place, write.info, write.order, was_random)
+                storage.writes.replace(left.place.start, left.place.end, write, left)
+        storage.add(OtherWrite(place, info, self._next_order(), is_random))
         self.touch(place)
 
     def touch(self, place: Place) -> None:
@@ -271,13 +292,10 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         if storage is None or not storage.writes:
             return
-        kept = []
-        for write in storage.writes:
-            if not place.covers(write.place):
-                kept.append(write)
-            elif isinstance(write, PendingFill):
+        for write in storage.writes.take(place.start, place.end, lambda write: place.covers(write.place)):
+            if isinstance(write, PendingFill):
                 write.leave()
-        storage.writes = kept
+                storage.requested.pop(write, None)
 
     def expose(self, place: Place) -> None:
         """Notes that other code got an address of the memory."""
@@ -314,12 +332,15 @@ class MemoryBook:
     def writes_at(self, place: Place) -> list[Write]:
         """Returns the writes that still show in a place, in order."""
         storage = self._storages.get(place.storage_id)
-        return [] if storage is None else [write for write in storage.writes if write.place.meets(place)]
+        return [] if storage is None else storage.at(place)
 
-    def fills_in(self, place: Place) -> list[PendingFill]:
-        """Returns the fills that still show in the storage of a place, in order."""
+    def fills_in(self, place: Place, after: int = 0) -> list[PendingFill]:
+        """Returns the fills that still show in the storage of a place, in order: those behind one of that order."""
         storage = self._storages.get(place.storage_id)
-        return [] if storage is None else [write for write in storage.writes if isinstance(write, PendingFill)]
+        if storage is None:
+            return []
+        found = list(takewhile(lambda write: write.order > after, reversed(storage.writes)))
+        return [write for write in found[::-1] if isinstance(write, PendingFill)]
 
     def fills_at(self, place: Place) -> list[PendingFill]:
         """Returns the fills that still show in a place, in order."""
@@ -351,9 +372,11 @@ class MemoryBook:
         """Returns the pending fills (in the storage of a place), in order; those of memory that is gone are dropped."""
         if place is not None:
             storage = self._storages.get(place.storage_id)
-            writes: Sequence[Write] = () if storage is None else storage.writes
-            return [write for write in writes if isinstance(write, PendingFill) and write.is_pending]
-        return [fill for fill in self.fills() if fill.is_pending]
+            return [] if storage is None else storage.pending()
+        self._purge()
+        fills = [fill for storage in self._storages.values() for fill in storage.pending()]
+        fills.sort(key=_order_of)
+        return fills
 
     def fills(self) -> list[PendingFill]:
         """Returns all fills that still show, in memory that is alive, in order."""
@@ -370,17 +393,12 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         if storage is None:
             return False
-        if any(write.place.covers(place) for write in storage.writes):
+        touching = storage.writes.touching(place.start, place.end)
+        if any(write.place.covers(place) for write in touching):
             return True
         if storage.is_marked and bool((_bytes_of(storage) != _UNTOUCHED).any()):
             return True
-        touching = [write.place for write in self.writes_at(place) if write.place.dtype == place.dtype]
-        if not touching:
-            return False
-        mask = torch.zeros(max(each.end for each in (*touching, place)), dtype=torch.bool, device="cpu")
-        for each in touching:
-            mask.as_strided(each.memory.shape, each.memory.steps, each.memory.first).fill_(True)
-        return bool(mask.as_strided(place.memory.shape, place.memory.steps, place.memory.first).all())
+        return place.is_filled_by([write.place for write in touching if write.place.meets(place)])
 
 
 _order_of = attrgetter("order")

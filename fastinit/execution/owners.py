@@ -11,6 +11,7 @@ from ..plans import Box, Constant, Fill, Strided, row_major
 from ..shards.dtensor import boxes_of, is_sharded
 from .memory_book import MemoryBook, PendingFill, Stream
 from .places import Place
+from .spans import Spans
 
 
 class Owner(NamedTuple):
@@ -29,22 +30,28 @@ class Owners:
     def __init__(self, named: Iterable[tuple[torch.Tensor, str]], book: MemoryBook, ordinal: Callable[[], str]) -> None:
         self.ordinal = ordinal
         """Returns ``#k``, the name of the next draw that has none."""
-        self._in: dict[int, list[Owner]] = {}
+        self._all: list[Owner] = []
+        self._in: dict[int, Spans[Owner]] = {}
+        """By storage, those that hold what none before them holds."""
         for rank, (tensor, name) in enumerate(named):
             place = book.place_of(tensor)
             if place is not None:
-                self._in.setdefault(place.storage_id, []).append(Owner(rank, name, tensor, place))
+                self._all.append(owner := Owner(rank, name, tensor, place))
+                if self.of(place) is None:
+                    self._in.setdefault(place.storage_id, Spans()).add(place.start, place.end, owner)
 
     def of(self, place: Place) -> Owner | None:
         """Returns the first owner by name that holds all of the place."""
-        for owner in self._in.get(place.storage_id, ()):
-            held = owner.place
-            if held.dtype == place.dtype and held.start <= place.start and place.end <= held.end:
-                return owner
+        owners = self._in.get(place.storage_id)
+        if owners is not None:
+            for owner in owners.touching(place.start, place.start):
+                held = owner.place
+                if held.dtype == place.dtype and held.start <= place.start and place.end <= held.end:
+                    return owner
         return None
 
     def __iter__(self) -> Iterator[Owner]:
-        return iter(sorted((owner for owners in self._in.values() for owner in owners), key=lambda owner: owner.rank))
+        return iter(self._all)
 
 
 def stream_of(pending: PendingFill, owners: Owners) -> Stream:

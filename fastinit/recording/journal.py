@@ -97,6 +97,8 @@ class Journal:
     """Storage -> its size, had it memory."""
     _known: set[PendingFill] = field(default_factory=set)
     """Fills that are among the entries, as they were."""
+    _noted: dict[int, int] = field(default_factory=dict)
+    """Storage -> the order of the last of them there."""
 
     def note_fills(self, tensor: torch.Tensor, pending: ByMemory) -> None:
         """Keeps the fills in the storage of a tensor without memory, before an operator reads or changes it."""
@@ -108,9 +110,8 @@ class Journal:
 
     def note_fills_at(self, place: Place, pending: ByMemory) -> None:
         """As ``note_fills``."""
-        for each in pending.book.fills_in(place):
-            if each in self._known:
-                continue
+        for each in pending.book.fills_in(place, after=self._noted.get(place.storage_id, 0)):
+            self._noted[place.storage_id] = each.order
             self._known.add(each)
             stream = None
             if not isinstance(each.distribution, Constant):

@@ -216,7 +216,7 @@ class Operators:
     def _overwrite(self, place: Place) -> None:
         """Makes a place ready for a write at once: what waits for it is dropped, or done where more waits than it."""
         self.book.forget(place)
-        if any(entry.place.meets(place) for entry in self.book.pending(place)):
+        if any(entry.is_pending for entry in self.book.fills_at(place)):
             self.read_place(place)
 
     def created(self, like: Any, func: Operator, args: Arguments, kwargs: Mapping[str, Any], values: Any) -> Any:
