@@ -27,7 +27,13 @@ size_t n_records(const Table& table) {
   return size_t(table.size()) / sizeof(FillDesc);
 }
 
-void fill(const Table& table, int n_threads, const std::string& isa) {
+// Lets Python handle Ctrl-C and other signals; true if that has raised an exception.
+bool has_raised() {
+  const py::gil_scoped_acquire acquired;
+  return PyErr_CheckSignals() != 0;
+}
+
+void fill(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
   const size_t n_fills = n_records(table);
   if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
   const Kernels& kernels = chosen(isa);
@@ -35,8 +41,11 @@ void fill(const Table& table, int n_threads, const std::string& isa) {
   for (size_t i = 0; i < n_fills; ++i)
     if (fills[i].distribution == kWords && fills[i].dtype != kFloat32)
       throw py::value_error("kWords records need the dtype float32");
-  py::gil_scoped_release released;
-  run(kernels, fills, n_fills, n_threads);
+  {
+    const py::gil_scoped_release released;
+    run(kernels, fills, n_fills, n_threads, handles_signals ? has_raised : nullptr);
+  }
+  if (PyErr_Occurred()) throw py::error_already_set();
 }
 
 void fill_from(const Table& table, const py::array_t<uint32_t, py::array::c_style>& words, const std::string& isa) {
@@ -75,7 +84,9 @@ PYBIND11_MODULE(_native, module) {
   module.attr("MAX_PARAMS") = fastinit::kMaxParams;
   module.def("instruction_sets", &fastinit::names_of_instruction_sets, "Returns what this processor has, the best first.");
   module.def("fill", &fastinit::fill, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
-             "Executes a table of FillDesc records; the memory that they point to must stay alive.");
+             py::arg("handles_signals") = false,
+             "Executes a table of FillDesc records; the memory that they point to must stay alive. handles_signals: the "
+             "caller is Python's main thread, and an exception of a signal handler ends the work.");
   module.def("fill_from", &fastinit::fill_from, py::arg("table"), py::arg("words"), py::arg("isa") = "",
              "Executes one record on given words, in place of those of its stream.");
   module.def("fma", &fastinit::fma, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("isa") = "",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -40,6 +41,9 @@ constexpr int64_t kPiece = 1 << 16;
 constexpr int64_t kTogether = 8;
 // Starting a thread takes some 30 us, so start one only for this many pieces.
 constexpr int64_t kPiecesPerThread = 2;
+// How often to ask whether to stop: Ctrl-C should act within a tenth of a second, and asking costs up to 5 ms where other
+// Python threads are busy.
+constexpr std::chrono::milliseconds kAskAfter{40};
 
 // The pieces of all fills, which the threads take in order. Outlives the call: a thread that starts only after all pieces
 // are done (torch's threads spin for milliseconds after their work, and may delay it) finds none left and ends.
@@ -53,8 +57,9 @@ class Pieces {
 
   int64_t count() const { return first_.back(); }
 
-  void work() {
+  void work(bool (*must_stop)() = nullptr) {
     int64_t done = 0;
+    auto asked = std::chrono::steady_clock::now();
     for (;;) {
       const int64_t left = count() - next_.load(std::memory_order_relaxed);
       const int64_t some = std::max<int64_t>(1, std::min(kTogether, left / (4 * n_threads_)));
@@ -64,6 +69,13 @@ class Pieces {
         const size_t which = size_t(std::upper_bound(first_.begin(), first_.end(), piece) - first_.begin()) - 1;
         const int64_t begin = (piece - first_[which]) * kPiece;
         kernels_.fill_range(fills_[which], begin, std::min(begin + kPiece, fills_[which].n_elements));
+      }
+      if (must_stop != nullptr && std::chrono::steady_clock::now() - asked >= kAskAfter) {
+        if (must_stop()) {
+          done += std::max<int64_t>(0, count() - next_.exchange(count()));  // as good as done
+          break;
+        }
+        asked = std::chrono::steady_clock::now();
       }
     }
     if (done == 0) return;
@@ -89,7 +101,7 @@ class Pieces {
 
 }  // namespace
 
-void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads) {
+void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, bool (*must_stop)()) {
   const auto pieces = std::make_shared<Pieces>(kernels, fills, n_fills, n_threads);
   // Each call starts new threads: a pool would not survive fork, and idle threads would spin.
   const int64_t helpers = std::min<int64_t>(n_threads, pieces->count() / kPiecesPerThread) - 1;
@@ -100,7 +112,7 @@ void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_th
       break;  // no more threads to be had: the running ones do the work
     }
   }
-  pieces->work();
+  pieces->work(must_stop);
   pieces->wait();
 }
 

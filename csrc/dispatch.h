@@ -12,6 +12,9 @@ namespace fastinit {
 std::vector<const Kernels*> instruction_sets();
 
 // Runs the fills on at most n_threads threads, including the caller's. The fills' memory must not overlap.
-void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads);
+//
+// must_stop, where given, is asked now and then by the caller's thread. If it says so, pieces that nobody has begun are left
+// undone; no thread writes after the return.
+void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, bool (*must_stop)() = nullptr);
 
 }  // namespace fastinit

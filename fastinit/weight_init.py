@@ -148,7 +148,7 @@ def trunc_normal_init(
 
 
 def uniform_init(module: nn.Module, a: float = 0, b: float = 1, bias: float = 0) -> None:
-    """Fills ``module.weight`` with draws from [a, b) and ``module.bias`` with ``bias``."""
+    """Fills ``module.weight`` with draws from [a, b) (see ``UniformInit``) and ``module.bias`` with ``bias``."""
     _fill_module(module, lambda _: Uniform(a, b), bias, "uniform_init")
 
 

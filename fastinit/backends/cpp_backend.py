@@ -6,6 +6,7 @@ call.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,11 +43,15 @@ def engine() -> str:
 
 
 def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
-    """Runs the fills in one call of the native core, or more where fills overlap in memory (threads would race)."""
+    """Runs the fills in one call of the native core, or more where fills overlap in memory (threads would race).
+
+    Ctrl-C ends it within a tenth of a second; nothing is written afterwards.
+    """
     assert seed is not None, "contract backends need a seed"
     n_launches = 0
     for _, records in contract.launches(fills, seed):
-        _core().fill(records.view(np.uint8), torch.get_num_threads())
+        is_main = threading.current_thread() is threading.main_thread()
+        _core().fill(records.view(np.uint8), torch.get_num_threads(), handles_signals=is_main)
         n_launches += 1
     return n_launches
 

@@ -210,7 +210,7 @@ class TruncNormalInit(BaseInit):
 
 @WEIGHT_INITIALIZERS.register_module(name="Uniform")
 class UniformInit(BaseInit):
-    """Fills weights with draws from [a, b)."""
+    """Fills weights with draws from [a, b), or [a, b] where they are rounded to a dtype narrower than float32."""
 
     _numbers = "a={0.a}, b={0.b}"
 

@@ -213,6 +213,11 @@ def open_call(
     token = _current.set(call)
     try:
         yield call
+        if _current.get() is not call:
+            raise RuntimeError(
+                "a block of fastinit ends while one that was opened within it is still open (two generators that take "
+                "turns?): let the inner one end first"
+            )
         call.pending.close(scope, call.done)
     except BaseException as error:
         if outer is None and call.has_begun:

@@ -100,6 +100,8 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
             self._is_watched = True
             for parameter in self:
                 self._mark(parameter)
+        if self._frames:
+            self._attribute_to_outer(module)
         self._frames.append(set())
         try:
             if len(self._frames) > 1:  # nested: a sensor is at work already
@@ -112,6 +114,13 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
                 self.record(parameter, info)
         finally:
             self._frames.pop()
+
+    def _attribute_to_outer(self, module: nn.Module) -> None:
+        """Gives to the running code what it has written so far in a module that other code is about to write."""
+        for parameter in module.parameters():
+            if parameter in self and parameter not in self.protected and self._marks[parameter] != _mark_of(parameter):
+                self._settle(parameter)
+                self._frames[-1].add(parameter)
 
     def claim(self, module: nn.Module, info: str) -> None:
         """Attributes to ``info`` what the running code has written so far in the parameters of ``module``."""

@@ -475,7 +475,8 @@ def _factory(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[st
         return ops.created(None, func, args, kwargs, lambda: Normal(*args[:2]))
     if name == "full":
         return ops.created(None, func, args, kwargs, lambda: Constant(args[1]))
-    return ops.created(None, func, args, kwargs, lambda: _values_of_factory(name))
+    dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    return ops.created(None, func, args, kwargs, lambda: _values_of_factory(name, dtype))
 
 
 @_handles("zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_zeros", "new_ones", "new_full")
@@ -484,12 +485,18 @@ def _factory_like(ops: Operators, func: Operator, args: Arguments, kwargs: Mappi
     if name in ("full_like", "new_full"):
         value = args[1 if name == "full_like" else 2]
         return ops.created(args[0], func, args, kwargs, lambda: Constant(value))
-    return ops.created(args[0], func, args, kwargs, lambda: _values_of_factory(name.removesuffix("_like")))
+    dtype = kwargs.get("dtype") or args[0].dtype
+    return ops.created(args[0], func, args, kwargs, lambda: _values_of_factory(name.removesuffix("_like"), dtype))
 
 
-def _values_of_factory(name: str) -> Distribution:
-    if name in ("rand", "randn"):
-        return Uniform(0.0, 1.0) if name == "rand" else Normal(0.0, 1.0)
+def _values_of_factory(name: str, dtype: torch.dtype) -> Distribution:
+    if name == "rand":
+        # torch promises numbers below 1, and rounding to fewer digits could make them 1. Below 1 the numbers of the dtype
+        # are eps / 2 apart, so those less than eps / 4 away would be.
+        is_narrow = dtype.is_floating_point and dtype.itemsize < 4
+        return Uniform(0.0, 1.0 - torch.finfo(dtype).eps / 3 if is_narrow else 1.0)
+    if name == "randn":
+        return Normal(0.0, 1.0)
     return Constant(_ZERO_LIKE[name])
 
 

@@ -32,6 +32,16 @@ from ..plans import TruncatedNormal
 from .libraries import model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
 
+_local = threading.local()
+
+
+def _open_here() -> list[Watch]:
+    """Returns the watch that this thread has opened, if any: torch's modes are a thread's, and not a task's."""
+    if not hasattr(_local, "watches"):
+        _local.watches = []
+    return _local.watches  # type: ignore[no-any-return]
+
+
 current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=None)
 
 
@@ -50,15 +60,22 @@ class Watch:
         self._stack = ExitStack()
 
     def __enter__(self) -> Watch:
+        if _open_here():
+            raise RuntimeError(
+                "another task of this thread has a block of fastinit open (capture, build, materialize), and torch "
+                "would mix up what both do. Let one end before the other begins, or run them in threads"
+            )
         with ExitStack() as stack:
             stack.enter_context(_globally_installed())
             stack.enter_context(_Functions(self))
             stack.enter_context(_Dispatch(self))
             self._stack = stack.pop_all()
+        _open_here().append(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.is_open = False
+        _open_here().clear()
         self._stack.close()
 
     @property

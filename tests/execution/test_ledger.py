@@ -89,6 +89,22 @@ def test_code_within_other_code_has_its_own_writes(books: Books) -> None:
     assert books.told == ("outer", "inner")
 
 
+def test_code_within_other_code_is_not_credited_with_what_came_before(books: Books) -> None:
+    with books.running("outer"), torch.no_grad():
+        books.module.a.fill_(1)
+        with books.ledger.attributing(books.module, "inner", FunctionSensor):
+            books.module.b.fill_(1)
+    assert books.told == ("outer", "inner")
+
+
+def test_code_within_other_code_may_write_what_that_has_written(books: Books) -> None:
+    with books.running("outer"), torch.no_grad():
+        books.module.a.fill_(1)
+        with books.ledger.attributing(books.module, "inner", FunctionSensor):
+            books.module.a.fill_(2)
+    assert books.told == ("inner", "nobody")
+
+
 def test_code_within_other_code_has_its_own_writes_by_views(books: Books) -> None:
     with books.running("outer"), books.ledger.attributing(nn.Module(), "inner", FunctionSensor):
         books.module.b.data[1:].fill_(1)
