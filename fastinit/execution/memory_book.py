@@ -8,7 +8,7 @@ as late as that: in a constructor no parameter has a name yet.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -95,6 +95,8 @@ class PendingFill(Write):
     """The numbers that it shares with other fills."""
     _stream: Stream | None = None
     """Of a draw of its own."""
+    shows: bool = True
+    """Nothing has covered it, or changed what it had written."""
 
     @property
     def is_pending(self) -> bool:
@@ -176,6 +178,9 @@ class MemoryBook:
 
     def __init__(self) -> None:
         self._storages: dict[int, _Storage] = {}
+        self._with_requests: dict[int, _Storage] = {}
+        """Those of them that had pending fills when last looked at."""
+        self._asked_by: dict[Done, list[PendingFill]] = {}
         self._n_writes = 0
         self.generation = 0
         """Counts what may have given parameters other memory or other names."""
@@ -259,6 +264,9 @@ class MemoryBook:
         storage.add(fill)
         if state is State.PENDING:
             storage.requested[fill] = None
+            self._with_requests[place.storage_id] = storage
+        if asked_by is not None:
+            self._asked_by.setdefault(asked_by, []).append(fill)
         self.touch(place)
         return fill
 
@@ -270,6 +278,7 @@ class MemoryBook:
             if isinstance(write, PendingFill) and not write.is_pending:
                 # What is left of its values stays where it is, but they are no fill that could be repeated.
                 write.leave()
+                write.shows = False
                 was_random = not isinstance(write.distribution, Constant)
                 left = OtherWrite(write.place, write.info, write.order, was_random)
                 storage.writes.replace(left.place.start, left.place.end, write, left)
@@ -295,6 +304,7 @@ class MemoryBook:
         for write in storage.writes.take(place.start, place.end, lambda write: place.covers(write.place)):
             if isinstance(write, PendingFill):
                 write.leave()
+                write.shows = False
                 storage.requested.pop(write, None)
 
     def expose(self, place: Place) -> None:
@@ -309,9 +319,11 @@ class MemoryBook:
         """Notes that memory was made just now and holds nothing."""
         self._storage(place).is_fresh = True
 
-    def _purge(self) -> None:
-        """Forgets what was known of memory that is gone."""
-        for storage_id in [storage_id for storage_id in self._storages if _is_gone(storage_id)]:
+    def _purge(self, storage_ids: Iterable[int] | None = None) -> None:
+        """Forgets what was known of memory that is gone (of these storages)."""
+        ids = self._storages if storage_ids is None else storage_ids
+        for storage_id in [storage_id for storage_id in ids if _is_gone(storage_id)]:
+            self._with_requests.pop(storage_id, None)
             for write in self._storages.pop(storage_id).writes:
                 if isinstance(write, PendingFill):
                     write.leave()
@@ -373,10 +385,16 @@ class MemoryBook:
         if place is not None:
             storage = self._storages.get(place.storage_id)
             return [] if storage is None else storage.pending()
-        self._purge()
-        fills = [fill for storage in self._storages.values() for fill in storage.pending()]
+        self._purge(self._with_requests)
+        fills = [fill for storage in self._with_requests.values() for fill in storage.pending()]
         fills.sort(key=_order_of)
+        self._with_requests = {key: storage for key, storage in self._with_requests.items() if storage.requested}
         return fills
+
+    def asked_by(self, call: Done) -> list[PendingFill]:
+        """Returns the fills that a call requested and that still show, in memory that is alive, in order."""
+        fills = self._asked_by.get(call, ())
+        return [fill for fill in fills if fill.shows and not _is_gone(fill.place.storage_id)]
 
     def fills(self) -> list[PendingFill]:
         """Returns all fills that still show, in memory that is alive, in order."""
