@@ -9,9 +9,10 @@ import torch
 
 from ..plans import Box, Constant, Fill, Strided, row_major
 from ..shards.dtensor import boxes_of, is_sharded
-from .memory_book import MemoryBook, PendingFill, Stream
+from .memory_book import MemoryBook
 from .places import Place
 from .spans import Spans
+from .writes import PendingFill, Stream
 
 
 class Owner(NamedTuple):

@@ -14,11 +14,12 @@ from ..plans import Call, Copy, Fill, Replay, describe
 from ..shards.dtensor import is_sharded
 from .done import Done
 from .ledger import Ledger
-from .memory_book import MemoryBook, OtherWrite, PendingFill, State
+from .memory_book import MemoryBook
 from .owners import Owner, Owners, fill_for, fills_for
 from .places import Place
 from .runner import ask_if_sharded, execute, prepare
 from .scope import Scope
+from .writes import OtherWrite, PendingFill, State
 
 
 class ByMemory:

@@ -11,9 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from fastinit.execution import memory_book
 from fastinit.execution.ledger import Ledger
-from fastinit.execution.memory_book import MemoryBook, PendingFill, State, Stream
+from fastinit.execution.memory_book import MemoryBook
 from fastinit.execution.places import Place
 from fastinit.execution.scope import Scope
+from fastinit.execution.writes import PendingFill, State, Stream
 from fastinit.plans import Constant, Distribution, Normal, Strided
 
 SCOPE = Scope(None, None)
