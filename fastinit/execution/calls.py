@@ -57,11 +57,22 @@ class OpenCall:
 
     def __init__(self, scope: Scope, outer: OpenCall | None, devices: Set[torch.device] | None = None) -> None:
         self.scope = scope
+        self._outer = outer
         self._devices = devices
+        self.is_open = True
         self.done: Done = Done(scope, None if outer is None else outer.done)
         self.pending: Pending = LatestPerTensor() if outer is None else outer.pending.for_part()
         self.has_begun = False
         """Something may have been written."""
+
+    def leave(self) -> None:
+        """Ends it: the innermost call is the next larger one that is open, which a call that ends too early is not."""
+        self.is_open = False
+        if _current.get() is self:
+            found = self._outer
+            while found is not None and not found.is_open:
+                found = found._outer
+            _current.set(found)
 
     @property
     def devices(self) -> Set[torch.device]:
@@ -210,8 +221,10 @@ def open_call(
     outer = _current.get()
     scope = new_scope(root, backend=backend, seed=seed, prefix=prefix, strict=strict)
     call = OpenCall(scope, outer, None if devices is None else frozenset(devices))
-    token = _current.set(call)
+    _current.set(call)
     try:
+        if outer is None and any(map(scope.backends.is_contract, call.devices)):
+            scope.seed.expect(scope.meshes())
         yield call
         if _current.get() is not call:
             raise RuntimeError(
@@ -220,6 +233,8 @@ def open_call(
             )
         call.pending.close(scope, call.done)
     except BaseException as error:
+        if outer is None:
+            scope.seed.abandon(error)
         if outer is None and call.has_begun:
             what = "a tensor" if root is None else type(root).__name__
             logger.warning(
@@ -230,4 +245,4 @@ def open_call(
             )
         raise
     finally:
-        _current.reset(token)
+        call.leave()

@@ -96,6 +96,7 @@ class LatestPerTensor:
     def flush(self, scope: Scope, done: Done) -> None:
         """Runs the pending fills, of each tensor the last."""
         if not self._pending:
+            scope.seed.agree()
             return
         fills, self._pending = self._pending, []
         if any(fill.is_part for fill in fills):  # what is left of the whole is known by its memory

@@ -13,6 +13,7 @@ from ..contract.streams import check_seed
 from ..errors import warn_user
 from ..naming import Names, Prefix
 from ..plans import Call, Copy, Item, names_line, tensors_of
+from ..shards.dtensor import is_sharded, mesh_of
 from .defaults import Strict, check_strict, default_backend, default_seed, default_strict
 from .seeds import CallSeed
 
@@ -102,6 +103,13 @@ class Scope:
         if self.root is None or self.root is self.names.root:
             return names
         return {tensor: names[tensor] for tensor in self.root.parameters() if tensor in names}
+
+    def meshes(self) -> set[Any]:
+        """Returns the meshes of the distributed parameters and buffers under this call's own root."""
+        if self.root is None:
+            return set()
+        tensors = (*self.root.parameters(), *self.root.buffers())
+        return {mesh_of(tensor) for tensor in tensors if is_sharded(tensor)}
 
     def devices(self) -> set[torch.device]:
         """Returns the devices of the parameters and buffers under this call's own root."""

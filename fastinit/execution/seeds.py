@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..logs import logger
 from ..shards.agreement import agreed_seed
 
 
@@ -49,11 +50,36 @@ class CallSeed:
             RuntimeError: on all ranks of a mesh: their seeds or fills differ. Nothing has been written.
         """
         if self._asked:
-            is_given, seed = self.value is not None, self.drawn()
-            assert seed is not None, "a contract backend is given a seed"
             asked = dict(self._asked)
             self._asked.clear()
-            self._set(agreed_seed(asked, seed, is_given))
+            self._set(agreed_seed(asked, self._for_vote(), self._is_given))
+
+    def expect(self, meshes: Iterable[Any]) -> None:
+        """Notes meshes whose ranks agree before anything is written, even if nothing of theirs is filled here."""
+        for mesh in meshes:
+            self._asked.setdefault(mesh, [])
+
+    def abandon(self, error: BaseException) -> bool:
+        """Tells the ranks that are going to agree with this one that it has failed; returns whether there are any."""
+        if not self._asked:
+            return False
+        asked = dict(self._asked)
+        self._asked.clear()
+        problem = f"rank {torch.distributed.get_rank()} failed with {type(error).__name__}: {str(error)[:500]}"
+        try:
+            agreed_seed(asked, 0, self._is_given, problem)
+        except Exception as other:  # the caller has an error of its own to raise
+            logger.warning("the other ranks could not be told of it: %s", other)
+        return True
+
+    @property
+    def _is_given(self) -> bool:
+        return self.given is not None or (self._outer is not None and self._outer._is_given)
+
+    def _for_vote(self) -> int:
+        seed = self.drawn()
+        assert seed is not None, "a contract backend is given a seed"
+        return seed
 
     def _set(self, seed: int) -> None:
         self.value = seed

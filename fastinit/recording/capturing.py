@@ -198,7 +198,8 @@ def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
             yield watch
         call.flush()
     except Exception as error:
-        if is_lost or isinstance(error, MemoryError):
+        # Other ranks that hear of the error fill nothing, so nothing is filled here.
+        if call.scope.seed.abandon(error) or is_lost or isinstance(error, MemoryError):
             _drop(watch, error, is_lost)
         else:
             call.scope.strict = False

@@ -491,8 +491,8 @@ def _factory_like(ops: Operators, func: Operator, args: Arguments, kwargs: Mappi
 
 def _values_of_factory(name: str, dtype: torch.dtype) -> Distribution:
     if name == "rand":
-        # torch promises numbers below 1, and rounding to fewer digits could make them 1. Below 1 the numbers of the
-        # dtype are eps / 2 apart, so those less than eps / 4 away would be.
+        # torch promises numbers below 1, and rounding to fewer digits could make them 1. Below 1 the numbers of a dtype
+        # are eps / 2 apart, so those less than eps / 4 away would be.
         is_narrow = dtype.is_floating_point and dtype.itemsize < 4
         return Uniform(0.0, 1.0 - torch.finfo(dtype).eps / 3 if is_narrow else 1.0)
     if name == "randn":

@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 
+# A drawn seed and problems are passed on among ranks that share a mesh, in the first rounds; in the last they compare.
+# Two are enough for the meshes of a grid and for chains of two.
+_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class _Vote:
@@ -17,52 +21,79 @@ class _Vote:
     seed: int
     is_given: bool
     """The user gave the seed; else it was drawn."""
+    origin: int
+    """The rank that drew it."""
     digest: str
     n_fills: int
+    n_meshes: int
+    """On how many meshes the rank votes."""
     rank: int
     problem: str = ""
 
 
-def agreed_seed(asked: Mapping[Any, Sequence[str]], seed: int, is_given: bool) -> int:
+def agreed_seed(asked: Mapping[Any, Sequence[str]], seed: int, is_given: bool, problem: str = "") -> int:
     """Returns the seed for fills that meshes of ranks execute together, each rank its own part.
 
-    For every mesh, one all-gather along each of its dimensions, of a seed and a digest of that mesh's fills. A seed
-    that was drawn is that of the mesh's first rank.
+    Every rank of a mesh has one vote, of a seed and a digest of that mesh's fills, by an all-gather along each of its
+    dimensions; ranks outside of it have none. A seed that was drawn is that of the lowest rank, also across meshes that
+    have ranks in common.
 
     Args:
-        asked: for each mesh its fills, as text.
+        asked: for each mesh its fills, as text; none of them may be a mesh's on one rank and not on another.
         seed, is_given: this rank's seed, and whether the user gave it.
+        problem: why this rank fills nothing; the others fail then, and do not wait for it.
 
     Raises:
-        RuntimeError: on all ranks of the mesh: their seeds or fills differ. Nothing has been written.
+        RuntimeError: on all ranks of the mesh: their seeds or fills differ, or one of them has a problem. Nothing has
+            been written.
     """
-    # All ranks of a mesh must come to it in the same order. The largest first: its seed holds for what lies within it.
-    for mesh in sorted(asked, key=lambda mesh: (-mesh.mesh.numel(), mesh.mesh.flatten().tolist())):
-        seed = _agree(mesh, asked[mesh], seed, is_given)
-        is_given = True
+    ours = [mesh for mesh in asked if mesh.get_coordinate() is not None]
+    # All ranks must come to their meshes in one order, or they would wait for each other.
+    left = sorted(ours, key=lambda mesh: (-mesh.mesh.numel(), mesh.mesh.flatten().tolist()))
+    rank = torch.distributed.get_rank() if left else 0
+    origin, found, where = rank, problem, left[0] if left else None
+    for i in range(_ROUNDS):
+        for mesh in tuple(left):
+            digest = hashlib.blake2b("\n".join(asked[mesh]).encode(), digest_size=16).hexdigest()
+            vote = _Vote(seed, is_given, origin, digest, len(asked[mesh]), len(ours), rank, found)
+            result, is_alone = _vote(mesh, vote, must_be_same=i == _ROUNDS - 1)
+            if result.problem and not found:
+                found, where = result.problem, mesh
+            seed, origin = result.seed, result.origin
+            # All ranks of the mesh have heard the same, so all of them leave it.
+            if result.problem or is_alone:
+                left.remove(mesh)
+    if found and not problem:
+        raise RuntimeError(f"the ranks of {where} do not agree, and nothing has been filled: {found}")
     return seed
 
 
-def _agree(mesh: Any, fills: Sequence[str], seed: int, is_given: bool) -> int:
+def _vote(mesh: Any, vote: _Vote, *, must_be_same: bool) -> tuple[_Vote, bool]:
+    """Returns the vote of a mesh, and whether none of its ranks has another mesh to agree on."""
     distributed = torch.distributed
-    if distributed.get_backend(mesh.get_group(0)) == "fake":  # one process that plans for many
-        return seed
-    digest = hashlib.blake2b("\n".join(fills).encode(), digest_size=16).hexdigest()
-    vote = _Vote(seed, is_given, digest, len(fills), distributed.get_rank())
-    for dimension in range(mesh.ndim):
-        group = mesh.get_group(dimension)
+    try:
+        groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
+        is_planned = distributed.get_backend(groups[0]) == "fake"  # one process that plans for many
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            f"the process group of {mesh} is gone, so that its ranks cannot agree on what they fill: {error}"
+        ) from None
+    if is_planned:
+        return vote, True
+    is_alone = vote.n_meshes == 1
+    for group in groups:
         votes: list[Any] = [None] * distributed.get_world_size(group)
-        distributed.all_gather_object(votes, vote, group=group)
-        first: _Vote = votes[0]
+        distributed.all_gather_object(votes, (vote, is_alone), group=group)
+        is_alone = all(alone for _, alone in votes)
+        each = [one for one, _ in votes]
+        first = min(each, key=lambda one: one.origin)
         # A problem is carried through all dimensions: every rank of the mesh comes to know of it, and none waits.
-        problem = next((each.problem for each in votes if each.problem), "") or _problem(votes)
-        vote = replace(vote, seed=first.seed, is_given=first.is_given, problem=problem)
-    if vote.problem:
-        raise RuntimeError(f"the ranks of {mesh} do not agree, and nothing has been filled: {vote.problem}")
-    return vote.seed
+        problem = next((one.problem for one in each if one.problem), "") or _problem(each, must_be_same)
+        vote = replace(vote, seed=first.seed, origin=first.origin, is_given=each[0].is_given, problem=problem)
+    return vote, is_alone
 
 
-def _problem(votes: Sequence[_Vote]) -> str:
+def _problem(votes: Sequence[_Vote], must_be_same: bool) -> str:
     first = votes[0]
     for other in votes[1:]:
         pair = f"rank {first.rank} and rank {other.rank}"
@@ -74,4 +105,6 @@ def _problem(votes: Sequence[_Vote]) -> str:
                 f"{pair} are about to do different fills ({first.n_fills} and {other.n_fills}): their models, configs "
                 f"or prefixes differ"
             )
+        if must_be_same and other.seed != first.seed:
+            return f"{pair} have meshes through which a drawn seed does not reach all ranks. Give a seed"
     return ""

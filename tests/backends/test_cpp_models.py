@@ -134,9 +134,9 @@ def test_tensors_sharing_memory_are_filled_in_rule_order(monkeypatch):
         instruction_sets = staticmethod(NATIVE.instruction_sets)
 
         @staticmethod
-        def fill(table, threads):
+        def fill(table, threads, **options):
             records.append(len(table) // NATIVE.RECORD_BYTES)
-            NATIVE.fill(table, threads)
+            NATIVE.fill(table, threads, **options)
 
     monkeypatch.setattr(cpp_backend, "_native", Spy)
     memory = torch.zeros(8)

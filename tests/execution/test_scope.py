@@ -161,7 +161,7 @@ def test_a_seed_that_was_drawn_is_not_called_given(agreed: list[tuple[Asked, int
     scope.seed.agree()
     scope.seed.ask("mesh", "a.bias")
     scope.seed.agree()
-    assert [is_given for _, _, is_given in agreed] == [False, True]
+    assert [is_given for _, _, is_given in agreed] == [False, False]
 
 
 def test_the_seed_that_ranks_agree_on_is_the_larger_calls_too(agreed: list[tuple[Asked, int, bool]]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fastinit
+from fastinit.execution.calls import current_call
 
 
 async def made(seed: int, wait_s: float) -> torch.Tensor:
@@ -81,3 +82,4 @@ def test_a_refused_block_leaves_no_trace() -> None:
     weight = fastinit.build(nn.Linear, 4, 4, seed=0).weight
     assert torch.equal(weight, fastinit.build(nn.Linear, 4, 4, seed=0).weight)
     assert len(torch.utils._python_dispatch._get_current_dispatch_mode_stack()) == 0
+    assert current_call() is None

@@ -37,7 +37,7 @@ def of_check(world, name):
     ("world", "name"),
     [
         of_check(world, name)
-        for world in (1, 2, 3, 4)
+        for world in (1, 2, 3, 4, 8)
         for name, (_, worlds) in shard_ranks.CHECKS.items()
         if world in worlds
     ],

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,7 +33,9 @@ def check(*worlds, checks=CHECKS):
 def run(rank, world, file, results, module):
     """One rank: runs every check that is for the number of ranks, and puts what went wrong into a queue."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    # A rank that waits in vain fails the check, instead of stopping all of them.
+    limit = timedelta(seconds=100)
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world, timeout=limit)
     for name, (function, worlds) in importlib.import_module(module).CHECKS.items():
         if world in worlds:
             problem = ""

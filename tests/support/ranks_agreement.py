@@ -71,3 +71,125 @@ def a_call_on_one_rank_alone_does_not_wait_for_others(rank, world):
     if rank == 0:
         fastinit.initialize(nn.Linear(3, 3), dict(type="Normal", layer="Linear"), backend="cpp")
         fastinit.build(nn.Linear, 3, 3, backend="cpp")
+
+
+def sharded(mesh):
+    from torch.distributed.tensor import Shard
+
+    module = nn.Module()
+    module.weight = nn.Parameter(empty(mesh, [Shard(0), *[Shard(1)] * (mesh.ndim - 1)], (8, 8)))
+    module.other = nn.Parameter(torch.full((3,), 7.0))
+    return module
+
+
+NORMAL = dict(type="Normal", param="weight")
+
+
+@check(2, 4, 8)
+def a_rank_that_fails_is_heard_by_the_others(rank, world):
+    mesh = mesh_of(2, world // 2) if world > 2 else mesh_of(world)
+    module = sharded(mesh)
+    before = gathered(module.weight).clone()
+
+    def failing(cfg, error, text, **options):
+        def call():
+            fastinit.initialize(module, cfg if rank == world - 1 else NORMAL, backend="cpp", seed=0, **options)
+
+        if rank == world - 1:
+            raises(error, text, call)
+        else:
+            raises(RuntimeError, f"rank {world - 1} failed with {error.__name__}", call)
+        assert same(gathered(module.weight), before)
+
+    failing(dict(type="Nrmal", param="weight"), KeyError, "Did you mean")
+    failing(dict(type="Normal", std=-1, param="weight"), RuntimeError, "std")
+    failing(dict(type="Normal", param="nothing"), RuntimeError, "strict", strict=True)
+
+    def matches_nothing():
+        cfg = dict(NORMAL, param="other") if rank == 0 else NORMAL
+        fastinit.initialize(module, cfg, backend="cpp", seed=0)
+
+    raises(RuntimeError, "different fills", matches_nothing)
+    assert same(gathered(module.weight), before)
+
+
+@check(2)
+def a_rank_that_fails_in_a_captured_block_is_heard(rank, world):
+    module = sharded(mesh_of(world))
+    before = gathered(module.weight).clone()
+
+    def block():
+        with fastinit.capture(module, backend="cpp", seed=0):
+            nn.init.normal_(module.weight)
+            if rank == 1:
+                raise ValueError("mine")
+
+    raises(ValueError, "mine", block) if rank == 1 else raises(RuntimeError, "rank 1 failed with ValueError", block)
+    assert same(gathered(module.weight), before)
+
+
+@check(2)
+def a_rank_that_fails_in_materialize_is_heard(rank, world):
+    from torch.distributed.fsdp import fully_shard
+
+    with torch.device("meta"):
+        module = nn.Linear(8, 8)
+    fully_shard(module, mesh=mesh_of(world))
+
+    def call():
+        cfg = dict(type="Normal" if rank == 0 else "Nrmal", layer="Linear")
+        fastinit.materialize(module, cfg, backend="cpp", seed=0)
+
+    raises(RuntimeError, "rank 1 failed", call) if rank == 0 else raises(KeyError, "Did you mean", call)
+    assert module.weight.is_meta
+    fastinit.materialize(module, dict(type="Normal", layer="Linear"), backend="cpp", seed=0)
+    must_equal(module, {"weight": named_fill("weight", (8, 8), plans.Normal(0, 1), seed=0)})
+
+
+@check(2)
+def a_mistake_on_all_ranks_is_every_ranks_own_error(rank, world):
+    module = sharded(mesh_of(world))
+    raises(KeyError, "Did you mean", lambda: fastinit.initialize(module, dict(type="Nrmal"), backend="cpp", seed=0))
+
+
+@check(2, 4)
+def ranks_outside_a_mesh_have_no_part_and_no_vote(rank, world):
+    from torch.distributed.device_mesh import DeviceMesh
+
+    module = sharded(DeviceMesh("cpu", list(range(world // 2))))
+    report = fastinit.initialize(module, [NORMAL, dict(NORMAL, param="other")], backend="cpp", seed=0)
+    assert same(module.other, named_fill("other", (3,), plans.Normal(0, 1), seed=0))
+    if rank < world // 2:
+        must_equal(module, {"weight": named_fill("weight", (8, 8), plans.Normal(0, 1), seed=0)})
+    assert report.unreached == () and len(report.rows) == 2
+
+
+@check(4, 8)
+def meshes_that_cross_agree_on_a_drawn_seed(rank, world):
+    from torch.distributed.tensor import Shard
+
+    torch.manual_seed(rank)
+    mesh = mesh_of(2, world // 2)
+    module = nn.Module()
+    for name in ("dp", "tp"):
+        module.register_parameter(name, nn.Parameter(empty(mesh[name], [Shard(0)], (8, 8))))
+    seed = fastinit.initialize(module, dict(type="Normal", param="*"), backend="cpp").seed
+    seeds = [None] * world
+    torch.distributed.all_gather_object(seeds, seed)
+    assert len(set(seeds)) == 1
+    for name in ("dp", "tp"):
+        must_equal(module, {name: named_fill(name, (8, 8), plans.Normal(0, 1), seed=seed)})
+
+
+@check(4)
+def the_same_seed_given_on_all_ranks_holds_on_meshes_that_cross(rank, world):
+    from torch.distributed.tensor import Shard
+
+    mesh = mesh_of(2, 2)
+    module = nn.Module()
+    for name in ("dp", "tp"):
+        module.register_parameter(name, nn.Parameter(empty(mesh[name], [Shard(0)], (8, 8))))
+    fastinit.initialize(module, dict(type="Normal", param="*"), backend="cpp", seed=3)
+    must_equal(module, {"tp": named_fill("tp", (8, 8), plans.Normal(0, 1), seed=3)})
+    cfg = dict(type="Normal", std=1 + (rank == 3), param="*")
+    raises(RuntimeError, "do not agree", lambda: fastinit.initialize(module, cfg, backend="cpp", seed=3))
