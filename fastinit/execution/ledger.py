@@ -141,7 +141,7 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
             start, end: the addresses of the first byte and of the one behind the last.
         """
         parameters = self._parameters_in.get(storage)
-        for parameter in () if parameters is None else parameters.touching(start, end):
+        for parameter in () if parameters is None else parameters.meeting(start, end):
             own_start, own_end = byte_span(parameter)
             if start < own_end and own_start < end:
                 self._frames[-1].add(parameter)
@@ -168,7 +168,7 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
             self._marks[parameter] = now
             return
         if before.storage:
-            self._parameters_in[before.storage].take(before.start, before.end, lambda other: other is parameter)
+            self._parameters_in[before.storage].take_within(before.start, before.end, lambda other: other is parameter)
         self._mark(parameter)
 
 

@@ -46,7 +46,7 @@ class _Storage:
 
     def at(self, place: Place) -> list[Write]:
         """Returns the writes that still show in a place, in order."""
-        return [write for write in self.writes.touching(place.start, place.end) if write.place.meets(place)]
+        return self.writes.meeting(place.start, place.end)
 
     def pending(self) -> list[PendingFill]:
         """Returns the pending fills, in order."""
@@ -191,7 +191,7 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         if storage is None or not storage.writes:
             return
-        for write in storage.writes.take(place.start, place.end, lambda write: place.covers(write.place)):
+        for write in storage.writes.take_within(place.start, place.end, lambda write: place.covers(write.place)):
             if isinstance(write, PendingFill):
                 write.leave()
                 write.shows = False
@@ -301,12 +301,12 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         if storage is None:
             return False
-        touching = storage.writes.touching(place.start, place.end)
-        if any(write.place.covers(place) for write in touching):
+        writes = storage.at(place)
+        if any(write.place.covers(place) for write in writes):
             return True
         if storage.is_marked and bool((_bytes_of(storage) != _UNTOUCHED).any()):
             return True
-        return place.is_filled_by([write.place for write in touching if write.place.meets(place)])
+        return place.is_filled_by([write.place for write in writes])
 
 
 _order_of = attrgetter("order")

@@ -45,9 +45,8 @@ class Owners:
         """Returns the first owner by name that holds all of the place."""
         owners = self._in.get(place.storage_id)
         if owners is not None:
-            for owner in owners.touching(place.start, place.start):
-                held = owner.place
-                if held.dtype == place.dtype and held.start <= place.start and place.end <= held.end:
+            for owner in owners.holding(place.start, place.end):
+                if owner.place.dtype == place.dtype:
                     return owner
         return None
 

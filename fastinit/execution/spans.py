@@ -65,23 +65,34 @@ class Spans(Generic[Value]):
         insort(self._classes.setdefault(_greatest(start, end), []), span)
         self._numbered[number] = value
 
-    def touching(self, start: int, end: int) -> list[Value]:
-        """Returns the values whose spans share a byte with a span, lie in it, or begin or end where it does."""
+    def meeting(self, start: int, end: int) -> list[Value]:
+        """Returns the values whose spans have a byte in common with one, or are empty and lie inside it."""
         if self._classes is None:
-            return [each[3] for each in self._few if each[0] <= end and start <= each[2]]
+            return [each[3] for each in self._few if each[0] < end and start < each[2]]
         found: list[tuple[int, int, int, Value]] = []
         for greatest, spans in self._classes.items():
-            first, last = _range(spans, start - greatest, end)
-            found += [each for each in spans[first:last] if start <= each[2]]
+            first, last = _range(spans, start - greatest, end - 1)
+            found += [each for each in spans[first:last] if start < each[2]]
         found.sort(key=_by_number)
         return [each[3] for each in found]
 
-    def take(self, start: int, end: int, is_taken: Callable[[Value], bool]) -> list[Value]:
-        """Removes those that touch a span and for which ``is_taken`` holds; returns them."""
+    def holding(self, start: int, end: int) -> list[Value]:
+        """Returns the values whose spans hold all of one."""
+        if self._classes is None:
+            return [each[3] for each in self._few if each[0] <= start and end <= each[2]]
+        found: list[tuple[int, int, int, Value]] = []
+        for greatest, spans in self._classes.items():
+            first, last = _range(spans, end - greatest, start)
+            found += [each for each in spans[first:last] if end <= each[2]]
+        found.sort(key=_by_number)
+        return [each[3] for each in found]
+
+    def take_within(self, start: int, end: int, is_taken: Callable[[Value], bool]) -> list[Value]:
+        """Removes the values whose spans lie in one and for which ``is_taken`` holds; returns them."""
         taken: list[tuple[int, int, int, Value]] = []
 
         def stays(span: tuple[int, int, int, Value]) -> bool:
-            if span[0] <= end and start <= span[2] and is_taken(span[3]):
+            if start <= span[0] and span[2] <= end and is_taken(span[3]):
                 taken.append(span)
                 return False
             return True
@@ -90,7 +101,9 @@ class Spans(Generic[Value]):
             self._few = [each for each in self._few if stays(each)]
             return [each[3] for each in taken]
         for greatest, spans in list(self._classes.items()):
-            first, last = _range(spans, start - greatest, end)
+            if greatest > 2 * (end - start):  # the least length in the class is half of that
+                continue
+            first, last = _range(spans, start, end)
             spans[first:last] = [each for each in spans[first:last] if stays(each)]
             if not spans:
                 del self._classes[greatest]
