@@ -10,8 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import chain, takewhile
 from operator import attrgetter
 
 import torch
@@ -27,32 +26,38 @@ from .spans import Spans
 from .writes import OtherWrite, PendingFill, State, Write
 
 
-@dataclass(eq=False, slots=True)
-class _Storage:
-    ref: StorageWeakRef
-    writes: Spans[Write] = field(default_factory=Spans)
-    """Those that still show, by their spans of bytes."""
-    requested: dict[PendingFill, None] = field(default_factory=dict)
-    """Those of them that were pending when last looked at, in order."""
-    is_exposed: bool = False
-    """Other code has an address of the memory: a fill there must not stay pending."""
-    is_fresh: bool = False
-    """It holds nothing before it is filled."""
-    is_marked: bool = False
-    """Every byte was _UNTOUCHED when the memory was exposed."""
+class _Storage(Spans[Write]):
+    """What is known of one storage: the writes that still show, by their spans of bytes."""
 
-    def add(self, write: Write) -> None:
-        self.writes.add(write.place.start, write.place.end, write)
+    __slots__ = ("is_exposed", "is_fresh", "is_marked", "ref", "requested")
+
+    def __init__(self, ref: StorageWeakRef) -> None:
+        super().__init__()
+        self.ref = ref
+        self.requested: dict[PendingFill, None] | None = None
+        """The fills that were pending when last looked at, in order; None as long as the writes are few."""
+        self.is_exposed = False
+        """Other code has an address of the memory: a fill there must not stay pending."""
+        self.is_fresh = False
+        """It holds nothing before it is filled."""
+        self.is_marked = False
+        """Every byte was _UNTOUCHED when the memory was exposed."""
+
+    def note(self, write: Write) -> None:
+        """Adds a write."""
+        self.add(write.place.start, write.place.end, write)
 
     def at(self, place: Place) -> list[Write]:
         """Returns the writes that still show in a place, in order."""
-        return self.writes.meeting(place.start, place.end)
+        return self.meeting(place.start, place.end)
 
     def pending(self) -> list[PendingFill]:
         """Returns the pending fills, in order."""
-        if self.requested:
-            self.requested = {fill: None for fill in self.requested if fill.is_pending}
-        return list(self.requested)
+        among: Iterable[Write] = self if self.requested is None else self.requested
+        found = [write for write in among if isinstance(write, PendingFill) and write.is_pending]
+        if not self.are_few:
+            self.requested = dict.fromkeys(found)
+        return found
 
 
 # Fills of temporary tensors cost a kilobyte each, and looking for those that are gone a microsecond for each storage.
@@ -148,12 +153,13 @@ class MemoryBook:
         """Notes a fill; what it covers is forgotten."""
         order = self._next_order()
         storage = self._storage(place)
-        if storage.writes:
+        if storage:
             self.forget(place)
         fill = PendingFill(place, info, order, values, scope, rule, asked_by, named, state)
-        storage.add(fill)
+        storage.note(fill)
         if state is State.PENDING:
-            storage.requested[fill] = None
+            if storage.requested is not None:
+                storage.requested[fill] = None
             self._with_requests[place.storage_id] = storage
         if asked_by is not None:
             self._asked_by.setdefault(asked_by, []).append(fill)
@@ -171,8 +177,8 @@ class MemoryBook:
                 write.shows = False
                 was_random = not isinstance(write.distribution, Constant)
                 left = OtherWrite(write.place, write.info, write.order, was_random)
-                storage.writes.replace(left.place.start, left.place.end, write, left)
-        storage.add(OtherWrite(place, info, self._next_order(), is_random))
+                storage.replace(left.place.start, left.place.end, write, left)
+        storage.note(OtherWrite(place, info, self._next_order(), is_random))
         self.touch(place)
 
     def touch(self, place: Place) -> None:
@@ -189,19 +195,20 @@ class MemoryBook:
     def forget(self, place: Place) -> None:
         """Drops the writes that a place covers: the bytes are about to be overwritten."""
         storage = self._storages.get(place.storage_id)
-        if storage is None or not storage.writes:
+        if storage is None or not storage:
             return
-        for write in storage.writes.take_within(place.start, place.end, lambda write: place.covers(write.place)):
+        for write in storage.take_within(place.start, place.end, lambda write: place.covers(write.place)):
             if isinstance(write, PendingFill):
                 write.leave()
                 write.shows = False
-                storage.requested.pop(write, None)
+                if storage.requested is not None:
+                    storage.requested.pop(write, None)
 
     def expose(self, place: Place) -> None:
         """Notes that other code got an address of the memory."""
         storage = self._storage(place)
         storage.is_exposed = True
-        if storage.is_fresh and not (storage.is_marked or storage.writes):
+        if storage.is_fresh and not (storage.is_marked or storage):
             _bytes_of(storage).fill_(_UNTOUCHED)
             storage.is_marked = True
 
@@ -214,7 +221,7 @@ class MemoryBook:
         ids = self._storages if storage_ids is None else storage_ids
         for storage_id in [storage_id for storage_id in ids if _is_gone(storage_id)]:
             self._with_requests.pop(storage_id, None)
-            for write in self._storages.pop(storage_id).writes:
+            for write in self._storages.pop(storage_id):
                 if isinstance(write, PendingFill):
                     write.leave()
 
@@ -241,7 +248,7 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         if storage is None:
             return []
-        found = list(takewhile(lambda write: write.order > after, reversed(storage.writes)))
+        found = list(takewhile(lambda write: write.order > after, reversed(storage)))
         return [write for write in found[::-1] if isinstance(write, PendingFill)]
 
     def fills_at(self, place: Place) -> list[PendingFill]:
@@ -276,10 +283,9 @@ class MemoryBook:
             storage = self._storages.get(place.storage_id)
             return [] if storage is None else storage.pending()
         self._purge(self._with_requests)
-        fills = [fill for storage in self._with_requests.values() for fill in storage.pending()]
-        fills.sort(key=_order_of)
-        self._with_requests = {key: storage for key, storage in self._with_requests.items() if storage.requested}
-        return fills
+        found = {key: fills for key, storage in self._with_requests.items() if (fills := storage.pending())}
+        self._with_requests = {key: self._storages[key] for key in found}
+        return sorted(chain.from_iterable(found.values()), key=_order_of)
 
     def asked_by(self, call: Done) -> list[PendingFill]:
         """Returns the fills that a call requested and that still show, in memory that is alive, in order."""
@@ -290,7 +296,7 @@ class MemoryBook:
         """Returns all fills that still show, in memory that is alive, in order."""
         self._purge()
         storages = self._storages.values()
-        fills = [write for storage in storages for write in storage.writes if isinstance(write, PendingFill)]
+        fills = [write for storage in storages for write in storage if isinstance(write, PendingFill)]
         fills.sort(key=_order_of)
         return fills
 

@@ -32,23 +32,25 @@ class Owners:
         self.ordinal = ordinal
         """Returns ``#k``, the name of the next draw that has none."""
         self._all: list[Owner] = []
-        self._in: dict[int, Spans[Owner]] = {}
+        self._first: dict[int, Owner] = {}
+        """By storage, the first of it, which is nearly always the only one."""
+        self._others: dict[int, Spans[Owner]] = {}
         """By storage, those that hold what none before them holds."""
         for rank, (tensor, name) in enumerate(named):
             place = book.place_of(tensor)
             if place is not None:
                 self._all.append(owner := Owner(rank, name, tensor, place))
-                if self.of(place) is None:
-                    self._in.setdefault(place.storage_id, Spans()).add(place.start, place.end, owner)
+                if self._first.setdefault(place.storage_id, owner) is not owner and self.of(place) is None:
+                    self._others.setdefault(place.storage_id, Spans()).add(place.start, place.end, owner)
 
     def of(self, place: Place) -> Owner | None:
         """Returns the first owner by name that holds all of the place."""
-        owners = self._in.get(place.storage_id)
-        if owners is not None:
-            for owner in owners.holding(place.start, place.end):
-                if owner.place.dtype == place.dtype:
-                    return owner
-        return None
+        first = self._first.get(place.storage_id)
+        if first is None or (first.place.dtype == place.dtype and first.place.has_span_of(place)):
+            return first
+        others = self._others.get(place.storage_id)
+        held = [] if others is None else others.holding(place.start, place.end)
+        return next((owner for owner in held if owner.place.dtype == place.dtype), None)
 
     def __iter__(self) -> Iterator[Owner]:
         return iter(self._all)

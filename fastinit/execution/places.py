@@ -49,10 +49,14 @@ class Place:
         """Tells whether the spans of bytes have one in common."""
         return self.start < other.end and other.start < self.end
 
+    def has_span_of(self, other: Place) -> bool:
+        """Tells whether the span of bytes holds all of another's."""
+        return self.start <= other.start and other.end <= self.end
+
     def covers(self, other: Place) -> bool:
         """Tells for sure that every byte of ``other`` is one of this place."""
         if self.is_dense:
-            return self.start <= other.start and other.end <= self.end
+            return self.has_span_of(other)
         return self.geometry == other.geometry
 
     def is_filled_by(self, others: Sequence[Place]) -> bool:

@@ -10,9 +10,9 @@ question begins. Nearly every storage has one or two spans; those are a plain li
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
 
@@ -27,48 +27,56 @@ class Spans(Generic[Value]):
     __slots__ = ("_classes", "_few", "_n_added", "_numbered")
 
     def __init__(self) -> None:
+        self._few: list[Any] = []
+        """Start, end and value of each, one behind the other: one object for Python's cycle collector to look at."""
         # (start, number, end, value). Numbers count what was added: no two are equal, so values are never compared.
-        self._few: list[tuple[int, int, int, Value]] = []
         self._classes: dict[int, list[tuple[int, int, int, Value]]] | None = None
         """The greatest length in a class -> its spans, sorted; None as long as there are few."""
-        self._numbered: dict[int, Value] = {}
+        self._numbered: dict[int, Value] | None = None
         """All values of the classes, in order."""
         self._n_added = 0
 
     def __bool__(self) -> bool:
-        return bool(self._few or self._numbered)
+        return bool(self._few or self._classes)
+
+    @property
+    def are_few(self) -> bool:
+        """Whether looking at all of them costs as little as asking for some."""
+        return self._classes is None
 
     def __iter__(self) -> Iterator[Value]:
         """Yields all values in order."""
-        return iter([each[3] for each in self._few] if self._classes is None else list(self._numbered.values()))
+        return iter(self._few[2::3] if self._numbered is None else list(self._numbered.values()))
 
     def __reversed__(self) -> Iterator[Value]:
         """Yields all values, the latest first; the map must stay as it is meanwhile."""
-        return (each[3] for each in reversed(self._few)) if self._classes is None else reversed(self._numbered.values())
+        return reversed(self._few[2::3] if self._numbered is None else self._numbered.values())
 
     def add(self, start: int, end: int, value: Value) -> None:
         """Adds a value for the bytes from ``start`` up to ``end``, which is not one of them."""
-        self._n_added += 1
-        span = start, self._n_added, end, value
         if self._classes is not None:
-            self._put(span)
+            self._put(start, end, value)
             return
-        self._few.append(span)
-        if len(self._few) > _FEW:
-            spans, self._few, self._classes = self._few, [], {}
-            for each in spans:
-                self._put(each)
+        self._few += start, end, value
+        if len(self._few) > 3 * _FEW:
+            few, self._few, self._classes, self._numbered = self._few, [], {}, {}
+            for each in zip(few[0::3], few[1::3], few[2::3]):
+                self._put(*each)
 
-    def _put(self, span: tuple[int, int, int, Value]) -> None:
-        assert self._classes is not None
-        start, number, end, value = span
-        insort(self._classes.setdefault(_greatest(start, end), []), span)
-        self._numbered[number] = value
+    def _put(self, start: int, end: int, value: Value) -> None:
+        assert self._classes is not None and self._numbered is not None
+        self._n_added += 1
+        insort(self._classes.setdefault(_greatest(start, end), []), (start, self._n_added, end, value))
+        self._numbered[self._n_added] = value
+
+    def _among_few(self) -> Iterable[tuple[int, int, Value]]:
+        few = self._few
+        return ((few[0], few[1], few[2]),) if len(few) == 3 else zip(few[0::3], few[1::3], few[2::3])
 
     def meeting(self, start: int, end: int) -> list[Value]:
         """Returns the values whose spans have a byte in common with one, or are empty and lie inside it."""
         if self._classes is None:
-            return [each[3] for each in self._few if each[0] < end and start < each[2]]
+            return [value for low, high, value in self._among_few() if low < end and start < high]
         found: list[tuple[int, int, int, Value]] = []
         for greatest, spans in self._classes.items():
             first, last = _range(spans, start - greatest, end - 1)
@@ -79,7 +87,7 @@ class Spans(Generic[Value]):
     def holding(self, start: int, end: int) -> list[Value]:
         """Returns the values whose spans hold all of one."""
         if self._classes is None:
-            return [each[3] for each in self._few if each[0] <= start and end <= each[2]]
+            return [value for low, high, value in self._among_few() if low <= start and end <= high]
         found: list[tuple[int, int, int, Value]] = []
         for greatest, spans in self._classes.items():
             first, last = _range(spans, end - greatest, start)
@@ -89,17 +97,16 @@ class Spans(Generic[Value]):
 
     def take_within(self, start: int, end: int, is_taken: Callable[[Value], bool]) -> list[Value]:
         """Removes the values whose spans lie in one and for which ``is_taken`` holds; returns them."""
+        if self._classes is None or self._numbered is None:
+            return self._take_of_few(start, end, is_taken)
         taken: list[tuple[int, int, int, Value]] = []
 
         def stays(span: tuple[int, int, int, Value]) -> bool:
-            if start <= span[0] and span[2] <= end and is_taken(span[3]):
+            if span[2] <= end and is_taken(span[3]):
                 taken.append(span)
                 return False
             return True
 
-        if self._classes is None:
-            self._few = [each for each in self._few if stays(each)]
-            return [each[3] for each in taken]
         for greatest, spans in list(self._classes.items()):
             if greatest > 2 * (end - start):  # the least length in the class is half of that
                 continue
@@ -109,21 +116,33 @@ class Spans(Generic[Value]):
                 del self._classes[greatest]
         for _, number, _, _ in taken:
             del self._numbered[number]
-        self._classes = self._classes or None
+        if not self._classes:
+            self._classes = self._numbered = None
         return [each[3] for each in taken]
+
+    def _take_of_few(self, start: int, end: int, is_taken: Callable[[Value], bool]) -> list[Value]:
+        taken: list[Value] = []
+        kept: list[Any] = []
+        for low, high, value in self._among_few():
+            if start <= low and high <= end and is_taken(value):
+                taken.append(value)
+            else:
+                kept += low, high, value
+        self._few = kept
+        return taken
 
     def replace(self, start: int, end: int, old: Value, new: Value) -> None:
         """Puts a value in the place of another one, which was added for exactly this span."""
-        spans, at = self._few, 0
-        if self._classes is not None:
-            spans = self._classes[_greatest(start, end)]
-            at = bisect_left(spans, (start,))  # type: ignore[arg-type]
+        if self._classes is None or self._numbered is None:
+            self._few[next(at for at in range(2, len(self._few), 3) if self._few[at] is old)] = new
+            return
+        spans = self._classes[_greatest(start, end)]
+        at = bisect_left(spans, (start,))  # type: ignore[arg-type]
         while spans[at][3] is not old:
             at += 1
         number = spans[at][1]
         spans[at] = start, number, end, new
-        if self._classes is not None:
-            self._numbered[number] = new
+        self._numbered[number] = new
 
 
 def _greatest(start: int, end: int) -> int:

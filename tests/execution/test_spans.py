@@ -161,3 +161,10 @@ def test_taking_one_of_many_rows_looks_at_few() -> None:
     for number, (start, end) in enumerate(rows(4096)):
         assert spans.take_within(start, end, lambda value, number=number: value == number) == [number]  # type: ignore[misc]
     assert Counted.comparisons < 4096 * 100
+
+
+def test_a_span_is_found_by_its_last_byte() -> None:
+    spans = Spans[int]()
+    for number in range(20):
+        spans.add(100 * number, 100 * number + 63, number)  # the greatest length of its class
+    assert [spans.meeting(100 * at + 62, 100 * at + 63) for at in range(20)] == [[at] for at in range(20)]
