@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..logs import is_rank_zero, logger
 from ..plans import byte_span
 from .hosts import host_of
+from .spans import Spans
 from .version_counters import tensors_in, version_of
 
 # The attribute that refers to the ledger from every module of a BaseModule tree during ``init_weights``. Drop-in: code
@@ -53,10 +54,10 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
         """The initialization is over; a copy of a module that was made meanwhile may still refer to this ledger."""
         self._frames: list[set[torch.Tensor]] = []
         """What was written and not yet attributed, for each running piece of other code, the innermost last."""
-        self._marks: dict[torch.Tensor, tuple[int, int]] = {}
-        """(version, address of the storage) when last looked at."""
-        self._parameters_in: dict[int, list[torch.Tensor]] = {}
-        """By the address of their storage."""
+        self._marks: dict[torch.Tensor, _Mark] = {}
+        """As they were when last looked at."""
+        self._parameters_in: dict[int, Spans[torch.Tensor]] = {}
+        """By the address of their storage, the parameters by where they lie."""
         self._is_watched = False
         """Other code has run: marks are kept."""
         self.protected: set[torch.Tensor] = set()
@@ -139,7 +140,8 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
             storage: the address where the memory begins.
             start, end: the addresses of the first byte and of the one behind the last.
         """
-        for parameter in self._parameters_in.get(storage, ()):
+        parameters = self._parameters_in.get(storage)
+        for parameter in () if parameters is None else parameters.meeting(start, end):
             own_start, own_end = byte_span(parameter)
             if start < own_end and own_start < end:
                 self._frames[-1].add(parameter)
@@ -148,22 +150,26 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
         """As ``touched``."""
         if tensor in self._marks:
             self._frames[-1].add(tensor)
-        if storage := _storage_address(tensor):
-            self.touched(storage, *byte_span(tensor))
+        storage, start, end = _memory_of(tensor)
+        if storage:
+            self.touched(storage, start, end)
 
     def _mark(self, parameter: torch.Tensor) -> None:
-        self._marks[parameter] = _mark_of(parameter)
-        self._parameters_in.setdefault(self._marks[parameter][1], []).append(parameter)
+        self._marks[parameter] = mark = _mark_of(parameter)
+        if mark.storage:
+            self._parameters_in.setdefault(mark.storage, Spans()).add(mark.start, mark.end, parameter)
 
     def _settle(self, parameter: torch.Tensor) -> None:
         """Forgets the writes to ``parameter`` so far."""
         for frame in self._frames:
             frame.discard(parameter)
-        before, now = self._marks[parameter][1], _mark_of(parameter)
-        if before != now[1]:
-            self._parameters_in[before] = [other for other in self._parameters_in[before] if other is not parameter]
-            self._parameters_in.setdefault(now[1], []).append(parameter)
-        self._marks[parameter] = now
+        before, now = self._marks[parameter], _mark_of(parameter)
+        if before[1:] == now[1:]:
+            self._marks[parameter] = now
+            return
+        if before.storage:
+            self._parameters_in[before.storage].take_within(before.start, before.end, lambda other: other is parameter)
+        self._mark(parameter)
 
 
 class FunctionSensor(TorchFunctionMode):
@@ -193,19 +199,34 @@ class FunctionSensor(TorchFunctionMode):
         return result
 
 
-def _mark_of(parameter: torch.Tensor) -> tuple[int, int]:
-    return version_of(parameter), _storage_address(parameter)
+class _Mark(NamedTuple):
+    """By what it shows that a parameter was written, or has got other memory."""
+
+    version: int
+    storage: int
+    """Its address, 0 where there is none to compare."""
+    start: int
+    """The address of the first byte."""
+    end: int
 
 
-def _storage_address(tensor: torch.Tensor) -> int:
-    """Returns where the tensor's storage begins, 0 where it has none to compare (meta, uninitialized, wrappers)."""
+def _mark_of(parameter: torch.Tensor) -> _Mark:
+    return _Mark(version_of(parameter), *_memory_of(parameter))
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """Returns the addresses of a tensor's storage, of its first byte, and of the one behind its last.
+
+    Zeros where it has no memory to compare (meta, uninitialized, wrappers).
+    """
     try:
-        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
-            return 0
-        with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
-            return tensor.untyped_storage().data_ptr()
+        if not (tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested):
+            with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
+                if storage := tensor.untyped_storage().data_ptr():
+                    return storage, *byte_span(tensor)
     except (RuntimeError, ValueError, NotImplementedError):
-        return 0
+        pass
+    return 0, 0, 0
 
 
 def ledger_of(module: nn.Module) -> Ledger | None:

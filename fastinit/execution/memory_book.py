@@ -8,142 +8,56 @@ as late as that: in a constructor no parameter has a name yet.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from enum import Enum
+from itertools import chain, takewhile
 from operator import attrgetter
-from typing import NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..plans import Constant, Distribution, Fill, Strided
+from ..plans import Constant, Distribution, Fill
 from ..plans.arithmetic import Chain
 from .done import Done
 from .ledger import Ledger
 from .places import Place, storage_of
 from .scope import Scope
+from .spans import Spans
+from .writes import OtherWrite, PendingFill, State, Write
 
 
-class State(Enum):
-    """How far a fill has come."""
+class _Storage(Spans[Write]):
+    """What is known of one storage: the writes that still show, by their spans of bytes."""
 
-    PENDING = 1
-    """Requested: its bytes are not written yet."""
-    RUN = 2
-    """Written, and nothing else has written there since."""
-    REPORTED = 3
-    """Written, and the report has it."""
+    __slots__ = ("is_exposed", "is_fresh", "is_marked", "ref", "requested")
 
+    def __init__(self, ref: StorageWeakRef) -> None:
+        super().__init__()
+        self.ref = ref
+        self.requested: dict[PendingFill, None] | None = None
+        """The fills that were pending when last looked at, in order; None as long as the writes are few."""
+        self.is_exposed = False
+        """Other code has an address of the memory: a fill there must not stay pending."""
+        self.is_fresh = False
+        """It holds nothing before it is filled."""
+        self.is_marked = False
+        """Every byte was _UNTOUCHED when the memory was exposed."""
 
-class Stream(NamedTuple):
-    """The random stream of a draw, and where its numbers stand in it."""
+    def note(self, write: Write) -> None:
+        """Adds a write."""
+        self.add(write.place.start, write.place.end, write)
 
-    name: str
-    indices: Strided
-    """Of the numbers, row-major in the tensor that the stream is for."""
-    is_name: bool
-    """It is the name of a parameter or buffer, and no ordinal."""
+    def at(self, place: Place) -> list[Write]:
+        """Returns the writes that still show in a place, in order."""
+        return self.meeting(place.start, place.end)
 
-
-@dataclass(eq=False, slots=True)
-class Draw:
-    """One set of random numbers that several fills share: copies and multiples of a tensor."""
-
-    fills: list[PendingFill]
-    stream: Stream | None
-    """Once it is known."""
-
-
-@dataclass(eq=False, slots=True)
-class Write:
-    """Something was written to a place, or will be."""
-
-    place: Place
-    info: str
-    """What the ledger says of it."""
-    order: int
-
-
-@dataclass(eq=False, slots=True)
-class OtherWrite(Write):
-    """A write that is no fill."""
-
-    is_random: bool
-
-
-@dataclass(eq=False, slots=True)
-class PendingFill(Write):
-    """One requested fill, from the request to the report."""
-
-    values: Distribution | Chain
-    scope: Scope
-    """Whose seed, names and backend count."""
-    rule: str
-    asked_by: Done | None = None
-    """The call that requested it, a part of the one that ``scope`` belongs to."""
-    named: Fill | None = None
-    """As a rule requested it, with its name."""
-    state: State = State.PENDING
-    ran: Fill | None = None
-    """As what it was executed."""
-    draw: Draw | None = None
-    """The numbers that it shares with other fills."""
-    _stream: Stream | None = None
-    """Of a draw of its own."""
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether its bytes are not written yet."""
-        return self.state is State.PENDING
-
-    @property
-    def distribution(self) -> Distribution:
-        """What is drawn; in-place operations may have to be done to it afterwards (``Chain``)."""
-        return self.values.base if isinstance(self.values, Chain) else self.values
-
-    @property
-    def stream(self) -> Stream | None:
-        """Where its numbers come from, once that is known."""
-        return self._stream if self.draw is None else self.draw.stream
-
-    @stream.setter
-    def stream(self, stream: Stream) -> None:
-        if self.draw is None:
-            self._stream = stream
-        else:
-            self.draw.stream = stream
-
-    @property
-    def sharing(self) -> Sequence[PendingFill]:
-        """The fills with the same numbers, itself among them."""
-        return (self,) if self.draw is None else self.draw.fills
-
-    def share_with(self, other: PendingFill) -> None:
-        """Gives another fill the same numbers."""
-        if self.draw is None:
-            self.draw = Draw([self], self._stream)
-        self.draw.fills.append(other)
-        other.draw = self.draw
-
-    def leave(self) -> None:
-        """Takes it out of a shared draw: it is overwritten, or its memory is gone."""
-        if self.draw is not None:
-            self.draw.fills = [other for other in self.draw.fills if other is not self]
-
-
-@dataclass(eq=False, slots=True)
-class _Storage:
-    ref: StorageWeakRef
-    writes: list[Write] = field(default_factory=list)
-    """Those that still show, in order."""
-    is_exposed: bool = False
-    """Other code has an address of the memory: a fill there must not stay pending."""
-    is_fresh: bool = False
-    """It holds nothing before it is filled."""
-    is_marked: bool = False
-    """Every byte was _UNTOUCHED when the memory was exposed."""
+    def pending(self) -> list[PendingFill]:
+        """Returns the pending fills, in order."""
+        among: Iterable[Write] = self if self.requested is None else self.requested
+        found = [write for write in among if isinstance(write, PendingFill) and write.is_pending]
+        if not self.are_few:
+            self.requested = dict.fromkeys(found)
+        return found
 
 
 # Fills of temporary tensors cost a kilobyte each, and looking for those that are gone a microsecond for each storage.
@@ -158,7 +72,11 @@ class MemoryBook:
 
     def __init__(self) -> None:
         self._storages: dict[int, _Storage] = {}
-        self._n_writes = 0
+        self._with_requests: dict[int, _Storage] = {}
+        """Those of them that had pending fills when last looked at."""
+        self._asked_by: dict[Done, list[PendingFill]] = {}
+        self.n_writes = 0
+        """The order of the latest write."""
         self.generation = 0
         """Counts what may have given parameters other memory or other names."""
         self.lock = threading.RLock()
@@ -235,10 +153,16 @@ class MemoryBook:
         """Notes a fill; what it covers is forgotten."""
         order = self._next_order()
         storage = self._storage(place)
-        if storage.writes:
+        if storage:
             self.forget(place)
         fill = PendingFill(place, info, order, values, scope, rule, asked_by, named, state)
-        storage.writes.append(fill)
+        storage.note(fill)
+        if state is State.PENDING:
+            if storage.requested is not None:
+                storage.requested[fill] = None
+            self._with_requests[place.storage_id] = storage
+        if asked_by is not None:
+            self._asked_by.setdefault(asked_by, []).append(fill)
         self.touch(place)
         return fill
 
@@ -246,13 +170,15 @@ class MemoryBook:
         """Notes a write that is no fill, to a place for which nothing is pending any more."""
         self.forget(place)
         storage = self._storage(place)
-        for i, write in enumerate(storage.writes):
-            if isinstance(write, PendingFill) and not write.is_pending and write.place.meets(place):
+        for write in storage.at(place):
+            if isinstance(write, PendingFill) and not write.is_pending:
                 # What is left of its values stays where it is, but they are no fill that could be repeated.
                 write.leave()
+                write.shows = False
                 was_random = not isinstance(write.distribution, Constant)
-                storage.writes[i] = OtherWrite(write.place, write.info, write.order, was_random)
-        storage.writes.append(OtherWrite(place, info, self._next_order(), is_random))
+                left = OtherWrite(write.place, write.info, write.order, was_random)
+                storage.replace(left.place.start, left.place.end, write, left)
+        storage.note(OtherWrite(place, info, self._next_order(), is_random))
         self.touch(place)
 
     def touch(self, place: Place) -> None:
@@ -261,29 +187,28 @@ class MemoryBook:
             self._on_write(place)
 
     def _next_order(self) -> int:
-        if self._n_writes % _PURGE_EVERY == 0:
+        if self.n_writes % _PURGE_EVERY == 0:
             self._purge()
-        self._n_writes += 1
-        return self._n_writes
+        self.n_writes += 1
+        return self.n_writes
 
     def forget(self, place: Place) -> None:
         """Drops the writes that a place covers: the bytes are about to be overwritten."""
         storage = self._storages.get(place.storage_id)
-        if storage is None or not storage.writes:
+        if storage is None or not storage:
             return
-        kept = []
-        for write in storage.writes:
-            if not place.covers(write.place):
-                kept.append(write)
-            elif isinstance(write, PendingFill):
+        for write in storage.take_within(place.start, place.end, lambda write: place.covers(write.place)):
+            if isinstance(write, PendingFill):
                 write.leave()
-        storage.writes = kept
+                write.shows = False
+                if storage.requested is not None:
+                    storage.requested.pop(write, None)
 
     def expose(self, place: Place) -> None:
         """Notes that other code got an address of the memory."""
         storage = self._storage(place)
         storage.is_exposed = True
-        if storage.is_fresh and not (storage.is_marked or storage.writes):
+        if storage.is_fresh and not (storage.is_marked or storage):
             _bytes_of(storage).fill_(_UNTOUCHED)
             storage.is_marked = True
 
@@ -291,10 +216,12 @@ class MemoryBook:
         """Notes that memory was made just now and holds nothing."""
         self._storage(place).is_fresh = True
 
-    def _purge(self) -> None:
-        """Forgets what was known of memory that is gone."""
-        for storage_id in [storage_id for storage_id in self._storages if _is_gone(storage_id)]:
-            for write in self._storages.pop(storage_id).writes:
+    def _purge(self, storage_ids: Iterable[int] | None = None) -> None:
+        """Forgets what was known of memory that is gone (of these storages)."""
+        ids = self._storages if storage_ids is None else storage_ids
+        for storage_id in [storage_id for storage_id in ids if _is_gone(storage_id)]:
+            self._with_requests.pop(storage_id, None)
+            for write in self._storages.pop(storage_id):
                 if isinstance(write, PendingFill):
                     write.leave()
 
@@ -314,12 +241,15 @@ class MemoryBook:
     def writes_at(self, place: Place) -> list[Write]:
         """Returns the writes that still show in a place, in order."""
         storage = self._storages.get(place.storage_id)
-        return [] if storage is None else [write for write in storage.writes if write.place.meets(place)]
+        return [] if storage is None else storage.at(place)
 
-    def fills_in(self, place: Place) -> list[PendingFill]:
-        """Returns the fills that still show in the storage of a place, in order."""
+    def fills_in(self, place: Place, after: int = 0) -> list[PendingFill]:
+        """Returns the fills that still show in the storage of a place, in order: those behind one of that order."""
         storage = self._storages.get(place.storage_id)
-        return [] if storage is None else [write for write in storage.writes if isinstance(write, PendingFill)]
+        if storage is None:
+            return []
+        found = list(takewhile(lambda write: write.order > after, reversed(storage)))
+        return [write for write in found[::-1] if isinstance(write, PendingFill)]
 
     def fills_at(self, place: Place) -> list[PendingFill]:
         """Returns the fills that still show in a place, in order."""
@@ -351,15 +281,22 @@ class MemoryBook:
         """Returns the pending fills (in the storage of a place), in order; those of memory that is gone are dropped."""
         if place is not None:
             storage = self._storages.get(place.storage_id)
-            writes: Sequence[Write] = () if storage is None else storage.writes
-            return [write for write in writes if isinstance(write, PendingFill) and write.is_pending]
-        return [fill for fill in self.fills() if fill.is_pending]
+            return [] if storage is None else storage.pending()
+        self._purge(self._with_requests)
+        found = {key: fills for key, storage in self._with_requests.items() if (fills := storage.pending())}
+        self._with_requests = {key: self._storages[key] for key in found}
+        return sorted(chain.from_iterable(found.values()), key=_order_of)
+
+    def asked_by(self, call: Done) -> list[PendingFill]:
+        """Returns the fills that a call requested and that still show, in memory that is alive, in order."""
+        fills = self._asked_by.get(call, ())
+        return [fill for fill in fills if fill.shows and not _is_gone(fill.place.storage_id)]
 
     def fills(self) -> list[PendingFill]:
         """Returns all fills that still show, in memory that is alive, in order."""
         self._purge()
         storages = self._storages.values()
-        fills = [write for storage in storages for write in storage.writes if isinstance(write, PendingFill)]
+        fills = [write for storage in storages for write in storage if isinstance(write, PendingFill)]
         fills.sort(key=_order_of)
         return fills
 
@@ -370,17 +307,12 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         if storage is None:
             return False
-        if any(write.place.covers(place) for write in storage.writes):
+        writes = storage.at(place)
+        if any(write.place.covers(place) for write in writes):
             return True
         if storage.is_marked and bool((_bytes_of(storage) != _UNTOUCHED).any()):
             return True
-        touching = [write.place for write in self.writes_at(place) if write.place.dtype == place.dtype]
-        if not touching:
-            return False
-        mask = torch.zeros(max(each.end for each in (*touching, place)), dtype=torch.bool, device="cpu")
-        for each in touching:
-            mask.as_strided(each.memory.shape, each.memory.steps, each.memory.first).fill_(True)
-        return bool(mask.as_strided(place.memory.shape, place.memory.steps, place.memory.first).all())
+        return place.is_filled_by([write.place for write in writes])
 
 
 _order_of = attrgetter("order")

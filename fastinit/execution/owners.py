@@ -9,8 +9,10 @@ import torch
 
 from ..plans import Box, Constant, Fill, Strided, row_major
 from ..shards.dtensor import boxes_of, is_sharded
-from .memory_book import MemoryBook, PendingFill, Stream
+from .memory_book import MemoryBook
 from .places import Place
+from .spans import Spans
+from .writes import PendingFill, Stream
 
 
 class Owner(NamedTuple):
@@ -29,22 +31,29 @@ class Owners:
     def __init__(self, named: Iterable[tuple[torch.Tensor, str]], book: MemoryBook, ordinal: Callable[[], str]) -> None:
         self.ordinal = ordinal
         """Returns ``#k``, the name of the next draw that has none."""
-        self._in: dict[int, list[Owner]] = {}
+        self._all: list[Owner] = []
+        self._first: dict[int, Owner] = {}
+        """By storage, the first of it, which is nearly always the only one."""
+        self._others: dict[int, Spans[Owner]] = {}
+        """By storage, those that hold what none before them holds."""
         for rank, (tensor, name) in enumerate(named):
             place = book.place_of(tensor)
             if place is not None:
-                self._in.setdefault(place.storage_id, []).append(Owner(rank, name, tensor, place))
+                self._all.append(owner := Owner(rank, name, tensor, place))
+                if self._first.setdefault(place.storage_id, owner) is not owner and self.of(place) is None:
+                    self._others.setdefault(place.storage_id, Spans()).add(place.start, place.end, owner)
 
     def of(self, place: Place) -> Owner | None:
         """Returns the first owner by name that holds all of the place."""
-        for owner in self._in.get(place.storage_id, ()):
-            held = owner.place
-            if held.dtype == place.dtype and held.start <= place.start and place.end <= held.end:
-                return owner
-        return None
+        first = self._first.get(place.storage_id)
+        if first is None or (first.place.dtype == place.dtype and first.place.has_span_of(place)):
+            return first
+        others = self._others.get(place.storage_id)
+        held = [] if others is None else others.holding(place.start, place.end)
+        return next((owner for owner in held if owner.place.dtype == place.dtype), None)
 
     def __iter__(self) -> Iterator[Owner]:
-        return iter(sorted((owner for owners in self._in.values() for owner in owners), key=lambda owner: owner.rank))
+        return iter(self._all)
 
 
 def stream_of(pending: PendingFill, owners: Owners) -> Stream:

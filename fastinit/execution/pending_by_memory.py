@@ -15,11 +15,12 @@ from ..plans import Call, Copy, Fill, Replay, describe, names_line
 from ..shards.dtensor import is_sharded
 from .done import Done
 from .ledger import Ledger
-from .memory_book import MemoryBook, PendingFill, State
+from .memory_book import MemoryBook
 from .owners import Owner, Owners, fill_for, fills_for
 from .places import Place
 from .runner import ask_if_sharded, execute, prepare
 from .scope import Scope
+from .writes import OtherWrite, PendingFill, State
 
 
 class ByMemory:
@@ -104,7 +105,9 @@ class ByMemory:
 
     def named(self) -> Iterable[Fill]:
         """Returns the fills that rules requested and that still show."""
-        return (fill.named for fill in self.book.fills() if fill.named is not None)
+        for fill in self.book.fills():
+            if fill.named is not None:
+                yield fill.named
 
     def for_part(self) -> ByMemory:
         """Returns itself: a part's fills may stay pending until something reads them."""
@@ -209,18 +212,21 @@ class ByMemory:
         with self.book.paused():
             unkeyed: dict[str, None] = {}
             owners, is_whole = self.owners(scope), scope.effective is scope
-            fills = self.book.fills()
-            ledger = done.open_ledger(each.named for each in fills if each.named is not None)
+            ledger = done.open_ledger(self.named())
             # A part of a larger call reports what it requested itself, and leaves the rest to that.
-            own = [each for each in fills if (each.scope is scope if is_whole else each.asked_by is done)]
+            fills = self.book.fills() if is_whole else self.book.asked_by(done)
+            own = [each for each in fills if each.scope is scope or not is_whole]
             done.add(list(self._settled(own, owners, ledger, unkeyed)))
-            if is_whole:  # blocks with seeds of their own have reports of their own; that they wrote is known here, too
-                for each in fills:
-                    owner = owners.of(each.place) if each.scope is not scope else None
-                    if owner is not None and owner.tensor not in ledger.written:
-                        ledger.record(owner.tensor, each.info)
             for owner in owners if is_whole else ():
-                for other in self.book.others_at(owner.place):
+                writes = self.book.writes_at(owner.place)
+                # Blocks with seeds of their own have reports of their own; that they wrote is known here, too.
+                for each in writes:
+                    is_foreign = isinstance(each, PendingFill) and each.scope is not scope
+                    if is_foreign and owner.tensor not in ledger.written and owners.of(each.place) is owner:
+                        ledger.record(owner.tensor, each.info)
+                for other in writes:
+                    if not isinstance(other, OtherWrite):
+                        continue
                     if owner.tensor not in ledger.written:
                         ledger.record(owner.tensor, other.info)
                     if other.is_random and BACKENDS[scope.backends.on(owner.tensor.device)].IS_CONTRACT:

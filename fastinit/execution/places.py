@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
@@ -47,11 +49,33 @@ class Place:
         """Tells whether the spans of bytes have one in common."""
         return self.start < other.end and other.start < self.end
 
+    def has_span_of(self, other: Place) -> bool:
+        """Tells whether the span of bytes holds all of another's."""
+        return self.start <= other.start and other.end <= self.end
+
     def covers(self, other: Place) -> bool:
         """Tells for sure that every byte of ``other`` is one of this place."""
         if self.is_dense:
-            return self.start <= other.start and other.end <= self.end
+            return self.has_span_of(other)
         return self.geometry == other.geometry
+
+    def is_filled_by(self, others: Sequence[Place]) -> bool:
+        """Tells whether every element is one of those of other places, as far as they are of its dtype."""
+        others = [other for other in others if other.dtype == self.dtype]
+        if self.is_dense and all(other.is_dense for other in others):
+            own = self.memory
+            return not Strided(own.first, (own.span,), (1,)).minus(
+                (other.memory.first, other.memory.first + other.memory.span) for other in others
+            )
+        first = min(each.memory.first for each in (*others, self))
+        mask = torch.zeros(
+            max(each.memory.first + each.memory.span for each in (*others, self)) - first,
+            dtype=torch.bool,
+            device="cpu",
+        )
+        for each in others:
+            mask.as_strided(each.memory.shape, each.memory.steps, each.memory.first - first).fill_(True)
+        return bool(mask.as_strided(self.memory.shape, self.memory.steps, self.memory.first - first).all())
 
     def view(self, flat: tuple[int, int] | None = None) -> torch.Tensor | None:
         """Returns a tensor on the place (or on ``flat``, a stretch of elements), None where the storage is gone."""

@@ -7,21 +7,23 @@ operators that led to it, with the same numbers wherever they draw.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, Union
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_map
 
-from ..execution.memory_book import PendingFill, Stream
 from ..execution.owners import stream_of
 from ..execution.pending_by_memory import ByMemory
 from ..execution.places import Place
 from ..execution.runner import execute
 from ..execution.scope import Scope
 from ..execution.version_counters import tensors_in
+from ..execution.writes import PendingFill, Stream
 from ..plans import Box, Constant, Distribution, Fill, Strided
 from ..plans.arithmetic import Chain
 from .draws import draw, is_random
@@ -97,6 +99,20 @@ class Journal:
     """Storage -> its size, had it memory."""
     _known: set[PendingFill] = field(default_factory=set)
     """Fills that are among the entries, as they were."""
+    _noted: dict[int, int] = field(default_factory=dict)
+    """Storage -> the order of the last write when its fills were last looked at."""
+    _writers: dict[int, list[int]] = field(default_factory=dict)
+    """Storage -> the positions of the entries that write it, in order."""
+
+    def __post_init__(self) -> None:
+        entries, self.entries = self.entries, []
+        for entry in entries:
+            self._append(entry)
+
+    def _append(self, entry: Kept) -> None:
+        for storage_id in entry.writes:
+            self._writers.setdefault(storage_id, []).append(len(self.entries))
+        self.entries.append(entry)
 
     def note_fills(self, tensor: torch.Tensor, pending: ByMemory) -> None:
         """Keeps the fills in the storage of a tensor without memory, before an operator reads or changes it."""
@@ -108,9 +124,8 @@ class Journal:
 
     def note_fills_at(self, place: Place, pending: ByMemory) -> None:
         """As ``note_fills``."""
-        for each in pending.book.fills_in(place):
-            if each in self._known:
-                continue
+        after, self._noted[place.storage_id] = self._noted.get(place.storage_id, 0), pending.book.n_writes
+        for each in pending.book.fills_in(place, after):
             self._known.add(each)
             stream = None
             if not isinstance(each.distribution, Constant):
@@ -119,7 +134,7 @@ class Journal:
             seed = each.scope.seed.given if each.scope.outer is not None else None
             kept = KeptFill(each.place, each.distribution, steps, stream, seed, each.rule, each.info)
             self.n_bytes.setdefault(place.storage_id, _size_of(place))
-            self.entries.append(kept)
+            self._append(kept)
 
     def knows(self, fill: PendingFill) -> bool:
         """Tells whether a fill is among the entries."""
@@ -176,17 +191,33 @@ class Journal:
             if tensor.is_meta and (found := _storage_of(tensor)) is not None:
                 writes.add(found[0].storage_id)
         problem = problem or next(iter(problems), "")
-        self.entries.append(KeptOperator(func, kept_args, kept_kwargs, results, touched, writes, problem))
+        self._append(KeptOperator(func, kept_args, kept_kwargs, results, touched, writes, problem))
         return True
 
     def leading_to(self, storage_ids: Iterable[int]) -> list[Kept]:
         """Returns the entries, in order, that have part in what storages hold in the end."""
-        wanted, found = set(storage_ids), []
-        for entry in reversed(self.entries):
-            if entry.writes & wanted:
-                wanted |= entry.storage_ids
-                found.append(entry)
-        return found[::-1]
+        wanted: set[int] = set()
+        found: list[int] = []
+        later: list[int] = []  # a heap: positions behind which all are found, each negative
+
+        def want(storage_id: int, before: int) -> None:
+            """Puts the last entry before a position that writes a storage on the heap."""
+            writers = self._writers.get(storage_id, ())
+            if at := bisect_left(writers, before):
+                heappush(later, -writers[at - 1])
+
+        for storage_id in storage_ids:
+            wanted.add(storage_id)
+            want(storage_id, len(self.entries))
+        while later:
+            position = -heappop(later)
+            if found and found[-1] == position:
+                continue
+            found.append(position)
+            wanted |= self.entries[position].storage_ids
+            for storage_id in (self.entries[position].storage_ids | self.entries[position].writes) & wanted:
+                want(storage_id, position)
+        return [self.entries[position] for position in reversed(found)]
 
     def pruned(self, storage_ids: Iterable[int]) -> Journal:
         """Returns what has part in what storages hold, without all else."""

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from ..backends import BACKENDS
-from ..execution.memory_book import PendingFill, State
 from ..execution.pending_by_memory import ByMemory
 from ..execution.places import Place
 from ..execution.scope import Scope
 from ..execution.version_counters import tensors_in
+from ..execution.writes import PendingFill, State
 from ..plans import Constant, Distribution, Normal, Uniform
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
@@ -216,7 +216,7 @@ class Operators:
     def _overwrite(self, place: Place) -> None:
         """Makes a place ready for a write at once: what waits for it is dropped, or done where more waits than it."""
         self.book.forget(place)
-        if any(entry.place.meets(place) for entry in self.book.pending(place)):
+        if any(entry.is_pending for entry in self.book.fills_at(place)):
             self.read_place(place)
 
     def created(self, like: Any, func: Operator, args: Arguments, kwargs: Mapping[str, Any], values: Any) -> Any:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..execution.memory_book import PendingFill
 from ..execution.owners import Owner, Owners, index_in, stream_of
 from ..execution.pending_by_memory import ByMemory
 from ..execution.reports import Report
 from ..execution.scope import Scope
+from ..execution.writes import PendingFill
 from ..naming import Names, Prefix, join, renamed, walk
 from ..plans import Box, Constant, Distribution, Fill, Item, Replay, ReplayEntry, Strided, describe
 from ..plans.arithmetic import Chain
@@ -276,10 +276,14 @@ def recorded_computations(
     owners = [owner for owner in owners if owner.tensor.is_meta and not is_sharded(owner.tensor)]
     for owner in owners:
         journal.note_fills_at(owner.place, pending)
+    problem_of: dict[int, str | None] = {}  # of a storage that several may share; None: nothing leads to it
     for owner in owners:
-        leading = journal.leading_to([owner.place.storage_id])
-        problem = next((entry.problem for entry in leading if entry.problem), "")
-        if problem or not leading:
+        storage_id = owner.place.storage_id
+        if storage_id not in problem_of:
+            leading = journal.leading_to([storage_id])
+            problem_of[storage_id] = next((each.problem for each in leading if each.problem), "") if leading else None
+        problem = problem_of[storage_id]
+        if problem or problem is None:
             left[owner.name] += f" ({problem})" if problem else ""
         else:
             ref = Ref(owner.place, owner.tensor.is_conj(), owner.tensor.is_neg())

@@ -10,10 +10,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from fastinit.execution import memory_book
+from fastinit.execution.done import Done
 from fastinit.execution.ledger import Ledger
-from fastinit.execution.memory_book import MemoryBook, PendingFill, State, Stream
+from fastinit.execution.memory_book import MemoryBook
 from fastinit.execution.places import Place
 from fastinit.execution.scope import Scope
+from fastinit.execution.writes import PendingFill, State, Stream
 from fastinit.plans import Constant, Distribution, Normal, Strided
 
 SCOPE = Scope(None, None)
@@ -330,3 +332,61 @@ def test_a_ledger_within_another_gives_way_to_that_again(book: Book) -> None:
             pass
         book.fill(0)
     assert outer[0].written == {outer[1]} and inner[0].written == set()
+
+
+def test_a_ledger_finds_a_parameter_that_has_moved_within_its_storage(book: Book) -> None:
+    ledger, first, last, module = attributed(book)
+    with ledger.attributing(module, "nothing", book.sensing):
+        pass
+    first.data = book.tensor[8:12]
+    ledger.record(first, "moved")
+    with ledger.attributing(module, "fill", book.sensing):
+        book.fill(2)
+    assert ledger[first]["init_info"] == "fill" and last not in ledger.written
+
+
+def test_a_parameter_with_other_memory_of_its_storage_is_attributed_to_the_code_that_ran(book: Book) -> None:
+    ledger, first, _, module = attributed(book)
+    module.first = first
+    with ledger.attributing(module, "code", book.sensing):
+        first.data = book.tensor[8:12]
+    assert ledger[first]["init_info"] == "code"
+
+
+# --- many writes ------------------------------------------------------------------------------------------------------
+
+
+def test_the_fills_of_a_storage_that_were_added_last_are_those_behind_an_order(book: Book) -> None:
+    book.fill(0)
+    order = book.n_writes
+    book.wrote(book.at(1), "code", False)
+    later = [book.fill(2), book.fill(3)]
+    assert book.fills_in(book.at(), order) == later
+
+
+def test_what_a_call_asked_for_is_what_of_it_still_shows(book: Book) -> None:
+    call = Done(SCOPE, None)
+    covered, kept, broken = (
+        book.add(book.at(row), DRAW, SCOPE, "", "", asked_by=call, state=state)
+        for row, state in ((0, State.PENDING), (1, State.PENDING), (slice(2, 4), State.RUN))
+    )
+    assert book.asked_by(call) == [covered, kept, broken]
+    book.fill(0)
+    book.wrote(book.at(2), "code", False)
+    assert book.asked_by(call) == [kept]
+
+
+def test_a_call_that_asked_for_nothing_has_no_fills(book: Book) -> None:
+    book.fill(0)
+    assert book.asked_by(Done(SCOPE, None)) == []
+
+
+@pytest.mark.parametrize("n_rows", [3, 20])
+def test_a_place_is_written_by_rows_without_a_gap(n_rows: int) -> None:
+    book, tensor = MemoryBook(), torch.zeros(n_rows + 2, 4)
+    places = [book.place_of(row) for row in (*tensor[1:-1], tensor[1:-1], tensor)]
+    *rows, inside, whole = [place for place in places if place is not None]
+    for at, row in enumerate(rows):
+        assert not book.is_written(inside), at
+        book.add(row, DRAW, SCOPE, "", "")
+    assert book.is_written(inside) and not book.is_written(whole)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from fastinit.execution.memory_book import MemoryBook, PendingFill, State, Stream
+from fastinit.execution.memory_book import MemoryBook
 from fastinit.execution.owners import Owners, fill_for, fills_for, stream_of
 from fastinit.execution.places import Place
 from fastinit.execution.scope import Scope
+from fastinit.execution.writes import PendingFill, State, Stream
 from fastinit.plans import Box, Constant, Distribution, Fill, Normal, Strided
 
 SCOPE, DRAW = Scope(None, None), Normal(0, 1)

@@ -13,10 +13,11 @@ from torch import nn
 
 from fastinit.execution import pending_by_memory, runner
 from fastinit.execution.done import Done
-from fastinit.execution.memory_book import MemoryBook, PendingFill, State
+from fastinit.execution.memory_book import MemoryBook
 from fastinit.execution.pending_by_memory import ByMemory
 from fastinit.execution.places import Place
 from fastinit.execution.scope import Scope
+from fastinit.execution.writes import PendingFill, State
 from fastinit.plans import Box, Call, Constant, Copy, Fill, LoadResult, Normal
 
 pytestmark = cpp
