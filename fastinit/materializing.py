@@ -22,7 +22,8 @@ from .execution.memory_book import MemoryBook
 from .execution.reports import Report
 from .execution.runner import check
 from .naming import Prefix, unwrapped, walk
-from .own_code import Slot, adopt, own_code_for, protecting, run_own_code, warn_of_own_init
+from .own_code import Slot, adopt, own_code_for, protecting, run_own_code
+from .own_init import warn_of_own_init
 from .plans import Call, Copy, Fill, Item, Replay, names_line, tensors_of
 from .recording.capturing import recording
 from .recording.libraries import models_own_code

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base_module import has_own_configs
 from .execution.calls import OpenCall
 from .execution.memory_book import MemoryBook
 from .naming import join, walk
 from .plans import Call
-from .recording.libraries import own_code
+from .recording.libraries import own_code, tied_to_others
 from .recording.recipes import RecordedFill, in_order, recorded_fills
 from .recording.watch import Watch
 from .shards.dtensor import is_sharded
@@ -128,23 +127,32 @@ def run_own_code(
 def _run_code_of_models(of_models: Mapping[nn.Module, Callable[[], object]], call: OpenCall, watch: Watch) -> None:
     """Runs the code that models of transformers have for their modules, children first.
 
-    Their constructors tie weights after that, to those of the module that holds them first: what others would fill a
-    tied tensor with (a head, the embedding's) does not last.
+    Their constructors tie weights after that: what a module fills a tensor of another's with (a head, the embedding's)
+    does not last. So it goes first, and the other's code has the last word, if it has any. Where a model does not say
+    whose a tensor is, it is the first holder's.
     """
     root: Any = call.scope.root
-    first: dict[int, nn.Module] = {}
-    ties: dict[nn.Module, list[Slot]] = {}
+    holders: dict[int, list[Slot]] = {}
     paths: dict[nn.Module, str] = {}
     for path, module in walk(root):
         if module in paths:
             continue
         paths[module] = path
         for attribute, tensor in module._parameters.items():
-            if tensor is not None and first.setdefault(id(tensor), module) is not module:
-                ties.setdefault(module, []).append(Slot(module, path, module._parameters, attribute))
-    for module, function in of_models.items():
+            if tensor is not None:
+                holders.setdefault(id(tensor), []).append(Slot(module, path, module._parameters, attribute))
+    tied = tied_to_others(root)
+    ties: dict[nn.Module, list[Slot]] = {}
+    for slots in holders.values():
+        owner = next((slot for slot in slots if (slot.module, slot.attribute) not in tied), slots[0])
+        for slot in slots:
+            if slot.module is not owner.module:
+                ties.setdefault(slot.module, []).append(slot)
+    first = {module for module in of_models if module in ties and not module._modules}  # others come after children
+    for module in sorted(of_models, key=lambda module: module not in first):
+        function = of_models[module]
         with watch.book.paused():
-            held = _put_stand_ins(ties.get(module, ()))
+            held = _put_stand_ins(ties.get(module, ()) if module._modules else ())
         try:
             _call(function, "_init_weights", module, paths[module], call)
         finally:
@@ -213,25 +221,3 @@ def adopt(replaced: Sequence[Slot], target: torch.device, call: OpenCall, watch:
     if replaced:
         watch.book.generation += 1
         call.scope.names.renew()
-
-
-# Methods with which models initialize themselves; transformers' and mmengine's are run.
-_OWN_INITS = ("init_weights", "_init_weights", "initialize_weights", "weights_init")
-
-
-def warn_of_own_init(
-    model: nn.Module, rest: Sequence[Slot], of_models: Mapping[nn.Module, Callable[[], object]], call: OpenCall
-) -> None:
-    """Warns where a model has code to initialize itself that nobody runs, and parameters that it might be for."""
-    if not any(isinstance(slot.tensor, nn.Parameter) for slot in rest):
-        return
-    for module in model.modules():
-        name = next((name for name in _OWN_INITS if callable(getattr(module, name, None))), None)
-        if name is not None and module not in of_models and not has_own_configs(module):
-            call.scope.warn_once(
-                "materialize",
-                f"`{name}` of {type(module).__name__} is not run: parameters that no rule reaches get the values of "
-                f"their modules' reset_parameters. To have those of the model's own constructor, make it under "
-                f"`fastinit.capture()` and give materialize the recipe",
-            )
-            return

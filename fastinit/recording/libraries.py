@@ -91,5 +91,22 @@ def models_own_code(root: nn.Module) -> dict[nn.Module, Callable[[], object]]:
     return found
 
 
+def tied_to_others(root: nn.Module) -> set[tuple[nn.Module, str]]:
+    """Returns the places (module, attribute) of parameters that models of transformers tie to others."""
+    found: set[tuple[nn.Module, str]] = set()
+    for model in root.modules():
+        if not isinstance(model, _pretrained_model()):
+            continue
+        # By release: all of them with what they are tied to, or the names of those that are tied.
+        names = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()
+        for name in names:
+            path, _, attribute = name.rpartition(".")
+            try:
+                found.add((model.get_submodule(path), attribute))
+            except AttributeError:  # a pattern, or a part that this model does not have
+                continue
+    return found
+
+
 def _initialize(model: Any, module: nn.Module) -> None:
     model._init_weights(module)

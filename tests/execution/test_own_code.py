@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import needs
@@ -218,6 +220,71 @@ class WithInit(nn.Module):
 def test_a_models_own_init_that_is_not_run_is_warned_about() -> None:
     with pytest.warns(UserWarning, match="`_init_weights` of WithInit is not run.*capture"):
         fastinit.materialize(on_meta(WithInit), seed=0)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ByAFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = zeroed(nn.Linear(4, 4))
+
+
+class BehindTorchsBack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+        self.l.weight.data.uniform_(-1, 1)
+
+
+class ByAMethod(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+        self.make_last()
+
+    def make_last(self) -> None:
+        with torch.no_grad():
+            self.l.bias[0] = 3
+
+
+class ByItsBase(ByAMethod):
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("kind", [ByAFunction, BehindTorchsBack, ByAMethod, ByItsBase], ids=lambda kind: kind.__name__)
+def test_a_constructors_own_init_that_is_not_run_is_warned_about(kind: type[nn.Module]) -> None:
+    where = rf"init in the constructor of {kind.__name__} \(test_own_code.py:\d+\) is not run"
+    with pytest.warns(UserWarning, match=where):
+        fastinit.materialize(on_meta(lambda: nn.Sequential(kind())), seed=0)
+
+
+class Plain(nn.Module):
+    """Makes layers, ties them, and has a `reset_parameters`, which is run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head.weight = self.l.weight
+        self.scale = nn.Parameter(torch.empty(4))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+
+
+@pytest.mark.parametrize("kind", [Plain, partial(nn.Transformer, 8, 2, 1, 1, 8)], ids=["own", "of torch"])
+def test_constructors_that_only_make_layers_are_not_warned_about(kind: Callable[[], nn.Module]) -> None:
+    model = on_meta(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastinit.materialize(model, seed=0)
 
 
 @pytest.mark.parametrize("way", ["rules", "recipe"])

@@ -24,6 +24,7 @@ LAYERS = [
     ["recording"],
     ["weight_init", "base_module"],
     ["planning", "own_code"],
+    ["own_init"],
     ["materializing"],
     ["integrations", "demo"],
     ["__init__", "__main__"],

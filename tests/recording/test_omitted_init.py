@@ -22,6 +22,7 @@ pytestmark = needs.mark(needs.CPP)
 SMALL: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
 LLAMA = transformers.LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2)
 BERT = transformers.BertConfig(**SMALL, intermediate_size=48, is_decoder=False)
+CAMEMBERT = transformers.CamembertConfig(**SMALL, intermediate_size=48)  # whose head comes first
 OPT = transformers.OPTConfig(**SMALL, ffn_dim=48, max_position_embeddings=16, word_embed_proj_dim=32)
 
 
@@ -50,6 +51,7 @@ MODELS = {
     "adapters": with_adapters,
     "gaussian adapters": lambda: with_adapters("gaussian"),
     "BERT": lambda: transformers.BertForMaskedLM._from_config(BERT),
+    "CamemBERT": lambda: transformers.CamembertForMaskedLM._from_config(CAMEMBERT),
     "OPT": lambda: transformers.OPTForCausalLM._from_config(OPT),
     "encoder and decoder": encoder_decoder,
 }
@@ -73,7 +75,7 @@ def test_adapters_add_nothing_at_first() -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
-@pytest.mark.parametrize(("name", "row"), [("BERT", 0), ("OPT", 1)])
+@pytest.mark.parametrize(("name", "row"), [("BERT", 0), ("CamemBERT", 1), ("OPT", 1)])
 def test_the_padding_row_of_tied_weights_is_zero_without_a_recipe(name: str, row: int, backend: str) -> None:
     with torch.device("meta"):
         made = MODELS[name]()
