@@ -32,7 +32,8 @@ from .execution.defaults import Strict
 from .execution.ledger import update_init_info
 from .execution.reports import Report
 from .naming import Prefix
-from .plans import Constant, Distribution, Normal, Uniform
+from .plans import Constant, Distribution, Normal, Uniform, names_line
+from .recording.recipes import Recipe
 from .registry import WEIGHT_INITIALIZERS
 
 __all__ = [
@@ -116,7 +117,12 @@ def initialize(
         with call.pending.own_work():
             steps = steps_of(rules, call.scope)
         call.check(steps)
-        call.scope.check_complete(item for step in steps for item in step.items)
+        items = [item for step in steps for item in step.items]
+        call.scope.check_complete(items)
+        recipe = next((rule.where for rule in rules if isinstance(rule.initializer, Recipe)), None)
+        if recipe is not None and (left := call.scope.not_reached(items)):
+            text = names_line("parameters are not in the recipe, and no other rule reaches them", left)
+            call.scope.matches_nothing(recipe, "", f"{text}. They keep what they have")
         call.run(steps)
         return call.report()
 

@@ -39,6 +39,10 @@ def _why_not_numbers(distribution: Distribution, dtype: torch.dtype) -> str | No
     bounds = ("low", "high") if isinstance(distribution, TruncatedNormal) else ()  # they may be infinite
     if not all(math.isfinite(number.real) for name, number in numbers.items() if name not in bounds):
         return f"{describe(distribution)} is not finite"
+    if dtype != torch.float64:
+        most = torch.finfo(torch.float32).max
+        if any(abs(numbers.get(name, 0)) > most for name in ("mean", "std")):
+            return f"{describe(distribution)} has numbers beyond float32's, with which it is drawn"
     if isinstance(distribution, TruncatedNormal):
         try:
             truncation(*numbers.values())  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..plans import Constant, Distribution, Fill, Normal, Strided, TruncatedNormal, Uniform
+from ..plans import Constant, Distribution, Fill, Normal, Strided, TruncatedNormal, Uniform, describe
 from ..shards.dtensor import is_sharded
 from .generators import Generators
 
@@ -80,7 +80,9 @@ def why_short(tensor: torch.Tensor) -> str | None:
 
 @lru_cache(maxsize=4096)  # far more than a model has; each trial takes some microseconds
 def why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None:
-    """Returns why torch cannot fill a dtype with a distribution's values, None if it can."""
+    """Returns why torch cannot fill a dtype with a distribution's values, or only with NaN and inf; None if it can."""
+    if isinstance(distribution, Normal) and not (math.isfinite(distribution.mean) and math.isfinite(distribution.std)):
+        return f"{describe(distribution)} is not finite"
     # Try it in torch, with our own generator: a table of what torch supports would go stale. Two elements, because
     # torch checks less for one.
     try:

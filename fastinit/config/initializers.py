@@ -32,15 +32,16 @@ class BaseInit:
     Args:
         bias: the constant for biases.
         bias_prob: instead of ``bias``, the probability whose logit is the constant (classification heads).
-        layer: class names of the modules whose ``weight`` and ``bias`` are filled; names of direct base classes match
-            too.
+        layer: class names of the modules whose ``weight`` and ``bias`` are filled, or the classes, of which the names
+            count; names of direct base classes match too.
         param: instead of ``layer``, globs (or ``re:`` regular expressions) of the parameters to fill. Biases are
             matched like any other parameter, so ``bias`` and ``bias_prob`` are not allowed with it.
 
     Raises:
         TypeError: ``bias`` is not a number, ``bias_prob`` is not a float, or ``layer`` or ``param`` is neither a str
             nor a list of str.
-        ValueError: ``layer`` or ``param`` is empty, or ``param`` is combined with one of the others.
+        ValueError: ``layer`` or ``param`` is empty, ``param`` is combined with one of the others, or ``bias_prob`` is
+            not between 0 and 1 (ZeroDivisionError if it is 0).
     """
 
     wholemodule = False
@@ -53,14 +54,17 @@ class BaseInit:
         *,
         bias: float = 0,
         bias_prob: float | None = None,
-        layer: str | list[str] | None = None,
+        layer: str | type | list[str | type] | None = None,
         param: str | list[str] | None = None,
     ) -> None:
         if not isinstance(bias, (int, float)):
             raise TypeError(f"bias must be a number, but got a {type(bias)}")
         if bias_prob is not None and not isinstance(bias_prob, float):
             raise TypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
-        self.layer = _texts("layer", layer)
+        if bias_prob is not None and not 0 < bias_prob < 1:
+            kind = ZeroDivisionError if bias_prob == 0 else ValueError  # mmengine's, where it has one
+            raise kind(f"bias_prob must be a probability between 0 and 1, without these two, but got {bias_prob}")
+        self.layer = _texts("layer", _names_of_classes(layer))
         self.param = _texts("param", param)
         if self.param and (self.layer or bias_prob is not None or bias != 0):
             raise ValueError(
@@ -262,6 +266,8 @@ class Caffe2XavierInit(KaimingInit):
     """Fills weights as Caffe's xavier filler does: uniform, std = 1 / sqrt(fan_in)."""
 
     def __init__(self, **kwargs: Any) -> None:
+        if given := sorted(CAFFE2_XAVIER.keys() & kwargs.keys()):
+            raise TypeError(f"Caffe2XavierInit is Kaiming with {CAFFE2_XAVIER}, and takes no {', '.join(given)}")
         super().__init__(**CAFFE2_XAVIER, **kwargs)
 
 
@@ -372,6 +378,13 @@ def _check_runs_no_code(weights_only: object, allow: Any) -> None:
 
 def _label(function: object) -> str:
     return getattr(function, "__name__", type(function).__name__)
+
+
+def _names_of_classes(layer: Any) -> Any:
+    """Returns what ``layer`` may be with the names of classes in their place."""
+    if isinstance(layer, list):
+        return [each.__name__ if isinstance(each, type) else each for each in layer]
+    return layer.__name__ if isinstance(layer, type) else layer
 
 
 def _texts(argument: str, value: object) -> list[str]:

@@ -57,14 +57,17 @@ def nearest_layers(module: nn.Module, layers: Sequence[str]) -> str:
 def parameters_of_patterns(module: nn.Module, patterns: Sequence[str]) -> dict[torch.Tensor, str]:
     """Returns the selected parameters, each with the name that matched, in ``named_parameters`` order.
 
-    A tied parameter is selected by any of its names. Names are canonical and relative to ``module``.
+    A tied parameter is selected by any of its names. Names are canonical and relative to ``module``. A pattern that is
+    a parameter's name (``a[0]`` in a ParameterDict) selects that parameter and no other.
 
     Raises:
         ValueError: an invalid regular expression.
     """
-    matchers = [_matcher(pattern) for pattern in patterns]
+    names_of = named_parameters(module)
+    present = {name for names in names_of.values() for name in names}
+    matchers = [pattern.__eq__ if pattern in present else _matcher(pattern) for pattern in patterns]
     found = {}
-    for parameter, names in named_parameters(module).items():
+    for parameter, names in names_of.items():
         name = next((name for name in names for matches in matchers if matches(name)), None)
         if name is not None:
             found[parameter] = name

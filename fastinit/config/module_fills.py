@@ -38,13 +38,14 @@ def module_fills(
             if not isinstance(found, torch.Tensor):  # None; or a flag, such as the `bias` of nn.LSTM
                 continue
             tensor = found
+            recomputed = recomputed or (isinstance(module, nn.Module) and _is_computed(module, attribute, tensor))
         name = scope.names.name_of(tensor, module, attribute)
         if recomputed:
             scope.warn_once(
                 rule,
-                f"{name!r} is computed from other parameters of {type(module).__name__} (a parametrization or weight "
-                f"norm), so filling it has no lasting effect. Initialize before registering the parametrization, or "
-                f"fill the underlying parameters by a rule with `param`",
+                f"{name!r} is computed from other parameters of {type(module).__name__} (a parametrization, weight "
+                f"norm or a property), so filling it has no lasting effect. Initialize before registering the "
+                f"parametrization, or fill the underlying parameters by a rule with `param`",
             )
         distribution = weight_distribution if attribute == "weight" else bias_distribution
         yield parameter_fill(tensor, name, distribution, rule, info)
@@ -85,6 +86,16 @@ def is_recomputed(module: nn.Module, attribute: str) -> bool:
         return True
     # Where torch.nn.utils.weight_norm, spectral_norm and prune keep the parameters that they compute it from.
     return any(f"{attribute}{suffix}" in module._parameters for suffix in ("_g", "_orig"))
+
+
+def _is_computed(module: nn.Module, attribute: str, tensor: torch.Tensor) -> bool:
+    """Tells whether a tensor that is no parameter of a module's own was computed: by a property or a hook of it."""
+    if tensor.grad_fn is not None and not tensor._is_view():
+        return True
+    if isinstance(tensor, nn.Parameter) or attribute in module._buffers or attribute in vars(module):
+        return False
+    storages = {each.untyped_storage()._cdata for each in (*module.parameters(), *module.buffers())}
+    return tensor.layout == torch.strided and tensor.untyped_storage()._cdata not in storages
 
 
 @contextmanager

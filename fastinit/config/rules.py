@@ -81,6 +81,8 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
             if not _is_initializer(item):
                 raise TypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
             return [Rule(where, item, module, isinstance(item, PretrainedInit))]
+        if others := [key for key in item if not isinstance(key, str)]:
+            raise TypeError(f"the keys of a rule must be texts, but it has {others[0]!r} of {type(others[0])}")
         cfg = copy.deepcopy(item)
         override = cfg.pop("override", None)
         if cfg.get("param", "") is None:  # the same as absent, as for `layer` and `override`
@@ -121,6 +123,11 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
             cfg = main_cfg  # only a name: the main rule, applied there
         elif "type" not in cfg:
             raise ValueError(f'`override` need "type" key, but got {cfg}')
+        if not isinstance(name, str):
+            raise TypeError(
+                f"`name` of an override must be the name of one attribute, but got {name!r} of {type(name)}. For "
+                f"several write a list of overrides, one for each"
+            )
         if not hasattr(module, name):
             raise RuntimeError(
                 f"module did not have attribute {name}, but init_cfg is {cfg}. It must be a direct attribute of "
@@ -128,9 +135,9 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
             )
         target = getattr(module, name)
         if not isinstance(target, nn.Module):
+            advice = f". For a parameter write a rule with param={name!r}" if name in module._parameters else ""
             raise AttributeError(
-                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__}, not a module. For a "
-                f"parameter write a rule with param={name!r}"
+                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__}, not a module{advice}"
             )
         initializer = _build(cfg)
         initializer.wholemodule = True

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import warn_user
-from ..plans import Distribution, Normal, TruncatedNormal, Uniform
+from ..plans import Distribution, Normal, TruncatedNormal, Uniform, real_number
 
 FAN_MODES = ("fan_in", "fan_out")
 
@@ -31,7 +31,9 @@ def xavier(shape: Sequence[int], gain: float = 1, distribution: str = "normal", 
         AssertionError: an unknown ``distribution``.
         ValueError: fewer than two dimensions.
     """
-    return centred(distribution)(float(gain * math.sqrt(2.0 / float(sum(fans(shape, batch_dims))))))
+    of_std = centred(distribution)
+    real_number("gain", gain)
+    return of_std(float(gain * math.sqrt(2.0 / float(sum(fans(shape, batch_dims))))))
 
 
 def kaiming(
@@ -63,7 +65,7 @@ def kaiming(
         warn_user("Initializing zero-element tensors is a no-op")
         return Normal(0.0, 0.0)
     fan = _fan(shape, mode, batch_dims)
-    return of_std(float(torch.nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan)))  # type: ignore[arg-type]
+    return of_std(gain_of(nonlinearity, a) / math.sqrt(fan))
 
 
 def truncated_normal(mean: float, std: float, a: float, b: float) -> TruncatedNormal:
@@ -92,6 +94,29 @@ def bias_init_with_prob(prior_prob: float) -> float:
         -4.59511985013459
     """
     return float(-np.log((1 - prior_prob) / prior_prob))
+
+
+# As torch.nn.init.calculate_gain knows them.
+NONLINEARITIES = (
+    *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("sigmoid", "tanh", "relu", "leaky_relu", "selu"),
+)
+
+
+def gain_of(nonlinearity: str, a: float) -> float:
+    """Returns the gain of a nonlinearity, as ``torch.nn.init.calculate_gain`` has it.
+
+    Args:
+        nonlinearity: one of ``NONLINEARITIES``.
+        a: the negative slope, for "leaky_relu".
+
+    Raises:
+        ValueError: torch does not know it; the message lists those that it does.
+    """
+    try:
+        return float(torch.nn.init.calculate_gain(nonlinearity, a))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{error}. The gains that torch knows: {', '.join(NONLINEARITIES)}") from error
 
 
 # --- fans and standard deviations ------------------------------------------------------------------------------------
@@ -126,12 +151,14 @@ def centred(distribution: str) -> Callable[[float], Distribution]:
     Raises:
         AssertionError: the name is neither "normal" nor "uniform".
     """
-    if distribution not in ("uniform", "normal"):
+    if not isinstance(distribution, str) or distribution not in ("uniform", "normal"):
         raise AssertionError(f"distribution must be 'uniform' or 'normal', but got {distribution!r}")
     return _CENTRED[distribution]
 
 
 def _fan(shape: Sequence[int], mode: str, batch_dims: int) -> int:
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be one of {list(FAN_MODES)}, but got {mode!r} of {type(mode)}")
     if mode.lower() not in FAN_MODES:
         raise ValueError(f"Mode {mode.lower()} not supported, please use one of {list(FAN_MODES)}")
     return fans(shape, batch_dims)[FAN_MODES.index(mode.lower())]

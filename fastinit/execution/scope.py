@@ -147,18 +147,20 @@ class Scope:
 
         Code of others may write whatever is below the module that it is called for.
         """
-        if self.strict != "complete":
-            return
+        if self.strict == "complete" and (left := self.not_reached(items)):
+            raise RuntimeError(
+                f"strict='complete': {names_line('parameters that no rule reaches', left)}. Add rules for them, e.g. "
+                f"dict(type='Constant', val=0, param={left[0]!r})"
+            )
+
+    def not_reached(self, items: Iterable[Item]) -> list[str]:
+        """Returns the names of the parameters that no item can write."""
         written: set[torch.Tensor] = set()
         for item in items:
             written.update(tensors_of(item))
             if isinstance(item, Call) or (isinstance(item, Copy) and (item.unknown or item.runs_own_code)):
                 written.update(item.module.parameters())
-        if left := [name for tensor, name in self.parameters().items() if tensor not in written]:
-            raise RuntimeError(
-                f"strict='complete': {names_line('parameters that no rule reaches', left)}. Add rules for them, e.g. "
-                f"dict(type='Constant', val=0, param={left[0]!r})"
-            )
+        return [name for tensor, name in self.parameters().items() if tensor not in written]
 
     def warn_once(self, where: str, message: str) -> None:
         """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again."""

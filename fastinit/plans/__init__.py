@@ -3,7 +3,17 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
-from .distributions import Constant, Distribution, Normal, Number, TruncatedNormal, Uniform, describe, numbers_of
+from .distributions import (
+    Constant,
+    Distribution,
+    Normal,
+    Number,
+    TruncatedNormal,
+    Uniform,
+    describe,
+    numbers_of,
+    real_number,
+)
 from .geometry import Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
 from .rows import COLUMNS, MAX_ROWS, Plan, Row, row_json, rows_of, table_of
@@ -39,6 +49,7 @@ __all__ = [
     "nothing_copied",
     "numbers_of",
     "row_json",
+    "real_number",
     "row_major",
     "rows_of",
     "table_of",

@@ -56,7 +56,7 @@ class Uniform(_Numbers):
     high: float
 
     def __post_init__(self) -> None:
-        self._settle(low=_float("low", self.low), high=_float("high", self.high))
+        self._settle(low=real_number("low", self.low), high=real_number("high", self.high))
         if not self.low <= self.high:
             raise RuntimeError(f"uniform expects low <= high, but found low={self.low}, high={self.high}")
 
@@ -70,7 +70,7 @@ class Normal(_Numbers):
     std: float
 
     def __post_init__(self) -> None:
-        self._settle(mean=_float("mean", self.mean), std=_float("std", self.std))
+        self._settle(mean=real_number("mean", self.mean), std=real_number("std", self.std))
         if not self.std >= 0:
             raise RuntimeError(f"normal expects std >= 0.0, but found std {self.std}")
 
@@ -87,10 +87,10 @@ class TruncatedNormal(_Numbers):
 
     def __post_init__(self) -> None:
         self._settle(
-            mean=_float("mean", self.mean),
-            std=_float("std", self.std),
-            low=_float("low", self.low),
-            high=_float("high", self.high),
+            mean=real_number("mean", self.mean),
+            std=real_number("std", self.std),
+            low=real_number("low", self.low),
+            high=real_number("high", self.high),
         )
         if self.std == 0:
             raise ZeroDivisionError("trunc_normal expects std > 0.0, but found std 0.0; a Constant needs no std")
@@ -106,13 +106,25 @@ Distribution = Union[Constant, Uniform, Normal, TruncatedNormal]
 def _scalar(what: str, value: Any) -> Any:
     """Returns a plain Python number for a number, a numpy scalar or a tensor of one element."""
     if hasattr(value, "item"):
+        n = value.numel() if hasattr(value, "numel") else getattr(value, "size", 1)
+        if n != 1:
+            raise TypeError(f"{what} must be one number, but got {n}, in a {type(value)}")
         value = value.item()
     if not isinstance(value, (bool, int, float, complex)):
         raise TypeError(f"{what} must be a number, but got {value!r} of {type(value)}")
     return value
 
 
-def _float(what: str, value: Any) -> float:
+def real_number(what: str, value: Any) -> float:
+    """Returns a real number as a float.
+
+    Args:
+        what: what messages call it.
+        value: a number, a numpy scalar or a tensor of one element.
+
+    Raises:
+        TypeError: it is none of these, or complex.
+    """
     number = _scalar(what, value)
     if isinstance(number, complex):
         raise TypeError(f"{what} must be a real number, but got {number!r}")

@@ -111,6 +111,8 @@ def test_version_counters_are_bumped_as_an_in_place_operation_would():
         ),
         (torch.zeros(3, dtype=torch.int64), dict(type="TruncNormal"), "no random numbers into torch.int64"),
         (torch.zeros(3), dict(type="Normal", mean=math.inf), "not finite"),
+        (torch.zeros(3), dict(type="Normal", std=1e39), "numbers beyond float32's"),
+        (torch.zeros(3), dict(type="TruncNormal", mean=1e39, a=0, b=2e39), "numbers beyond float32's"),
         (torch.zeros(3, dtype=torch.float16), dict(type="Uniform", a=-1e5, b=1e5), "out of bounds"),
         (torch.eye(3).to_sparse(), dict(type="Constant", val=1), "plain strided tensors"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import needs
+import numpy as np
 import pytest
 import torch
 from helpers import assert_same_tensors, tensors
@@ -50,7 +51,7 @@ GOOD = dict(type="Normal", layer="Conv2d")
         (dict(type="Constant", val="x", layer="Conv2d"), TypeError, "parameter 'feat.weight': val must be a number"),
         (dict(type="Constant", val=1, layer=[]), ValueError, "init_cfg[1]: layer is an empty list"),
         (
-            dict(type="Constant", val=1, layer=[nn.Linear]),
+            dict(type="Constant", val=1, layer=[nn.Linear(1, 1)]),
             TypeError,
             "layer must be a str or a list of str, but it holds ",
         ),
@@ -59,6 +60,40 @@ GOOD = dict(type="Normal", layer="Conv2d")
             dict(type="Xavier", layer="Linear", distribution="norml"),
             AssertionError,
             "'uniform' or 'normal', but got 'norml'",
+        ),
+        (
+            dict(type="Kaiming", layer="Linear", mode={}),
+            TypeError,
+            "mode must be one of ['fan_in', 'fan_out'], but got {}",
+        ),
+        (dict(type="Kaiming", layer="Linear", nonlinearity="gelu"), ValueError, "The gains that torch knows: linear,"),
+        (
+            dict(type="Xavier", layer="Linear", gain="x"),
+            TypeError,
+            "'head.0.weight': gain must be a number, but got 'x'",
+        ),
+        (dict(type="Xavier", layer="Linear", gain=1 + 2j), TypeError, "gain must be a real number, but got (1+2j)"),
+        (dict(type="Normal", layer="Linear", std=torch.ones(2)), TypeError, "std must be one number, but got 2"),
+        (dict(type="Normal", layer="Linear", std=float("inf")), RuntimeError, "std=inf) is not finite"),
+        (
+            dict(type="Xavier", layer="Linear", distribution=np.array(["normal", "uniform"])),
+            AssertionError,
+            "distribution must be 'uniform' or 'normal', but got array",
+        ),
+        *(
+            (
+                dict(type="Normal", layer="Linear", bias_prob=number),
+                ValueError,
+                "bias_prob must be a probability between",
+            )
+            for number in (1.5, -0.1, 1.0, float("nan"))
+        ),
+        ({"type": "Normal", 3: 4}, TypeError, "the keys of a rule must be texts, but it has 3"),
+        (dict(type="Caffe2Xavier", mode="fan_in"), TypeError, "Caffe2XavierInit is Kaiming with"),
+        (
+            dict(type="Normal", layer="Linear", override=dict(type="Normal", name=["feat", "head"])),
+            TypeError,
+            "`name` of an override must be the name of one attribute, but got ['feat', 'head']",
         ),
         (dict(type="Kaiming", layer="Linear", mode="fan"), ValueError, "Mode fan not supported, please use one of"),
         (

@@ -243,3 +243,72 @@ def test_batch_dims_must_leave_two_dimensions(batch_dims, error):
 def test_types_without_fans_take_no_batch_dims():
     with pytest.raises(TypeError, match="unexpected keyword argument 'batch_dims'.* NormalInit takes mean, std, bias"):
         fastinit.plan(model(), dict(type="Normal", param="*", batch_dims=1))
+
+
+# --- names that are patterns, classes as layers, computed weights -----------------------------------------------------
+
+
+def test_a_parameters_exact_name_selects_it_alone_even_if_it_is_a_pattern():
+    model = nn.Module()
+    names = ("a[0]", "a0", "x*y", "xzy", "re:w")
+    model.pd = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in names})
+    for name in ("a[0]", "x*y", "re:w"):
+        report = fastinit.initialize(model, dict(type="Constant", val=1, param=f"pd.{name}"))
+        assert [row.parameter for row in report.rows] == [f"pd.{name}"]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, [nn.Linear], ["Conv2d", nn.Linear]], ids=str)
+def test_a_layer_may_be_a_class(layer):
+    model = nn.Sequential(nn.Linear(2, 2))
+    fastinit.initialize(model, dict(type="Constant", val=3.0, layer=layer))
+    assert (model[0].weight == 3).all()
+
+
+class Scaled(nn.Linear):
+    """As equalized learning rates have it."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_parameter("raw", self._parameters.pop("weight"))
+
+    @property
+    def weight(self):
+        return self.raw * 0.1
+
+
+class Hooked(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_parameter("raw", self._parameters.pop("weight"))
+        self.weight = self.raw * 0.1
+
+
+@pytest.mark.parametrize("kind", [Scaled, Hooked])
+def test_a_weight_that_is_computed_warns_whatever_computes_it(kind):
+    with pytest.warns(UserWarning, match="'0.weight' is computed from other parameters"):
+        fastinit.initialize(nn.Sequential(kind()), dict(type="Constant", val=1.0, layer="Linear"))
+
+
+class Transposed(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_parameter("raw", self._parameters.pop("weight"))
+
+    @property
+    def weight(self):
+        return self.raw.T
+
+
+class Loose(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.zeros(2)
+
+
+@pytest.mark.parametrize("kind", [Transposed, Loose])
+def test_a_weight_that_is_a_view_or_a_plain_tensor_lasts_and_does_not_warn(kind):
+    module = kind()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastinit.initialize(nn.Sequential(module), dict(type="Constant", val=1.0, layer=["Linear", "Loose"]))
+    assert (module.weight == 1).all()

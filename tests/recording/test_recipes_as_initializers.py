@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -194,3 +195,17 @@ def test_the_name_of_a_parameter_with_anothers_stream_collides_with_none(monkeyp
 def test_importing_fastinit_brings_the_integration_of_mmengine_without_mmengine() -> None:
     code = "import sys, fastinit; assert callable(fastinit.integrations.mmengine.enable); assert 'mmengine' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_recipe_that_covers_less_than_the_model_warns_and_is_refused_under_strict() -> None:
+    with fastinit.capture() as recipe, torch.device("meta"):
+        nn.Sequential(nn.Linear(4, 4))
+    larger = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match="2 parameters are not in the recipe.*: 1.weight, 1.bias. They keep what they"):
+        fastinit.initialize(larger, recipe, seed=0)
+    with pytest.raises(RuntimeError, match="2 parameters are not in the recipe"):
+        fastinit.initialize(larger, recipe, seed=0, strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastinit.initialize(larger, [recipe, dict(type="Normal", layer="Linear")], seed=0)
+        fastinit.initialize(nn.Sequential(nn.Linear(4, 4)), recipe, seed=0)
