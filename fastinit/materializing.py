@@ -79,7 +79,7 @@ def materialize(
     strict = bool(default_strict() if strict is None else check_strict(strict))
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
-    slots = list(_slots(model))
+    slots = list(slots_of(model))
     is_tree = init_cfg is None and has_own_configs(unwrapped(model))
     opening = open_call(model, backend=backend, seed=seed, prefix=prefix, strict=strict, devices={target})
     with _restoring(model, slots), opening as call, recording(call, is_lost=True) as watch:
@@ -164,8 +164,12 @@ def _is_known(item: Item) -> bool:
     return isinstance(item, (Fill, Replay))
 
 
-def _slots(model: nn.Module) -> Iterator[Slot]:
-    """Yields where meta tensors are held; one for each holder of a tied tensor."""
+def slots_of(model: nn.Module) -> Iterator[Slot]:
+    """Yields where meta tensors are held; one for each holder of a tied tensor.
+
+    Raises:
+        RuntimeError: one of them cannot get memory.
+    """
     seen: set[nn.Module] = set()
     for path, module in walk(model):
         if module in seen:

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from .base_module import has_own_configs, steps_of_tree
-from .config.rules import parse, steps_of
+from .config.rules import Rule, parse, steps_of
 from .errors import check_module
-from .execution.calls import Step, new_scope
+from .execution.calls import Step, new_scope, open_call
+from .execution.collector import uncollected
 from .execution.defaults import Strict
 from .execution.reports import plan_of
 from .execution.runner import check
 from .execution.scope import Scope
+from .materializing import slots_of
 from .naming import Prefix, unwrapped
-from .plans import Plan
+from .own_code import Slot, run_own_code
+from .plans import Item, Plan, Replay, ReplayEntry, tensors_of
+from .recording.capturing import capture, recording
+from .recording.libraries import models_own_code
+from .recording.recipes import Recipe, recorded_computations, recorded_fills
 
 
 def plan(
-    module: nn.Module,
+    module: nn.Module | Callable[[], nn.Module],
     init_cfg: Any = None,
     *,
+    device: torch.device | str | None = None,
     backend: str | None = None,
     seed: int | None = None,
     prefix: Prefix = "",
     strict: Strict | None = None,
 ) -> Plan:
-    """Returns the plan of ``initialize`` (with a config) or ``init_weights`` (without one); nothing is written.
+    """Returns the plan of an initialization; nothing is written.
+
+    It is that of ``initialize`` (with a config or recipe) or of ``init_weights`` (without one). With ``device`` it is
+    that of ``materialize``, with the rows that modules' own code writes. For a function that makes a model it is that
+    of ``build``: the function runs on the meta device.
 
     Works on meta models too. Only names and shapes of checkpoints are read. Nothing is downloaded: a checkpoint that is
     not on this machine yet is a single row.
 
     Args:
-        module: any ``nn.Module``; without ``init_cfg`` a BaseModule.
-        init_cfg, backend, seed, prefix, strict: as for ``initialize``.
+        module: any ``nn.Module``; without ``init_cfg`` and ``device`` a BaseModule. Or a function without arguments
+            that makes one; a config that is given with it comes after its own init.
+        init_cfg: as for ``initialize``; also what ``capture`` gave.
+        device: where ``materialize`` is to put the model, which is on the meta device.
+        backend, seed, prefix, strict: as for ``initialize``.
 
     Raises:
         TypeError: ``init_cfg`` is None and ``module`` is not a BaseModule.
-        Others: as for ``initialize``.
+        RuntimeError: modules' own code looks at values, which are not there yet.
+        Others: as for ``initialize``, and as the function.
 
     Example:
         >>> import fastinit, torch
@@ -49,19 +66,96 @@ def plan(
         bias       2      float32  cpu     constant(0)                  init_cfg  torch
         2 rows, 10 elements; numbers: torch; seed: 1
     """
+    target = None if device is None else torch.device(device)
+    if target is not None and target.type == "meta":
+        raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+    recipe = None
+    if not isinstance(module, nn.Module) and callable(module):
+        module, recipe = _made(module)
+        target = target or torch.empty(0).device
     check_module(module)
-    scope = new_scope(module, backend=backend, seed=seed, prefix=prefix, strict=strict, is_dry=True, is_offline=True)
-    items = [item for step in steps_for(module, init_cfg, scope) for item in step.items]
+    how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict, is_dry=True, is_offline=True)
+    scope = new_scope(module, meta=target, **how)
+    rules = [] if recipe is None else [Rule("the function", recipe, module, False)]
+    steps = steps_of(rules, scope)
+    if recipe is None or init_cfg is not None:  # `build` runs no init_weights
+        steps += _steps_for(module, init_cfg, scope, is_needed=target is None)
+    items = [item for step in steps for item in step.items]
+    if target is not None and recipe is None:
+        items += own_items(module, items, target, how)
     check(items, scope, needs_memory=False)
     scope.check_complete(items)
-    return plan_of(items, scope)
+    return plan_of(items, scope, target)
 
 
-def steps_for(module: nn.Module, init_cfg: Any, scope: Scope) -> list[Step]:
+def _made(factory: Callable[[], nn.Module]) -> tuple[nn.Module, Recipe]:
+    """Returns the model that a function makes, on the meta device, and what gave it its values."""
+    with capture() as recipe, torch.device("meta"):
+        model = factory()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"plan needs a module or a function that returns one, but it returned {type(model)}")
+        recipe.bind(model)
+    return model, recipe
+
+
+def _steps_for(module: nn.Module, init_cfg: Any, scope: Scope, *, is_needed: bool) -> list[Step]:
     """Returns the steps of a config (or recipe) or, if it is None, of the module's own configs."""
     if init_cfg is not None:
         return steps_of(parse(module, init_cfg), scope)
     base = unwrapped(module)
-    if not has_own_configs(base):
-        raise TypeError(f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own")
-    return steps_of_tree(base, scope)  # type: ignore[arg-type]
+    if has_own_configs(base):
+        return steps_of_tree(base, scope)  # type: ignore[arg-type]
+    if is_needed:
+        raise TypeError(
+            f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own. For the plan of "
+            f"`materialize`, which runs modules' own code, give a device"
+        )
+    return []
+
+
+def own_items(model: nn.Module, items: Sequence[Item], device: torch.device, how: dict[str, Any]) -> list[Item]:
+    """Returns what modules' own code writes where a model gets memory and no item reaches: it runs on the meta device.
+
+    Args:
+        model: on the meta device; it is as before in the end.
+        items: of rules and recipes.
+        device: that the model is to be on.
+        how: arguments of the call's scope.
+    """
+    slots = list(slots_of(model))
+    reached = {id(tensor) for item in items for tensor in tensors_of(item)}
+    rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.tensor.numel()]
+    others = [slot for slot in slots if id(slot.tensor) in reached]
+    before = [(slot, slot.tensor) for slot in slots]
+    recipe = Recipe(None, "", False)
+    try:
+        with open_call(model, devices={device}, meta=device, **how) as call, recording(call, is_lost=True) as watch:
+            run_own_code(rest, others, models_own_code(model), call, watch)
+            watch.book.generation += 1
+            with watch.book.paused(), uncollected():
+                call.scope.names.renew()
+                recipe.fills, unknown = recorded_fills(watch.pending, call.scope)
+                journal = watch.operators.journal
+                recipe.journal, recipe.computed, recipe.unknown = recorded_computations(
+                    watch.pending, call.scope, journal, unknown
+                )
+    finally:
+        for slot, tensor in before:
+            slot.tensors[slot.attribute] = tensor
+    names = {slot.name for slot in rest}
+    recipe.fills = {name: fills for name, fills in recipe.fills.items() if name in names}
+    recipe.computed = {name: made for name, made in recipe.computed.items() if name in names}
+    is_any = recipe.fills or recipe.computed
+    found = recipe.plan_items(model, new_scope(model, meta=device, **how), "materialize") if is_any else []
+    written = {id(tensor) for item in found for tensor in tensors_of(item)}
+    return [*found, *_made_anew([slot for slot in rest if id(slot.tensor) not in written])]
+
+
+def _made_anew(slots: Sequence[Slot]) -> list[Item]:
+    """Returns items for what own code computes or puts in place of what was there: its values are not known."""
+    items: list[Item] = []
+    for slot in {id(slot.tensor): slot for slot in slots}.values():
+        info = f"own code of {type(slot.module).__name__}"
+        entry = ReplayEntry(slot.name, slot.tensor, info)
+        items.append(Replay(slot.module, (entry,), "materialize", info, lambda entries, scope: None))
+    return items

@@ -96,9 +96,11 @@ class Choice:
     Answers are remembered: there are many fills, and a driver takes its time to answer.
     """
 
-    def __init__(self, asked: str) -> None:
+    def __init__(self, asked: str, meta: torch.device | None = None) -> None:
         self.asked = checked(asked)
         """The name of a backend, or "auto"."""
+        self._meta = meta
+        """The device for which the meta device stands: a plan may be asked for before there is memory."""
         self._on: dict[torch.device, str] = {}
         self._of: dict[Fill, str] = {}
         self._why_not_on: dict[tuple[str, torch.device], str | None] = {}
@@ -108,6 +110,7 @@ class Choice:
         """Returns the name of the backend for a device; only "auto" ever chooses."""
         if self.asked != AUTO:
             return self.asked
+        device = self._meta if self._meta is not None and device.type == "meta" else device
         if device not in self._on:
             able = (name for name in _PREFERRED.get(device.type, ()) if BACKENDS[name].why_not(device) is None)
             self._on[device] = next(able, "torch")

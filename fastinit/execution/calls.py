@@ -213,6 +213,7 @@ def open_call(
     prefix: Prefix = "",
     strict: Strict | None = None,
     devices: Iterable[torch.device] | None = None,
+    **dry: Any,
 ) -> Iterator[OpenCall]:
     """Opens a call for the block.
 
@@ -220,9 +221,10 @@ def open_call(
         root: the module whose names count; None for tensors that have no names.
         backend, seed, prefix, strict: as the user gave them.
         devices: of the tensors that will be filled; None: those of ``root``.
+        dry: more arguments of ``Scope``, where only a plan is wanted.
     """
     outer = _current.get()
-    scope = new_scope(root, backend=backend, seed=seed, prefix=prefix, strict=strict)
+    scope = new_scope(root, backend=backend, seed=seed, prefix=prefix, strict=strict, **dry)
     call = OpenCall(scope, outer, None if devices is None else frozenset(devices))
     _current.set(call)
     try:

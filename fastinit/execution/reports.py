@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from ..backends import engines_of, numbers_of
 from ..plans import (
     MAX_ROWS,
@@ -103,13 +105,19 @@ class Report:
         return f"{self.table()}\n{self.summary()}"
 
 
-def plan_of(items: Sequence[Item], scope: Scope) -> Plan:
-    """Returns items as a plan."""
+def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = None) -> Plan:
+    """Returns items as a plan.
+
+    Args:
+        items: in order.
+        scope: of the call that would run them.
+        device: on which tensors without memory are to be, where that is known.
+    """
     reached = {tensor for item in items for tensor in tensors_of(item)}
     unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
     backends = _backends_of(items, scope)
     numbers = numbers_of(scope.backends.used(backends))
-    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached)
+    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device)
 
 
 def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:

@@ -37,6 +37,7 @@ class Scope:
         backend, seed, prefix, strict: as the user gave them.
         is_dry: only a plan is wanted: the call takes no seed of ``use``.
         is_offline: nothing may be downloaded.
+        meta: the device for which the meta device stands in a plan.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Scope:
         strict: Strict | None = None,
         is_dry: bool = False,
         is_offline: bool = False,
+        meta: torch.device | None = None,
     ) -> None:
         if not isinstance(prefix, (str, Mapping)):
             raise TypeError(f"prefix must be a str or a map of names, but got {prefix!r} of {type(prefix)}")
@@ -62,7 +64,7 @@ class Scope:
         self.names: Names = outer.names if outer is not None and is_part else Names(root, prefix)
         if backend is None:
             backend = outer.backends.asked if outer is not None else default_backend()
-        self.backends: Choice = Choice(backend)
+        self.backends: Choice = Choice(backend, meta)
         given = None if seed is None else check_seed(seed)
         if given is None and outer is None:
             given = default_seed(own_names=bool(prefix), take=not is_dry)

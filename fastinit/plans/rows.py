@@ -182,11 +182,17 @@ class Plan:
     """The seed that was given, here or by ``use``; None: drawn or continued when the plan is executed."""
     unreached: tuple[str, ...]
     """Parameters that no row writes (rows of calls may still do so)."""
+    device: torch.device | None = None
+    """On which tensors without memory are to be, where that was said."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """The items as plain data, a row for each tensor or call."""
-        return rows_of(self.items, self.backends)
+        rows = rows_of(self.items, self.backends)
+        if self.device is None:
+            return rows
+        device = str(self.device)
+        return tuple(row._replace(device=device) if row.device == "meta" else row for row in rows)
 
     def table(self, max_rows: int | None = MAX_ROWS) -> str:
         """Returns the rows as text; ``max_rows=None`` shows all of them."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +30,7 @@ from ..execution.memory_book import MemoryBook
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
 from ..plans import TruncatedNormal
+from .compilers import keep_out, keeping_out, not_traced
 from .libraries import model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
 
@@ -65,6 +67,7 @@ class Watch:
                 "another task of this thread has a block of fastinit open (capture, build, materialize), and torch "
                 "would mix up what both do. Let one end before the other begins, or run them in threads"
             )
+        keep_out()
         with ExitStack() as stack:
             stack.enter_context(_globally_installed())
             stack.enter_context(_Functions(self))
@@ -150,17 +153,25 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # To keep torch.compile out of the method below, torch would import it first: a second, in each process.
+        # To keep torch.compile out of the method below, torch would import it first: a second, in each process. It is
+        # kept out by the means that it has in torch._C.
         return False
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._watch = watch
 
+    @not_traced
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        compiling = set_eval_frame(None)
+        try:
+            return self._run(func, types, args, kwargs or {})
+        finally:
+            set_eval_frame(compiling)
+
+    def _run(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._watch.is_idle:
             return func(*args, **kwargs)
         if types and any(kind.__name__ == "FakeTensor" for kind in types):
@@ -286,6 +297,7 @@ def _install(stack: ExitStack) -> None:
     # the public function was imported, it looks this one up when it is called.
     _replace(stack, torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
     _replace(stack, threading.Thread, "start", _start)
+    _replace(stack, torch, "compile", keeping_out)
     _replace(stack, torch, "manual_seed", _manual_seed)
     _replace(stack, torch.random, "manual_seed", _manual_seed)
     _replace(stack, torch.random, "fork_rng", _fork_rng)

@@ -23,9 +23,10 @@ LAYERS = [
     ["config"],
     ["recording"],
     ["weight_init", "base_module"],
-    ["planning", "own_code"],
+    ["own_code"],
     ["own_init"],
     ["materializing"],
+    ["planning"],
     ["integrations", "demo"],
     ["__init__", "__main__"],
 ]

@@ -199,7 +199,8 @@ def test_importing_fastinit_brings_the_integration_of_mmengine_without_mmengine(
 
 def test_a_recipe_that_covers_less_than_the_model_warns_and_is_refused_under_strict() -> None:
     with fastinit.capture() as recipe, torch.device("meta"):
-        nn.Sequential(nn.Linear(4, 4))
+        recorded_one = layer()
+    assert len(recipe.fills) == len(list(recorded_one.parameters()))
     larger = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with pytest.warns(UserWarning, match="2 parameters are not in the recipe.*: 1.weight, 1.bias. They keep what they"):
         fastinit.initialize(larger, recipe, seed=0)
