@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..plans import Distribution, Fill, Strided
 from ..plans.arithmetic import Chain
+from ..plans.geometry import row_major
 from .done import Done
 from .places import Place
 from .scope import Scope
@@ -117,6 +118,23 @@ class PendingFill(Write):
             self.draw = Draw({self: None}, self._stream)
         self.draw.fills[other] = None
         other.draw = self.draw
+
+    def reshape(self, place: Place) -> bool:
+        """Takes it for a fill of another view of the same memory, where that holds the same elements in the same order.
+
+        That changes nothing but the shape in which others may copy it: ``q.view(heads, -1)`` of a filled ``q``.
+
+        Returns whether it could.
+        """
+        before, after = self.place.memory, place.memory
+        is_same = self.place.dtype == place.dtype and before.first == after.first and self.place.numel == place.numel
+        in_order = before == Strided(before.first, before.shape, row_major(before.shape))
+        in_order = in_order and after == Strided(after.first, after.shape, row_major(after.shape))
+        can = is_same and in_order and self.draw is None and self.named is None
+        if can and self._stream is None:
+            self.place = place
+            return True
+        return False
 
     def leave(self) -> None:
         """Takes it out of a shared draw: it is overwritten, or its memory is gone."""

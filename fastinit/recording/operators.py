@@ -300,7 +300,7 @@ class Operators:
         place = self.book.place_of(target)
         if place is None:
             return NOT_HANDLED
-        sources = self._sources(source) if source.shape == target.shape and place.is_dense else []
+        sources = self._sources(source) if source.shape == target.shape else []
         values = [in_dtype(entry.distribution, source.dtype, target.dtype) for entry in sources]
         if sources and self._can_hold(sources, values, source, target):
             if not sources[0].is_pending or any(isinstance(e.values, Chain) for e in self.book.fills_at(place)):
@@ -320,11 +320,18 @@ class Operators:
         self.book.wrote(place, f"`copy_` at {where()}", False)
         return target
 
+    def waits(self, tensor: torch.Tensor) -> bool:
+        """Tells whether fills of a tensor's memory wait."""
+        place = self.book.place_of(tensor)
+        return place is not None and bool(self.book.pending(place))
+
     def _sources(self, tensor: torch.Tensor) -> list[PendingFill]:
         """Returns the fills that give a tensor its values, the first all of it; none where there is more to it."""
         place = self.book.place_of(tensor)
         entries = None if place is None else self.book.all_of(place)
-        if place is None or not entries or entries[0].place.geometry != place.geometry:
+        if place is None or not entries:
+            return []
+        if entries[0].place.geometry != place.geometry and not (len(entries) == 1 and entries[0].reshape(place)):
             return []
         mixed = any(entry.is_pending != entries[0].is_pending or entry.place.dtype != place.dtype for entry in entries)
         return [] if mixed or any(isinstance(entry.values, Chain) for entry in entries) else entries
@@ -548,6 +555,31 @@ def _copy(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, 
 @_handles("copy_")
 def _copy_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
     return ops.copy_into(func, args, kwargs)
+
+
+@_handles("cat", "stack")
+def _joined(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
+    """Joins tensors whose fills wait, as copies into an empty one: then each goes by the name that the whole gets."""
+    tensors, dim = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if not tensors:
+        return NOT_HANDLED
+    first: torch.Tensor = tensors[0]
+    alike = all(
+        each.dtype == first.dtype and each.device == first.device and each.is_contiguous() and each.numel()
+        for each in tensors
+    )
+    if not alike or not (first.is_meta or any(map(ops.waits, tensors))):
+        return NOT_HANDLED
+    shape = func([torch.empty(each.shape, device="meta") for each in tensors], dim).shape
+    joined, start = torch.empty(shape, dtype=first.dtype, device=first.device), 0
+    for index, each in enumerate(tensors):
+        if _name_of(func) == "stack":
+            part = joined.select(dim, index)
+        else:
+            part = joined.narrow(dim, start, each.shape[dim])
+            start += each.shape[dim]
+        ops.copy_into(aten.copy_.default, (part, each), {})
+    return joined
 
 
 # What gives a tensor values whatever it had.
