@@ -76,6 +76,8 @@ def materialize(
     target = torch.device(device)
     if target.type == "meta":
         raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device={str(device)!r}: torch {torch.__version__} finds no CUDA device")
     strict = bool(default_strict() if strict is None else check_strict(strict))
     if recipe is not None and not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
+from ..backends import checked
 from ..contract.streams import check_seed, fold_in
 from ..registry import allowing_imports
 
@@ -82,7 +83,17 @@ def default_backend() -> str:
     defaults = _current.get()
     if defaults is not None and defaults.backend is not None:
         return defaults.backend
+    check_default_backend()
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
+def check_default_backend() -> None:
+    """Raises ValueError if the environment variable FASTINIT_BACKEND names no backend; the message names it."""
+    name = os.environ.get(ENVIRONMENT_VARIABLE)
+    try:
+        checked(name or "auto")
+    except ValueError as error:
+        raise ValueError(f"the environment variable {ENVIRONMENT_VARIABLE}: {error}") from None
 
 
 def default_strict() -> Strict:

@@ -137,7 +137,7 @@ def build(
         backend, seed, prefix, strict: as for ``capture``.
 
     Raises:
-        TypeError: ``factory`` returned no module.
+        TypeError: ``factory`` is a module, or returned none.
         ValueError: the device is "meta": make the model under ``capture`` and ``torch.device("meta")``, and give the
             recipe to ``materialize``.
         Others: as ``capture``, and as ``factory``. Nothing is filled then: the model is lost.
@@ -153,6 +153,11 @@ def build(
         raise ValueError(
             "device='meta' has no memory to fill: `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
             "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values"
+        )
+    if isinstance(factory, nn.Module):
+        raise TypeError(
+            f"build needs a class or a function that makes a model, but got a {type(factory).__name__} that is made. "
+            f"`fastinit.initialize` fills it by rules, and `with fastinit.capture(model):` records its own init code"
         )
     with _capturing(None, backend, seed, prefix, strict, is_lost=True) as recipe:
         with _defaults(device, dtype):

@@ -274,3 +274,12 @@ def test_fresh_memory_is_marked_for_huge_pages():
         elif field == "VmFlags:" and inside:
             flags = line.split()[1:]
     assert "hg" in flags
+
+
+def test_a_gpu_that_torch_does_not_find_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="device='cuda:1': torch .* finds no CUDA device"):
+        fastinit.materialize(model, device="cuda:1")
+    assert model.weight.is_meta

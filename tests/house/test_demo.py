@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import needs
+import pytest
 
+from fastinit import __version__
 from fastinit.__main__ import main
 
 
@@ -36,3 +38,39 @@ def test_any_number_of_ranks_has_the_same_weights():
         assert "digest of all weights: " in result.stdout, result.stderr
         digests.append(result.stdout.rpartition("digest of all weights: ")[2].strip())
     assert digests[0] == digests[1] and len(digests[0]) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--layers", "0"], "--layers: expected a positive integer, but got '0'"),
+        (["demo", "--width", "-3"], "--width: expected a positive integer, but got '-3'"),
+        (["demo", "--width", "x"], "--width: expected a positive integer, but got 'x'"),
+        (["demo", "--shards"], "torchrun --nproc-per-node 2 -m fastinit demo --shards"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, list) else "",
+)
+def test_what_the_demo_cannot_do_is_a_message_of_the_command_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_unknown_default_backend_is_named_with_its_variable(capsys, monkeypatch):
+    monkeypatch.setenv("FASTINIT_BACKEND", "foo")
+    with pytest.raises(SystemExit):
+        main(["demo"])
+    assert "the environment variable FASTINIT_BACKEND: unknown backend 'foo'" in capsys.readouterr().err
+
+
+def test_the_version_is_shown(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fastinit {__version__}\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m fastinit demo --layers 1 --width 32 | head -1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stderr == "" and "A GPT of 1 layers" in result.stdout

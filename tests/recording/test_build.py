@@ -363,3 +363,8 @@ def test_parameters_overwritten_by_a_checkpoint_are_not_drawn(tmp_path):
     report = model.last_init_report
     assert report.launches == {"cpu": 1} and report.provenance["0.weight"].startswith("PretrainedInit")
     assert [row.parameter for row in report.rows if row.action == "fill"] == ["1.weight", "1.bias"]
+
+
+def test_a_module_that_stands_there_is_no_factory() -> None:
+    with pytest.raises(TypeError, match="needs a class or a function that makes a model, but got a Linear"):
+        fastinit.build(nn.Linear(2, 2))
