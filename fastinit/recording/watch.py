@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
 from ..plans import TruncatedNormal
 from .compilers import keep_out, keeping_out, not_traced
-from .libraries import model_class, with_what_it_leaves_out
+from .libraries import asks_to_leave_out, model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
 
 _local = threading.local()
@@ -138,11 +139,16 @@ class Watch:
 
     def would_skip(self, tensor: torch.Tensor) -> bool:
         """Tells whether torch.nn.init is about to do nothing to a tensor without memory; what it does is kept."""
-        frame = sys._getframe(1)
-        while frame.f_code.co_name == "__torch_function__":  # ours, and those of modes such as torch.device
-            frame = frame.f_back  # type: ignore[assignment]
-        name = frame.f_code.co_name
-        return name in _SKIP_META and frame.f_globals.get("__name__") == "torch.nn.init"
+        frame = _asking()
+        return frame.f_code.co_name in _SKIP_META and frame.f_globals.get("__name__") == "torch.nn.init"
+
+
+def _asking() -> FrameType:
+    """Returns the frame that asked for what a function mode is told of."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name in ("__torch_function__", "would_skip"):  # ours, and those of modes such as torch.device
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame
 
 
 # --- the two modes ---------------------------------------------------------------------------------------------------
@@ -225,12 +231,15 @@ _READ_ONCE = {torch.Tensor.__deepcopy__, torch.Tensor.__format__, torch.Tensor._
 _ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 # Functions of torch.nn.init that draw, and do nothing at all to a tensor on the meta device (in some releases).
 _SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
+# What it is told to a library that asks in order to leave something out on the meta device.
+_SOME_DEVICE = torch.device("cpu")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 # They take values that no operator shows.
 _MAKES_FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
-_NOT_PLAIN = _RAW | {_SETS_DATA, _ASKS_FOR_META} | _MAKES_FROM_DATA
+_ASKS_FOR_DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
+_NOT_PLAIN = _RAW | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE} | _MAKES_FROM_DATA
 
 
 class _Functions(TorchFunctionMode):
@@ -259,6 +268,8 @@ class _Functions(TorchFunctionMode):
                 return watch.made_from_data(func, args, kwargs or {})
             elif func == _ASKS_FOR_META and watch.would_skip(args[0]):
                 return False
+            elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(_asking()):
+                return _SOME_DEVICE
         return func(*args, **(kwargs or {}))
 
 

@@ -143,3 +143,52 @@ def test_a_tensor_that_a_rule_reaches_is_not_written_by_a_models_code() -> None:
     assert (model.parts[0].weight == 3).all() and (model.parts[0].bias == 0).all()
     assert report.provenance["parts.0.weight"].startswith("ConstantInit")
     assert torch.equal(model.parts[0].bias, torch.zeros(2))
+
+
+# --- what code of transformers leaves out where a tensor is on the meta device ----------------------------------------
+
+LEAVES_OUT = """
+import torch
+from torch import nn
+
+def copied(module):
+    new = nn.Linear(4, 4)
+    if module.weight.device != torch.device("meta"):
+        with torch.no_grad():
+            new.weight.copy_(module.weight)
+    return new
+
+def placed(module):
+    return torch.zeros(2, device=module.weight.device)
+"""
+
+
+def library(tmp_path, name):
+    path = tmp_path / "modeling.py"
+    path.write_text(LEAVES_OUT)
+    names = {"__name__": name}
+    exec(compile(LEAVES_OUT, str(path), "exec"), names)
+    return SimpleNamespace(**names)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_kept"),
+    [("transformers.models.detr.modeling_detr", True), ("mine.models", False)],
+    ids=["of it", "other"],
+)
+def test_a_copy_that_transformers_leaves_out_on_meta_is_recorded(tmp_path, name, is_kept):
+    lines = library(tmp_path, name)
+    with fastinit.capture() as recipe, torch.device("meta"):
+        first = nn.Linear(4, 4)
+        nn.init.constant_(first.weight, 7)
+        model = nn.Sequential(first, lines.copied(first))
+        assert lines.placed(first).is_meta
+    fastinit.materialize(model, recipe=recipe, seed=0)
+    assert (model[1].weight == 7).all().item() is is_kept
+
+
+def test_outside_of_a_block_the_device_is_what_it_is(tmp_path):
+    lines = library(tmp_path, "transformers.models.detr.modeling_detr")
+    with torch.device("meta"):
+        first = nn.Linear(4, 4)
+        assert lines.copied(first).weight.is_meta and first.weight.device.type == "meta"
