@@ -103,7 +103,7 @@ def run_own_code(
     codes, _ = own_code_for(root, rest)
     with watch.book.paused():
         call.ledger()  # with the names of what is about to be taken out
-        held = _put_stand_ins((*hidden, *in_parts))
+        held = put_stand_ins((*hidden, *in_parts))
     recorded: Mapping[str, tuple[RecordedFill, ...]] = {}
     try:
         for each in codes:
@@ -152,7 +152,7 @@ def _run_code_of_models(of_models: Mapping[nn.Module, Callable[[], object]], cal
     for module in sorted(of_models, key=lambda module: module not in first):
         function = of_models[module]
         with watch.book.paused():
-            held = _put_stand_ins(ties.get(module, ()) if module._modules else ())
+            held = put_stand_ins(ties.get(module, ()) if module._modules else ())
         try:
             _call(function, "_init_weights", module, paths[module], call)
         finally:
@@ -170,7 +170,7 @@ def _call(function: Callable[[], object], what: str, module: nn.Module, path: st
         call.done.add([Call(module, label, "materialize", info, function)])
 
 
-def _put_stand_ins(slots: Sequence[Slot]) -> list[tuple[Slot, torch.Tensor]]:
+def put_stand_ins(slots: Sequence[Slot]) -> list[tuple[Slot, torch.Tensor]]:
     """Puts tensors without memory into the slots, and returns what was there."""
     held = [(slot, slot.tensor) for slot in slots]
     stand_ins: dict[int, torch.Tensor] = {}

@@ -6,7 +6,7 @@ import dis
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -52,7 +52,7 @@ def _own_init(module: nn.Module, is_run: bool) -> str | None:
     return None if line is None else f"init in the constructor of {type(module).__name__} ({line})"
 
 
-@cache
+@lru_cache(maxsize=4096)  # bounded: the cache keeps classes alive
 def changing_line(kind: type[nn.Module]) -> str | None:
     """Returns where a class's constructor changes values, by the names that it uses; None if it seems not to.
 

@@ -19,11 +19,12 @@ from .execution.runner import check
 from .execution.scope import Scope
 from .materializing import slots_of
 from .naming import Prefix, unwrapped
-from .own_code import Slot, run_own_code
+from .own_code import Slot, put_stand_ins, run_own_code
 from .plans import Item, Plan, Replay, ReplayEntry, tensors_of
 from .recording.capturing import capture, recording
 from .recording.libraries import models_own_code
 from .recording.recipes import Recipe, recorded_computations, recorded_fills
+from .shards.dtensor import is_sharded
 
 
 def plan(
@@ -130,6 +131,9 @@ def own_items(model: nn.Module, items: Sequence[Item], device: torch.device, how
     recipe = Recipe(None, "", False)
     try:
         with open_call(model, devices={device}, meta=device, **how) as call, recording(call, is_lost=True) as watch:
+            with watch.book.paused():  # the code sees whole tensors; what it does to them is planned for the parts
+                put_stand_ins([slot for slot in rest if is_sharded(slot.tensor)])
+                call.scope.names.renew()
             run_own_code(rest, others, models_own_code(model), call, watch)
             watch.book.generation += 1
             with watch.book.paused(), uncollected():

@@ -228,7 +228,7 @@ def open_call(
     call = OpenCall(scope, outer, None if devices is None else frozenset(devices))
     _current.set(call)
     try:
-        if outer is None and any(map(scope.backends.is_contract, call.devices)):
+        if outer is None and not dry and any(map(scope.backends.is_contract, call.devices)):
             scope.seed.expect(scope.meshes())
         yield call
         if _current.get() is not call:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -129,3 +131,37 @@ def test_what_cannot_be_planned_is_refused(module: Any, options: Any, message: s
 def test_the_meta_device_is_no_place_to_be() -> None:
     with pytest.raises(ValueError, match="device='meta' has no memory"):
         fastinit.plan(nn.Linear(2, 2), device="meta")
+
+
+SHARDED = """
+import os, torch, fastinit
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+with torch.device("meta"):
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 6))
+for layer in [*model, model]:
+    fully_shard(layer, mesh=init_device_mesh("cpu", (4,)))
+before = [id(parameter) for parameter in model.parameters()]
+plan = fastinit.plan(model, dict(type="Normal", param="0.weight"), device="cpu", backend="cpp", seed=0)
+assert before == [id(parameter) for parameter in model.parameters()]
+print(*(f"{row.parameter} {row.shape} {row.description.partition('(')[0]}" for row in plan.rows), sep="\\n", flush=True)
+os._exit(0)  # a group of ranks that are not there cannot be taken down
+"""
+
+
+@needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard
+def test_one_rank_plans_a_model_in_shards_without_asking_the_others() -> None:
+    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [
+        "0.weight (8, 8) normal",
+        "0.bias (8,) uniform",
+        "1.weight (8,) constant",
+        "1.bias (8,) constant",
+        "2.weight (6, 8) uniform",
+        "2.bias (6,) uniform",
+    ], done.stderr
