@@ -15,6 +15,8 @@ from torch import nn
 
 # PyTorch's convention, and its older form.
 _RESETS = ("reset_parameters", "_reset_parameters")
+# Functions of torch.nn.init that draw, and do nothing at all to a tensor on the meta device (in some releases).
+_SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
 
 
 def _pretrained_model() -> Any:
@@ -55,6 +57,11 @@ def with_what_it_leaves_out(is_recorded: Callable[[], bool]) -> Callable[[Callab
         return init_weights
 
     return make
+
+
+def asks_to_skip(frame: FrameType) -> bool:
+    """Tells whether torch.nn.init asks if a tensor is on the meta device, to do nothing to it; what it does is kept."""
+    return frame.f_code.co_name in _SKIP_META and frame.f_globals.get("__name__") == "torch.nn.init"
 
 
 def asks_to_leave_out(frame: FrameType) -> bool:

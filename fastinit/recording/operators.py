@@ -1,15 +1,12 @@
-"""What torch's operators mean to fills that wait: which of them ask for a fill, change one, copy one, or read memory.
+"""What torch's operators mean to fills that wait, in one block of code.
 
-Whatever is not listed here runs as it is, after the fills of all tensors that it touches have been executed.
+``handlers`` says which of them ask for a fill, change one, copy one or join some, and what is done instead here. All
+others run as they are, after the fills of all tensors that they touch have been executed.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from types import CodeType
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,39 +17,56 @@ from ..execution.places import Place
 from ..execution.scope import Scope
 from ..execution.version_counters import tensors_in
 from ..execution.writes import PendingFill, State
-from ..plans import Constant, Distribution, Normal, Uniform
+from ..plans import Constant, Distribution
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
-from .draws import Seeding, draw, is_random
+from .callers import where
+from .draws import Seeding, draw
+from .effects import Effect, effect_of
 from .journal import Journal
 
 aten = torch.ops.aten
 Operator = Any
 Arguments = tuple[Any, ...]
-NOT_HANDLED = object()
+Handler = Callable[["Operators", Operator, Arguments, Mapping[str, Any]], Any]
+NOT_HANDLED = object()  # what a handler returns if the operator is to run as it is
 
 
 class Operators:
-    """Interprets operators, one outermost call's."""
+    """Interprets operators, one outermost call's.
 
-    def __init__(self, pending: ByMemory, scope: Callable[[], Scope]) -> None:
+    Args:
+        pending: the fills that wait.
+        scope: returns the scope of the innermost call that is open, whose seed and backend count for new fills.
+        handlers: what is done instead of running an operator.
+        fills: the operators among them that give a tensor values whatever it had.
+    """
+
+    def __init__(
+        self,
+        pending: ByMemory,
+        scope: Callable[[], Scope],
+        handlers: Mapping[Operator, Handler],
+        fills: Collection[Operator],
+    ) -> None:
         self.pending = pending
         self.book = pending.book
         self.journal = Journal()
         """What is computed on tensors without memory."""
         self.seeding = Seeding()
         self._scope = scope
-        """Returns the scope of the innermost call that is open, whose seed and backend count for new fills."""
+        self._handlers = handlers
+        self._fills = fills
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 
     def run(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
-        handler = HANDLERS.get(func)
-        if self.book.protected and (effect := _effect_of(func)).written:
+        handler = self._handlers.get(func)
+        if self.book.protected and (effect := effect_of(func)).written:
             unprotected = self._unprotected(effect, args, kwargs)
             if unprotected is not None:
-                if func not in _FILLS and handler is not _copy_:  # these return nothing but what is not written
+                if func not in self._fills and func is not aten.copy_.default:  # whose results nobody needs
                     self.run(func, *unprotected)
                 return args[0]
         with self.book.lock:
@@ -60,7 +74,7 @@ class Operators:
                 result = handler(self, func, args, kwargs)
                 if result is not NOT_HANDLED:
                     return result
-            effect = _effect_of(func)
+            effect = effect_of(func)
             if effect.moves:
                 self.book.generation += 1
             is_unnamed = effect.is_random and not self.seeding.is_own_in_fork
@@ -88,7 +102,7 @@ class Operators:
         return draw(func, args, kwargs, generators)
 
     def _unprotected(
-        self, effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]
+        self, effect: Effect, args: Arguments, kwargs: Mapping[str, Any]
     ) -> tuple[Arguments, Mapping[str, Any]] | None:
         """Returns the arguments with copies of the protected tensors that would be written; None if there are none."""
         positional, named, found = list(args), dict(kwargs), False
@@ -107,7 +121,8 @@ class Operators:
     def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
         with self.book.lock:
-            return HANDLERS[func](self, func, args, kwargs) if func in _FILLS and is_sharded(args[0]) else NOT_HANDLED
+            is_fill = func in self._fills and is_sharded(args[0])
+            return self._handlers[func](self, func, args, kwargs) if is_fill else NOT_HANDLED
 
     def _must_not_be_strict(self, func: Operator, args: Arguments) -> None:
         scope = self._scope().effective
@@ -153,7 +168,7 @@ class Operators:
             self.book.expose(place)
 
     @staticmethod
-    def _written(effect: _Effect, args: Arguments, kwargs: Mapping[str, Any]) -> list[Any]:
+    def _written(effect: Effect, args: Arguments, kwargs: Mapping[str, Any]) -> list[Any]:
         """Returns the arguments that an operator writes."""
         return [args[at] if at < len(args) else kwargs.get(name) for at, name in effect.written]
 
@@ -229,10 +244,10 @@ class Operators:
         if like is not None and self.book.place_of(like) is None:
             return NOT_HANDLED
         device = torch.device(device)
-        if self.seeding.is_own_in_fork and _effect_of(func).is_random:
+        if self.seeding.is_own_in_fork and effect_of(func).is_random:
             return NOT_HANDLED
         if not self._scope().effective.backends.is_contract(device) or device.type == "meta":
-            result = self.draw(func, args, kwargs) if _effect_of(func).is_random else func(*args, **kwargs)
+            result = self.draw(func, args, kwargs) if effect_of(func).is_random else func(*args, **kwargs)
             self.fill(result, values, str(func), lambda: None)
             return result
         meta = func(*args, **{**kwargs, "device": "meta"})
@@ -382,265 +397,3 @@ def _can(scope: Scope, tensor: torch.Tensor, values: Distribution) -> bool:
     """Tells whether the backend of a device can give a tensor the values of a distribution."""
     backend = BACKENDS[scope.backends.on(tensor.device)]
     return why_not_shards(tensor) is None and backend.why_not_fill(shard_fill("", tensor, values, "", "")) is None
-
-
-def _number(value: Any) -> float | None:
-    """Returns a number, or that of a tensor without dimensions on the CPU (which has no fill that waits)."""
-    if (
-        isinstance(value, torch.Tensor)
-        and value.dim() == 0
-        and value.device.type == "cpu"
-        and type(value) is torch.Tensor
-    ):
-        value = value.item()
-    return value if isinstance(value, (int, float)) else None
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-Handler = Callable[[Operators, Operator, Arguments, Mapping[str, Any]], Any]
-HANDLERS: dict[Operator, Handler] = {}
-
-
-def _handles(*names: str) -> Callable[[Handler], Handler]:
-    """Registers a handler for operators by name, as far as this torch has them."""
-
-    def register(handler: Handler) -> Handler:
-        for name in names:
-            packet, _, overload = name.partition(".")
-            operator = getattr(getattr(aten, packet, None), overload or "default", None)
-            if operator is not None:
-                HANDLERS[operator] = handler
-        return handler
-
-    return register
-
-
-@cache
-def _name_of(func: Operator) -> str:
-    """Returns the name of an operator without its namespace and overload, e.g. ``normal_``."""
-    return str(func).split(".")[1]
-
-
-@lru_cache(maxsize=4096, typed=True)  # the layers of a model are alike
-def _same_values(values: Callable[..., Distribution], *numbers: float) -> Distribution:
-    return values(*numbers)
-
-
-def _distribution(values: Callable[..., Distribution], numbers: tuple[Any, ...]) -> Distribution:
-    """Returns the distribution with these numbers, made once where they are plain floats."""
-    # A cache takes -0.0 for 0.0; distributions do not.
-    are_plain = all(type(number) is float and number != 0.0 for number in numbers)
-    return _same_values(values, *numbers) if are_plain else values(*numbers)
-
-
-def _filled(
-    ops: Operators, values: Callable[..., Distribution], func: Any, args: Any, kwargs: Any, *numbers: Any
-) -> Any:
-    tensor = args[0]
-    if kwargs.get("generator") is not None:  # its owner wants this generator's numbers
-        return NOT_HANDLED
-    done = ops.fill(
-        tensor, lambda: _distribution(values, numbers), _name_of(func), lambda: ops.draw(func, args, kwargs)
-    )
-    return tensor if done else NOT_HANDLED
-
-
-@_handles("normal_")
-def _normal_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    return _filled(ops, Normal, func, args, kwargs, *(*args[1:], *(0.0, 1.0)[len(args) - 1 :]))
-
-
-@_handles("uniform_")
-def _uniform_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    return _filled(ops, Uniform, func, args, kwargs, *(*args[1:], *(0.0, 1.0)[len(args) - 1 :]))
-
-
-@_handles("zero_")
-def _zero_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    return _filled(ops, Constant, func, args, kwargs, 0)
-
-
-@_handles("fill_.Scalar", "fill_.Tensor")
-def _fill_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    value = args[1]
-    if isinstance(value, torch.Tensor):
-        ops.read(value)
-        value = _number(value)
-        if value is None:
-            return NOT_HANDLED
-    return _filled(ops, Constant, func, args, kwargs, value)
-
-
-_ZERO_LIKE = {"zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1, "new_ones": 1}
-
-
-@_handles("zeros", "ones", "rand", "randn", "full", "normal.float_float")
-def _factory(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    name = _name_of(func)
-    if name == "normal":
-        return ops.created(None, func, args, kwargs, lambda: Normal(*args[:2]))
-    if name == "full":
-        return ops.created(None, func, args, kwargs, lambda: Constant(args[1]))
-    dtype = kwargs.get("dtype") or torch.get_default_dtype()
-    return ops.created(None, func, args, kwargs, lambda: _values_of_factory(name, dtype))
-
-
-@_handles("zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_zeros", "new_ones", "new_full")
-def _factory_like(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    name = _name_of(func)
-    if name in ("full_like", "new_full"):
-        value = args[1 if name == "full_like" else 2]
-        return ops.created(args[0], func, args, kwargs, lambda: Constant(value))
-    dtype = kwargs.get("dtype") or args[0].dtype
-    return ops.created(args[0], func, args, kwargs, lambda: _values_of_factory(name.removesuffix("_like"), dtype))
-
-
-def _values_of_factory(name: str, dtype: torch.dtype) -> Distribution:
-    if name == "rand":
-        # torch promises numbers below 1, and rounding to fewer digits could make them 1. Below 1 the numbers of a dtype
-        # are eps / 2 apart, so those less than eps / 4 away would be.
-        is_narrow = dtype.is_floating_point and dtype.itemsize < 4
-        return Uniform(0.0, 1.0 - torch.finfo(dtype).eps / 3 if is_narrow else 1.0)
-    if name == "randn":
-        return Normal(0.0, 1.0)
-    return Constant(_ZERO_LIKE[name])
-
-
-def _change(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Change | None:
-    """Returns the change that an operator stands for; None if its arguments are no numbers."""
-    name = _name_of(func).rstrip("_")
-    given = args[1:]
-    if any(isinstance(value, torch.Tensor) for value in given):
-        for value in given:
-            if isinstance(value, torch.Tensor):
-                ops.read(value)
-    numbers = [None if value is None else _number(value) for value in given]
-    if any(number is None and value is not None for number, value in zip(numbers, given)):
-        return None
-    alpha = kwargs.get("alpha", 1)
-    if alpha != 1:
-        if not isinstance(alpha, (int, float)):
-            return None
-        numbers[0] = None if numbers[0] is None else numbers[0] * alpha
-    if kwargs.keys() - {"alpha"}:
-        return None
-    if name == "clamp":
-        numbers = [*numbers, None, None][:2]
-    return Change(name, tuple(numbers))
-
-
-_IN_PLACE = ("mul_.Tensor", "mul_.Scalar", "div_.Tensor", "div_.Scalar", "add_.Tensor", "add_.Scalar", "sub_.Tensor")
-
-
-@_handles(*_IN_PLACE, "sub_.Scalar", "erfinv_", "clamp_")
-def _changed(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    change = _change(ops, func, args, kwargs)
-    return NOT_HANDLED if change is None else ops.changed(args[0], change, func, args, kwargs)
-
-
-@_handles("mul.Tensor", "div.Tensor", "add.Tensor", "sub.Tensor")
-def _changed_copy(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    if not isinstance(args[0], torch.Tensor) or isinstance(args[1], torch.Tensor):
-        return NOT_HANDLED
-    change = _change(ops, func, args, kwargs)
-    return NOT_HANDLED if change is None else ops.changed_copy(args[0], change, func, args, kwargs)
-
-
-@_handles("clone", "_to_copy")
-def _copy(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    return ops.cast(func, args, kwargs)
-
-
-@_handles("copy_")
-def _copy_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    return ops.copy_into(func, args, kwargs)
-
-
-@_handles("cat", "stack")
-def _joined(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
-    """Joins tensors whose fills wait, as copies into an empty one: then each goes by the name that the whole gets."""
-    tensors, dim = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    if not tensors:
-        return NOT_HANDLED
-    first: torch.Tensor = tensors[0]
-    alike = all(
-        each.dtype == first.dtype and each.device == first.device and each.is_contiguous() and each.numel()
-        for each in tensors
-    )
-    if not alike or not (first.is_meta or any(map(ops.waits, tensors))):
-        return NOT_HANDLED
-    shape = func([torch.empty(each.shape, device="meta") for each in tensors], dim).shape
-    joined, start = torch.empty(shape, dtype=first.dtype, device=first.device), 0
-    for index, each in enumerate(tensors):
-        if _name_of(func) == "stack":
-            part = joined.select(dim, index)
-        else:
-            part = joined.narrow(dim, start, each.shape[dim])
-            start += each.shape[dim]
-        ops.copy_into(aten.copy_.default, (part, each), {})
-    return joined
-
-
-# What gives a tensor values whatever it had.
-_FILLS = frozenset(
-    operator for operator, handler in HANDLERS.items() if handler in (_normal_, _uniform_, _zero_, _fill_)
-)
-
-# --- all other operators ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Effect:
-    reads_nothing: bool
-    """It makes a view, or a tensor without values."""
-    moves: bool
-    """It gives a tensor other memory or another shape, and writes no memory."""
-    written: tuple[tuple[int, str], ...]
-    """Position and name of the arguments that it writes into."""
-    is_random: bool
-
-
-# They look at shapes and dtypes only.
-_SHAPES_ONLY = ("empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty")
-
-
-@cache  # there are a few thousand operators
-def _effect_of(func: Operator) -> _Effect:
-    schema = func._schema
-    written = tuple(
-        (position if not argument.kwarg_only else len(schema.arguments), argument.name)
-        for position, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
-    # torch 2.1 has no tag on set_.
-    moves = torch.Tag.inplace_view in func.tags or schema.name == "aten::set_"
-    if moves:
-        written = ()
-    is_view = not written and any(result.alias_info is not None for result in schema.returns)
-    return _Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, moves, written, is_random(func))
-
-
-_OWN_AND_TORCH = ("torch", "fastinit", "contextlib")
-# Their functions only stand between torch's and those that say what is wanted.
-_BETWEEN = ("transformers.initialization", "timm.layers.weight_init", "mmengine.model.weight_init")
-
-
-def where() -> str:
-    """Returns the place in the code that asked for what is running: the innermost that is neither torch's nor ours."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not _is_between(frame.f_globals.get("__name__", "")):
-            return _place_in(frame.f_code, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return "an unknown place"
-
-
-@lru_cache(maxsize=4096)  # a constructor asks again and again
-def _is_between(module: str) -> bool:
-    return module.partition(".")[0] in _OWN_AND_TORCH or module in _BETWEEN
-
-
-@lru_cache(maxsize=4096)  # the layers of a model are made by the same lines
-def _place_in(code: CodeType, line: int) -> str:
-    return f"{code.co_filename.rpartition('/')[2]}:{line} in {code.co_name}"

@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,8 +30,10 @@ from ..execution.memory_book import MemoryBook
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
 from ..plans import TruncatedNormal
+from .callers import asking
 from .compilers import keep_out, keeping_out, not_traced
-from .libraries import asks_to_leave_out, model_class, with_what_it_leaves_out
+from .handlers import FILLS, HANDLERS
+from .libraries import asks_to_leave_out, asks_to_skip, model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
 
 _local = threading.local()
@@ -56,7 +57,7 @@ class Watch:
         """The outermost one, which opened the watch."""
         self.book = MemoryBook()
         self.pending = ByMemory(self.book)
-        self.operators = Operators(self.pending, self._scope)
+        self.operators = Operators(self.pending, self._scope, HANDLERS, FILLS)
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
@@ -137,19 +138,6 @@ class Watch:
                 self.operators.made(result, values.detach())
         return result
 
-    def would_skip(self, tensor: torch.Tensor) -> bool:
-        """Tells whether torch.nn.init is about to do nothing to a tensor without memory; what it does is kept."""
-        frame = _asking()
-        return frame.f_code.co_name in _SKIP_META and frame.f_globals.get("__name__") == "torch.nn.init"
-
-
-def _asking() -> FrameType:
-    """Returns the frame that asked for what a function mode is told of."""
-    frame = sys._getframe(2)
-    while frame.f_code.co_name in ("__torch_function__", "would_skip"):  # ours, and those of modes such as torch.device
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame
-
 
 # --- the two modes ---------------------------------------------------------------------------------------------------
 
@@ -229,8 +217,6 @@ _RAW = {
 # They read and are done; the others hand out an address that may be used later.
 _READ_ONCE = {torch.Tensor.__deepcopy__, torch.Tensor.__format__, torch.Tensor.__repr__, torch.Tensor.tolist}
 _ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
-# Functions of torch.nn.init that draw, and do nothing at all to a tensor on the meta device (in some releases).
-_SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
 # What it is told to a library that asks in order to leave something out on the meta device.
 _SOME_DEVICE = torch.device("cpu")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -266,9 +252,9 @@ class _Functions(TorchFunctionMode):
                 watch.book.generation += 1
             elif func in _MAKES_FROM_DATA:
                 return watch.made_from_data(func, args, kwargs or {})
-            elif func == _ASKS_FOR_META and watch.would_skip(args[0]):
+            elif func == _ASKS_FOR_META and asks_to_skip(asking()):
                 return False
-            elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(_asking()):
+            elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(asking()):
                 return _SOME_DEVICE
         return func(*args, **(kwargs or {}))
 
