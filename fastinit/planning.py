@@ -71,7 +71,7 @@ def plan(
     if target is not None and target.type == "meta":
         raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
     recipe = None
-    if not isinstance(module, nn.Module) and callable(module):
+    if not isinstance(module, (nn.Module, type)) and callable(module):  # a class is a module that was forgotten to make
         module, recipe = _made(module)
         target = target or torch.empty(0).device
     check_module(module)

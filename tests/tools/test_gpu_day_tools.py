@@ -38,7 +38,7 @@ def test_the_profilers_table_is_read_in_the_order_of_the_launches(findings, tmp_
     gpu_day_tools.ncu_verdict("cuda", 0, ncu_file(tmp_path / "ncu.csv", len(gpu_rates.TARGETS)))
     assert not wrong_ones(findings)
     assert len(findings()) == len(gpu_rates.TARGETS)
-    assert findings()[1] == ("found", "ncu, cuda, float32 uniform: ms 1.234, registers 64, instructions 123456789")
+    assert findings()[1] == ("found", "ncu, cuda, float32 normal: ms 1.234, registers 64, instructions 123456789")
     assert "ms 0.0005," in findings()[0][1]
     assert [next(gpu_day_tools.ncu_rows(ncu_file(tmp_path / "x", 1, unit)))["ms"] for unit in ("ns", "ms")] == [
         "5e-07",
@@ -48,7 +48,7 @@ def test_the_profilers_table_is_read_in_the_order_of_the_launches(findings, tmp_
 
 def test_a_short_profile_is_wrong_and_a_forbidden_one_is_not_done(findings, tmp_path):
     gpu_day_tools.ncu_verdict("cuda", 0, ncu_file(tmp_path / "ncu.csv", 3))
-    assert any("3 of 10 kernels" in text for text in wrong_ones(findings))
+    assert any(f"3 of {len(gpu_rates.TARGETS)} kernels" in text for text in wrong_ones(findings))
     (tmp_path / "refused").write_text("==ERROR== ERR_NVGPUCTRPERM - no permission\n")
     gpu_day_tools.ncu_verdict("cuda", 1, tmp_path / "refused")
     assert findings()[-1] == ("not done", "cuda: ncu cannot look here: ERR_NVGPUCTRPERM")
