@@ -71,19 +71,21 @@ def plan(
     if target is not None and target.type == "meta":
         raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
     recipe = None
-    if not isinstance(module, (nn.Module, type)) and callable(module):  # a class is a module that was forgotten to make
-        module, recipe = _made(module)
+    root: Any = module
+    # A class is taken for a module that somebody forgot to make.
+    if callable(module) and not isinstance(module, (nn.Module, type)):
+        root, recipe = _made(module)
         target = target or torch.empty(0).device
-    check_module(module)
+    check_module(root)
     how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict, is_dry=True, is_offline=True)
-    scope = new_scope(module, meta=target, **how)
-    rules = [] if recipe is None else [Rule("the function", recipe, module, False)]
+    scope = new_scope(root, meta=target, **how)
+    rules = [] if recipe is None else [Rule("the function", recipe, root, False)]
     steps = steps_of(rules, scope)
     if recipe is None or init_cfg is not None:  # `build` runs no init_weights
-        steps += _steps_for(module, init_cfg, scope, is_needed=target is None)
+        steps += _steps_for(root, init_cfg, scope, is_needed=target is None)
     items = [item for step in steps for item in step.items]
     if target is not None and recipe is None:
-        items += own_items(module, items, target, how)
+        items += own_items(root, items, target, how)
     check(items, scope, needs_memory=False)
     scope.check_complete(items)
     return plan_of(items, scope, target)

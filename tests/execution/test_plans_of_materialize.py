@@ -49,9 +49,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "layers": lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Conv2d(3, 4, 3)),
     "attention": lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True),
     "transformer": lambda: nn.Transformer(8, 2, 1, 1, 8),
-    "a table": Table,
-    "a tree": Tree,
-    "tied": Padded,
+    "a table": lambda: Table(),
+    "a tree": lambda: Tree(),
+    "tied": lambda: Padded(),
 }
 
 
