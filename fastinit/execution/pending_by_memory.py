@@ -31,6 +31,8 @@ class ByMemory:
         self._owners: dict[Names, tuple[tuple[int, int], Owners]] = {}
         self.warns = False
         """The tensors outlive an exception, so the log says which of them are not initialized."""
+        self._by_order: list[PendingFill] = []
+        """The draws that were needed before they had a name, whatever was done to them afterwards."""
 
     # --- the protocol of pending fills --------------------------------------------------------------------------------
 
@@ -171,6 +173,8 @@ class ByMemory:
             raise
         for each, fill in found:
             each.ran = fill
+            if each.stream is not None and not each.stream.is_name and not fill.tensor.is_meta:
+                self._by_order.append(each)
         for each in pending:
             if each.values is not each.distribution:
                 each.values.replay(each.place.view())  # type: ignore[union-attr]
@@ -216,6 +220,9 @@ class ByMemory:
             # A part of a larger call reports what it requested itself, and leaves the rest to that.
             fills = self.book.fills() if is_whole else self.book.asked_by(done)
             own = [each for each in fills if each.scope is scope or not is_whole]
+            for drawn in self._by_order if is_whole else ():
+                if drawn.scope is scope:
+                    unkeyed[_told(drawn, owners.of(drawn.place))] = None
             done.add(list(self._settled(own, owners, ledger, unkeyed)))
             for owner in owners if is_whole else ():
                 writes = self.book.writes_at(owner.place)
@@ -240,8 +247,7 @@ class ByMemory:
         for each in fills:
             owner, stream = owners.of(each.place), each.stream
             if stream is not None and not stream.is_name:
-                shape = "x".join(map(str, each.place.shape))
-                unkeyed[owner.name if owner is not None else f"{stream.name} ({shape}, {each.rule})"] = None
+                unkeyed[_told(each, owner)] = None
             if each.state is State.REPORTED or (owner is None and each.named is None):
                 continue
             fill = each.ran
@@ -252,6 +258,14 @@ class ByMemory:
                 if fill.tensor not in ledger.written:
                     ledger.record(fill.tensor, fill.info)
                 yield fill
+
+
+def _told(fill: PendingFill, owner: Owner | None) -> str:
+    """Returns how the report lists a draw that goes by order: the parameter that has it, else the draw itself."""
+    if owner is not None:
+        return owner.name
+    assert fill.stream is not None, "it has been drawn"
+    return f"{fill.stream.name} ({'x'.join(map(str, fill.place.shape))}, {fill.rule})"
 
 
 def _in_one_place(fill: Fill) -> Sequence[Fill]:

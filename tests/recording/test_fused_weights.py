@@ -125,3 +125,44 @@ def test_tensors_of_several_dtypes_and_none_are_joined_as_torch_joins_them() -> 
     assert with_nothing.tolist() == [1] * 4 and in_columns.sum() == 6
     with pytest.raises(RuntimeError), fastinit.capture(backend="cpp", seed=0):
         torch.cat([torch.zeros(2, 2), torch.zeros(3, 3)])
+
+
+# --- draws by order are listed, whatever becomes of them --------------------------------------------------------------
+
+
+class Computed(nn.Module):
+    """As state-space layers do it: the draw is read, and overwritten by what is computed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(16))
+        with torch.no_grad():
+            self.a.copy_(self.a.uniform_(1.0, 16.0).log())
+
+
+class Changed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(8).normal_().abs_())
+
+
+class OfATemporary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(4).exp())
+
+
+@cpp
+@pytest.mark.parametrize("kind", [Computed, Changed])
+def test_a_draw_that_is_overwritten_by_what_is_computed_from_it_is_listed(kind: Callable[[], nn.Module]) -> None:
+    with fastinit.capture(backend="cpp", seed=0) as recipe:
+        model = nn.Sequential(kind(), kind())
+    assert recipe.report.unkeyed == ("0.a", "1.a") and len(model) == 2
+
+
+@cpp
+def test_a_temporary_that_is_gone_is_listed_with_its_place() -> None:
+    with fastinit.capture(backend="cpp", seed=0) as recipe:
+        model = OfATemporary()
+    (told,) = recipe.report.unkeyed
+    assert told.startswith("#0 (4, test_fused_weights.py:") and model.a.shape == (4,)
