@@ -22,9 +22,9 @@ from .execution.memory_book import MemoryBook
 from .execution.reports import Report
 from .execution.runner import check
 from .naming import Prefix, unwrapped, walk
-from .own_code import Slot, adopt, own_code_for, protecting, run_own_code
+from .own_code import Slot, adopt, by_reach, own_code_for, protecting, put_back, run_own_code
 from .own_init import warn_of_own_init
-from .plans import Call, Copy, Fill, Item, Replay, names_line, tensors_of
+from .plans import Call, Copy, Fill, Item, Replay, names_line
 from .recording.capturing import recording
 from .recording.libraries import models_own_code
 from .recording.recipes import Recipe
@@ -73,9 +73,7 @@ def materialize(
         ('cpu', 512.0)
     """
     check_module(model)
-    target = torch.device(device)
-    if target.type == "meta":
-        raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+    target = with_memory(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device={str(device)!r}: torch {torch.__version__} finds no CUDA device")
     strict = bool(default_strict() if strict is None else check_strict(strict))
@@ -97,9 +95,7 @@ def materialize(
             of_tree = steps_of_tree(unwrapped(model), call.scope) if is_tree else []  # type: ignore[arg-type]
             items = [item for step in (*steps, *of_tree) for item in step.items]
             check(items, call.scope, needs_memory=False)
-            reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-            rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.tensor.numel()]
-            others = [slot for slot in slots if id(slot.tensor) in reached]
+            rest, others = by_reach(slots, items)
             _must_be_known(rest, rules, call)
             if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
                 without = [slot for slot in own_code_for(model, rest)[1] if slot.module not in of_models]
@@ -164,6 +160,18 @@ def _is_known(item: Item) -> bool:
     if isinstance(item, Copy):
         return not (item.runs_own_code or item.replaces or item.unknown)
     return isinstance(item, (Fill, Replay))
+
+
+def with_memory(device: torch.device | str) -> torch.device:
+    """Returns the device that a model is to be on.
+
+    Raises:
+        ValueError: it is the meta device.
+    """
+    target = torch.device(device)
+    if target.type == "meta":
+        raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+    return target
 
 
 def slots_of(model: nn.Module) -> Iterator[Slot]:
@@ -248,8 +256,7 @@ def _restoring(model: nn.Module, slots: Sequence[Slot]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for slot, tensor in before:
-            slot.tensors[slot.attribute] = tensor
+        put_back(before)
         for module, is_init in done:
             module._is_init = is_init
         raise

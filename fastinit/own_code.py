@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from .execution.calls import OpenCall
 from .execution.memory_book import MemoryBook
 from .naming import join, walk
-from .plans import Call
+from .plans import Call, Item, tensors_of
 from .recording.libraries import own_code, tied_to_others
 from .recording.recipes import RecordedFill, in_order, recorded_fills
 from .recording.watch import Watch
@@ -49,6 +49,13 @@ class OwnCode:
     path: str
     name: str
     function: Callable[[], object]
+
+
+def by_reach(slots: Sequence[Slot], items: Iterable[Item]) -> tuple[list[Slot], list[Slot]]:
+    """Returns the slots that no item reaches and that own code is to fill, and those that items do."""
+    reached = {id(tensor) for item in items for tensor in tensors_of(item)}
+    rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.tensor.numel()]
+    return rest, [slot for slot in slots if id(slot.tensor) in reached]
 
 
 def own_code_for(model: nn.Module, slots: Sequence[Slot]) -> tuple[list[OwnCode], list[Slot]]:
@@ -115,7 +122,7 @@ def run_own_code(
             with watch.book.paused():
                 recorded, _ = recorded_fills(watch.pending, call.scope)
     finally:
-        _put_back(held)
+        put_back(held)
         if held:
             watch.book.generation += 1
     if in_parts:
@@ -156,7 +163,7 @@ def _run_code_of_models(of_models: Mapping[nn.Module, Callable[[], object]], cal
         try:
             _call(function, "_init_weights", module, paths[module], call)
         finally:
-            _put_back(held)
+            put_back(held)
 
 
 def _call(function: Callable[[], object], what: str, module: nn.Module, path: str, call: OpenCall) -> None:
@@ -183,7 +190,8 @@ def put_stand_ins(slots: Sequence[Slot]) -> list[tuple[Slot, torch.Tensor]]:
     return held
 
 
-def _put_back(held: Sequence[tuple[Slot, torch.Tensor]]) -> None:
+def put_back(held: Sequence[tuple[Slot, torch.Tensor]]) -> None:
+    """Puts tensors back into their slots."""
     for slot, tensor in held:
         slot.tensors[slot.attribute] = tensor
 

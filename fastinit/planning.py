@@ -17,13 +17,13 @@ from .execution.defaults import Strict
 from .execution.reports import plan_of
 from .execution.runner import check
 from .execution.scope import Scope
-from .materializing import slots_of
+from .materializing import slots_of, with_memory
 from .naming import Prefix, unwrapped
-from .own_code import Slot, put_stand_ins, run_own_code
+from .own_code import Slot, by_reach, put_back, put_stand_ins, run_own_code
 from .plans import Item, Plan, Replay, ReplayEntry, tensors_of
 from .recording.capturing import capture, recording
 from .recording.libraries import models_own_code
-from .recording.recipes import Recipe, recorded_computations, recorded_fills
+from .recording.recipes import Recipe
 from .shards.dtensor import is_sharded
 
 
@@ -67,9 +67,7 @@ def plan(
         bias       2      float32  cpu     constant(0)                  init_cfg  torch
         2 rows, 10 elements; numbers: torch; seed: 1
     """
-    target = None if device is None else torch.device(device)
-    if target is not None and target.type == "meta":
-        raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+    target = None if device is None else with_memory(device)
     recipe = None
     root: Any = module
     # A class is taken for a module that somebody forgot to make.
@@ -126,9 +124,7 @@ def own_items(model: nn.Module, items: Sequence[Item], device: torch.device, how
         how: arguments of the call's scope.
     """
     slots = list(slots_of(model))
-    reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-    rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.tensor.numel()]
-    others = [slot for slot in slots if id(slot.tensor) in reached]
+    rest, others = by_reach(slots, items)
     before = [(slot, slot.tensor) for slot in slots]
     recipe = Recipe(None, "", False)
     try:
@@ -140,14 +136,9 @@ def own_items(model: nn.Module, items: Sequence[Item], device: torch.device, how
             watch.book.generation += 1
             with watch.book.paused(), uncollected():
                 call.scope.names.renew()
-                recipe.fills, unknown = recorded_fills(watch.pending, call.scope)
-                journal = watch.operators.journal
-                recipe.journal, recipe.computed, recipe.unknown = recorded_computations(
-                    watch.pending, call.scope, journal, unknown
-                )
+                recipe.keep(watch.pending, call.scope, watch.operators.journal)
     finally:
-        for slot, tensor in before:
-            slot.tensors[slot.attribute] = tensor
+        put_back(before)
     names = {slot.name for slot in rest}
     recipe.fills = {name: fills for name, fills in recipe.fills.items() if name in names}
     recipe.computed = {name: made for name, made in recipe.computed.items() if name in names}

@@ -21,7 +21,7 @@ from ..execution.defaults import Strict
 from ..naming import Prefix
 from ..plans import Constant
 from .libraries import initialize_like_its_library
-from .recipes import Recipe, recorded_computations, recorded_fills
+from .recipes import Recipe
 from .watch import Watch, current_watch
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -243,9 +243,7 @@ def _execute(watch: Watch, call: OpenCall, recipe: Recipe, problem: str) -> None
     if problem:
         call.scope.strict = False
     watch.pending.run(waiting)
-    recipe.fills, unknown = recorded_fills(watch.pending, call.scope)
-    journal = watch.operators.journal
-    recipe.journal, recipe.computed, recipe.unknown = recorded_computations(watch.pending, call.scope, journal, unknown)
+    recipe.keep(watch.pending, call.scope, watch.operators.journal)
     recipe.finish(call.report())
 
 

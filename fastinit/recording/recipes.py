@@ -215,6 +215,11 @@ class Recipe:
             )
         return self._report
 
+    def keep(self, pending: ByMemory, scope: Scope, journal: Journal) -> None:
+        """Takes over what a call's code did to the parameters and buffers under its roots."""
+        self.fills, unknown = recorded_fills(pending, scope)
+        self.journal, self.computed, self.unknown = recorded_computations(pending, scope, journal, unknown)
+
     def finish(self, report: Report) -> None:
         """Sets the report."""
         self._report = report
