@@ -20,6 +20,8 @@ from .own_code import Slot
 _METHODS = ("init_weights", "_init_weights", "initialize_weights", "weights_init")
 # How code changes values: in place (`zeros_`, `uniform_`), or behind torch's back.
 _CHANGES = re.compile(r"(?!_).*[a-z]_|data|set_value|no_grad")
+# What models of transformers inherit: their constructors initialize through it, and `materialize` runs that.
+_RUN = "transformers.modeling_utils"
 # Constructors call functions that call functions; what lies deeper is seldom init.
 _DEPTH = 4
 
@@ -110,5 +112,6 @@ def _function(name: str, function: FunctionType, kind: type) -> FunctionType | N
     if not isinstance(found, FunctionType):
         found = inspect.getattr_static(kind, name, None)
         found = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
-    is_ours = isinstance(found, FunctionType) and found.__module__.partition(".")[0] not in ("torch", "fastinit")
-    return found if is_ours else None
+    if not isinstance(found, FunctionType) or found.__module__ == _RUN:
+        return None
+    return None if found.__module__.partition(".")[0] in ("torch", "fastinit") else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import needs
@@ -83,6 +84,15 @@ def test_the_padding_row_of_tied_weights_is_zero_without_a_recipe(name: str, row
     weight = made.get_input_embeddings().weight
     assert (weight[row] == 0).all() and (weight[row + 1] != 0).any()
     assert made.get_output_embeddings().weight is weight
+
+
+@pytest.mark.parametrize("name", ["BERT", "CamemBERT", "OPT"])
+def test_an_init_of_transformers_that_is_run_is_not_said_to_be_missing(name: str) -> None:
+    with torch.device("meta"):
+        made = MODELS[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastinit.materialize(made, backend="cpp", seed=0)
 
 
 def test_the_class_is_as_it_was_after_the_block() -> None:
