@@ -155,15 +155,17 @@ def _run_code_of_models(of_models: Mapping[nn.Module, Callable[[], object]], cal
         for slot in slots:
             if slot.module is not owner.module:
                 ties.setdefault(slot.module, []).append(slot)
-    first = {module for module in of_models if module in ties and not module._modules}  # others come after children
-    for module in sorted(of_models, key=lambda module: module not in first):
-        function = of_models[module]
-        with watch.book.paused():
-            held = put_stand_ins(ties.get(module, ()) if module._modules else ())
-        try:
-            _call(function, "_init_weights", module, paths[module], call)
-        finally:
-            put_back(held)
+    first = [module for module in of_models if module in ties and not module._modules]  # others come after children
+    for module in first:
+        _call(of_models[module], "_init_weights", module, paths[module], call)
+    with watch.book.paused():
+        held = put_stand_ins([slot for slots in ties.values() for slot in slots])  # a parent may fill them, too
+    try:
+        for module, function in of_models.items():
+            if module not in first:
+                _call(function, "_init_weights", module, paths[module], call)
+    finally:
+        put_back(held)
 
 
 def _call(function: Callable[[], object], what: str, module: nn.Module, path: str, call: OpenCall) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 from .base_module import has_own_configs
 from .execution.calls import OpenCall
 from .own_code import Slot
+from .recording.libraries import is_pretrained
 
 # Methods with which models initialize themselves; transformers' and mmengine's are run.
 _METHODS = ("init_weights", "_init_weights", "initialize_weights", "weights_init")
@@ -26,13 +27,11 @@ _RUN = "transformers.modeling_utils"
 _DEPTH = 4
 
 
-def warn_of_own_init(
-    model: nn.Module, rest: Sequence[Slot], of_models: Mapping[nn.Module, Callable[[], object]], call: OpenCall
-) -> None:
+def warn_of_own_init(model: nn.Module, rest: Sequence[Slot], call: OpenCall) -> None:
     """Warns where a model has code to initialize itself that nobody runs, and parameters that it might be for."""
     if not any(isinstance(slot.tensor, nn.Parameter) for slot in rest):
         return
-    what = next(filter(None, (_own_init(module, module in of_models) for module in model.modules())), None)
+    what = next(filter(None, (_own_init(module) for module in model.modules())), None)
     if what is not None:
         call.scope.warn_once(
             "materialize",
@@ -42,11 +41,11 @@ def warn_of_own_init(
         )
 
 
-def _own_init(module: nn.Module, is_run: bool) -> str | None:
+def _own_init(module: nn.Module) -> str | None:
     """Returns what initializes a module, or modules within it, and is not run; None if nothing does."""
     if has_own_configs(module):
         return None
-    if not is_run:
+    if not is_pretrained(module):
         for name in _METHODS:
             if callable(getattr(module, name, None)):
                 return f"`{name}` of {type(module).__name__}"

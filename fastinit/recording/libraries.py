@@ -109,6 +109,11 @@ def models_own_code(root: nn.Module) -> dict[nn.Module, Callable[[], object]]:
     return found
 
 
+def is_pretrained(module: nn.Module) -> bool:
+    """Tells whether a module is a model of transformers, whose init ``models_own_code`` knows."""
+    return isinstance(module, _pretrained_model())
+
+
 def tied_to_others(root: nn.Module) -> set[tuple[nn.Module, str]]:
     """Returns the places (module, attribute) of parameters that models of transformers tie to others."""
     found: set[tuple[nn.Module, str]] = set()
