@@ -11,6 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from .config import torch_functions  # noqa: F401  (registers them)
+from .config.further_initializers import (
+    DeltaOrthogonalInit,
+    DiracInit,
+    GlorotInit,
+    HeInit,
+    IdentityInit,
+    LecunInit,
+    OnesInit,
+    OrthogonalInit,
+    SparseInit,
+    VarianceScalingInit,
+    ZerosInit,
+)
 from .config.initializers import (
     CAFFE2_XAVIER,
     BaseInit,
@@ -25,7 +39,7 @@ from .config.initializers import (
 )
 from .config.module_fills import Shape, module_fills, parameter_fill
 from .config.rules import parse, steps_of
-from .config.schemes import bias_init_with_prob, centred, kaiming, truncated_normal, xavier
+from .config.schemes import bias_init_with_prob, centred, kaiming, truncated_normal, variance_scaling, xavier
 from .errors import check_module
 from .execution.calls import open_call
 from .execution.defaults import Strict
@@ -41,22 +55,39 @@ __all__ = [
     "BaseInit",
     "Caffe2XavierInit",
     "ConstantInit",
+    "DeltaOrthogonalInit",
+    "DiracInit",
+    "GlorotInit",
+    "HeInit",
+    "IdentityInit",
     "KaimingInit",
+    "LecunInit",
     "NormalInit",
+    "OnesInit",
+    "OrthogonalInit",
     "PretrainedInit",
+    "SparseInit",
     "TruncNormalInit",
     "UniformInit",
+    "VarianceScalingInit",
     "XavierInit",
+    "ZerosInit",
     "bias_init_with_prob",
     "caffe2_xavier_init",
     "constant_init",
+    "delta_orthogonal_init",
+    "dirac_init",
+    "identity_init",
     "initialize",
     "kaiming_init",
     "normal_init",
+    "orthogonal_init",
+    "sparse_init",
     "trunc_normal_",
     "trunc_normal_init",
     "uniform_init",
     "update_init_info",
+    "variance_scaling_init",
     "xavier_init",
 ]
 
@@ -174,6 +205,44 @@ def kaiming_init(
 def caffe2_xavier_init(module: nn.Module, bias: float = 0) -> None:
     """Fills ``module.weight`` like Caffe's xavier filler and ``module.bias`` with ``bias``."""
     kaiming_init(module, **CAFFE2_XAVIER, bias=bias)
+
+
+def variance_scaling_init(
+    module: nn.Module,
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "truncated_normal",
+    bias: float = 0,
+) -> None:
+    """Fills ``module.weight`` as ``VarianceScalingInit`` does, and ``module.bias`` with ``bias``."""
+    _fill_module(
+        module, lambda shape: variance_scaling(shape, scale, mode, distribution), bias, "variance_scaling_init"
+    )
+
+
+def identity_init(module: nn.Module, bias: float = 0) -> None:
+    """Fills ``module.weight``, a matrix, with 1 on the diagonal and 0 elsewhere, and ``module.bias`` with ``bias``."""
+    _fill_module(module, IdentityInit().weight_distribution, bias, "identity_init")
+
+
+def dirac_init(module: nn.Module, groups: int = 1, bias: float = 0) -> None:
+    """Fills the weight of a convolution so that it gives its input back, and ``module.bias`` with ``bias``."""
+    _fill_module(module, DiracInit(groups).weight_distribution, bias, "dirac_init")
+
+
+def sparse_init(module: nn.Module, sparsity: float, std: float = 0.01, bias: float = 0) -> None:
+    """Fills ``module.weight`` with normal draws and zeros (see ``SparseInit``), ``module.bias`` with ``bias``."""
+    _fill_module(module, SparseInit(sparsity, std).weight_distribution, bias, "sparse_init")
+
+
+def orthogonal_init(module: nn.Module, gain: float = 1, bias: float = 0) -> None:
+    """Fills ``module.weight`` with an orthogonal matrix (see ``OrthogonalInit``), and ``module.bias`` with ``bias``."""
+    _fill_module(module, OrthogonalInit(gain).weight_distribution, bias, "orthogonal_init")
+
+
+def delta_orthogonal_init(module: nn.Module, gain: float = 1, bias: float = 0) -> None:
+    """Fills the weight of a convolution as ``DeltaOrthogonalInit`` does, and ``module.bias`` with ``bias``."""
+    _fill_module(module, DeltaOrthogonalInit(gain).weight_distribution, bias, "delta_orthogonal_init")
 
 
 def trunc_normal_(

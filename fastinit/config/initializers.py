@@ -133,22 +133,26 @@ class BaseInit:
         return f"{type(self).__name__}{': ' + numbers if numbers else ''}, bias={self.bias}"
 
 
-class _FanInit(BaseInit):
+class FanInit(BaseInit):
     """Base of initializers that scale by fan.
 
     Args:
         batch_dims: the number of leading dimensions that only stack independent weights and do not count as fans (1
             for the experts of a layer in one tensor).
+        fan_axes: (in, out): which dimensions the inputs and the outputs are, where that is not 1 and 0 behind
+            ``batch_dims``; (1, 2) for experts of (experts, in, out), with ``batch_dims=1``.
     """
 
-    def __init__(self, *, batch_dims: int = 0, **kwargs: Any) -> None:
+    def __init__(self, *, batch_dims: int = 0, fan_axes: Sequence[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(batch_dims, int) or isinstance(batch_dims, bool) or batch_dims < 0:
             raise ValueError(f"batch_dims must be the number of leading dimensions to skip, but got {batch_dims!r}")
         self.batch_dims = batch_dims
+        self.fan_axes = _two_axes(fan_axes)
 
     def _get_init_info(self) -> str:
-        return super()._get_init_info() + (f", batch_dims={self.batch_dims}" if self.batch_dims else "")
+        text = super()._get_init_info() + (f", batch_dims={self.batch_dims}" if self.batch_dims else "")
+        return text + (f", fan_axes={self.fan_axes}" if self.fan_axes else "")
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Constant")
@@ -166,7 +170,7 @@ class ConstantInit(BaseInit):
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Xavier")
-class XavierInit(_FanInit):
+class XavierInit(FanInit):
     """Fills weights by Glorot & Bengio (AISTATS 2010): normal or uniform, std = gain * sqrt(2 / (fan_in + fan_out))."""
 
     _numbers = "gain={0.gain}, distribution={0.distribution}"
@@ -177,7 +181,7 @@ class XavierInit(_FanInit):
         self.distribution = distribution
 
     def weight_distribution(self, shape: Shape) -> Distribution:
-        return xavier(shape, self.gain, self.distribution, self.batch_dims)
+        return xavier(shape, self.gain, self.distribution, self.batch_dims, self.fan_axes)
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Normal")
@@ -197,19 +201,35 @@ class NormalInit(BaseInit):
 
 @WEIGHT_INITIALIZERS.register_module(name="TruncNormal")
 class TruncNormalInit(BaseInit):
-    """Fills weights with draws from the normal distribution on [a, b]; a and b are absolute, not in units of std."""
+    """Fills weights with draws from the normal distribution on [a, b].
 
-    _numbers = "a={0.a}, b={0.b}, mean={0.mean}, std={0.std}"
+    Args:
+        mean, std: of the normal distribution before it is cut.
+        a, b: the bounds.
+        bounds: "absolute": a and b are values, as in torch.nn.init. "sigma": they are in units of std, from the mean.
+    """
 
-    def __init__(self, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, **kwargs: Any) -> None:
+    def __init__(
+        self, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, bounds: str = "absolute", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if bounds not in ("absolute", "sigma"):
+            raise ValueError(f"bounds must be 'absolute' or 'sigma', but got {bounds!r}")
         self.mean = mean
         self.std = std
         self.a = a
         self.b = b
+        self.bounds = bounds
 
     def weight_distribution(self, shape: Shape) -> Distribution:
-        return truncated_normal(self.mean, self.std, self.a, self.b)
+        if self.bounds == "absolute":
+            return truncated_normal(self.mean, self.std, self.a, self.b)
+        return truncated_normal(self.mean, self.std, self.mean + self.a * self.std, self.mean + self.b * self.std)
+
+    @property
+    def _numbers(self) -> str:  # type: ignore[override]
+        in_sigma = ", bounds=sigma" if self.bounds == "sigma" else ""
+        return f"a={self.a}, b={self.b}, mean={self.mean}, std={self.std}{in_sigma}"
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Uniform")
@@ -228,7 +248,7 @@ class UniformInit(BaseInit):
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Kaiming")
-class KaimingInit(_FanInit):
+class KaimingInit(FanInit):
     """Fills weights by He et al. (ICCV 2015): normal or uniform, std = gain(nonlinearity, a) / sqrt(fan)."""
 
     # The blank in "distribution =" is mmengine's: its users compare these texts.
@@ -249,7 +269,8 @@ class KaimingInit(_FanInit):
         self.distribution = distribution
 
     def weight_distribution(self, shape: Shape) -> Distribution:
-        return kaiming(shape, self.a, self.mode, self.nonlinearity, self.distribution, self.batch_dims)
+        batch, axes = self.batch_dims, self.fan_axes
+        return kaiming(shape, self.a, self.mode, self.nonlinearity, self.distribution, batch, axes)
 
 
 # Caffe's xavier filler, uniform and by fan_in alone, is Kaiming's rule with gain 1, which is the gain for a=1.
@@ -374,6 +395,14 @@ def _check_runs_no_code(weights_only: object, allow: Any) -> None:
     if weights_only is not True or names:
         what = f"allow={names!r} imports these names" if names else f"weights_only={weights_only!r} runs a file's code"
         raise ValueError(f"{what}, which is not allowed here (allow_imports=False)")
+
+
+def _two_axes(axes: Any) -> tuple[int, int] | None:
+    if axes is None:
+        return None
+    if not isinstance(axes, (list, tuple)) or [type(axis) for axis in axes] != [int, int]:
+        raise ValueError(f"fan_axes must be two dimensions, (in, out), but got {axes!r}")
+    return axes[0], axes[1]
 
 
 def _label(function: object) -> str:
