@@ -82,14 +82,14 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         Example:
             >>> import fastinit, torch
-            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Ones", force=True)
-            ... class OnesInit(fastinit.BaseInit):
+            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Twos")
+            ... class TwosInit(fastinit.BaseInit):
             ...     def weight_distribution(self, shape):
-            ...         return fastinit.plans.Constant(1.0)
+            ...         return fastinit.plans.Constant(2.0)
             >>> layer = torch.nn.Linear(2, 1)
-            >>> _ = fastinit.initialize(layer, dict(type="Ones", layer="Linear"))
+            >>> _ = fastinit.initialize(layer, dict(type="Twos", layer="Linear"))
             >>> layer.weight.tolist()
-            [[1.0, 1.0]]
+            [[2.0, 2.0]]
         """
         names = [name] if isinstance(name, str) else name
         if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
