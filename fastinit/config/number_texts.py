@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -161,8 +161,8 @@ class NumberTexts:
             texts = expressions_of(arguments)
         self._bias = {"bias": texts.pop("bias")} if "bias" in texts else {}
         self._texts = texts
-        self.weight_distribution = cache(self._weight_distribution)  # many weights have the same shape
-        self.bias_distribution = cache(self._bias_distribution)
+        self._found: dict[tuple[Captured, Shape], Distribution] = {}  # many weights have the same shape
+        self._found_biases: dict[Shape, Distribution] = {}
 
     def groups(self, module: nn.Module, patterns: Sequence[str]) -> Callable[[str], Captured]:
         """Returns the function from a selected parameter's name to the groups that expressions may use."""
@@ -177,6 +177,24 @@ class NumberTexts:
         else:
             yield
 
+    def weight_distribution(self, captured: Captured, shape: Shape) -> Distribution:
+        """Returns the distribution of a weight.
+
+        Raises:
+            TypeError: an expression uses a name that does not exist here.
+            ValueError: it has no finite value here.
+        """
+        if (captured, shape) not in self._found:
+            self._found[captured, shape] = self._weight_distribution(captured, shape)
+        return self._found[captured, shape]
+
+    def bias_distribution(self, shape: Shape) -> Distribution:
+        """Returns the distribution of a bias, a constant; raises as ``weight_distribution`` does."""
+        if shape not in self._found_biases:
+            value = self._values(self._bias, shape, ())["bias"] if self._bias else self._initializer.bias
+            self._found_biases[shape] = Constant(value)
+        return self._found_biases[shape]
+
     def _weight_distribution(self, captured: Captured, shape: Shape) -> Distribution:
         initializer = self._initializer
         if not self._texts:
@@ -184,11 +202,11 @@ class NumberTexts:
         values = self._values(self._texts, shape, captured)
         here = copy.copy(initializer)
         here.__dict__.update(values)
-        with locating(", ".join(f"{name}={self._texts[name].text!r} is {values[name]:.6g}" for name in values)):
+        try:
             return here.weight_distribution(shape)  # type: ignore[no-any-return]
-
-    def _bias_distribution(self, shape: Shape) -> Distribution:
-        return Constant(self._values(self._bias, shape, ())["bias"] if self._bias else self._initializer.bias)
+        except Exception:
+            with locating(", ".join(f"{name}={self._texts[name].text!r} is {values[name]:.6g}" for name in values)):
+                raise
 
     def _values(self, texts: dict[str, Expression], shape: Shape, captured: Captured) -> dict[str, float]:
         return values_at(Place(shape, self._fans, captured, self._initializer.vars), texts)

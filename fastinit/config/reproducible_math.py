@@ -12,8 +12,8 @@ from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 _DIGITS = Context(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 # Beyond these the results of exp are infinite, and 0.
 _LARGEST_EXPONENT, _SMALLEST_EXPONENT = 709.8, -745.2
-# Exact powers have at most 53 bits times this.
-_LARGEST_WHOLE_POWER = 1024
+# Exact results, and those halfway between two float64, have 54 bits at most; beyond 3**34 only powers of 2 have so few.
+_LARGEST_WHOLE_POWER = 64
 
 
 def exp(x: float) -> float:
