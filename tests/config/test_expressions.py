@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import string
-import contextlib
 import tracemalloc
 from fractions import Fraction
 
