@@ -1,7 +1,8 @@
 """Orthogonal matrices on the CPU: ``initialize`` with ``cpp`` against torch.nn.init.orthogonal_.
 
-Checked first: both are orthogonal, and the table says how nearly. Wall time, median of rounds in turns, of memory that is
-there; the peak of memory that each call needs, from a process of its own. Writes ``results/bench_orthogonal.csv``. Run with ``python benchmarks/bench_orthogonal.py``.
+Checked first: both are orthogonal, and the table says how nearly. Wall time, median of rounds in turns, of memory that
+is there; the peak of memory that each call needs, from a process of its own. Writes ``results/bench_orthogonal.csv``.
+Run with ``python benchmarks/bench_orthogonal.py``.
 """
 
 from __future__ import annotations

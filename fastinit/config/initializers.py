@@ -6,8 +6,9 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,8 @@ from ..plans import Call, Constant, Distribution, Fill, Item, Normal, Uniform
 from ..registry import WEIGHT_INITIALIZERS, imports_allowed
 from .matching import modules_of_layers, nearest_layers, nearest_parameters, parameters_of_patterns, post_order
 from .module_fills import Shape, module_fills, parameter_fill
-from .schemes import bias_init_with_prob, kaiming, truncated_normal, xavier
+from .number_texts import NumberTexts, check_bias, checked_variables
+from .schemes import bias_init_with_prob, fans, kaiming, truncated_normal, xavier
 
 
 class BaseInit:
@@ -36,18 +38,22 @@ class BaseInit:
             count; names of direct base classes match too.
         param: instead of ``layer``, globs (or ``re:`` regular expressions) of the parameters to fill. Biases are
             matched like any other parameter, so ``bias`` and ``bias_prob`` are not allowed with it.
+        vars: names and numbers that expressions may use. Each number of an initializer (its arguments of type float)
+            may be an expression: arithmetic as text over these names, facts of a parameter's shape, and groups that a
+            ``re:`` pattern captured from its name (docs/config.md).
 
     Raises:
-        TypeError: ``bias`` is not a number, ``bias_prob`` is not a float, or ``layer`` or ``param`` is neither a str
-            nor a list of str.
-        ValueError: ``layer`` or ``param`` is empty, ``param`` is combined with one of the others, or ``bias_prob`` is
-            not between 0 and 1 (ZeroDivisionError if it is 0).
+        TypeError: ``bias`` is not a number, ``bias_prob`` is not a float, ``layer`` or ``param`` is neither a str
+            nor a list of str, or ``vars`` is no dict of names and numbers.
+        ValueError: ``layer`` or ``param`` is empty, ``param`` is combined with one of the others, ``bias_prob`` is
+            not between 0 and 1 (ZeroDivisionError if it is 0), or a name in ``vars`` is taken.
     """
 
     wholemodule = False
     """Whether every module is selected, whatever its class; set for the target of an ``override``."""
     _numbers: ClassVar[str] = ""
     """The numbers in the info text, as a format string of the initializer."""
+    vars: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -56,9 +62,9 @@ class BaseInit:
         bias_prob: float | None = None,
         layer: str | type | list[str | type] | None = None,
         param: str | list[str] | None = None,
+        vars: Mapping[str, float] | None = None,
     ) -> None:
-        if not isinstance(bias, (int, float)):
-            raise TypeError(f"bias must be a number, but got a {type(bias)}")
+        check_bias(bias)
         if bias_prob is not None and not isinstance(bias_prob, float):
             raise TypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
         if bias_prob is not None and not 0 < bias_prob < 1:
@@ -73,6 +79,8 @@ class BaseInit:
                 "e.g. dict(type='Constant', param='*.bias', val=0)"
             )
         self.bias = bias if bias_prob is None else bias_init_with_prob(bias_prob)
+        if vars is not None:
+            self.vars = checked_variables(vars)
 
     def weight_distribution(self, shape: Shape) -> Distribution:
         """Returns the distribution of a weight's values.
@@ -95,12 +103,15 @@ class BaseInit:
             message = f"no parameter of {type(module).__name__} matches param {_one_or_all(self.param)}"
             near = nearest_parameters(module, self.param)
             scope.matches_nothing(rule, type(self).__name__, f"{message}; nothing is filled.{near}")
-        info = self._get_init_info()
-        weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
-        return [
-            parameter_fill(tensor, scope.names.name_of(tensor, module, name), weight_distribution, rule, info)
-            for tensor, name in chosen.items()
-        ]
+        info, texts = self._get_init_info(), NumberTexts(self, self._fans)
+        groups = texts.groups(module, self.param)
+
+        def fill(tensor: torch.Tensor, name: str) -> Fill:
+            distribution = partial(texts.weight_distribution, groups(name))
+            return parameter_fill(tensor, scope.names.name_of(tensor, module, name), distribution, rule, info)
+
+        with texts.locating():
+            return [fill(tensor, name) for tensor, name in chosen.items()]
 
     def _layer_fills(self, module: nn.Module, scope: Scope, rule: str) -> list[Fill]:
         kind, tree = type(self).__name__, type(module).__name__
@@ -108,19 +119,23 @@ class BaseInit:
         if not modules and self.layer:
             message = f"no module of {tree} matches layer {_one_or_all(self.layer)}"
             scope.matches_nothing(rule, kind, f"{message}; nothing is filled.{nearest_layers(module, self.layer)}")
-        info = self._get_init_info()
-        weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
-        bias_distribution = cache(lambda _: Constant(self.bias))
-        fills = [
-            fill
-            for each in modules
-            for fill in module_fills(each, weight_distribution, bias_distribution, scope, rule, info)
-        ]
+        info, texts = self._get_init_info(), NumberTexts(self, self._fans)
+        weight_distribution = partial(texts.weight_distribution, ())
+        with texts.locating():
+            fills = [
+                fill
+                for each in modules
+                for fill in module_fills(each, weight_distribution, texts.bias_distribution, scope, rule, info)
+            ]
         if modules and not fills:
             kinds = " or ".join(sorted({type(each).__name__ for each in modules}))
             message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled"
             scope.matches_nothing(rule, kind, message)
         return fills
+
+    def _fans(self, shape: Shape) -> tuple[int, int]:
+        """Returns what expressions call fan_in and fan_out."""
+        return fans(shape, getattr(self, "batch_dims", 0), getattr(self, "fan_axes", None))
 
     def __call__(self, module: nn.Module) -> None:
         """Initializes ``module`` and everything below it now."""
