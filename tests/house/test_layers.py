@@ -26,7 +26,7 @@ LAYERS = [
     ["own_code"],
     ["own_init"],
     ["materializing"],
-    ["planning"],
+    ["planning", "presets"],
     ["integrations", "demo"],
     ["__init__", "__main__"],
 ]
