@@ -15,6 +15,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -28,6 +29,7 @@ LORA_INITS = ("kaiming", "gaussian")
 
 _BIAS = r"re:(.*[._])?bias"
 _NORM = r"re:(.*\.)?(ln_\w+|\w*norm\w*)[._]weight"
+_RESIDUAL = "v_proj|out_proj|fc1|fc2"
 # The largest number of float8_e4m3fnuz, the narrowest of torch's float8 formats with four bits of exponent.
 _LARGEST_IN_FLOAT8 = 240.0
 
@@ -57,7 +59,7 @@ def megatron(n_layers: int, std: float = 0.02) -> Config:
     """Returns Megatron-LM's: as ``gpt2``, for the names of Megatron Core, and of transformers' GPT-NeoX and Llama.
 
     Source: NVIDIA/Megatron-LM, ``init_method_normal`` and ``scaled_init_method_normal`` (megatron/core/utils.py) as
-    ``TransformerConfig`` uses them; Shoeybi et al., "Megatron-LM" (2019), section 4.
+    ``TransformerConfig`` uses them; Shoeybi et al., "Megatron-LM" (2019), section 4.2.
 
     Args:
         n_layers: the number of layers of the whole model, not of a pipeline stage.
@@ -70,7 +72,11 @@ def megatron(n_layers: int, std: float = 0.02) -> Config:
     outputs = r"linear_proj|(self_|inter_)?attention\.dense|o_proj|linear_fc2|dense_4h_to_h|down_proj"
     grouped = r"\.weight\d*"  # the experts of TEGroupedLinear are weight0, weight1, ...
     return [
-        _rule("Normal", _weights(f"{embeddings}|{inputs}|{first}|output_layer|embed_out|lm_head", grouped), std=std),
+        _rule(
+            "Normal",
+            _weights(f"{embeddings}|{inputs}|{first}|output_layer|embed_out|lm_head", grouped),
+            std=numbers["std"],
+        ),
         _rule("Normal", _weights(outputs, grouped), std="std / sqrt(2 * n_layers)", vars=numbers),
         *_biases_and_norms(),
     ]
@@ -135,7 +141,8 @@ def olmo(method: str, n_layers: int | None = None, std: float = 0.02, embedding_
         scaled = str(first)
     elif method == "normalized":  # of w_out and w2 the rows are d_model
         scaled = "fan_out ** -0.5 / sqrt(2 * n_layers)"
-    embedding = {"normal": numbers["std"], "normalized": "fan_in ** -0.5"}.get(method, 1.0)
+    of_embeddings: dict[str, float | str] = {"normal": numbers["std"], "normalized": "fan_in ** -0.5"}
+    embedding = of_embeddings.get(method, 1.0)
     if embedding_std is not None:
         embedding = _positive("embedding_std", embedding_std)
     up = "w3|up_proj"
@@ -236,23 +243,19 @@ def deepnorm(n_layers: int, decoder_layers: int | None = None) -> Config:
         n_layers: the number of layers, all in an encoder or all in a decoder.
         decoder_layers: the number of layers of the decoder, if ``n_layers`` is that of the encoder before it.
     """
-    numbers = {"n_layers": _whole("n_layers", n_layers)}
+    embeddings = "embed_tokens|embed_positions|shared|output_projection|lm_head"
     rules = [
-        _rule(
-            "Normal", _weights("embed_tokens|embed_positions|shared|output_projection|lm_head"), std="fan_in ** -0.5"
-        ),
+        _rule("Normal", _weights(embeddings), std="fan_in ** -0.5"),
         _rule("Xavier", _weights("q_proj|k_proj")),
     ]
+    numbers = {"n": _whole("n_layers", n_layers)}
     if decoder_layers is None:
-        scaled = [_rule("Xavier", _weights(_RESIDUAL), gain="(8 * n_layers) ** -0.25", vars=numbers)]
+        rules.append(_rule("Xavier", _weights(_RESIDUAL), gain="(8 * n) ** -0.25", vars=numbers))
     else:
-        numbers = {"n": n_layers, "m": _whole("decoder_layers", decoder_layers)}
-        scaled = [
-            _rule("Xavier", _weights(rf"encoder\.(.*\.)?({_RESIDUAL})"), gain="0.87 * (n ** 4 * m) ** (-1 / 16)"),
-            _rule("Xavier", _weights(rf"decoder\.(.*\.)?({_RESIDUAL})"), gain="(12 * m) ** -0.25"),
-        ]
-        scaled = [{**rule, "vars": numbers} for rule in scaled]
-    return [*rules, *scaled, *_biases_and_norms()]
+        numbers["m"] = _whole("decoder_layers", decoder_layers)
+        rules.append(_rule("Xavier", _residual("encoder"), gain="0.87 * (n ** 4 * m) ** (-1 / 16)", vars=numbers))
+        rules.append(_rule("Xavier", _residual("decoder"), gain="(12 * m) ** -0.25", vars=numbers))
+    return [*rules, *_biases_and_norms()]
 
 
 def t_fixup(encoder_layers: int, decoder_layers: int) -> Config:
@@ -261,7 +264,7 @@ def t_fixup(encoder_layers: int, decoder_layers: int) -> Config:
     For the names of fairseq and transformers' BART. Token embeddings are normal with std dim^-0.5 (9 M)^-0.25; the
     values, output projections and MLPs are scaled by 0.67 N^-0.25 in the encoder and (9 M)^-0.25 in the decoder.
 
-    Source: Huang et al., "Improving Transformer Optimization Through Better Initialization" (ICML 2020), section 3.2,
+    Source: Huang et al., "Improving Transformer Optimization Through Better Initialization" (ICML 2020),
     where N = M. That a standard deviation is meant by N(0, d^-1/2), and uniform by Xavier, is from fairseq.
 
     Args:
@@ -273,8 +276,8 @@ def t_fixup(encoder_layers: int, decoder_layers: int) -> Config:
     embedding = "fan_in ** -0.5 * (9 * m) ** -0.25"
     return [
         _rule("Xavier", _weights("q_proj|k_proj|output_projection|lm_head"), distribution="uniform"),
-        _rule("Xavier", _weights(rf"encoder\.(.*\.)?({_RESIDUAL})"), gain="0.67 * n ** -0.25", **uniform),
-        _rule("Xavier", _weights(rf"decoder\.(.*\.)?({_RESIDUAL})"), gain="(9 * m) ** -0.25", **uniform),
+        _rule("Xavier", _residual("encoder"), gain="0.67 * n ** -0.25", **uniform),
+        _rule("Xavier", _residual("decoder"), gain="(9 * m) ** -0.25", **uniform),
         _rule("Normal", _weights("embed_tokens|shared"), std=embedding, vars=numbers),
         _rule("Zeros", _BIAS),
     ]
@@ -322,11 +325,9 @@ def dummy(bound: float = 1e-3, param: str | list[str] = "*") -> Config:
 
 # --- rules -----------------------------------------------------------------------------------------------------------
 
-_RESIDUAL = "v_proj|out_proj|fc1|fc2"
-
 
 def _rule(kind: str, param: str | list[str], **numbers: Any) -> dict[str, Any]:
-    return {"type": kind, "param": param, **numbers}
+    return copy.deepcopy({"type": kind, "param": param, **numbers})  # who edits one rule changes no other
 
 
 def _three_sigma(param: str, std: float | str, **more: Any) -> dict[str, Any]:
@@ -340,6 +341,10 @@ def _weights(names: str, ending: str = r"\.weight") -> str:
 def _in_layers(names: str) -> str:
     """Returns the pattern of weights in the layers of a model; the group ``layer`` has the layer's number, from 0."""
     return rf"re:(.*\.)?(layers|blocks)\.(?P<layer>\d+)\.(.*\.)?({names})\.weight"
+
+
+def _residual(stack: str) -> str:
+    return _weights(rf"{stack}\.(.*\.)?({_RESIDUAL})")
 
 
 def _biases_and_norms() -> Config:
