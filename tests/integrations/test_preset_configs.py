@@ -15,8 +15,7 @@ from torch import nn
 import fastinit
 from fastinit import presets
 
-needs.package("transformers").check()
-import transformers  # noqa: E402
+transformers = needs.module("transformers")
 
 SIZES = dict(hidden_size=64, intermediate_size=160, num_attention_heads=2, num_hidden_layers=3, vocab_size=200)
 ENCODER_DECODER = dict(
