@@ -189,7 +189,7 @@ def _groups(
     if own or pretrained:  # checkpoints are planned early: a missing or damaged one raises before the first write
         yield _Group(plan(own), plan(pretrained))
     for child in module.children():
-        if is_model_wrapper(child) and not hasattr(child, "init_weights"):
+        if not hasattr(child, "init_weights") and _wraps_model(module, child):
             child = child.module  # type: ignore[assignment]
         child = original(child)
         if not hasattr(child, "init_weights") or _is_done(child, done):
@@ -203,6 +203,12 @@ def _groups(
     done.add(module)
     if is_run:
         module._is_init = True
+
+
+def _wraps_model(parent: nn.Module, child: nn.Module) -> bool:
+    answers = (host.is_model_wrapper(parent, child) for host in hosts)
+    told = next((answer for answer in answers if answer is not None), None)
+    return is_model_wrapper(child) if told is None else told
 
 
 def _is_done(module: nn.Module, done: set[nn.Module]) -> bool:

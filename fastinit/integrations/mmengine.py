@@ -1,7 +1,7 @@
 """Uses fastinit in mmengine: its initializers in mmengine's registry, or all of ``BaseModule.init_weights``.
 
 Importing this module, as ``import fastinit`` does, adds mmengine to the core's hooks (hosts, model wrappers, keys of
-provenance records). It does not import mmengine.
+provenance records, registries of initializers, addresses of model zoos). It does not import mmengine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..base_module import BaseModule, update_init_info
 from ..execution.hosts import hosts
 from ..execution.ledger import Ledger, check_no_new_parameters, computed_keys
 from ..naming import wrapper_sources
-from ..registry import WEIGHT_INITIALIZERS
+from ..registry import WEIGHT_INITIALIZERS, peers
 
 
 class MMEngine:
@@ -44,12 +44,49 @@ class MMEngine:
                 entry["init_info"] = info
                 entry["tmp_mean_value"] = mean
 
+    def is_model_wrapper(self, parent: nn.Module, child: object) -> bool | None:
+        """Asks mmengine about children of its own modules, by the name that its users patch; None for any others."""
+        base: Any = sys.modules.get("mmengine.model.base_module")
+        return base.is_model_wrapper(child) if base is not None and isinstance(parent, base.BaseModule) else None
+
     def logs(self, module: nn.Module) -> bool:
         """Lets a module of mmengine log as usual; it gets here where ``enable`` has replaced its ``init_weights``."""
         dump = getattr(module, "_dump_init_info", None)
         if dump is not None:
             dump()
         return dump is not None
+
+
+class Initializers:
+    """mmengine's registry of initializers and its child registries, such as mmdet's."""
+
+    def in_scope(self, name: str, scope: str | None) -> Callable[..., Any] | None:
+        """Returns what the child registry of a scope has under a name; None: mmengine's own has the name, or nothing.
+
+        Args:
+            name: the ``type`` of a config.
+            scope: the ``_scope_`` of a config; None: mmengine's default scope.
+        """
+        registry: Any = sys.modules.get("mmengine.registry")
+        if registry is None or (scope is None and registry.DefaultScope.get_current_instance() is None):
+            return None
+        root = registry.WEIGHT_INITIALIZERS
+        with root.switch_scope_and_registry(scope) as selected:
+            found = None if selected is root else _get(selected, name)
+        return None if found is root.module_dict.get(name) else found
+
+    def get(self, name: str) -> Callable[..., Any] | None:
+        """Returns what mmengine finds under a name, which may begin with the scope of a child registry."""
+        registry: Any = sys.modules.get("mmengine.registry")
+        return None if registry is None else _get(registry.WEIGHT_INITIALIZERS, name)
+
+
+def _get(registry: Any, name: str) -> Callable[..., Any] | None:
+    try:
+        found = registry.get(name)
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # it imports what the name says; not all are names
+        return None
+    return found if callable(found) else None
 
 
 def _mean(parameter: torch.Tensor) -> torch.Tensor:
@@ -68,6 +105,7 @@ def _model_wrappers() -> Iterator[type]:
 hosts.append(MMEngine())
 computed_keys["tmp_mean_value"] = _mean
 wrapper_sources.append(_model_wrappers)
+peers.append(Initializers())
 
 _replaced: dict[str, Callable[..., Any] | None] = {}
 _patched: list[tuple[Any, str, Any]] = []
@@ -120,7 +158,6 @@ def enable() -> None:
     import mmengine.model
     from mmengine.model import base_module, weight_init
 
-    WEIGHT_INITIALIZERS.fallback = _registry().get
     _patch(base_module.BaseModule, "init_weights", BaseModule.init_weights)
     for place in (mmengine.model, base_module, weight_init):
         _patch(place, "update_init_info", update_init_info)
@@ -131,7 +168,6 @@ def disable() -> None:
     while _patched:
         place, name, original = _patched.pop()
         setattr(place, name, original)
-    WEIGHT_INITIALIZERS.fallback = None
     unregister()
 
 
@@ -145,5 +181,7 @@ def _registry() -> Any:
         import mmengine.model  # noqa: F401  (fills the registry; its decorators refuse names that are taken before)
         from mmengine import registry
     except ImportError as error:
-        raise ImportError("fastinit.integrations.mmengine needs mmengine: pip install mmengine-lite") from error
+        raise ImportError(
+            "fastinit.integrations.mmengine needs mmengine: pip install mmengine-lite, or onedl-mmengine, its fork"
+        ) from error
     return registry.WEIGHT_INITIALIZERS
