@@ -157,9 +157,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         by_path = self._by_path(name)
         if by_path is not None:
             return by_path
-        fallbacks = [self.fallback] * (self.fallback is not None) + [peer.get for peer in peers]
-        for fallback in fallbacks if may_import else ():
-            if (found := fallback(name)) is not None:
+        for look_up in (self.fallback, *(peer.get for peer in peers)) if may_import else ():
+            if look_up is not None and (found := look_up(name)) is not None:
                 return self._own(found)
         reason = "" if may_import else " Import paths and other registries are not allowed here (allow_imports=False)."
         if may_import and "." in name:

@@ -5,8 +5,8 @@
     venv/bin/python tools/check_mmengine.py mmengine/tests
 
 Runs in the environment of its interpreter: mmengine, or onedl-mmengine, which has the same import name. Each run is a
-process of its own, in which ``enable`` comes before anything else. Prints a table of counts, and each test that came out
-otherwise than plain. Exit code 1: there is such a test.
+process of its own, in which ``enable`` comes before anything else. Prints a table of counts, and each test that came
+out otherwise than plain. Exit code 1: there is such a test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distribution, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
@@ -100,14 +100,11 @@ def table(runs: dict[str, dict[str, Outcome]]) -> str:
 
 
 def versions() -> str:
-    """Returns the versions of what is compared: of mmengine under whichever name it is installed."""
-    found = []
-    for name in ("mmengine", "onedl-mmengine", "mmengine-lite", "torch"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join([*found, f"Python {sys.version.split()[0]}"])
+    """Returns the versions of what is compared: of mmengine under the name by which it is installed."""
+    folder = Path(str(find_spec("mmengine").origin)).parent  # type: ignore[union-attr]
+    found = {name: distribution(name) for name in packages_distributions()["mmengine"]}
+    imported = [f"{name} {each.version}" for name, each in found.items() if each.locate_file("mmengine") == folder]
+    return ", ".join([*imported, f"torch {version('torch')}", f"Python {sys.version.split()[0]}"])
 
 
 def main() -> int:

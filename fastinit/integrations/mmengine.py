@@ -6,14 +6,18 @@ provenance records, registries of initializers, addresses of model zoos). It doe
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base_module import BaseModule, update_init_info
+from ..checkpoint.sources.zoos import further_tables
 from ..execution.hosts import hosts
 from ..execution.ledger import Ledger, check_no_new_parameters, computed_keys
 from ..naming import wrapper_sources
@@ -81,6 +85,20 @@ class Initializers:
         return None if registry is None else _get(registry.WEIGHT_INITIALIZERS, name)
 
 
+def _addresses(zoo: str) -> dict[str, str]:
+    """Returns the table that an installed mmengine, or a fork of its import name, has for a model zoo."""
+    file = {"open_mmlab": "openmmlab", "torchvision": "torchvision_0.12"}.get(zoo, zoo)
+    spec = (
+        find_spec("mmengine") if "mmengine" not in sys.modules else getattr(sys.modules["mmengine"], "__spec__", None)
+    )
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / "hub" / f"{file}.json"
+        if path.is_file():
+            table: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            return table
+    return {}
+
+
 def _get(registry: Any, name: str) -> Callable[..., Any] | None:
     try:
         found = registry.get(name)
@@ -106,6 +124,7 @@ hosts.append(MMEngine())
 computed_keys["tmp_mean_value"] = _mean
 wrapper_sources.append(_model_wrappers)
 peers.append(Initializers())
+further_tables.append(_addresses)
 
 _replaced: dict[str, Callable[..., Any] | None] = {}
 _patched: list[tuple[Any, str, Any]] = []
