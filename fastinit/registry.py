@@ -131,8 +131,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
             kind: a registered name (with or without a scope), an import path, a class or a function. Where imports are
                 not allowed (``fastinit.use(allow_imports=False)``) a str must be registered here: another library's
                 registry may import modules, too.
-            scope: the config's ``_scope_``: which of mmengine's child registries is asked first. None: that of mmengine's
-                default scope, if there is one.
+            scope: the config's ``_scope_``: which of mmengine's child registries is asked first. None: that of
+                mmengine's default scope, if there is one.
 
         Raises:
             KeyError: ``kind`` is neither registered nor importable.

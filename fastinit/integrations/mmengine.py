@@ -7,6 +7,8 @@ provenance records, registries of initializers, addresses of model zoos). It doe
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -17,9 +19,11 @@ import torch
 from torch import nn
 
 from ..base_module import BaseModule, update_init_info
+from ..checkpoint.sources.url_schemes import further_loaders
 from ..checkpoint.sources.zoos import further_tables
 from ..execution.hosts import hosts
 from ..execution.ledger import Ledger, check_no_new_parameters, computed_keys
+from ..logs import logger
 from ..naming import wrapper_sources
 from ..registry import WEIGHT_INITIALIZERS, peers
 
@@ -99,6 +103,14 @@ def _addresses(zoo: str) -> dict[str, str]:
     return {}
 
 
+def _loader(name: str) -> Callable[..., Any] | None:
+    """Returns the loader that a user registered in mmengine's ``CheckpointLoader`` for a checkpoint's name."""
+    checkpoint: Any = sys.modules.get("mmengine.runner.checkpoint")
+    loaders = {} if checkpoint is None else checkpoint.CheckpointLoader._schemes
+    found: Any = next((loader for scheme, loader in loaders.items() if re.match(scheme, name)), None)
+    return None if getattr(found, "__module__", None) == "mmengine.runner.checkpoint" else found
+
+
 def _get(registry: Any, name: str) -> Callable[..., Any] | None:
     try:
         found = registry.get(name)
@@ -125,7 +137,29 @@ computed_keys["tmp_mean_value"] = _mean
 wrapper_sources.append(_model_wrappers)
 peers.append(Initializers())
 further_tables.append(_addresses)
+further_loaders.append(_loader)
 
+
+class _ToMMEngine(logging.Filter):
+    """Sends what fastinit logs to mmengine's logger as well, whose level and handlers decide what is shown.
+
+    A filter of the logger, because its answer keeps the other handlers as they were: they get what they got before, and
+    Python's last resort, which prints warnings where there are no handlers, does not print them a second time.
+    """
+
+    LEVEL = 1  # of fastinit's logger meanwhile, unless its user has set one; no level that users set
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Logs a record there, and tells whether it goes on to the handlers of fastinit's logger."""
+        from mmengine.logging import MMLogger
+
+        MMLogger.get_current_instance().log(record.levelno, "%s", record.getMessage())
+        unset = logger.level == self.LEVEL and logger.parent is not None
+        level = logger.parent.getEffectiveLevel() if unset else logger.level  # type: ignore[union-attr]
+        return record.levelno >= level and logger.hasHandlers()
+
+
+_to_mmengine = _ToMMEngine()
 _replaced: dict[str, Callable[..., Any] | None] = {}
 _patched: list[tuple[Any, str, Any]] = []
 
@@ -164,7 +198,7 @@ def enable() -> None:
     A detector becomes one plan: fills by the modules' own ``init_weights`` are recorded, provenance is known without
     reading parameters back, and a contract backend fills everything in one launch. Backend and seed are those of
     ``fastinit.use`` or FASTINIT_BACKEND. On "torch", which "auto" means on the CPU, the weights are mmengine's, bit for
-    bit. mmengine's logger gets the same lines as before. Includes ``register``.
+    bit. mmengine's logger gets what it got before, and all else that fastinit logs. Includes ``register``.
 
     Raises:
         ImportError: mmengine is not installed.
@@ -180,6 +214,9 @@ def enable() -> None:
     _patch(base_module.BaseModule, "init_weights", BaseModule.init_weights)
     for place in (mmengine.model, base_module, weight_init):
         _patch(place, "update_init_info", update_init_info)
+    logger.addFilter(_to_mmengine)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(_ToMMEngine.LEVEL)
 
 
 def disable() -> None:
@@ -187,6 +224,9 @@ def disable() -> None:
     while _patched:
         place, name, original = _patched.pop()
         setattr(place, name, original)
+    logger.removeFilter(_to_mmengine)
+    if logger.level == _ToMMEngine.LEVEL:
+        logger.setLevel(logging.NOTSET)
     unregister()
 
 

@@ -28,6 +28,10 @@ Loader = Callable[..., Any]
 """Reads a checkpoint: (filename, map_location)."""
 
 
+further_loaders: list[Callable[[str], Loader | None]] = []
+"""Functions that return what users registered in another library for a name; integrations append theirs."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """One of fastinit's own schemes."""
@@ -93,9 +97,15 @@ class CheckpointLoader:
 
     @classmethod
     def _get_checkpoint_loader(cls, path: str | os.PathLike[str]) -> Callable[..., Any]:
-        """Returns the loader for a checkpoint's name; the loader for local files matches every name."""
+        """Returns the loader for a checkpoint's name; the loader for local files matches every name.
+
+        Loaders that users registered here go first, then those that they registered in another library.
+        """
         text = os.fspath(path)
-        return next(loader for scheme, loader in cls._schemes.items() if re.match(scheme, text))
+        loader = next(loader for scheme, loader in cls._schemes.items() if re.match(scheme, text))
+        if not any(loader is own for own in SCHEMES):  # loaders of users may be unhashable
+            return loader
+        return next((found for further in further_loaders if (found := further(text)) is not None), loader)
 
     @classmethod
     def load_checkpoint(
