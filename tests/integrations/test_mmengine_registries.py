@@ -117,6 +117,11 @@ def test_mmengines_registry_is_not_asked_where_imports_are_not_allowed(sevens: N
         filled(dict(type=name))
 
 
+def test_no_scope_is_followed_where_imports_are_not_allowed(child: Any) -> None:
+    with fastinit.use(allow_imports=False):
+        assert filled(dict(type="Constant", val=1.0, _scope_="mmxyz")) == 1
+
+
 @pytest.mark.parametrize("name", [".x", "a..b", "torch.nn", "nowhere.Normal"])
 def test_names_that_mmengine_finds_nothing_for_are_key_errors(name: str) -> None:
     with pytest.raises(KeyError, match="is not in the fastinit::weight initializer registry"):
