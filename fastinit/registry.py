@@ -77,6 +77,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self._entries: dict[str, Callable[..., Any]] = {}
         self.fallback: Callable[[str], Callable[..., Any] | None] | None = None
         """Looks up names that are not registered here, before ``peers`` do; None, the default: nothing."""
+        self.replaceable: set[str] = set()
+        """Names of entries that others may take without ``force``, and that other libraries' registries come before."""
+        self.by_path: dict[str, Callable[..., Any]] = {}
+        """What stands for functions of other libraries, by their import paths."""
 
     def register_module(
         self,
@@ -97,14 +101,14 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         Example:
             >>> import fastinit, torch
-            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Ones", force=True)
-            ... class OnesInit(fastinit.BaseInit):
+            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Twos")
+            ... class TwosInit(fastinit.BaseInit):
             ...     def weight_distribution(self, shape):
-            ...         return fastinit.plans.Constant(1.0)
+            ...         return fastinit.plans.Constant(2.0)
             >>> layer = torch.nn.Linear(2, 1)
-            >>> _ = fastinit.initialize(layer, dict(type="Ones", layer="Linear"))
+            >>> _ = fastinit.initialize(layer, dict(type="Twos", layer="Linear"))
             >>> layer.weight.tolist()
-            [[1.0, 1.0]]
+            [[2.0, 2.0]]
         """
         names = [name] if isinstance(name, str) else name
         if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
@@ -114,12 +118,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
             if not callable(registered):
                 raise TypeError(f"module must be a class or a function, but got {registered!r} of {type(registered)}")
             for each in names or [registered.__name__]:
-                if not force and each in self._entries:
+                if not force and each in self._entries and each not in self.replaceable:
                     raise KeyError(
                         f"{each} is already registered in {self.name} as {self._entries[each]!r}; "
                         f"pass force=True to replace it"
                     )
                 self._entries[each] = registered
+                self.replaceable.discard(each)
             return registered
 
         return register if module is None else register(module)
@@ -149,7 +154,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         for peer in peers if may_import else ():
             if (found := peer.in_scope(name, scope)) is not None:
                 return self._own(found)
-        if name in self._entries:
+        if name in self._entries and not (name in self.replaceable and self._elsewhere(name) is not None):
             return self._entries[name]
         first, _, rest = name.partition(".")
         if first in _SCOPES and rest in self._entries:
@@ -157,9 +162,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         by_path = self._by_path(name)
         if by_path is not None:
             return by_path
-        for look_up in (self.fallback, *(peer.get for peer in peers)) if may_import else ():
-            if look_up is not None and (found := look_up(name)) is not None:
-                return self._own(found)
+        if (found := self._elsewhere(name)) is not None:
+            return self._own(found)
         reason = "" if may_import else " Import paths and other registries are not allowed here (allow_imports=False)."
         if may_import and "." in name:
             module, _, attribute = name.rpartition(".")
@@ -183,8 +187,16 @@ class Registry(Mapping[str, Callable[..., Any]]):
         path = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
         return self._by_path(path) or kind
 
+    def _elsewhere(self, name: str) -> Callable[..., Any] | None:
+        """Returns what another library's registry has under a name, where imports are allowed."""
+        look_ups = (self.fallback, *(peer.get for peer in peers)) if imports_allowed() else ()
+        found = (look_up(name) for look_up in look_ups if look_up is not None)
+        return next((each for each in found if each is not None), None)
+
     def _by_path(self, path: str) -> Callable[..., Any] | None:
-        """Returns fastinit's initializer for the import path of mmengine's, e.g. ``mmengine.model.NormalInit``."""
+        """Returns fastinit's initializer for the import path of another's, e.g. ``mmengine.model.NormalInit``."""
+        if path in self.by_path:
+            return self.by_path[path]
         for prefix in _MMENGINE_PATHS:
             name = path.removeprefix(prefix)
             if name != path and name.endswith("Init") and name.removesuffix("Init") in self._entries:

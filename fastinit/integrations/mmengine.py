@@ -112,6 +112,12 @@ def _loader(name: str) -> Callable[..., Any] | None:
 
 
 def _get(registry: Any, name: str) -> Callable[..., Any] | None:
+    """Returns what a registry or one above it has under a name; names with a dot it may import."""
+    if "." not in name:
+        registry.import_from_location()
+        while registry is not None and name not in registry.module_dict:
+            registry = registry.parent
+        return None if registry is None else registry.module_dict[name]  # type: ignore[no-any-return]
     try:
         found = registry.get(name)
     except (AttributeError, RuntimeError, TypeError, ValueError):  # it imports what the name says; not all are names
@@ -168,7 +174,8 @@ def register() -> None:
     """Registers fastinit's initializers in mmengine's WEIGHT_INITIALIZERS, replacing those of the same names.
 
     mmengine's ``initialize`` and ``BaseModule.init_weights``, and child registries such as mmdet's, then build
-    fastinit's initializers. Another call adds those registered in fastinit since.
+    fastinit's initializers. Another call adds those registered in fastinit since. Types that mmengine has not
+    (``Orthogonal`` and its like) stay out of its registry, where users may want their names.
 
     Raises:
         ImportError: mmengine is not installed.
@@ -176,7 +183,7 @@ def register() -> None:
     registry = _registry()
     for name, initializer in WEIGHT_INITIALIZERS.items():
         current = registry.module_dict.get(name)
-        if current is not initializer:
+        if current is not initializer and name not in WEIGHT_INITIALIZERS.replaceable:
             _replaced.setdefault(name, current)
             registry.register_module(name=name, module=initializer, force=True)
 
