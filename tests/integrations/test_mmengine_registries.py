@@ -128,6 +128,13 @@ def test_names_that_mmengine_finds_nothing_for_are_key_errors(name: str) -> None
         filled(dict(type=name))
 
 
+def test_a_name_without_a_dot_imports_no_module(child: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "Nothing.py").write_text("raise OSError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with registry.DefaultScope.overwrite_default_scope("mmxyz"), pytest.raises(KeyError, match="Nothing is not in"):
+        filled(dict(type="Nothing"))
+
+
 # --- what users patch ------------------------------------------------------------------------------------------------
 
 
