@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,11 @@ def test_names_that_mmengine_finds_nothing_for_are_key_errors(name: str) -> None
 
 
 def test_a_name_without_a_dot_imports_no_module(child: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "Nothing.py").write_text("raise OSError('imported')")
+    (tmp_path / "Nothing.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     with registry.DefaultScope.overwrite_default_scope("mmxyz"), pytest.raises(KeyError, match="Nothing is not in"):
         filled(dict(type="Nothing"))
+    assert "Nothing" not in sys.modules
 
 
 # --- what users patch ------------------------------------------------------------------------------------------------
