@@ -194,7 +194,7 @@ def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
             call.flush()
         return
     watch = Watch(call)
-    state = torch.get_rng_state() if call.scope.seed.given is not None else None
+    state = torch.default_generator.get_state() if call.scope.seed.given is not None else None
     call.pending = watch.pending
     watch.pending.warns = not is_lost
     token = current_watch.set(watch)
@@ -216,7 +216,7 @@ def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
     finally:
         current_watch.reset(token)
         if state is not None and watch.operators.seeding.is_own:  # by code in the block; it was seeded for the block
-            torch.set_rng_state(state)
+            torch.default_generator.set_state(state)
 
 
 def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None) -> None:

@@ -29,12 +29,14 @@ from ..execution.calls import OpenCall, current_call
 from ..execution.memory_book import MemoryBook
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
+from ..execution.version_counters import tensors_in
 from ..plans import TruncatedNormal
 from .callers import asking
 from .compilers import keep_out, keeping_out, not_traced
 from .handlers import FILLS, HANDLERS
 from .libraries import asks_to_leave_out, asks_to_skip, model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
+from .raw import EXPOSE, MAKE_FROM_DATA, READ, tensors_read, values_from_data, writes
 
 _local = threading.local()
 
@@ -126,16 +128,19 @@ class Watch:
                 torch.autograd.graph.increment_version(tensor)
         return noted
 
-    def made_from_data(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Returns the tensor that ``torch.tensor`` and its like make; of one without memory the values are kept."""
+    def read_by(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs a function that reads memory unseen. What it makes of data without memory is kept."""
+        with self.book.paused():
+            for tensor in tensors_read(func, args, kwargs):
+                self.operators.read(tensor)
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.is_meta:
-            with self.book.paused():
-                try:
-                    values = func(*args, **{**kwargs, "device": "cpu", "dtype": result.dtype})
-                except (RuntimeError, NotImplementedError, TypeError, ValueError):
-                    return result  # data that is on the meta device itself
-                self.operators.made(result, values.detach())
+        with self.book.paused():
+            if writes(func):
+                self.operators.wrote(func.__name__, args[0])
+            elif func in MAKE_FROM_DATA and isinstance(result, torch.Tensor) and (result.is_meta or not result.dim()):
+                values = values_from_data(func, result, args, kwargs)
+                if values is not None:
+                    self.operators.made(result, values)
         return result
 
 
@@ -185,47 +190,12 @@ def _is_wrapper(kind: type) -> bool:
     return dispatch is not None and dispatch not in (torch.Tensor.__torch_dispatch__, nn.Parameter.__torch_dispatch__)
 
 
-# Ways to the memory of a tensor that are no operators.
-_RAW = {
-    function
-    for function in (
-        getattr(torch.Tensor, name, None)
-        for name in (
-            "__array__",
-            "__deepcopy__",
-            "__dlpack__",
-            "__format__",
-            "__reduce_ex__",
-            "__repr__",
-            "_reduce_ex_internal",
-            "_typed_storage",
-            "apply_",
-            "const_data_ptr",
-            "data_ptr",
-            "map2_",
-            "map_",
-            "mutable_data_ptr",
-            "numpy",
-            "share_memory_",
-            "storage",
-            "tolist",
-            "untyped_storage",
-        )
-    )
-    if function is not None
-} | {torch.Tensor.__cuda_array_interface__.__get__}  # type: ignore[attr-defined]
-# They read and are done; the others hand out an address that may be used later.
-_READ_ONCE = {torch.Tensor.__deepcopy__, torch.Tensor.__format__, torch.Tensor.__repr__, torch.Tensor.tolist}
 _ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 # What it is told to a library that asks in order to leave something out on the meta device.
 _SOME_DEVICE = torch.device("cpu")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-
-
-# They take values that no operator shows.
-_MAKES_FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
 _ASKS_FOR_DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
-_NOT_PLAIN = _RAW | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE} | _MAKES_FROM_DATA
+_NOT_PLAIN = EXPOSE | READ | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE}
 
 
 class _Functions(TorchFunctionMode):
@@ -240,18 +210,14 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         watch = self._watch
         if func in _NOT_PLAIN and not watch.is_idle:
-            if func in _RAW:
+            if func in READ:
+                return watch.read_by(func, args, kwargs or {})
+            if func in EXPOSE:
                 with watch.book.paused():
-                    for tensor in args:
-                        if isinstance(tensor, torch.Tensor):
-                            if func in _READ_ONCE:
-                                watch.operators.read(tensor)
-                            else:
-                                watch.operators.expose(tensor)
+                    for tensor in tensors_in(args):
+                        watch.operators.expose(tensor)
             elif func == _SETS_DATA:
                 watch.book.generation += 1
-            elif func in _MAKES_FROM_DATA:
-                return watch.made_from_data(func, args, kwargs or {})
             elif func == _ASKS_FOR_META and asks_to_skip(asking()):
                 return False
             elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(asking()):
@@ -298,6 +264,9 @@ def _install(stack: ExitStack) -> None:
     _replace(stack, torch, "manual_seed", _manual_seed)
     _replace(stack, torch.random, "manual_seed", _manual_seed)
     _replace(stack, torch.random, "fork_rng", _fork_rng)
+    for module in (torch, torch.random):
+        _replace(stack, module, "get_rng_state", _get_rng_state)
+        _replace(stack, module, "set_rng_state", _set_rng_state)
     _install_for_transformers()
 
 
@@ -368,20 +337,48 @@ def _manual_seed(original: Callable[..., torch.Generator]) -> Callable[..., torc
     return manual_seed
 
 
+def _own_generator() -> torch.Generator | None:
+    """Returns the generator that draws on the CPU come from where the code runs; None: torch's default one."""
+    watch = current_watch.get()
+    return None if watch is None or watch.is_idle else watch.operators.own_generator()
+
+
+def _get_rng_state(original: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    @functools.wraps(original)
+    def get_rng_state() -> torch.Tensor:
+        own = _own_generator()
+        return original() if own is None else own.get_state()
+
+    return get_rng_state
+
+
+def _set_rng_state(original: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
+    @functools.wraps(original)
+    def set_rng_state(new_state: torch.Tensor) -> None:
+        own = _own_generator()
+        if own is None:
+            original(new_state)
+        else:
+            own.set_state(new_state)
+
+    return set_rng_state
+
+
 def _fork_rng(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     @contextmanager
-    def fork_rng(*args: Any, **kwargs: Any) -> Iterator[None]:
+    def fork_rng(devices: Any = None, enabled: bool = True, *args: Any, **kwargs: Any) -> Iterator[None]:
         watch = current_watch.get()
-        with original(*args, **kwargs):
-            if watch is None or not watch.is_open:
-                yield
-                return
-            watch.operators.seeding.enter_fork()
-            try:
-                yield
-            finally:
-                watch.operators.seeding.leave_fork()
+        with ExitStack() as stack:
+            if enabled and watch is not None and watch.is_open:
+                if _own_generator() is not None:  # whose state the original gives back
+                    stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
+                stack.enter_context(original(devices, enabled, *args, **kwargs))
+                watch.operators.seeding.enter_fork()
+                stack.callback(watch.operators.seeding.leave_fork)
+            else:
+                stack.enter_context(original(devices, enabled, *args, **kwargs))
+            yield
 
     return fork_rng
 
