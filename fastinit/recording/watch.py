@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..config.schemes import truncated_normal
 from ..execution.calls import OpenCall, current_call
 from ..execution.memory_book import MemoryBook
+from ..execution.modes import entered, entered_modes, leave
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
 from ..execution.version_counters import tensors_in
@@ -63,27 +65,37 @@ class Watch:
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
-        self._stack = ExitStack()
+        self._modes = _Functions(self), _Dispatch(self)
 
-    def __enter__(self) -> Watch:
+    def open(self) -> None:
+        """Begins to watch this thread.
+
+        Raises:
+            RuntimeError: another task of the thread has a block open.
+        """
         if _open_here():
+            self.is_open = False
             raise RuntimeError(
                 "another task of this thread has a block of fastinit open (capture, build, materialize), and torch "
                 "would mix up what both do. Let one end before the other begins, or run them in threads"
             )
+        for mode in entered_modes():  # an interrupt within torch's own code may have left one
+            if isinstance(mode, (_Functions, _Dispatch)) and not mode.watch.is_open:
+                leave(mode)
         keep_out()
-        with ExitStack() as stack:
-            stack.enter_context(_globally_installed())
-            stack.enter_context(_Functions(self))
-            stack.enter_context(_Dispatch(self))
-            self._stack = stack.pop_all()
         _open_here().append(self)
-        return self
+        _install_for(self)
+        for mode in self._modes:
+            mode.__enter__()  # type: ignore[no-untyped-call]
 
-    def __exit__(self, *error: Any) -> None:
+    def close(self) -> None:
+        """Ends it, however far it has come; does nothing the second time."""
         self.is_open = False
-        _open_here().clear()
-        self._stack.close()
+        for mode in reversed(self._modes):
+            leave(mode)
+        if self in _open_here():
+            _open_here().remove(self)
+        _uninstall_from(self)
 
     @property
     def is_idle(self) -> bool:
@@ -105,7 +117,7 @@ class Watch:
         if not self.is_open:
             run()
             return
-        with _Functions(self), _Dispatch(self):
+        with entered(_Functions(self)), entered(_Dispatch(self)):
             run()
 
     def modules(self) -> list[nn.Module]:
@@ -158,7 +170,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._watch = watch
+        self.watch = watch
 
     @not_traced
     def __torch_dispatch__(
@@ -171,11 +183,11 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             set_eval_frame(compiling)
 
     def _run(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self._watch.is_idle:
+        if self.watch.is_idle:
             return func(*args, **kwargs)
         if types and any(kind.__name__ == "FakeTensor" for kind in types):
             return func(*args, **kwargs)  # there is no memory behind it
-        operators = self._watch.operators
+        operators = self.watch.operators
         with torch._C.DisableTorchFunction():
             if any(_is_wrapper(kind) for kind in types):
                 result = operators.run_sharded(func, tuple(args), kwargs)
@@ -203,12 +215,12 @@ class _Functions(TorchFunctionMode):
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self._watch = watch
+        self.watch = watch
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        watch = self._watch
+        watch = self.watch
         if func in _NOT_PLAIN and not watch.is_idle:
             if func in READ:
                 return watch.read_by(func, args, kwargs or {})
@@ -227,46 +239,62 @@ class _Functions(TorchFunctionMode):
 
 # --- what is installed for the whole process, while any block is open ------------------------------------------------
 
-_installed = 0
-_installing = threading.Lock()
-_uninstall = ExitStack()
+_watches: set[Watch] = set()
+"""Those that are open, in all threads."""
+_installing = threading.RLock()  # a signal's handler may open a block of its own
+_undo: list[Callable[[], object]] = []
+"""What takes the hooks away, in order."""
+_is_installed = False
+_REGISTRIES = (
+    torch_modules._global_parameter_registration_hooks,
+    torch_modules._global_buffer_registration_hooks,
+    torch_modules._global_module_registration_hooks,
+)
 
 
-@contextmanager
-def _globally_installed() -> Iterator[None]:
+def _install_for(watch: Watch) -> None:
     """Installs hooks that act in recorded threads only: names of modules, truncated normals, new threads."""
-    global _installed
+    global _is_installed
     with _installing:
-        if _installed == 0:
-            _install(_uninstall)
-        _installed += 1
-    try:
-        yield
-    finally:
-        with _installing:
-            _installed -= 1
-            if _installed == 0:
-                _uninstall.close()
+        _watches.add(watch)
+        if not _is_installed:
+            _is_installed = True
+            _install()
 
 
-def _install(stack: ExitStack) -> None:
+def _uninstall_from(watch: Watch) -> None:
+    """Takes the hooks away if no watch needs them any more."""
+    global _is_installed
+    with _installing:
+        _watches.discard(watch)
+        if _is_installed and not _watches:
+            for hooks in _REGISTRIES:
+                for key in [key for key, hook in hooks.items() if hook is _saw]:
+                    del hooks[key]
+            while _undo:
+                _undo[-1]()  # again, if an interrupt comes between
+                del _undo[-1:]
+            _is_installed = False
+
+
+def _install() -> None:
     for register in (
         torch_modules.register_module_parameter_registration_hook,
         torch_modules.register_module_buffer_registration_hook,
         torch_modules.register_module_module_registration_hook,
     ):
-        stack.callback(register(_saw).remove)
+        register(_saw)
     # torch.nn.init.trunc_normal_ draws again what falls out of bounds: no operator of it stands for all of it. However
     # the public function was imported, it looks this one up when it is called.
-    _replace(stack, torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
-    _replace(stack, threading.Thread, "start", _start)
-    _replace(stack, torch, "compile", keeping_out)
-    _replace(stack, torch, "manual_seed", _manual_seed)
-    _replace(stack, torch.random, "manual_seed", _manual_seed)
-    _replace(stack, torch.random, "fork_rng", _fork_rng)
+    _replace(torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
+    _replace(threading.Thread, "start", _start)
+    _replace(torch, "compile", keeping_out)
+    _replace(torch, "manual_seed", _manual_seed)
+    _replace(torch.random, "manual_seed", _manual_seed)
+    _replace(torch.random, "fork_rng", _fork_rng)
     for module in (torch, torch.random):
-        _replace(stack, module, "get_rng_state", _get_rng_state)
-        _replace(stack, module, "set_rng_state", _set_rng_state)
+        _replace(module, "get_rng_state", _get_rng_state)
+        _replace(module, "set_rng_state", _set_rng_state)
     _install_for_transformers()
 
 
@@ -280,8 +308,8 @@ def _install_for_transformers() -> None:
     if kind is None or kind is _hooked_model_class:
         return
     _hooked_model_class = kind
-    _uninstall.callback(_forget_model_class)
-    _replace(_uninstall, kind, "init_weights", with_what_it_leaves_out(_is_recorded))
+    _undo.append(_forget_model_class)
+    _replace(kind, "init_weights", with_what_it_leaves_out(_is_recorded))
 
 
 def _forget_model_class() -> None:
@@ -294,10 +322,10 @@ def _is_recorded() -> bool:
     return watch is not None and not watch.is_idle
 
 
-def _replace(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     original = getattr(owner, name)
+    _undo.append(partial(setattr, owner, name, original))
     setattr(owner, name, make(original))
-    stack.callback(setattr, owner, name, original)
 
 
 def _saw(module: nn.Module, name: str, value: object) -> None:
@@ -306,7 +334,7 @@ def _saw(module: nn.Module, name: str, value: object) -> None:
         watch.saw(module)
         if _hooked_model_class is None and "transformers.modeling_utils" in sys.modules:  # imported in the block
             with _installing:
-                if _installed:
+                if _is_installed:
                     _install_for_transformers()
 
 
