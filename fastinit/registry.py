@@ -58,6 +58,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self._entries: dict[str, Callable[..., Any]] = {}
         self.fallback: Callable[[str], Callable[..., Any] | None] | None = None
         """Looks up names that are not registered here, in another library's registry; None, the default: nothing."""
+        self.replaceable: set[str] = set()
+        """Names of entries that others may take without ``force``, and that other libraries' registries come before."""
+        self.by_path: dict[str, Callable[..., Any]] = {}
+        """What stands for functions of other libraries, by their import paths."""
 
     def register_module(
         self,
@@ -78,14 +82,14 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         Example:
             >>> import fastinit, torch
-            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Ones", force=True)
-            ... class OnesInit(fastinit.BaseInit):
+            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Twos")
+            ... class TwosInit(fastinit.BaseInit):
             ...     def weight_distribution(self, shape):
-            ...         return fastinit.plans.Constant(1.0)
+            ...         return fastinit.plans.Constant(2.0)
             >>> layer = torch.nn.Linear(2, 1)
-            >>> _ = fastinit.initialize(layer, dict(type="Ones", layer="Linear"))
+            >>> _ = fastinit.initialize(layer, dict(type="Twos", layer="Linear"))
             >>> layer.weight.tolist()
-            [[1.0, 1.0]]
+            [[2.0, 2.0]]
         """
         names = [name] if isinstance(name, str) else name
         if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
@@ -95,12 +99,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
             if not callable(registered):
                 raise TypeError(f"module must be a class or a function, but got {registered!r} of {type(registered)}")
             for each in names or [registered.__name__]:
-                if not force and each in self._entries:
+                if not force and each in self._entries and each not in self.replaceable:
                     raise KeyError(
                         f"{each} is already registered in {self.name} as {self._entries[each]!r}; "
                         f"pass force=True to replace it"
                     )
                 self._entries[each] = registered
+                self.replaceable.discard(each)
             return registered
 
         return register if module is None else register(module)
@@ -125,7 +130,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return self._by_path(path) or kind
 
     def _resolve_name(self, name: str) -> Callable[..., Any]:
-        if name in self._entries:
+        if name in self._entries and not (name in self.replaceable and self._is_elsewhere(name)):
             return self._entries[name]
         scope, _, rest = name.partition(".")
         if scope in _SCOPES and rest in self._entries:
@@ -154,8 +159,14 @@ class Registry(Mapping[str, Callable[..., Any]]):
             f"{', '.join(sorted(self._entries))}"
         )
 
+    def _is_elsewhere(self, name: str) -> bool:
+        """Tells whether another library's registry has a name."""
+        return imports_allowed() and self.fallback is not None and self.fallback(name) is not None
+
     def _by_path(self, path: str) -> Callable[..., Any] | None:
-        """Returns fastinit's initializer for the import path of mmengine's, e.g. ``mmengine.model.NormalInit``."""
+        """Returns fastinit's initializer for the import path of another's, e.g. ``mmengine.model.NormalInit``."""
+        if path in self.by_path:
+            return self.by_path[path]
         for prefix in _MMENGINE_PATHS:
             name = path.removeprefix(prefix)
             if name != path and name.endswith("Init") and name.removesuffix("Init") in self._entries:

@@ -77,7 +77,8 @@ def register() -> None:
     """Registers fastinit's initializers in mmengine's WEIGHT_INITIALIZERS, replacing those of the same names.
 
     mmengine's ``initialize`` and ``BaseModule.init_weights``, and child registries such as mmdet's, then build
-    fastinit's initializers. Another call adds those registered in fastinit since.
+    fastinit's initializers. Another call adds those registered in fastinit since. Types that mmengine has not
+    (``Orthogonal`` and its like) stay out of its registry, where users may want their names.
 
     Raises:
         ImportError: mmengine is not installed.
@@ -85,7 +86,7 @@ def register() -> None:
     registry = _registry()
     for name, initializer in WEIGHT_INITIALIZERS.items():
         current = registry.module_dict.get(name)
-        if current is not initializer:
+        if current is not initializer and name not in WEIGHT_INITIALIZERS.replaceable:
             _replaced.setdefault(name, current)
             registry.register_module(name=name, module=initializer, force=True)
 
