@@ -12,8 +12,8 @@ import functools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from ..execution.version_counters import tensors_in
 from ..plans import TruncatedNormal
 from .callers import asking
 from .compilers import keep_out, keeping_out, not_traced
+from .generators import generator_functions
 from .handlers import FILLS, HANDLERS
 from .libraries import asks_to_leave_out, asks_to_skip, model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
@@ -289,12 +290,10 @@ def _install() -> None:
     _replace(torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
     _replace(threading.Thread, "start", _start)
     _replace(torch, "compile", keeping_out)
-    _replace(torch, "manual_seed", _manual_seed)
-    _replace(torch.random, "manual_seed", _manual_seed)
-    _replace(torch.random, "fork_rng", _fork_rng)
-    for module in (torch, torch.random):
-        _replace(module, "get_rng_state", _get_rng_state)
-        _replace(module, "set_rng_state", _set_rng_state)
+    for name, make in generator_functions(_recording_operators).items():
+        for module in (torch, torch.random):
+            if hasattr(module, name):
+                _replace(module, name, make)
     _install_for_transformers()
 
 
@@ -354,61 +353,9 @@ def _truncated_normal(original: Callable[..., torch.Tensor]) -> Callable[..., to
     return function
 
 
-def _manual_seed(original: Callable[..., torch.Generator]) -> Callable[..., torch.Generator]:
-    @functools.wraps(original)
-    def manual_seed(*args: Any, **kwargs: Any) -> torch.Generator:
-        watch = current_watch.get()
-        if watch is not None and not watch.is_idle:
-            watch.operators.seeding.set()
-        return original(*args, **kwargs)
-
-    return manual_seed
-
-
-def _own_generator() -> torch.Generator | None:
-    """Returns the generator that draws on the CPU come from where the code runs; None: torch's default one."""
+def _recording_operators() -> Operators | None:
     watch = current_watch.get()
-    return None if watch is None or watch.is_idle else watch.operators.own_generator()
-
-
-def _get_rng_state(original: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    @functools.wraps(original)
-    def get_rng_state() -> torch.Tensor:
-        own = _own_generator()
-        return original() if own is None else own.get_state()
-
-    return get_rng_state
-
-
-def _set_rng_state(original: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
-    @functools.wraps(original)
-    def set_rng_state(new_state: torch.Tensor) -> None:
-        own = _own_generator()
-        if own is None:
-            original(new_state)
-        else:
-            own.set_state(new_state)
-
-    return set_rng_state
-
-
-def _fork_rng(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    @contextmanager
-    def fork_rng(devices: Any = None, enabled: bool = True, *args: Any, **kwargs: Any) -> Iterator[None]:
-        watch = current_watch.get()
-        with ExitStack() as stack:
-            if enabled and watch is not None and watch.is_open:
-                if _own_generator() is not None:  # whose state the original gives back
-                    stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
-                stack.enter_context(original(devices, enabled, *args, **kwargs))
-                watch.operators.seeding.enter_fork()
-                stack.callback(watch.operators.seeding.leave_fork)
-            else:
-                stack.enter_context(original(devices, enabled, *args, **kwargs))
-            yield
-
-    return fork_rng
+    return None if watch is None or watch.is_idle else watch.operators
 
 
 def _start(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
