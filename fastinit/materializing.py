@@ -195,18 +195,10 @@ def slots_of(model: nn.Module) -> Iterator[Slot]:
                 if is_sharded(tensor):
                     yield slot
                     continue
-                if (kind := _other_kind(tensor)) is not None:
+                if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided:
+                    kind = type(tensor).__name__ if tensor.layout == torch.strided else tensor.layout
                     raise RuntimeError(f"materialize makes plain strided tensors, but {slot.name!r} is a {kind}")
                 yield slot
-
-
-def _other_kind(tensor: torch.Tensor) -> str | None:
-    """Returns what a tensor is that is no plain strided one."""
-    if tensor.layout != torch.strided:
-        return str(tensor.layout)
-    if tensor.is_quantized or tensor.is_nested:
-        return "quantized tensor" if tensor.is_quantized else "nested tensor"
-    return type(tensor).__name__ if is_traceable_wrapper_subclass(tensor) else None
 
 
 def _allocate(slots: Sequence[Slot], device: torch.device) -> dict[torch.Tensor, torch.Tensor]:

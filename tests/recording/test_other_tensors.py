@@ -77,12 +77,3 @@ def test_complex_draws_are_kept_without_memory() -> None:
     built = fastinit.build(Spectral, backend="cpp", seed=0)
     assert same_bits(torch.view_as_real(model.w), torch.view_as_real(built.w))
     assert same_bits(torch.view_as_real(model.v), torch.view_as_real(built.v))
-
-
-@pytest.mark.parametrize("with_recipe", [True, False])
-def test_a_quantized_buffer_without_memory_is_refused_by_name(with_recipe: bool) -> None:
-    module = nn.Linear(2, 2, device="meta")
-    with fastinit.capture() as recipe, torch.device("meta"):
-        module.register_buffer("q", torch._empty_affine_quantized((3,), scale=0.1, zero_point=0, dtype=torch.qint8))
-    with pytest.raises(RuntimeError, match="plain strided tensors, but 'q' is a quantized tensor"):
-        fastinit.materialize(module, recipe=recipe if with_recipe else None)
