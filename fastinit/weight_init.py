@@ -33,13 +33,13 @@ from .config.initializers import (
     ConstantInit,
     KaimingInit,
     NormalInit,
-    PretrainedInit,
     TruncNormalInit,
     UniformInit,
     XavierInit,
 )
 from .config.module_fills import Shape, module_fills, parameter_fill
 from .config.number_texts import Place, expressions_of, values_at
+from .config.pretrained import PretrainedInit
 from .config.rules import parse, steps_of
 from .config.schemes import bias_init_with_prob, centred, fans, kaiming, truncated_normal, variance_scaling, xavier
 from .errors import check_module

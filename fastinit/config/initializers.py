@@ -5,7 +5,6 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -14,18 +13,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .. import checkpoint as checkpoints
-from ..execution.calls import Step, open_call
 from ..execution.scope import Scope
-from ..plans import Call, Constant, Distribution, Fill, Item, Normal, Uniform
-from ..registry import WEIGHT_INITIALIZERS, imports_allowed
+from ..plans import Constant, Distribution, Fill, Item, Normal, Uniform
+from ..registry import WEIGHT_INITIALIZERS
 from .matching import modules_of_layers, nearest_layers, nearest_parameters, parameters_of_patterns, post_order
 from .module_fills import Shape, module_fills, parameter_fill
 from .number_texts import NumberTexts, check_bias, checked_variables
+from .running import Planned
 from .schemes import bias_init_with_prob, fans, kaiming, truncated_normal, xavier
 
 
-class BaseInit:
+class BaseInit(Planned):
     """Base of all initializers except Pretrained: selects modules or parameters, and sets biases.
 
     Write your own as a subclass: with a ``weight_distribution(shape)`` it is planned like the built-in ones; with a
@@ -136,10 +134,6 @@ class BaseInit:
     def _fans(self, shape: Shape) -> tuple[int, int]:
         """Returns what expressions call fan_in and fan_out."""
         return fans(shape, getattr(self, "batch_dims", 0), getattr(self, "fan_axes", None))
-
-    def __call__(self, module: nn.Module) -> None:
-        """Initializes ``module`` and everything below it now."""
-        run_initializer(self, module)
 
     def _get_init_info(self) -> str:
         numbers = self._numbers.format(self)
@@ -307,121 +301,12 @@ class Caffe2XavierInit(KaimingInit):
         super().__init__(**CAFFE2_XAVIER, **kwargs)
 
 
-@WEIGHT_INITIALIZERS.register_module(name="Pretrained")
-class PretrainedInit:
-    """Copies the parameters and buffers of a checkpoint whose names and shapes match the module's.
-
-    Args:
-        checkpoint: a path (a file of safetensors or ``torch.save``, the index of a sharded checkpoint, a folder), or a
-            name with a scheme, such as ``open-mmlab://resnet50_v1c`` or ``hf://org/name``.
-        prefix: load only the keys under ``prefix.``, with that prefix removed.
-        map_location: with ``assign``, the device of the adopted tensors; copies always go to the parameters' device.
-        key, revise_keys, strict, assign, dtype, access, weights_only, allow: as for
-            ``fastinit.checkpoint.load_checkpoint``; ``revise_keys=None`` strips ``module.``.
-    """
-
-    wholemodule = False
-
-    def __init__(
-        self,
-        checkpoint: str | os.PathLike[str],
-        prefix: str | None = None,
-        map_location: Any = "cpu",
-        *,
-        key: str | None = None,
-        revise_keys: Sequence[tuple[str, str]] | None = None,
-        strict: bool = False,
-        assign: bool = False,
-        dtype: torch.dtype | str | None = None,
-        access: str = "auto",
-        weights_only: bool = True,
-        allow: Sequence[Any] = (),
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.prefix = prefix
-        self.map_location = map_location
-        if not imports_allowed():
-            _check_runs_no_code(weights_only, allow)
-        reading = checkpoints.Reading(map_location, access, weights_only, tuple(allow))
-        self._request = checkpoints.Request(checkpoint, prefix, key, revise_keys, strict, assign, dtype, reading)
-
-    def plan_items(self, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
-        """Returns the copy of the checkpoint; only its names and shapes are read.
-
-        A file that is not here yet is downloaded, before the first write; in an offline scope (``plan``) it is not.
-        """
-        copy = checkpoints.plan_copy(
-            module,
-            self._request,
-            names=scope.names,
-            offline=scope.checkpoints.is_offline,
-            trees=scope.checkpoints.trees,
-            rule=rule,
-            info=self._get_init_info(),
-        )
-        if scope.strict and not (copy.entries or copy.unknown or copy.runs_own_code):  # otherwise its log says so
-            scope.matches_nothing(
-                rule, type(self).__name__, f"{copy.source} holds no tensor of {type(module).__name__}"
-            )
-        return [copy]
-
-    def __call__(self, module: nn.Module) -> None:
-        """Loads the checkpoint into ``module`` at once."""
-        run_initializer(self, module)
-
-    def _get_init_info(self) -> str:
-        return f"{type(self).__name__}: load from {checkpoints.shown_address(self.checkpoint)}"
-
-
-# --- planning and running any initializer ----------------------------------------------------------------------------
-
-
-def is_planned(initializer: object) -> bool:
-    """Tells whether an initializer is run by its plan: it has ``plan_items``, and no ``__call__`` of its own."""
-    if not hasattr(initializer, "plan_items"):
-        return False
-    return not callable(initializer) or type(initializer).__call__ in (BaseInit.__call__, PretrainedInit.__call__)
-
-
-def items_of(initializer: Any, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
-    """Returns the items of an initializer: its plan or, for opaque code, one ``Call``."""
-    if is_planned(initializer):
-        return initializer.plan_items(module, scope, rule)  # type: ignore[no-any-return]
-    describe = getattr(initializer, "_get_init_info", None)
-    info = describe() if callable(describe) else _label(initializer)
-    path = scope.names.path_of(module)
-    label = f"{_label(initializer)}({path or type(module).__name__})"
-    return [Call(module, label, rule, info, lambda: initializer(module))]
-
-
-def run_initializer(initializer: BaseInit | PretrainedInit, module: nn.Module) -> None:
-    """Runs one of fastinit's initializers on a module, as a part of the open call if there is one."""
-    with open_call(module) as call:
-        items = partial(initializer.plan_items, module, call.scope, type(initializer).__name__)
-        with call.pending.own_work():
-            steps = [Step(module, items(), items)]
-        call.check(steps)
-        call.run(steps)
-
-
-def _check_runs_no_code(weights_only: object, allow: Any) -> None:
-    """Raises ValueError if loading the checkpoint could run code or import modules."""
-    names = [allow] if isinstance(allow, str) else [each for each in allow if isinstance(each, str)]
-    if weights_only is not True or names:
-        what = f"allow={names!r} imports these names" if names else f"weights_only={weights_only!r} runs a file's code"
-        raise ValueError(f"{what}, which is not allowed here (allow_imports=False)")
-
-
 def _two_axes(axes: Any) -> tuple[int, int] | None:
     if axes is None:
         return None
     if not isinstance(axes, (list, tuple)) or [type(axis) for axis in axes] != [int, int]:
         raise ValueError(f"fan_axes must be two dimensions, (in, out), but got {axes!r}")
     return axes[0], axes[1]
-
-
-def _label(function: object) -> str:
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _names_of_classes(layer: Any) -> Any:

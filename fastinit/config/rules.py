@@ -16,7 +16,9 @@ from ..execution.calls import Step
 from ..execution.scope import Scope
 from ..plans import Item
 from ..registry import WEIGHT_INITIALIZERS
-from .initializers import BaseInit, PretrainedInit, is_planned, items_of
+from .initializers import BaseInit
+from .pretrained import PretrainedInit
+from .running import is_planned, items_of
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ OWN: list[tuple[dict[str, Any], Callable[..., Any], dict[str, Any], tuple[int, .
 ]
 
 
-@pytest.mark.parametrize(("cfg", "function", "numbers", "shape"), OWN, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(("cfg", "function", "numbers", "shape"), OWN, ids=[cfg["type"] for cfg, *_ in OWN])
 def test_types_have_the_numbers_of_torch(
     cfg: dict[str, Any], function: Callable[..., Any], numbers: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
