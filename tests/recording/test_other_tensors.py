@@ -77,3 +77,35 @@ def test_complex_draws_are_kept_without_memory() -> None:
     built = fastinit.build(Spectral, backend="cpp", seed=0)
     assert same_bits(torch.view_as_real(model.w), torch.view_as_real(built.w))
     assert same_bits(torch.view_as_real(model.v), torch.view_as_real(built.v))
+
+
+class Legacy(nn.Module):
+    """Made by a constructor that knows no default device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.Tensor(64).uniform_())
+
+
+@needs.mark(needs.CPP)
+def test_a_parameter_that_has_memory_on_the_meta_device_is_drawn_by_the_block() -> None:
+    def made() -> torch.Tensor:
+        with fastinit.capture(backend="cpp", seed=0) as recipe, torch.device("meta"):
+            model = Legacy()
+        assert "p" in recipe.fills
+        return model.p.detach()
+
+    assert not made().is_meta
+    assert same_bits(made(), fastinit.build(Legacy, backend="cpp", seed=0).p)
+
+
+@needs.mark(needs.CPP)
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_an_expanded_fill_is_built_as_it_is(backend: str) -> None:
+    def made() -> nn.Module:
+        module = nn.Linear(4, 4)
+        module.register_buffer("s", torch.full((2, 1), 3.0).expand(2, 3))
+        return module
+
+    built = fastinit.build(made, backend=backend, seed=0)
+    assert built.s.stride() == (1, 0) and built.s.eq(3).all()  # type: ignore[operator, union-attr]
