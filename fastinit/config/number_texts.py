@@ -161,7 +161,7 @@ class NumberTexts:
             texts = expressions_of(arguments)
         self._bias = {"bias": texts.pop("bias")} if "bias" in texts else {}
         self._texts = texts
-        self._found: dict[tuple[Captured, Shape], Distribution] = {}  # many weights have the same shape
+        self._found: dict[tuple[Captured, Shape, Shape], Distribution] = {}  # many weights have the same shape
         self._found_biases: dict[Shape, Distribution] = {}
 
     def groups(self, module: nn.Module, patterns: Sequence[str]) -> Callable[[str], Captured]:
@@ -177,39 +177,48 @@ class NumberTexts:
         else:
             yield
 
-    def weight_distribution(self, captured: Captured, shape: Shape) -> Distribution:
+    def weight_distribution(self, captured: Captured, fan_shape: Shape | None, shape: Shape) -> Distribution:
         """Returns the distribution of a weight.
+
+        Args:
+            captured: the groups that expressions may use.
+            fan_shape: the shape that has its fans, if it is another.
+            shape: its shape.
 
         Raises:
             TypeError: an expression uses a name that does not exist here.
             ValueError: it has no finite value here.
         """
-        if (captured, shape) not in self._found:
-            self._found[captured, shape] = self._weight_distribution(captured, shape)
-        return self._found[captured, shape]
+        key = captured, fan_shape or shape, shape
+        if key not in self._found:
+            self._found[key] = self._weight_distribution(*key)
+        return self._found[key]
 
     def bias_distribution(self, shape: Shape) -> Distribution:
         """Returns the distribution of a bias, a constant; raises as ``weight_distribution`` does."""
         if shape not in self._found_biases:
-            value = self._values(self._bias, shape, ())["bias"] if self._bias else self._initializer.bias
+            value = self._values(self._bias, (), shape, shape)["bias"] if self._bias else self._initializer.bias
             self._found_biases[shape] = Constant(value)
         return self._found_biases[shape]
 
-    def _weight_distribution(self, captured: Captured, shape: Shape) -> Distribution:
+    def _weight_distribution(self, captured: Captured, fan_shape: Shape, shape: Shape) -> Distribution:
         initializer = self._initializer
         if not self._texts:
-            return initializer.weight_distribution(shape)  # type: ignore[no-any-return]
-        values = self._values(self._texts, shape, captured)
+            return initializer.weight_distribution(fan_shape)  # type: ignore[no-any-return]
+        values = self._values(self._texts, captured, fan_shape, shape)
         here = copy.copy(initializer)
         here.__dict__.update(values)
         try:
-            return here.weight_distribution(shape)  # type: ignore[no-any-return]
+            return here.weight_distribution(fan_shape)  # type: ignore[no-any-return]
         except Exception:
             with locating(", ".join(f"{name}={self._texts[name].text!r} is {values[name]:.6g}" for name in values)):
                 raise
 
-    def _values(self, texts: dict[str, Expression], shape: Shape, captured: Captured) -> dict[str, float]:
-        return values_at(Place(shape, self._fans, captured, self._initializer.vars), texts)
+    def _values(
+        self, texts: dict[str, Expression], captured: Captured, fan_shape: Shape, shape: Shape
+    ) -> dict[str, float]:
+        fans = self._fans if fan_shape == shape else lambda _: self._fans(fan_shape)
+        return values_at(Place(shape, fans, captured, self._initializer.vars), texts)
 
 
 @lru_cache(maxsize=4096)  # bounded: the cache keeps classes alive, and some are made at run time
