@@ -129,7 +129,8 @@ class BaseInit(Planned):
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
 
         def fills_of(each: object) -> Iterator[Fill]:
-            fan_shape = self._fan_shape(each, getattr(each, "weight", None))
+            own = each._parameters.get("weight") if isinstance(each, nn.Module) else None
+            fan_shape = None if own is None else self._fan_shape(each, own)
             weight_distribution = partial(texts.weight_distribution, (), fan_shape)
             return module_fills(each, weight_distribution, texts.bias_distribution, scope, rule, info)
 
@@ -141,7 +142,7 @@ class BaseInit(Planned):
             scope.matches_nothing(rule, kind, message)
         return fills
 
-    def _fan_shape(self, module: object, weight: object) -> Shape | None:
+    def _fan_shape(self, module: object, weight: torch.Tensor) -> Shape | None:
         """Returns the shape that has the fans of a module's weight, None: its own."""
         return None
 
@@ -187,8 +188,8 @@ class FanInit(BaseInit):
         text += f", fan_axes={self.fan_axes}" if self.fan_axes else ""
         return text + (", fan=layer" if self.fan == "layer" else "")
 
-    def _fan_shape(self, module: object, weight: object) -> Shape | None:
-        if self.fan == "torch" or not isinstance(module, _ConvNd) or weight is not module.weight:
+    def _fan_shape(self, module: object, weight: torch.Tensor) -> Shape | None:
+        if self.fan == "torch" or not isinstance(module, _ConvNd) or weight is not module._parameters.get("weight"):
             return None
         (first, second, *kernel), groups = module.weight.shape, module.groups
         return (second, first // groups, *kernel) if module.transposed else (first // groups, second, *kernel)
