@@ -6,7 +6,6 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -113,8 +112,8 @@ class BaseInit(Planned):
         groups = texts.groups(module, self.param)
 
         def fill(tensor: torch.Tensor, name: str) -> Fill:
-            fan_shape = self._fan_shape(owner_of(module, name), tensor)
-            distribution = partial(texts.weight_distribution, groups(name), fan_shape)
+            fan_shape = self._fan_shape(owner_of(module, name), tensor) if self._asks_layers else None
+            distribution = texts.at(groups(name), fan_shape)
             return parameter_fill(tensor, scope.names.name_of(tensor, module, name), distribution, rule, info)
 
         with texts.locating():
@@ -129,10 +128,9 @@ class BaseInit(Planned):
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
 
         def fills_of(each: object) -> Iterator[Fill]:
-            own = each._parameters.get("weight") if isinstance(each, nn.Module) else None
-            fan_shape = None if own is None else self._fan_shape(each, own)
-            weight_distribution = partial(texts.weight_distribution, (), fan_shape)
-            return module_fills(each, weight_distribution, texts.bias_distribution, scope, rule, info)
+            own = each._parameters.get("weight") if self._asks_layers and isinstance(each, nn.Module) else None
+            distribution = texts.at() if own is None else texts.at((), self._fan_shape(each, own))
+            return module_fills(each, distribution, texts.bias_distribution, scope, rule, info)
 
         with texts.locating():
             fills = [fill for each in modules for fill in fills_of(each)]
@@ -141,6 +139,11 @@ class BaseInit(Planned):
             message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled"
             scope.matches_nothing(rule, kind, message)
         return fills
+
+    @property
+    def _asks_layers(self) -> bool:
+        """Whether ``_fan_shape`` may return a shape."""
+        return False
 
     def _fan_shape(self, module: object, weight: torch.Tensor) -> Shape | None:
         """Returns the shape that has the fans of a module's weight, None: its own."""
@@ -188,8 +191,12 @@ class FanInit(BaseInit):
         text += f", fan_axes={self.fan_axes}" if self.fan_axes else ""
         return text + (", fan=layer" if self.fan == "layer" else "")
 
+    @property
+    def _asks_layers(self) -> bool:
+        return self.fan == "layer"
+
     def _fan_shape(self, module: object, weight: torch.Tensor) -> Shape | None:
-        if self.fan == "torch" or not isinstance(module, _ConvNd) or weight is not module._parameters.get("weight"):
+        if not isinstance(module, _ConvNd) or weight is not module._parameters.get("weight"):
             return None
         (first, second, *kernel), groups = module.weight.shape, module.groups
         return (second, first // groups, *kernel) if module.transposed else (first // groups, second, *kernel)
