@@ -30,7 +30,8 @@ def table_of(name: str) -> dict[str, str]:
     """
     table: dict[str, str] = json.loads((_NAMES / f"{name}.json").read_text(encoding="utf-8"))
     for further in further_tables:
-        table |= further(name)
+        # Torchvision has no weights for some names, which have None in mmengine's table.
+        table |= {key: value for key, value in further(name).items() if isinstance(value, str)}
     own = home() / f"{name}.json"
     if own.is_file():
         try:
