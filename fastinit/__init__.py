@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import integrations, plans
+from . import integrations, plans, presets
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
@@ -103,6 +103,7 @@ __all__ = [
     "orthogonal_init",
     "plan",
     "plans",
+    "presets",
     "sparse_init",
     "trunc_normal_",
     "trunc_normal_init",
