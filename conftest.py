@@ -28,6 +28,6 @@ def fixed_generator():
 @pytest.fixture(autouse=True)
 def own_registry():
     """What a test or an example registers is gone after it."""
-    before = WEIGHT_INITIALIZERS.module_dict
+    before, replaceable = WEIGHT_INITIALIZERS.module_dict, set(WEIGHT_INITIALIZERS.replaceable)
     yield
-    WEIGHT_INITIALIZERS._entries = before
+    WEIGHT_INITIALIZERS._entries, WEIGHT_INITIALIZERS.replaceable = before, replaceable

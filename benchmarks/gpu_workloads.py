@@ -308,6 +308,7 @@ def moments(distribution: plans.Distribution) -> tuple[float, float]:
         return (distribution.low + distribution.high) / 2, (distribution.high - distribution.low) / 12**0.5
     if isinstance(distribution, plans.Normal):
         return distribution.mean, distribution.std
+    assert isinstance(distribution, plans.TruncatedNormal), f"{distribution} has no moments here"
     c = (distribution.high - distribution.mean) / distribution.std
     cut = 2 * c * math.exp(-c * c / 2) / math.sqrt(2 * math.pi) / math.erf(c / math.sqrt(2))
     return distribution.mean, distribution.std * math.sqrt(1 - cut)

@@ -25,6 +25,8 @@ _CHANGES = re.compile(r"(?!_).*[a-z]_|data|set_value|no_grad")
 _RUN = "transformers.modeling_utils"
 # Constructors call functions that call functions; what lies deeper is seldom init.
 _DEPTH = 4
+# Of timm: networks that hold the layers of a model, but not the model, whose constructor initialized them.
+_FEATURES = "timm.models._features"
 
 
 def warn_of_own_init(model: nn.Module, rest: Sequence[Slot], call: OpenCall) -> None:
@@ -49,6 +51,8 @@ def _own_init(module: nn.Module) -> str | None:
         for name in _METHODS:
             if callable(getattr(module, name, None)):
                 return f"`{name}` of {type(module).__name__}"
+    if any(each.__module__ == _FEATURES for each in type(module).__mro__):
+        return f"init of the model whose layers {type(module).__name__} holds"
     line = changing_line(type(module))  # type: ignore[arg-type]
     return None if line is None else f"init in the constructor of {type(module).__name__} ({line})"
 

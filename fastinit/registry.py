@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 IMPORTS_VARIABLE = "FASTINIT_ALLOW_IMPORTS"
 _IMPORTS_TEXTS = {"": True, "1": True, "true": True, "0": False, "false": False}
@@ -50,6 +50,25 @@ def allowing_imports(allow: bool | None) -> Iterator[None]:
         _imports.reset(token)
 
 
+class Peer(Protocol):
+    """Another library's registry of initializers."""
+
+    def in_scope(self, name: str, scope: str | None) -> Callable[..., Any] | None:
+        """Returns what is registered for one scope alone, None if there is nothing of that name.
+
+        Args:
+            name: the ``type`` of a config.
+            scope: the ``_scope_`` of a config; None: the library's current one.
+        """
+
+    def get(self, name: str) -> Callable[..., Any] | None:
+        """Returns what the library finds under a name, of whatever scope; None if there is nothing."""
+
+
+peers: list[Peer] = []
+"""Registries of libraries that have been imported; integrations append their library's."""
+
+
 class Registry(Mapping[str, Callable[..., Any]]):
     """Maps names to initializer classes (or functions that return an initializer)."""
 
@@ -57,7 +76,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self.name = name
         self._entries: dict[str, Callable[..., Any]] = {}
         self.fallback: Callable[[str], Callable[..., Any] | None] | None = None
-        """Looks up names that are not registered here, in another library's registry; None, the default: nothing."""
+        """Looks up names that are not registered here, before ``peers`` do; None, the default: nothing."""
+        self.replaceable: set[str] = set()
+        """Names of entries that others may take without ``force``, and that other libraries' registries come before."""
+        self.by_path: dict[str, Callable[..., Any]] = {}
+        """What stands for functions of other libraries, by their import paths."""
 
     def register_module(
         self,
@@ -78,14 +101,14 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         Example:
             >>> import fastinit, torch
-            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Ones", force=True)
-            ... class OnesInit(fastinit.BaseInit):
+            >>> @fastinit.WEIGHT_INITIALIZERS.register_module(name="Twos")
+            ... class TwosInit(fastinit.BaseInit):
             ...     def weight_distribution(self, shape):
-            ...         return fastinit.plans.Constant(1.0)
+            ...         return fastinit.plans.Constant(2.0)
             >>> layer = torch.nn.Linear(2, 1)
-            >>> _ = fastinit.initialize(layer, dict(type="Ones", layer="Linear"))
+            >>> _ = fastinit.initialize(layer, dict(type="Twos", layer="Linear"))
             >>> layer.weight.tolist()
-            [[1.0, 1.0]]
+            [[2.0, 2.0]]
         """
         names = [name] if isinstance(name, str) else name
         if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
@@ -95,47 +118,52 @@ class Registry(Mapping[str, Callable[..., Any]]):
             if not callable(registered):
                 raise TypeError(f"module must be a class or a function, but got {registered!r} of {type(registered)}")
             for each in names or [registered.__name__]:
-                if not force and each in self._entries:
+                if not force and each in self._entries and each not in self.replaceable:
                     raise KeyError(
                         f"{each} is already registered in {self.name} as {self._entries[each]!r}; "
                         f"pass force=True to replace it"
                     )
                 self._entries[each] = registered
+                self.replaceable.discard(each)
             return registered
 
         return register if module is None else register(module)
 
-    def resolve(self, kind: object) -> Callable[..., Any]:
+    def resolve(self, kind: object, scope: str | None = None) -> Callable[..., Any]:
         """Returns the class or function for a config's ``type``.
 
         Args:
             kind: a registered name (with or without a scope), an import path, a class or a function. Where imports are
                 not allowed (``fastinit.use(allow_imports=False)``) a str must be registered here: another library's
                 registry may import modules, too.
+            scope: the config's ``_scope_``: which of mmengine's child registries is asked first. None: that of
+                mmengine's default scope, if there is one.
 
         Raises:
             KeyError: ``kind`` is neither registered nor importable.
             TypeError: ``kind`` is neither a str nor callable.
         """
         if isinstance(kind, str):
-            return self._resolve_name(kind)
+            return self._resolve_name(kind, scope)
         if not callable(kind):
             raise TypeError(f"type must be a str or valid type, but got {type(kind)}")
-        path = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
-        return self._by_path(path) or kind
+        return self._own(kind)
 
-    def _resolve_name(self, name: str) -> Callable[..., Any]:
-        if name in self._entries:
+    def _resolve_name(self, name: str, scope: str | None) -> Callable[..., Any]:
+        may_import = imports_allowed()
+        for peer in peers if may_import else ():
+            if (found := peer.in_scope(name, scope)) is not None:
+                return self._own(found)
+        if name in self._entries and not (name in self.replaceable and self._elsewhere(name) is not None):
             return self._entries[name]
-        scope, _, rest = name.partition(".")
-        if scope in _SCOPES and rest in self._entries:
+        first, _, rest = name.partition(".")
+        if first in _SCOPES and rest in self._entries:
             return self._entries[rest]
         by_path = self._by_path(name)
         if by_path is not None:
             return by_path
-        may_import = imports_allowed()
-        if may_import and self.fallback is not None and (found := self.fallback(name)) is not None:
-            return found
+        if (found := self._elsewhere(name)) is not None:
+            return self._own(found)
         reason = "" if may_import else " Import paths and other registries are not allowed here (allow_imports=False)."
         if may_import and "." in name:
             module, _, attribute = name.rpartition(".")
@@ -154,8 +182,21 @@ class Registry(Mapping[str, Callable[..., Any]]):
             f"{', '.join(sorted(self._entries))}"
         )
 
+    def _own(self, kind: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns fastinit's initializer for a class of mmengine's, and any other as it is."""
+        path = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+        return self._by_path(path) or kind
+
+    def _elsewhere(self, name: str) -> Callable[..., Any] | None:
+        """Returns what another library's registry has under a name, where imports are allowed."""
+        look_ups = (self.fallback, *(peer.get for peer in peers)) if imports_allowed() else ()
+        found = (look_up(name) for look_up in look_ups if look_up is not None)
+        return next((each for each in found if each is not None), None)
+
     def _by_path(self, path: str) -> Callable[..., Any] | None:
-        """Returns fastinit's initializer for the import path of mmengine's, e.g. ``mmengine.model.NormalInit``."""
+        """Returns fastinit's initializer for the import path of another's, e.g. ``mmengine.model.NormalInit``."""
+        if path in self.by_path:
+            return self.by_path[path]
         for prefix in _MMENGINE_PATHS:
             name = path.removeprefix(prefix)
             if name != path and name.endswith("Init") and name.removesuffix("Init") in self._entries:
@@ -174,10 +215,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
             TypeError: the initializer does not take these arguments.
         """
         arguments = dict(cfg)
-        arguments.pop("_scope_", None)  # selects one of mmengine's registries; fastinit has only this one
+        scope = arguments.pop("_scope_", None)
         if "type" not in arguments:
             raise KeyError(f'`cfg` must contain the key "type", but got {cfg}')
-        return self.resolve(arguments.pop("type"))(**arguments)
+        return self.resolve(arguments.pop("type"), scope)(**arguments)
 
     @property
     def module_dict(self) -> dict[str, Callable[..., Any]]:

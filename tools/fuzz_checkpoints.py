@@ -109,7 +109,7 @@ def examine(
     watch = _watch[0]
     target = model()
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}
-    # Address space, because a system short of memory takes pages away; it counts what is asked for and never touched, too.
+    # Address space: a system short of memory takes pages away. What is asked for and never touched counts, too.
     memory, start = status_bytes("VmSize"), time.process_time()
     watch.seen, watch.folder = [], str(path if path.is_dir() else path.parent)
     error: BaseException | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from ..contract import records as contract
 from ..plans import Fill
-from . import extensions, limits
+from . import extensions, limits, structured
 from .generators import Generators
 
 NUMBERS = contract.NUMBERS
@@ -45,9 +46,15 @@ def engine() -> str:
 def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
     """Runs the fills in one call of the native core, or more where fills overlap in memory (threads would race).
 
+    Structured ones come after the rest, each with calls of its own.
+
     Ctrl-C ends it within a tenth of a second; nothing is written afterwards.
     """
     assert seed is not None, "contract backends need a seed"
+    return structured.run(fills, partial(_run, seed))
+
+
+def _run(seed: int, fills: Sequence[Fill]) -> int:
     n_launches = 0
     for _, records in contract.launches(fills, seed):
         is_main = threading.current_thread() is threading.main_thread()

@@ -11,6 +11,7 @@ import torch
 from ..contract import records as lowering
 from ..contract.gpu_work import Trips, device_work
 from ..plans import Fill
+from . import structured
 
 # Earlier GPUs lack the instruction that converts two float32 to bfloat16, which the kernels use.
 MIN_CAPABILITY = (8, 0)
@@ -51,7 +52,8 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
 def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
     """Runs the fills of one device with one launch on its current stream, without waiting for the device.
 
-    Fills that overlap in memory need one more launch each.
+    Fills that overlap in memory need one more launch each, and structured ones several; orthogonal ones wait for the
+    device, to see whether their factors exist.
 
     Raises:
         RuntimeError: the stream is being captured into a CUDA graph; nothing has been launched.
@@ -61,11 +63,15 @@ def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
     device = fills[0].tensor.device
     if reason := why_not_now(device):  # the fills were checked earlier, and may have been pending since
         raise RuntimeError(reason)
-    n_launches = 0
-    for _, records in lowering.launches(fills, seed):
-        execute(records, device, trips, launch)
-        n_launches += 1
-    return n_launches
+
+    def draw(plain: Sequence[Fill]) -> int:
+        n_launches = 0
+        for _, records in lowering.launches(plain, seed):
+            execute(records, device, trips, launch)
+            n_launches += 1
+        return n_launches
+
+    return structured.run(fills, draw)
 
 
 def execute(records: lowering.Records, device: torch.device, trips: Trips, launch: Launch) -> None:

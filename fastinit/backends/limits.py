@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 
 from ..contract.records import DTYPES, inward
 from ..contract.tails import truncation
-from ..plans import Constant, Distribution, Fill, TruncatedNormal, Uniform, describe, may_overlap, numbers_of
+from ..plans import (
+    Constant,
+    Dirac,
+    Distribution,
+    Fill,
+    Identity,
+    Structured,
+    TruncatedNormal,
+    Uniform,
+    describe,
+    is_structured,
+    matrices_of,
+    may_overlap,
+    numbers_of,
+)
 from .torch_backend import why_not_values, why_short
 
 _STRIDED = torch.strided
@@ -21,14 +36,27 @@ def why_not_fill(fill: Fill) -> str | None:
         reason = _why_not_memory(tensor)
         if reason is not None:
             return reason
+    if is_structured(fill.distribution):
+        return _why_not_structured(fill.distribution, fill.shape) or _why_not_numbers(
+            fill.distribution, fill.tensor.dtype
+        )
     return _why_not_numbers(fill.distribution, fill.tensor.dtype)
+
+
+def _why_not_structured(distribution: Structured, shape: Sequence[int]) -> str | None:
+    """Returns why a distribution makes no tensor of a shape."""
+    try:
+        matrices_of(distribution, shape)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @lru_cache(maxsize=4096)  # a model has few different ones, and many fills
 def _why_not_numbers(distribution: Distribution, dtype: torch.dtype) -> str | None:
     """Returns why no contract backend can draw from a distribution into a dtype."""
-    if isinstance(distribution, Constant):
-        return why_not_values(dtype, distribution)
+    if isinstance(distribution, (Constant, Identity, Dirac)):
+        return why_not_values(dtype, distribution if isinstance(distribution, Constant) else Constant(1))
     if dtype not in DTYPES:
         return f"it draws no random numbers into {dtype}, only into {', '.join(map(str, DTYPES))}"
     numbers = numbers_of(distribution)
@@ -51,6 +79,8 @@ def _why_not_numbers(distribution: Distribution, dtype: torch.dtype) -> str | No
         low, high = (inward(distribution, dtype, up) for up in (True, False))
         if low > high:
             return f"no number of {dtype} lies within [{distribution.low}, {distribution.high}]"
+    if is_structured(distribution):  # values are made in float32, and their size is that of the gain or of normal draws
+        return None
     return why_not_values(torch.float32 if dtype.itemsize == 1 else dtype, distribution)  # float8: drawn, and rounded
 
 

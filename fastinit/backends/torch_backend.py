@@ -9,12 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from inspect import signature
+from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..plans import Constant, Distribution, Fill, Normal, Strided, TruncatedNormal, Uniform, describe
+from ..plans import (
+    Constant,
+    DeltaOrthogonal,
+    Dirac,
+    Distribution,
+    Fill,
+    Identity,
+    Normal,
+    Orthogonal,
+    Sparse,
+    Strided,
+    Structured,
+    TorchTruncatedNormal,
+    TruncatedNormal,
+    Uniform,
+    describe,
+    is_structured,
+    matrices_of,
+)
 from ..shards.dtensor import is_sharded
 from .generators import Generators
 
@@ -23,6 +44,7 @@ NUMBERS = "torch"
 IS_CONTRACT = False
 
 _PLAIN = (torch.Tensor, nn.Parameter)
+_TAKES_GENERATOR = "generator" in signature(nn.init.orthogonal_).parameters  # since torch 2.3
 # Elements of the float32 buffer for half-precision truncated normals: 64 MiB, so that a huge tensor needs no second
 # copy. The size is part of the numbers: another one would draw in another order.
 _CHUNK = 1 << 24
@@ -42,6 +64,13 @@ def why_not_now(device: torch.device) -> str | None:
 
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why torch cannot do a fill (a dtype without random numbers, a value that the dtype cannot hold)."""
+    if is_structured(fill.distribution):
+        if is_sharded(fill.tensor):
+            return "torch.nn.init makes such values of whole tensors only, not of shards: a contract backend does"
+        try:
+            matrices_of(fill.distribution, fill.shape)
+        except ValueError as error:
+            return str(error)
     if is_sharded(fill.tensor):  # torch draws DTensors its own way
         return why_not_values(fill.tensor.dtype, fill.distribution)
     if fill.parts is not None and (len(fill.parts) != 1 or fill.parts[0].tensor.shape != torch.Size(fill.shape)):
@@ -85,11 +114,25 @@ def why_not_values(dtype: torch.dtype, distribution: Distribution) -> str | None
         return f"{describe(distribution)} is not finite"
     # Try it in torch, with our own generator: a table of what torch supports would go stale. Two elements, because
     # torch checks less for one.
+    if isinstance(distribution, Sparse):
+        distribution = Normal(0.0, distribution.std)  # as far as dtypes go the same, and from a generator of our own
     try:
-        _fill(torch.empty(2, dtype=dtype, device="cpu"), distribution, torch.Generator().manual_seed(0))
+        trial = torch.empty(_trial_shape(distribution), dtype=dtype, device="cpu")
+        _fill(trial, distribution, torch.Generator().manual_seed(0))
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         return str(error)
     return None
+
+
+def _trial_shape(distribution: Distribution) -> tuple[int, ...]:
+    """Returns the shape of a small tensor that a distribution can fill."""
+    if isinstance(distribution, Orthogonal):
+        return (1,) * distribution.batch_dims + (2, 2)
+    if isinstance(distribution, Dirac):
+        return distribution.groups, 1, 1
+    if isinstance(distribution, DeltaOrthogonal):
+        return 1, 1, 1
+    return (2, 2) if is_structured(distribution) else (2,)
 
 
 def engine() -> str:
@@ -101,14 +144,21 @@ def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None =
     """Runs the fills in order; they draw from ``generators``, None: the default ones of their devices."""
     for fill in fills:
         tensor = fill.tensor if fill.parts is None or is_sharded(fill.tensor) else fill.boxes[0].tensor
-        if generators is None or isinstance(fill.distribution, Constant):
+        if generators is None or isinstance(fill.distribution, (Constant, Identity, Dirac)):
             _fill(tensor, fill.distribution, None)
-        elif type(tensor) in _PLAIN:
+        elif type(tensor) in _PLAIN and _may_be_given_one(fill.distribution):
             _fill(tensor, fill.distribution, generators.own(tensor.device))
         else:  # a subclass may not know what to do with a generator
             with generators.next_draw(tensor.device):
                 _fill(tensor, fill.distribution, None)
     return len(fills)
+
+
+def _may_be_given_one(distribution: Distribution) -> bool:
+    """Tells whether torch can draw a distribution from a given generator alone."""
+    if isinstance(distribution, Sparse):  # permutes with the default one
+        return False
+    return _TAKES_GENERATOR or not (is_structured(distribution) or isinstance(distribution, TorchTruncatedNormal))
 
 
 def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Generator | None) -> None:
@@ -124,10 +174,48 @@ def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Gen
             nn.init.uniform_(tensor, distribution.low, distribution.high)
         else:
             _drawn(tensor, lambda: tensor.uniform_(distribution.low, distribution.high, generator=generator))
+    elif isinstance(distribution, TorchTruncatedNormal):
+        low, high = distribution.low, distribution.high
+        _call(nn.init.trunc_normal_, tensor, generator, mean=distribution.mean, std=distribution.std, a=low, b=high)
+    elif not isinstance(distribution, TruncatedNormal):
+        _fill_structured(tensor, distribution, generator)
     elif tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu":
         _truncated_normal(tensor, distribution, generator)
     else:
         _truncated_normal_through_float32(tensor, distribution, generator)
+
+
+@torch.no_grad()
+def _fill_structured(tensor: torch.Tensor, distribution: Structured, generator: torch.Generator | None) -> None:
+    """Calls torch.nn.init, which decomposes matrices of float32 and float64 in order only: others through such."""
+    if isinstance(distribution, Identity):
+        nn.init.eye_(tensor)
+    elif isinstance(distribution, Dirac):
+        nn.init.dirac_(tensor, distribution.groups)  # type: ignore[arg-type]
+    elif isinstance(distribution, Sparse):
+        nn.init.sparse_(tensor, distribution.sparsity, distribution.std)
+    elif (tensor.dtype.itemsize < 4 and tensor.dtype.is_floating_point) or not tensor.is_contiguous():
+        dtype = tensor.dtype if tensor.dtype.itemsize >= 4 else torch.float32
+        wide = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+        _fill_structured(wide, distribution, generator)
+        tensor.copy_(wide)
+    elif isinstance(distribution, DeltaOrthogonal):
+        centre: Any = (slice(None), slice(None), *(size // 2 for size in tensor.shape[2:]))
+        tensor.zero_()
+        _call(nn.init.orthogonal_, tensor[centre], generator, gain=distribution.gain)
+    else:
+        for index in product(*map(range, tensor.shape[: distribution.batch_dims])):
+            _call(nn.init.orthogonal_, tensor[index], generator, gain=distribution.gain)
+
+
+def _call(
+    function: Callable[..., object], tensor: torch.Tensor, generator: torch.Generator | None, **numbers: float
+) -> None:
+    """Calls a function of torch.nn.init that takes a generator since torch 2.3."""
+    if generator is None:
+        function(tensor, **numbers)
+    else:
+        function(tensor, **numbers, generator=generator)
 
 
 @torch.no_grad()

@@ -5,25 +5,25 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from .. import checkpoint as checkpoints
-from ..execution.calls import Step, open_call
 from ..execution.scope import Scope
-from ..plans import Call, Constant, Distribution, Fill, Item, Normal, Uniform
-from ..registry import WEIGHT_INITIALIZERS, imports_allowed
+from ..plans import Constant, Distribution, Fill, Item, Normal, Uniform
+from ..registry import WEIGHT_INITIALIZERS
 from .matching import modules_of_layers, nearest_layers, nearest_parameters, parameters_of_patterns, post_order
 from .module_fills import Shape, module_fills, parameter_fill
-from .schemes import bias_init_with_prob, kaiming, truncated_normal, xavier
+from .number_texts import NumberTexts, check_bias, checked_variables
+from .running import Planned
+from .schemes import bias_init_with_prob, fans, kaiming, truncated_normal, xavier
 
 
-class BaseInit:
+class BaseInit(Planned):
     """Base of all initializers except Pretrained: selects modules or parameters, and sets biases.
 
     Write your own as a subclass: with a ``weight_distribution(shape)`` it is planned like the built-in ones; with a
@@ -36,18 +36,22 @@ class BaseInit:
             count; names of direct base classes match too.
         param: instead of ``layer``, globs (or ``re:`` regular expressions) of the parameters to fill. Biases are
             matched like any other parameter, so ``bias`` and ``bias_prob`` are not allowed with it.
+        vars: names and numbers that expressions may use. Each number of an initializer (its arguments of type float)
+            may be an expression: arithmetic as text over these names, facts of a parameter's shape, and groups that a
+            ``re:`` pattern captured from its name (docs/config.md).
 
     Raises:
-        TypeError: ``bias`` is not a number, ``bias_prob`` is not a float, or ``layer`` or ``param`` is neither a str
-            nor a list of str.
-        ValueError: ``layer`` or ``param`` is empty, ``param`` is combined with one of the others, or ``bias_prob`` is
-            not between 0 and 1 (ZeroDivisionError if it is 0).
+        TypeError: ``bias`` is not a number, ``bias_prob`` is not a float, ``layer`` or ``param`` is neither a str
+            nor a list of str, or ``vars`` is no dict of names and numbers.
+        ValueError: ``layer`` or ``param`` is empty, ``param`` is combined with one of the others, ``bias_prob`` is
+            not between 0 and 1 (ZeroDivisionError if it is 0), or a name in ``vars`` is taken.
     """
 
     wholemodule = False
     """Whether every module is selected, whatever its class; set for the target of an ``override``."""
     _numbers: ClassVar[str] = ""
     """The numbers in the info text, as a format string of the initializer."""
+    vars: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -56,9 +60,9 @@ class BaseInit:
         bias_prob: float | None = None,
         layer: str | type | list[str | type] | None = None,
         param: str | list[str] | None = None,
+        vars: Mapping[str, float] | None = None,
     ) -> None:
-        if not isinstance(bias, (int, float)):
-            raise TypeError(f"bias must be a number, but got a {type(bias)}")
+        check_bias(bias)
         if bias_prob is not None and not isinstance(bias_prob, float):
             raise TypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
         if bias_prob is not None and not 0 < bias_prob < 1:
@@ -73,6 +77,8 @@ class BaseInit:
                 "e.g. dict(type='Constant', param='*.bias', val=0)"
             )
         self.bias = bias if bias_prob is None else bias_init_with_prob(bias_prob)
+        if vars is not None:
+            self.vars = checked_variables(vars)
 
     def weight_distribution(self, shape: Shape) -> Distribution:
         """Returns the distribution of a weight's values.
@@ -95,12 +101,15 @@ class BaseInit:
             message = f"no parameter of {type(module).__name__} matches param {_one_or_all(self.param)}"
             near = nearest_parameters(module, self.param)
             scope.matches_nothing(rule, type(self).__name__, f"{message}; nothing is filled.{near}")
-        info = self._get_init_info()
-        weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
-        return [
-            parameter_fill(tensor, scope.names.name_of(tensor, module, name), weight_distribution, rule, info)
-            for tensor, name in chosen.items()
-        ]
+        info, texts = self._get_init_info(), NumberTexts(self, self._fans)
+        groups = texts.groups(module, self.param)
+
+        def fill(tensor: torch.Tensor, name: str) -> Fill:
+            distribution = partial(texts.weight_distribution, groups(name))
+            return parameter_fill(tensor, scope.names.name_of(tensor, module, name), distribution, rule, info)
+
+        with texts.locating():
+            return [fill(tensor, name) for tensor, name in chosen.items()]
 
     def _layer_fills(self, module: nn.Module, scope: Scope, rule: str) -> list[Fill]:
         kind, tree = type(self).__name__, type(module).__name__
@@ -108,23 +117,23 @@ class BaseInit:
         if not modules and self.layer:
             message = f"no module of {tree} matches layer {_one_or_all(self.layer)}"
             scope.matches_nothing(rule, kind, f"{message}; nothing is filled.{nearest_layers(module, self.layer)}")
-        info = self._get_init_info()
-        weight_distribution = cache(self.weight_distribution)  # many weights have the same shape
-        bias_distribution = cache(lambda _: Constant(self.bias))
-        fills = [
-            fill
-            for each in modules
-            for fill in module_fills(each, weight_distribution, bias_distribution, scope, rule, info)
-        ]
+        info, texts = self._get_init_info(), NumberTexts(self, self._fans)
+        weight_distribution = partial(texts.weight_distribution, ())
+        with texts.locating():
+            fills = [
+                fill
+                for each in modules
+                for fill in module_fills(each, weight_distribution, texts.bias_distribution, scope, rule, info)
+            ]
         if modules and not fills:
             kinds = " or ".join(sorted({type(each).__name__ for each in modules}))
             message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled"
             scope.matches_nothing(rule, kind, message)
         return fills
 
-    def __call__(self, module: nn.Module) -> None:
-        """Initializes ``module`` and everything below it now."""
-        run_initializer(self, module)
+    def _fans(self, shape: Shape) -> tuple[int, int]:
+        """Returns what expressions call fan_in and fan_out."""
+        return fans(shape, getattr(self, "batch_dims", 0), getattr(self, "fan_axes", None))
 
     def _get_init_info(self) -> str:
         numbers = self._numbers.format(self)
@@ -133,22 +142,26 @@ class BaseInit:
         return f"{type(self).__name__}{': ' + numbers if numbers else ''}, bias={self.bias}"
 
 
-class _FanInit(BaseInit):
+class FanInit(BaseInit):
     """Base of initializers that scale by fan.
 
     Args:
         batch_dims: the number of leading dimensions that only stack independent weights and do not count as fans (1
             for the experts of a layer in one tensor).
+        fan_axes: (in, out): which dimensions the inputs and the outputs are, where that is not 1 and 0 behind
+            ``batch_dims``; (1, 2) for experts of (experts, in, out), with ``batch_dims=1``.
     """
 
-    def __init__(self, *, batch_dims: int = 0, **kwargs: Any) -> None:
+    def __init__(self, *, batch_dims: int = 0, fan_axes: Sequence[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(batch_dims, int) or isinstance(batch_dims, bool) or batch_dims < 0:
             raise ValueError(f"batch_dims must be the number of leading dimensions to skip, but got {batch_dims!r}")
         self.batch_dims = batch_dims
+        self.fan_axes = _two_axes(fan_axes)
 
     def _get_init_info(self) -> str:
-        return super()._get_init_info() + (f", batch_dims={self.batch_dims}" if self.batch_dims else "")
+        text = super()._get_init_info() + (f", batch_dims={self.batch_dims}" if self.batch_dims else "")
+        return text + (f", fan_axes={self.fan_axes}" if self.fan_axes else "")
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Constant")
@@ -166,7 +179,7 @@ class ConstantInit(BaseInit):
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Xavier")
-class XavierInit(_FanInit):
+class XavierInit(FanInit):
     """Fills weights by Glorot & Bengio (AISTATS 2010): normal or uniform, std = gain * sqrt(2 / (fan_in + fan_out))."""
 
     _numbers = "gain={0.gain}, distribution={0.distribution}"
@@ -177,7 +190,7 @@ class XavierInit(_FanInit):
         self.distribution = distribution
 
     def weight_distribution(self, shape: Shape) -> Distribution:
-        return xavier(shape, self.gain, self.distribution, self.batch_dims)
+        return xavier(shape, self.gain, self.distribution, self.batch_dims, self.fan_axes)
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Normal")
@@ -197,19 +210,35 @@ class NormalInit(BaseInit):
 
 @WEIGHT_INITIALIZERS.register_module(name="TruncNormal")
 class TruncNormalInit(BaseInit):
-    """Fills weights with draws from the normal distribution on [a, b]; a and b are absolute, not in units of std."""
+    """Fills weights with draws from the normal distribution on [a, b].
 
-    _numbers = "a={0.a}, b={0.b}, mean={0.mean}, std={0.std}"
+    Args:
+        mean, std: of the normal distribution before it is cut.
+        a, b: the bounds.
+        bounds: "absolute": a and b are values, as in torch.nn.init. "sigma": they are in units of std, from the mean.
+    """
 
-    def __init__(self, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, **kwargs: Any) -> None:
+    def __init__(
+        self, mean: float = 0, std: float = 1, a: float = -2, b: float = 2, bounds: str = "absolute", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if bounds not in ("absolute", "sigma"):
+            raise ValueError(f"bounds must be 'absolute' or 'sigma', but got {bounds!r}")
         self.mean = mean
         self.std = std
         self.a = a
         self.b = b
+        self.bounds = bounds
 
     def weight_distribution(self, shape: Shape) -> Distribution:
-        return truncated_normal(self.mean, self.std, self.a, self.b)
+        if self.bounds == "absolute":
+            return truncated_normal(self.mean, self.std, self.a, self.b)
+        return truncated_normal(self.mean, self.std, self.mean + self.a * self.std, self.mean + self.b * self.std)
+
+    @property
+    def _numbers(self) -> str:  # type: ignore[override]
+        in_sigma = ", bounds=sigma" if self.bounds == "sigma" else ""
+        return f"a={self.a}, b={self.b}, mean={self.mean}, std={self.std}{in_sigma}"
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Uniform")
@@ -228,7 +257,7 @@ class UniformInit(BaseInit):
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Kaiming")
-class KaimingInit(_FanInit):
+class KaimingInit(FanInit):
     """Fills weights by He et al. (ICCV 2015): normal or uniform, std = gain(nonlinearity, a) / sqrt(fan)."""
 
     # The blank in "distribution =" is mmengine's: its users compare these texts.
@@ -249,7 +278,8 @@ class KaimingInit(_FanInit):
         self.distribution = distribution
 
     def weight_distribution(self, shape: Shape) -> Distribution:
-        return kaiming(shape, self.a, self.mode, self.nonlinearity, self.distribution, self.batch_dims)
+        batch, axes = self.batch_dims, self.fan_axes
+        return kaiming(shape, self.a, self.mode, self.nonlinearity, self.distribution, batch, axes)
 
 
 # Caffe's xavier filler, uniform and by fan_in alone, is Kaiming's rule with gain 1, which is the gain for a=1.
@@ -271,113 +301,12 @@ class Caffe2XavierInit(KaimingInit):
         super().__init__(**CAFFE2_XAVIER, **kwargs)
 
 
-@WEIGHT_INITIALIZERS.register_module(name="Pretrained")
-class PretrainedInit:
-    """Copies the parameters and buffers of a checkpoint whose names and shapes match the module's.
-
-    Args:
-        checkpoint: a path (a file of safetensors or ``torch.save``, the index of a sharded checkpoint, a folder), or a
-            name with a scheme, such as ``open-mmlab://resnet50_v1c`` or ``hf://org/name``.
-        prefix: load only the keys under ``prefix.``, with that prefix removed.
-        map_location: with ``assign``, the device of the adopted tensors; copies always go to the parameters' device.
-        key, revise_keys, strict, assign, dtype, access, weights_only, allow: as for
-            ``fastinit.checkpoint.load_checkpoint``; ``revise_keys=None`` strips ``module.``.
-    """
-
-    wholemodule = False
-
-    def __init__(
-        self,
-        checkpoint: str | os.PathLike[str],
-        prefix: str | None = None,
-        map_location: Any = "cpu",
-        *,
-        key: str | None = None,
-        revise_keys: Sequence[tuple[str, str]] | None = None,
-        strict: bool = False,
-        assign: bool = False,
-        dtype: torch.dtype | str | None = None,
-        access: str = "auto",
-        weights_only: bool = True,
-        allow: Sequence[Any] = (),
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.prefix = prefix
-        self.map_location = map_location
-        if not imports_allowed():
-            _check_runs_no_code(weights_only, allow)
-        reading = checkpoints.Reading(map_location, access, weights_only, tuple(allow))
-        self._request = checkpoints.Request(checkpoint, prefix, key, revise_keys, strict, assign, dtype, reading)
-
-    def plan_items(self, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
-        """Returns the copy of the checkpoint; only its names and shapes are read.
-
-        A file that is not here yet is downloaded, before the first write; in an offline scope (``plan``) it is not.
-        """
-        copy = checkpoints.plan_copy(
-            module,
-            self._request,
-            names=scope.names,
-            offline=scope.checkpoints.is_offline,
-            trees=scope.checkpoints.trees,
-            rule=rule,
-            info=self._get_init_info(),
-        )
-        if scope.strict and not (copy.entries or copy.unknown or copy.runs_own_code):  # otherwise its log says so
-            scope.matches_nothing(
-                rule, type(self).__name__, f"{copy.source} holds no tensor of {type(module).__name__}"
-            )
-        return [copy]
-
-    def __call__(self, module: nn.Module) -> None:
-        """Loads the checkpoint into ``module`` at once."""
-        run_initializer(self, module)
-
-    def _get_init_info(self) -> str:
-        return f"{type(self).__name__}: load from {checkpoints.shown_address(self.checkpoint)}"
-
-
-# --- planning and running any initializer ----------------------------------------------------------------------------
-
-
-def is_planned(initializer: object) -> bool:
-    """Tells whether an initializer is run by its plan: it has ``plan_items``, and no ``__call__`` of its own."""
-    if not hasattr(initializer, "plan_items"):
-        return False
-    return not callable(initializer) or type(initializer).__call__ in (BaseInit.__call__, PretrainedInit.__call__)
-
-
-def items_of(initializer: Any, module: nn.Module, scope: Scope, rule: str) -> list[Item]:
-    """Returns the items of an initializer: its plan or, for opaque code, one ``Call``."""
-    if is_planned(initializer):
-        return initializer.plan_items(module, scope, rule)  # type: ignore[no-any-return]
-    describe = getattr(initializer, "_get_init_info", None)
-    info = describe() if callable(describe) else _label(initializer)
-    path = scope.names.path_of(module)
-    label = f"{_label(initializer)}({path or type(module).__name__})"
-    return [Call(module, label, rule, info, lambda: initializer(module))]
-
-
-def run_initializer(initializer: BaseInit | PretrainedInit, module: nn.Module) -> None:
-    """Runs one of fastinit's initializers on a module, as a part of the open call if there is one."""
-    with open_call(module) as call:
-        items = partial(initializer.plan_items, module, call.scope, type(initializer).__name__)
-        with call.pending.own_work():
-            steps = [Step(module, items(), items)]
-        call.check(steps)
-        call.run(steps)
-
-
-def _check_runs_no_code(weights_only: object, allow: Any) -> None:
-    """Raises ValueError if loading the checkpoint could run code or import modules."""
-    names = [allow] if isinstance(allow, str) else [each for each in allow if isinstance(each, str)]
-    if weights_only is not True or names:
-        what = f"allow={names!r} imports these names" if names else f"weights_only={weights_only!r} runs a file's code"
-        raise ValueError(f"{what}, which is not allowed here (allow_imports=False)")
-
-
-def _label(function: object) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+def _two_axes(axes: Any) -> tuple[int, int] | None:
+    if axes is None:
+        return None
+    if not isinstance(axes, (list, tuple)) or [type(axis) for axis in axes] != [int, int]:
+        raise ValueError(f"fan_axes must be two dimensions, (in, out), but got {axes!r}")
+    return axes[0], axes[1]
 
 
 def _names_of_classes(layer: Any) -> Any:

@@ -7,7 +7,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ REGEX_PREFIX = "re:"
 # difflib compares about 20,000 names a second. Above this many names, layers that differ only in their number become
 # one candidate ('layers.*.weight', a glob that can be pasted into the config).
 _MAX_CANDIDATES = 500
+
+Captured = tuple[tuple[str, Union[str, None]], ...]
+"""Names and texts of the groups that a pattern captured."""
 
 
 def post_order(module: nn.Module) -> list[nn.Module]:
@@ -74,6 +77,25 @@ def parameters_of_patterns(module: nn.Module, patterns: Sequence[str]) -> dict[t
     return found
 
 
+def captured_groups(module: nn.Module, patterns: Sequence[str]) -> Callable[[str], Captured]:
+    """Returns the function from a selected parameter's name to the named groups of the first pattern that matches it.
+
+    A group that took no part in the match has None; globs and exact names capture nothing.
+    """
+    present = {name for names in named_parameters(module).values() for name in names}
+    matchers = [(_matcher(pattern), pattern in present, pattern) for pattern in patterns]
+
+    def captured(name: str) -> Captured:
+        for matches, is_name, pattern in matchers:
+            if is_name and pattern == name:
+                return ()
+            if not is_name and (match := matches(name)):  # globs have groups of fnmatch's own
+                return tuple(match.groupdict().items()) if pattern.startswith(REGEX_PREFIX) else ()
+        return ()
+
+    return captured
+
+
 def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
     """Returns " Did you mean ...?" with similar parameter names of the tree, or "" if there are none."""
     names = {name for all_names in named_parameters(module).values() for name in all_names}
@@ -86,7 +108,7 @@ def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
     return _did_you_mean(texts, {*names, *tails})
 
 
-def _matcher(pattern: str) -> Callable[[str], object]:
+def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
     if not pattern.startswith(REGEX_PREFIX):
         return re.compile(fnmatch.translate(pattern)).match
     try:

@@ -1,12 +1,15 @@
 """Distributions: frozen records of numbers, equal exactly where their numbers are.
 
-An impossible distribution cannot be constructed; the error types are torch's own for the same numbers.
+An impossible distribution cannot be constructed; the error types are torch's own for the same numbers. The values of
+the structured ones (matrices that are orthogonal, sparse, an identity) depend on each other or on where they are.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, TypeGuard, Union, get_args
 
 Number = Union[bool, int, float, complex]
 
@@ -100,7 +103,116 @@ class TruncatedNormal(_Numbers):
             raise RuntimeError(f"trunc_normal expects bounds a <= b, but found a={self.low}, b={self.high}")
 
 
-Distribution = Union[Constant, Uniform, Normal, TruncatedNormal]
+class TorchTruncatedNormal(TruncatedNormal):
+    """The same, but that the backend ``torch`` draws as torch.nn.init.trunc_normal_ does, and not as mmengine."""
+
+
+@dataclass(frozen=True, eq=False)
+class Identity(_Numbers):
+    """1 on the diagonal of a matrix and 0 elsewhere."""
+
+    kind: ClassVar[str] = "identity"
+
+    def __post_init__(self) -> None:
+        self._settle()
+
+
+@dataclass(frozen=True, eq=False)
+class Dirac(_Numbers):
+    """A convolution that gives its input back, in each of ``groups`` groups of channels."""
+
+    kind: ClassVar[str] = "dirac"
+    groups: int
+
+    def __post_init__(self) -> None:
+        self._settle(groups=_count("groups", self.groups, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(_Numbers):
+    """Normal draws with mean 0; in each column of a matrix a share of the elements, rounded up, is 0."""
+
+    kind: ClassVar[str] = "sparse"
+    sparsity: float
+    std: float
+
+    def __post_init__(self) -> None:
+        self._settle(sparsity=real_number("sparsity", self.sparsity), std=real_number("std", self.std))
+        if not 0 <= self.sparsity <= 1:
+            raise ValueError(f"sparsity is the share of zeros, from 0 to 1, but got {self.sparsity}")
+        if not self.std >= 0:
+            raise RuntimeError(f"sparse expects std >= 0.0, but found std {self.std}")
+
+
+@dataclass(frozen=True, eq=False)
+class Orthogonal(_Numbers):
+    """A random matrix with orthonormal columns (rows, if there are fewer rows), uniform over all of these, times gain.
+
+    The first ``batch_dims`` dimensions stack independent matrices; of the others all but the first are the columns.
+    """
+
+    kind: ClassVar[str] = "orthogonal"
+    gain: float
+    batch_dims: int
+
+    def __post_init__(self) -> None:
+        batch_dims = _count("batch_dims", self.batch_dims, 0)
+        self._settle(gain=real_number("gain", self.gain), batch_dims=batch_dims)
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaOrthogonal(_Numbers):
+    """A convolution whose kernel is 0 but for its centre, which is an orthogonal matrix, times gain."""
+
+    kind: ClassVar[str] = "delta_orthogonal"
+    gain: float
+
+    def __post_init__(self) -> None:
+        self._settle(gain=real_number("gain", self.gain))
+
+
+Structured = Union[Identity, Dirac, Sparse, Orthogonal, DeltaOrthogonal]
+Distribution = Union[Constant, Uniform, Normal, TruncatedNormal, Structured]
+_STRUCTURED = get_args(Structured)
+
+
+def is_structured(distribution: Distribution) -> TypeGuard[Structured]:
+    """Tells whether values depend on each other, or on where in a matrix they are."""
+    return isinstance(distribution, _STRUCTURED)
+
+
+def matrices_of(distribution: Structured, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Returns how many matrices a structured distribution makes of a tensor, and their (rows, columns).
+
+    Args:
+        distribution: the distribution.
+        shape: the tensor's full shape.
+
+    Raises:
+        ValueError: it makes no tensor of that shape.
+    """
+    shape, kind = tuple(shape), distribution.kind
+    if isinstance(distribution, Orthogonal):
+        own = shape[distribution.batch_dims :]
+        if len(own) < 2:
+            behind = f" after batch_dims={distribution.batch_dims}" if distribution.batch_dims else ""
+            raise ValueError(f"{kind} needs at least 2 dimensions{behind}, but the shape is {shape}")
+        return math.prod(shape[: distribution.batch_dims]), own[0], math.prod(own[1:])
+    if isinstance(distribution, (Identity, Sparse)):
+        if len(shape) != 2:
+            raise ValueError(f"{kind} needs a matrix, with 2 dimensions, but the shape is {shape}")
+        return 1, shape[0], shape[1]
+    if len(shape) not in (3, 4, 5):
+        raise ValueError(
+            f"{kind} needs the weight of a convolution, with 3, 4 or 5 dimensions, but the shape is {shape}"
+        )
+    if isinstance(distribution, Dirac) and shape[0] % distribution.groups:
+        raise ValueError(
+            f"{kind} needs out channels divisible by groups={distribution.groups}, but the shape is {shape}"
+        )
+    if isinstance(distribution, DeltaOrthogonal) and shape[1] > shape[0]:
+        raise ValueError(f"{kind} needs as many out channels as in channels, or more, but the shape is {shape}")
+    return 1, shape[0], math.prod(shape[1:])
 
 
 def _scalar(what: str, value: Any) -> Any:
@@ -112,6 +224,13 @@ def _scalar(what: str, value: Any) -> Any:
         value = value.item()
     if not isinstance(value, (bool, int, float, complex)):
         raise TypeError(f"{what} must be a number, but got {value!r} of {type(value)}")
+    return value
+
+
+def _count(what: str, value: Any, least: int) -> int:
+    """Returns a whole number that is at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{what} must be a whole number of at least {least}, but got {value!r}")
     return value
 
 

@@ -75,9 +75,13 @@ class RecordedFill:
         """Returns the part of a tensor that is here in one piece."""
         target = tensor
         if not self.is_whole:
-            if not tensor.is_contiguous():
-                raise RuntimeError(f"recipe: a part of {name!r} was recorded, and the tensor is not contiguous here")
-            target = tensor.detach().as_strided(self.shape, self.part.steps, tensor.storage_offset() + self.part.first)
+            here = self.part.laid_out(self.full_shape, tensor.stride())
+            if here is None:
+                raise RuntimeError(
+                    f"recipe: a part of {name!r} was recorded that no view has ({self.shape}, steps {self.part.steps}) "
+                    f"where the tensor's strides are {tuple(tensor.stride())}: make it contiguous before"
+                )
+            target = tensor.detach().as_strided(self.shape, here.steps, tensor.storage_offset() + here.first)
         return Box(target, self.numbers.first, self.numbers.steps)
 
     def _boxes_in(self, name: str, tensor: torch.Tensor) -> tuple[Box, ...]:

@@ -276,6 +276,26 @@ def test_a_model_on_the_gpu_has_the_bits_of_the_cpu(on_gpu):
             assert same_bits(right.detach(), found.detach().cpu()), name
 
 
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (80, 80)])
+def test_an_orthogonal_matrix_on_the_gpu_is_that_of_the_cpu_but_for_roundings(on_gpu, shape):
+    here = torch.empty(shape, device=CUDA)
+    fill = plans.Fill.whole("w", here, plans.Orthogonal(1.0, 0), "", "")
+    backends.BACKENDS[on_gpu].run([fill], 0)
+    expected = torch.empty(shape)
+    cpp_backend.run([plans.Fill.whole("w", expected, plans.Orthogonal(1.0, 0), "", "")], 0)
+    apart = (here.cpu() - expected).abs()
+    assert (apart <= torch.finfo(torch.float32).eps * expected.abs().clamp(min=1e-9)).all()  # a unit in the last place
+    assert apart.count_nonzero() < 10
+
+
+@pytest.mark.parametrize("distribution", [plans.Identity(), plans.Sparse(0.3, 1.0)], ids=lambda each: each.kind)
+def test_other_matrices_on_the_gpu_have_the_bits_of_the_cpu(on_gpu, distribution):
+    here, expected = torch.empty(50, 40, device=CUDA), torch.empty(50, 40)
+    backends.BACKENDS[on_gpu].run([plans.Fill.whole("w", here, distribution, "", "")], 0)
+    cpp_backend.run([plans.Fill.whole("w", expected, distribution, "", "")], 0)
+    assert same_bits(here.cpu(), expected)
+
+
 def test_fills_run_on_the_current_stream_without_waiting(on_gpu):
     stream, tensor = torch.cuda.Stream(), torch.empty(1 << 20, device="cuda")
     fill = plans.Fill.whole("weight", tensor, plans.Normal(0, 1), "", "")

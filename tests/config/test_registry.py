@@ -199,7 +199,7 @@ def test_registration_needs_a_callable_and_a_string(name, module):
         (".", "As an import path it fails"),
         ("..x", "As an import path it fails"),
         ("math.pi", "As an import path it leads to 3.14"),
-        ("mmengine.Foo", "Registered are: Caffe2Xavier, Constant, Kaiming, Normal, Pretrained, TruncNormal"),
+        ("mmengine.Foo", "Registered are: Caffe2Xavier, Constant, DeltaOrthogonal, Dirac, Glorot, He, Identity"),
     ],
 )
 def test_an_unknown_type_is_refused_with_the_closest_names(kind, message):
@@ -267,7 +267,7 @@ def test_the_bridge_names_the_package_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "mmengine", None)
-    with pytest.raises(ImportError, match="pip install mmengine-lite"):
+    with pytest.raises(ImportError, match="pip install mmengine-lite, or onedl-mmengine"):
         bridge.register()
 
 
@@ -279,3 +279,26 @@ def test_fastinit_imports_no_mmengine_of_its_own():
         "import sys, fastinit; assert not [name for name in sys.modules if name.split('.')[0] in ('mmengine', 'scipy')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_type_that_mmengine_has_not_may_be_replaced_once():
+    registry = Registry("test")
+    registry.register_module("Orthogonal", module=fastinit.OrthogonalInit)
+    registry.replaceable.add("Orthogonal")
+    registry.register_module("Orthogonal", module=fastinit.ConstantInit)
+    assert registry["Orthogonal"] is fastinit.ConstantInit
+    with pytest.raises(KeyError, match="already registered"):
+        registry.register_module("Orthogonal", module=fastinit.NormalInit)
+
+
+def test_another_librarys_type_comes_before_a_replaceable_one():
+    registry = Registry("test")
+    for name in ("Orthogonal", "Constant"):
+        registry.register_module(name, module=fastinit.OrthogonalInit)
+    registry.replaceable.add("Orthogonal")
+    assert registry.resolve("Orthogonal") is fastinit.OrthogonalInit
+    registry.fallback = lambda name: fastinit.NormalInit
+    assert registry.resolve("Orthogonal") is fastinit.NormalInit
+    assert registry.resolve("Constant") is fastinit.OrthogonalInit
+    with fastinit.use(allow_imports=False):
+        assert registry.resolve("Orthogonal") is fastinit.OrthogonalInit

@@ -265,6 +265,12 @@ def test_a_constructors_own_init_that_is_not_run_is_warned_about(kind: type[nn.M
         fastinit.materialize(on_meta(lambda: nn.Sequential(kind())), seed=0)
 
 
+def test_layers_that_timm_took_out_of_a_model_are_warned_about() -> None:
+    taken = type("FeatureListNet", (nn.ModuleDict,), {"__module__": "timm.models._features"})
+    with pytest.warns(UserWarning, match="init of the model whose layers FeatureListNet holds is not run"):
+        fastinit.materialize(on_meta(lambda: nn.Sequential(taken({"l": nn.Linear(4, 4)}))), seed=0)
+
+
 class Plain(nn.Module):
     """Makes layers, ties them, and has a `reset_parameters`, which is run."""
 

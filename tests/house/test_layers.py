@@ -23,6 +23,7 @@ LAYERS = [
     ["config"],
     ["recording"],
     ["weight_init", "base_module"],
+    ["data_dependent"],
     ["own_code"],
     ["own_init"],
     ["materializing"],

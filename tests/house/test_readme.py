@@ -33,13 +33,14 @@ def test_the_config_table_names_every_type_and_its_arguments():
 
     import fastinit
 
+    common = inspect.signature(fastinit.BaseInit.__init__).parameters
     for name, initializer in fastinit.WEIGHT_INITIALIZERS.items():
         if not initializer.__module__.startswith("fastinit."):
             continue
-        (row,) = re.findall(rf"^\| `{name}` \| `([^`]*)`", README, re.MULTILINE)
+        (row,) = re.findall(rf"^\| `{name}` \| (?:`([^`]*)`|–)", README, re.MULTILINE)
         own = inspect.signature(initializer.__init__).parameters.values()
         for argument in own:
-            if argument.name in ("self", "kwargs"):
+            if argument.name in ("kwargs", *common):
                 continue
             default = "" if argument.default is argument.empty else f"={argument.default!r}"
             assert re.search(rf"(^|, ){re.escape(argument.name + default)}(,|$)", row), (name, argument)

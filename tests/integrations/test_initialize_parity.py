@@ -240,7 +240,7 @@ BAD = [
     dict(type="Xavier", distribution="norml", layer="NotThere"),
     dict(type="Kaiming", distribution="norml", layer="Linear"),
     dict(type="Kaiming", mode="fan", layer="Linear"),
-    dict(type="Kaiming", nonlinearity="gelu", layer="Linear"),
+    dict(type="Kaiming", nonlinearity="softmax", layer="Linear"),
     dict(type="Kaiming", layer="LayerNorm"),
     dict(type="Normal", std=-1, layer="Linear"),
     dict(type="Normal", std=-1, layer="NotThere"),

@@ -67,3 +67,11 @@ def test_models_are_the_plain_ones_on_torch_and_one_launch_of_the_same_kinds_on_
     assert recipe.report.launches == {"cpu": 1} and recipe.report.unkeyed == ()
     for key, tensor in plain.state_dict().items():
         assert differing_kind(tensor, model.state_dict()[key]) is None, key
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_features_of_timm_are_warned_about_without_a_recipe(name):
+    with torch.device("meta"):
+        model = timm_model(name, **TIMM[name], features_only=True)
+    with pytest.warns(UserWarning, match="not run.*capture"):
+        fastinit.materialize(model, dict(type="Constant", val=1, param="*absolute*"), seed=0)

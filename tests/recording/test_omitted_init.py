@@ -25,6 +25,9 @@ LLAMA = transformers.LlamaConfig(**SMALL, intermediate_size=48, num_key_value_he
 BERT = transformers.BertConfig(**SMALL, intermediate_size=48, is_decoder=False)
 CAMEMBERT = transformers.CamembertConfig(**SMALL, intermediate_size=48)  # whose head comes first
 OPT = transformers.OPTConfig(**SMALL, ffn_dim=48, max_position_embeddings=16, word_embed_proj_dim=32)
+MODERNBERT = transformers.ModernBertConfig(
+    **SMALL, intermediate_size=48, initializer_cutoff_factor=2.0, pad_token_id=0, bos_token_id=1, eos_token_id=2
+)
 
 
 def llama() -> Any:
@@ -84,6 +87,17 @@ def test_the_padding_row_of_tied_weights_is_zero_without_a_recipe(name: str, row
     weight = made.get_input_embeddings().weight
     assert (weight[row] == 0).all() and (weight[row + 1] != 0).any()
     assert made.get_output_embeddings().weight is weight
+
+
+def test_a_tied_weight_keeps_the_init_of_its_holder_without_a_recipe() -> None:
+    """ModernBERT's decoder has another limit than the embedding whose weight it shares, and comes later."""
+    plain = transformers.ModernBertForMaskedLM._from_config(MODERNBERT)
+    with torch.device("meta"):
+        made = transformers.ModernBertForMaskedLM._from_config(MODERNBERT)
+    fastinit.materialize(made, backend="cpp", seed=0)
+    weight, of_the_head = made.get_input_embeddings().weight, made.head.dense.weight
+    assert made.decoder.weight is weight and plain.get_input_embeddings().weight.abs().max() > 0.03
+    assert 0.03 < weight.abs().max() <= 0.04 and of_the_head.abs().max() <= 0.02
 
 
 @pytest.mark.parametrize("name", ["BERT", "CamemBERT", "OPT"])

@@ -72,6 +72,38 @@ def fills_match_one_process_on_a_square_of_ranks(rank, world):
     each_fill_is_that_of_one_process(mesh_of(2, 2))
 
 
+STRUCTURED = {
+    "orthogonal": (dict(type="Orthogonal", gain=2), plans.Orthogonal(2.0, 0), (14, 9)),
+    "wide": (dict(type="Orthogonal"), plans.Orthogonal(1.0, 0), (9, 14)),
+    "experts": (dict(type="Orthogonal", batch_dims=1), plans.Orthogonal(1.0, 1), (5, 8, 6)),
+    "sparse": (dict(type="Sparse", sparsity=0.3, std=1), plans.Sparse(0.3, 1.0), (14, 9)),
+    "identity": (dict(type="Identity"), plans.Identity(), (14, 9)),
+    "dirac": (dict(type="Dirac", groups=2), plans.Dirac(2), (8, 5, 3)),
+    "delta": (dict(type="DeltaOrthogonal"), plans.DeltaOrthogonal(1.0), (8, 5, 3)),
+}
+
+
+@check(1, 2, 3, 4)
+def matrices_are_those_of_one_process(rank, world):
+    from torch.distributed.tensor import Shard
+
+    module, expected, rules = nn.Module(), {}, []
+    for kind, (cfg, distribution, shape) in STRUCTURED.items():
+        for dim in range(len(shape)):
+            name = f"{kind}{dim}"
+            dtype = (torch.float32, torch.bfloat16)[dim % 2]
+            module.register_parameter(name, nn.Parameter(empty(mesh_of(world), [Shard(dim)], shape, dtype)))
+            expected[name] = named_fill(name, shape, distribution, dtype)
+            rules.append(dict(cfg, param=name))
+    fastinit.initialize(module, rules, backend="cpp", seed=0)
+    must_equal(module, expected)
+    raises(
+        RuntimeError,
+        "of whole tensors only, not of shards: a contract backend does",
+        lambda: fastinit.initialize(module, dict(type="Orthogonal", param="wide0"), backend="torch", seed=0),
+    )
+
+
 @check(2, 3, 4)
 def fans_are_those_of_the_whole_parameter(rank, world):
     from torch.distributed.tensor import Shard
