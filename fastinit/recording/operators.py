@@ -319,6 +319,7 @@ class Operators:
                 self._overwrite(place)
             if not sources[0].is_pending:
                 func(*args, **kwargs)
+            self.book.forget(place)
             self._share(sources, values, source, target)
             if self.book.is_exposed(place):
                 self.read_place(place)
@@ -338,12 +339,13 @@ class Operators:
         return place is not None and bool(self.book.pending(place))
 
     def _sources(self, tensor: torch.Tensor) -> list[PendingFill]:
-        """Returns the fills that give a tensor its values, the first all of it; none where there is more to it."""
+        """Returns the fills that give a tensor its values, all of them; none where there is more to it."""
         place = self.book.place_of(tensor)
         entries = None if place is None else self.book.all_of(place)
         if place is None or not entries:
             return []
-        if entries[0].place.geometry != place.geometry and not (len(entries) == 1 and entries[0].reshape(place)):
+        is_one = entries[0].place.geometry == place.geometry or (len(entries) == 1 and entries[0].reshape(place))
+        if not is_one and not place.is_filled_by([entry.place for entry in entries]):
             return []
         mixed = any(entry.is_pending != entries[0].is_pending or entry.place.dtype != place.dtype for entry in entries)
         return [] if mixed or any(isinstance(entry.values, Chain) for entry in entries) else entries
@@ -352,7 +354,9 @@ class Operators:
         self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor
     ) -> bool:
         """Tells whether a copy can wait for the same draws (or has been made with them)."""
-        if None in values or (len(sources) > 1 and source.stride() != copy.stride()):
+        place = self.book.place_of(source)
+        has_parts = any(place is None or entry.place.geometry != place.geometry for entry in sources)
+        if None in values or (has_parts and source.stride() != copy.stride()):
             return False
         if not sources[0].is_pending:
             return True
@@ -378,12 +382,13 @@ class Operators:
 
     def _share(self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
         """Notes that a copy has the draws of its source."""
-        start = sources[0].place.memory.first
+        whole = self.book.place_of(source)
+        assert whole is not None, "it has fills"
         for entry, after in zip(sources, values):
             at = entry.place.memory
             part = copy
-            if entry is not sources[0]:
-                part = copy.as_strided(at.shape, at.steps, copy.storage_offset() + at.first - start)
+            if entry.place.geometry != whole.geometry:
+                part = copy.as_strided(at.shape, at.steps, copy.storage_offset() + at.first - whole.memory.first)
             place = self.book.place_of(part)
             assert place is not None, "its source has plain memory"
             state = State.PENDING if entry.is_pending else State.RUN
