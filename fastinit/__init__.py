@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import integrations, plans, presets
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
+from .data_dependent import lsuv
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
@@ -96,6 +97,7 @@ __all__ = [
     "initialize",
     "integrations",
     "kaiming_init",
+    "lsuv",
     "materialize",
     "normal_init",
     "orthogonal_init",

@@ -8,6 +8,7 @@ own config (a parent's checkpoint overrides its children). ``from fastinit.base_
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -189,7 +190,7 @@ def _groups(
     if own or pretrained:  # checkpoints are planned early: a missing or damaged one raises before the first write
         yield _Group(plan(own), plan(pretrained))
     for child in module.children():
-        if is_model_wrapper(child) and not hasattr(child, "init_weights"):
+        if not hasattr(child, "init_weights") and _wraps_model(module, child):
             child = child.module  # type: ignore[assignment]
         child = original(child)
         if not hasattr(child, "init_weights") or _is_done(child, done):
@@ -205,6 +206,12 @@ def _groups(
         module._is_init = True
 
 
+def _wraps_model(parent: nn.Module, child: nn.Module) -> bool:
+    answers = (host.is_model_wrapper(parent, child) for host in hosts)
+    told = next((answer for answer in answers if answer is not None), None)
+    return is_model_wrapper(child) if told is None else told
+
+
 def _is_done(module: nn.Module, done: set[nn.Module]) -> bool:
     return module in done or bool(getattr(module, "is_init", False))
 
@@ -212,6 +219,7 @@ def _is_done(module: nn.Module, done: set[nn.Module]) -> bool:
 def _call_step(module: nn.Module, scope: Scope, parent: nn.Module | None = None) -> Step:
     """Returns the call of a user-defined ``init_weights``."""
     label = join(scope.names.path_of(module), "init_weights")
+    _check_arguments(module, label)
     info = f"Initialized by user-defined `init_weights` in {type(module).__name__} "
 
     def function() -> None:
@@ -225,6 +233,20 @@ def _call_step(module: nn.Module, scope: Scope, parent: nn.Module | None = None)
 
     items = [Call(module, f"{label}() of {type(module).__name__}", label, info, function)]
     return Step(module, items, lambda: items)
+
+
+def _check_arguments(module: nn.Module, label: str) -> None:
+    """Raises TypeError, with the place, if an ``init_weights`` cannot be called without arguments, as a parent does."""
+    try:
+        signature = inspect.signature(module.init_weights)  # type: ignore[arg-type]
+    except ValueError:  # it has none that Python knows
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise TypeError(
+            f"{label}() of {type(module).__name__}: {error}; parents call it without arguments. Give it defaults"
+        ) from None
 
 
 def _own_rules(module: BaseModule, scope: Scope) -> tuple[list[Rule], list[Rule]]:

@@ -19,17 +19,14 @@ import copy
 import math
 from typing import Any
 
-from .plans import real_number
-
 Config = list[dict[str, Any]]
 
 OLMO_METHODS = ("normal", "normalized", "llama", "llama_depth", "fan_in")
-VIT_MODES = ("timm", "jax")
-LORA_INITS = ("kaiming", "gaussian")
+VIT_MODES = ("", "jax")
 
 _BIAS = r"re:(.*[._])?bias"
 _NORM = r"re:(.*\.)?(ln_\w+|\w*norm\w*)[._]weight"
-_RESIDUAL = "v_proj|out_proj|fc1|fc2"
+_RESIDUAL = "v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj"
 # The largest number of float8_e4m3fnuz, the narrowest of torch's float8 formats with four bits of exponent.
 _LARGEST_IN_FLOAT8 = 240.0
 
@@ -82,7 +79,7 @@ def megatron(n_layers: int, std: float = 0.02) -> Config:
     ]
 
 
-def llama(n_layers: int | None = None, std: float = 0.02) -> Config:
+def llama(dim: int | None = None, *, n_layers: int | None = None, std: float = 0.02) -> Config:
     """Returns Llama's as torchtitan starts it: the output projections and w3 scaled by depth, embeddings with std 1.
 
     For the names of torchtitan's Llama 3 and of transformers' models of that kind (Llama, Mistral, Qwen). Weights are
@@ -93,16 +90,18 @@ def llama(n_layers: int | None = None, std: float = 0.02) -> Config:
     __init__.py; before that, ``init_weights`` in model/model.py).
 
     Args:
+        dim: the width of the model, by which the output layer goes. None: it goes by its own shape.
         n_layers: None: layer i is scaled by 1 / sqrt(2 (i + 1)). A number: all are by 1 / sqrt(2 n_layers), as
             torchtitan did with ``depth_init=False``.
         std: the standard deviation before scaling.
     """
     scaled, numbers = _scaled_by_depth(std, n_layers)
+    head: float | str = "fan_in ** -0.5" if dim is None else _whole("dim", dim) ** -0.5
     return [
         _rule("Normal", _weights("tok_embeddings|embed_tokens"), std=1.0),
         _rule("TruncNormal", _weights("wq|wk|wv|wqkv|w1|q_proj|k_proj|v_proj|gate_proj"), std=numbers["std"]),
         _rule("TruncNormal", _in_layers("wo|w2|w3|o_proj|up_proj|down_proj"), std=scaled, vars=numbers),
-        _three_sigma(_weights("output|lm_head"), "fan_in ** -0.5"),
+        _three_sigma(_weights("output|lm_head"), head),
         *_biases_and_norms(),
     ]
 
@@ -132,9 +131,9 @@ def olmo(method: str, n_layers: int | None = None, std: float = 0.02, embedding_
     Raises:
         ValueError: an unknown method, or one that needs ``n_layers`` without it.
     """
-    _choice("olmo", "method", method, OLMO_METHODS)
+    _choice("method", method, OLMO_METHODS)
     if method in ("llama", "normalized") and n_layers is None:
-        raise ValueError(f"olmo: method {method!r} divides by the square root of 2 n_layers: give n_layers")
+        raise ValueError(f"method {method!r} divides by the square root of 2 n_layers: give n_layers")
     first: float | str = "fan_in ** -0.5" if method in ("normalized", "fan_in") else "std"
     scaled, numbers = _scaled_by_depth(std, None if method == "llama_depth" else n_layers)
     if method in ("normal", "fan_in"):
@@ -188,11 +187,11 @@ def nanochat(n_embd: int, gates: bool = True) -> Config:
 
 
 def vit(
-    mode: str = "timm", head_bias: float = 0.0, *, patch_elements: int = 3 * 16 * 16, class_token: bool = True
+    mode: str = "", head_bias: float = 0.0, *, patch_elements: int = 3 * 16 * 16, class_token: bool = True
 ) -> Config:
     """Returns the vision transformer's of timm, as it does by default, or with ``weight_init="jax"``.
 
-    For timm's ``VisionTransformer`` with a classifier and without layer scale. "timm": Linear truncated normal with
+    For timm's ``VisionTransformer`` with a classifier and without layer scale. "": Linear truncated normal with
     std 0.02, and torch's own for the convolution of the patches. "jax", as in Google's code: Xavier uniform, biases of
     MLPs normal with std 1e-6, the convolution Lecun's truncated normal, the head 0.
 
@@ -202,11 +201,11 @@ def vit(
     Args:
         mode: one of ``VIT_MODES``.
         head_bias: in mode "jax", the bias of the head; -log(number of classes) is timm's ``weight_init="jax_nlhb"``.
-        patch_elements: in mode "timm", channels * height * width of a patch: the bias of the convolution goes by it.
+        patch_elements: in mode "", channels * height * width of a patch: the bias of the convolution goes by it.
         class_token: whether the model has ``cls_token`` or ``reg_token``; mode "jax" need not know.
     """
-    _choice("vit", "mode", mode, VIT_MODES)
-    elements, bias = _whole("patch_elements", patch_elements), real_number("head_bias", head_bias)
+    _choice("mode", mode, VIT_MODES)
+    elements, bias = _whole("patch_elements", patch_elements), _finite("head_bias", head_bias)
     linear, tokens = _weights(r"qkv|attn\.proj|fc1|fc2"), ["cls_token", "reg_token"]
     start = [_rule("TruncNormal", "pos_embed", std=0.02), *_biases_and_norms()]
     if mode == "jax":
@@ -218,8 +217,6 @@ def vit(
             _rule("Zeros", "head.weight"),
             _rule("Constant", "head.bias", val=bias),
         ]
-    if bias:
-        raise ValueError(f"vit: head_bias={bias} belongs to mode 'jax'; in mode 'timm' the bias of the head is 0")
     return [
         *start,
         _rule("TruncNormal", [linear, "head.weight"], std=0.02),
@@ -283,43 +280,42 @@ def t_fixup(encoder_layers: int, decoder_layers: int) -> Config:
     ]
 
 
-def lora(init: str = "kaiming", embeddings: bool = False) -> Config:
+def lora(gaussian: bool = False, embeddings: bool = False) -> Config:
     """Returns LoRA's: A random, B zero, so that the adapted model starts as the model without adapters.
 
-    For the names of peft and loralib; all other parameters stay as they are. "kaiming" is uniform within
-    fan_in^-0.5, peft's ``init_lora_weights=True``; "gaussian" is normal with std 1 / rank, peft's "gaussian". (Hu et
-    al., "LoRA" (2021), section 4.1, has a Gaussian without a number.)
+    For the names of peft and loralib; all other parameters stay as they are. (Hu et al., "LoRA" (2021), section 4.1,
+    has a Gaussian without a number.)
 
     Source: huggingface/peft, ``LoraLayer.reset_lora_parameters`` (peft/tuners/lora/layer.py).
 
     Args:
-        init: one of ``LORA_INITS``.
+        gaussian: A is normal with std 1 / rank, peft's ``init_lora_weights="gaussian"``. False: uniform within
+            fan_in^-0.5, as in torch's linear layers, which is peft's default.
         embeddings: whether there are adapters of embeddings, whose A is 0 and whose B is normal with std 1.
     """
-    _choice("lora", "init", init, LORA_INITS)
     a = r"re:(.*\.)?lora_[Aa](\.[^.]+)?(\.weight)?"
     uniform = _rule("Kaiming", a, a=5**0.5, mode="fan_in", nonlinearity="leaky_relu", distribution="uniform")
     return [
-        uniform if init == "kaiming" else _rule("Normal", a, std="1 / shape[0]"),
+        _rule("Normal", a, std="1 / shape[0]") if gaussian else uniform,
         _rule("Zeros", [r"re:(.*\.)?lora_[Bb](\.[^.]+){0,2}", r"re:(.*\.)?lora_embedding_A(\.[^.]+)?"]),
         *([_rule("Normal", r"re:(.*\.)?lora_embedding_B(\.[^.]+)?", std=1.0)] if embeddings else []),
     ]
 
 
-def dummy(bound: float = 1e-3, param: str | list[str] = "*") -> Config:
+def dummy(limit: float = 1e-3, param: str | list[str] = "*") -> Config:
     """Returns what stands for weights in measurements of serving: small uniform numbers, finite in every dtype.
 
     The default is vLLM's ``load_format="dummy"``. In float8_e4m3fn, whose smallest number is 0.002, most of its values
-    are 0; ``bound=1`` fills the format. vLLM also fills the floating-point buffers of the state dict.
+    are 0; ``limit=1`` fills the format. vLLM also fills the floating-point buffers of the state dict.
 
     Source: vllm-project/vllm, ``initialize_dummy_weights`` (vllm/model_executor/model_loader/weight_utils.py).
 
     Args:
-        bound: values are within [-bound, bound]; at most 240, which every float8 format of torch has.
+        limit: values are within [-limit, limit]; at most 240, which every float8 format of torch has.
         param: the parameters to fill, as in a rule. Leave out the integer ones of quantized models.
     """
-    if (number := _positive("bound", bound)) > _LARGEST_IN_FLOAT8:
-        raise ValueError(f"dummy: bound must be at most {_LARGEST_IN_FLOAT8:g}, to be finite in float8; got {number:g}")
+    if (number := _positive("limit", limit)) > _LARGEST_IN_FLOAT8:
+        raise ValueError(f"limit must be at most {_LARGEST_IN_FLOAT8:g}, to be finite in float8; got {number:g}")
     return [_rule("Uniform", param, a=-number, b=number)]
 
 
@@ -369,21 +365,24 @@ def _scaled_by_depth(std: float, n_layers: int | None) -> tuple[str, dict[str, f
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _whole(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, but got {value!r} of {type(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, but got {value}")
+def _whole(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, but got {value!r}")
     return value
 
 
-def _positive(name: str, value: float) -> float:
-    number = real_number(name, value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be positive and finite, but got {value}")
+def _finite(name: str, value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, but got {value!r}")
+    return float(value)
+
+
+def _positive(name: str, value: object) -> float:
+    if not (number := _finite(name, value)) > 0:
+        raise ValueError(f"{name} must be more than 0, but got {value!r}")
     return number
 
 
-def _choice(preset: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{preset}: {name} must be one of {', '.join(map(repr, allowed))}, but got {value!r}")
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, but got {value!r}")

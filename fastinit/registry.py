@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 IMPORTS_VARIABLE = "FASTINIT_ALLOW_IMPORTS"
 _IMPORTS_TEXTS = {"": True, "1": True, "true": True, "0": False, "false": False}
@@ -50,6 +50,25 @@ def allowing_imports(allow: bool | None) -> Iterator[None]:
         _imports.reset(token)
 
 
+class Peer(Protocol):
+    """Another library's registry of initializers."""
+
+    def in_scope(self, name: str, scope: str | None) -> Callable[..., Any] | None:
+        """Returns what is registered for one scope alone, None if there is nothing of that name.
+
+        Args:
+            name: the ``type`` of a config.
+            scope: the ``_scope_`` of a config; None: the library's current one.
+        """
+
+    def get(self, name: str) -> Callable[..., Any] | None:
+        """Returns what the library finds under a name, of whatever scope; None if there is nothing."""
+
+
+peers: list[Peer] = []
+"""Registries of libraries that have been imported; integrations append their library's."""
+
+
 class Registry(Mapping[str, Callable[..., Any]]):
     """Maps names to initializer classes (or functions that return an initializer)."""
 
@@ -57,7 +76,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self.name = name
         self._entries: dict[str, Callable[..., Any]] = {}
         self.fallback: Callable[[str], Callable[..., Any] | None] | None = None
-        """Looks up names that are not registered here, in another library's registry; None, the default: nothing."""
+        """Looks up names that are not registered here, before ``peers`` do; None, the default: nothing."""
         self.replaceable: set[str] = set()
         """Names of entries that others may take without ``force``, and that other libraries' registries come before."""
         self.by_path: dict[str, Callable[..., Any]] = {}
@@ -110,37 +129,41 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         return register if module is None else register(module)
 
-    def resolve(self, kind: object) -> Callable[..., Any]:
+    def resolve(self, kind: object, scope: str | None = None) -> Callable[..., Any]:
         """Returns the class or function for a config's ``type``.
 
         Args:
             kind: a registered name (with or without a scope), an import path, a class or a function. Where imports are
                 not allowed (``fastinit.use(allow_imports=False)``) a str must be registered here: another library's
                 registry may import modules, too.
+            scope: the config's ``_scope_``: which of mmengine's child registries is asked first. None: that of
+                mmengine's default scope, if there is one.
 
         Raises:
             KeyError: ``kind`` is neither registered nor importable.
             TypeError: ``kind`` is neither a str nor callable.
         """
         if isinstance(kind, str):
-            return self._resolve_name(kind)
+            return self._resolve_name(kind, scope)
         if not callable(kind):
             raise TypeError(f"type must be a str or valid type, but got {type(kind)}")
-        path = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
-        return self._by_path(path) or kind
+        return self._own(kind)
 
-    def _resolve_name(self, name: str) -> Callable[..., Any]:
-        if name in self._entries and not (name in self.replaceable and self._is_elsewhere(name)):
+    def _resolve_name(self, name: str, scope: str | None) -> Callable[..., Any]:
+        may_import = imports_allowed()
+        for peer in peers if may_import else ():
+            if (found := peer.in_scope(name, scope)) is not None:
+                return self._own(found)
+        if name in self._entries and not (name in self.replaceable and self._elsewhere(name) is not None):
             return self._entries[name]
-        scope, _, rest = name.partition(".")
-        if scope in _SCOPES and rest in self._entries:
+        first, _, rest = name.partition(".")
+        if first in _SCOPES and rest in self._entries:
             return self._entries[rest]
         by_path = self._by_path(name)
         if by_path is not None:
             return by_path
-        may_import = imports_allowed()
-        if may_import and self.fallback is not None and (found := self.fallback(name)) is not None:
-            return found
+        if (found := self._elsewhere(name)) is not None:
+            return self._own(found)
         reason = "" if may_import else " Import paths and other registries are not allowed here (allow_imports=False)."
         if may_import and "." in name:
             module, _, attribute = name.rpartition(".")
@@ -159,9 +182,16 @@ class Registry(Mapping[str, Callable[..., Any]]):
             f"{', '.join(sorted(self._entries))}"
         )
 
-    def _is_elsewhere(self, name: str) -> bool:
-        """Tells whether another library's registry has a name."""
-        return imports_allowed() and self.fallback is not None and self.fallback(name) is not None
+    def _own(self, kind: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns fastinit's initializer for a class of mmengine's, and any other as it is."""
+        path = f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+        return self._by_path(path) or kind
+
+    def _elsewhere(self, name: str) -> Callable[..., Any] | None:
+        """Returns what another library's registry has under a name, where imports are allowed."""
+        look_ups = (self.fallback, *(peer.get for peer in peers)) if imports_allowed() else ()
+        found = (look_up(name) for look_up in look_ups if look_up is not None)
+        return next((each for each in found if each is not None), None)
 
     def _by_path(self, path: str) -> Callable[..., Any] | None:
         """Returns fastinit's initializer for the import path of another's, e.g. ``mmengine.model.NormalInit``."""
@@ -185,10 +215,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
             TypeError: the initializer does not take these arguments.
         """
         arguments = dict(cfg)
-        arguments.pop("_scope_", None)  # selects one of mmengine's registries; fastinit has only this one
+        scope = arguments.pop("_scope_", None)
         if "type" not in arguments:
             raise KeyError(f'`cfg` must contain the key "type", but got {cfg}')
-        return self.resolve(arguments.pop("type"))(**arguments)
+        return self.resolve(arguments.pop("type"), scope)(**arguments)
 
     @property
     def module_dict(self) -> dict[str, Callable[..., Any]]:

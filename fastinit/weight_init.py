@@ -40,7 +40,7 @@ from .config.initializers import (
 from .config.module_fills import Shape, module_fills, parameter_fill
 from .config.number_texts import Place, expressions_of, values_at
 from .config.pretrained import PretrainedInit
-from .config.rules import parse, steps_of
+from .config.rules import Rule, parse, parse_overrides, steps_of
 from .config.schemes import bias_init_with_prob, centred, fans, kaiming, truncated_normal, variance_scaling, xavier
 from .errors import check_module
 from .execution.calls import open_call
@@ -305,3 +305,33 @@ def _fill_module(module: nn.Module, weight: Callable[..., Distribution], called:
         with call.pending.own_work():
             fills = list(module_fills(module, weight_distribution, bias_distribution, call.scope, called, ""))
         call.fill(fills)
+
+
+# --- names that mmengine's module has, too, for code that imports them -----------------------------------------------
+
+
+def _initialize(module: nn.Module, cfg: Any, wholemodule: bool = False) -> None:
+    """Initializes a module by one dict without ``override``; ``wholemodule``: all of it, whatever ``layer`` says."""
+    initializer = WEIGHT_INITIALIZERS.build(cfg)
+    initializer.wholemodule = wholemodule
+    initialize(module, initializer)
+
+
+def _initialize_override(module: nn.Module, override: Any, cfg: dict[str, Any]) -> None:
+    """Initializes attributes of a module by an ``override``; entries that only have a name take ``cfg``."""
+    check_module(module)
+    with open_call(module) as call:
+        main = Rule("init_cfg", None, module, after_children=False)
+        steps = steps_of(parse_overrides(main, cfg, override, "override"), call.scope)
+        call.check(steps)
+        call.run(steps)
+
+
+def _get_bases_name(m: object) -> list[str]:
+    """Returns the names of the direct base classes, which ``layer`` matches as well as the class's own."""
+    return [base.__name__ for base in type(m).__bases__]
+
+
+def _no_grad_trunc_normal_(tensor: torch.Tensor, mean: float, std: float, a: float, b: float) -> torch.Tensor:
+    """Does what ``trunc_normal_`` does."""
+    return trunc_normal_(tensor, mean, std, a, b)

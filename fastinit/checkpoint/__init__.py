@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from torch.nn.modules.module import _IncompatibleKeys
+
 from .formats.by_content import Reading
 from .loading import (
     _load_checkpoint,
@@ -16,10 +18,11 @@ from .loading import (
 )
 from .mmengine_log import print_log
 from .request import Request
-from .saving import find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
+from .saving import _save_to_state_dict, find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
 from .sources.addresses import shown_address
 from .sources.url_schemes import (
     CheckpointLoader,
+    _process_mmcls_checkpoint,
     load_from_ceph,
     load_from_fsspec,
     load_from_hf,
@@ -30,15 +33,25 @@ from .sources.url_schemes import (
     load_from_pavi,
     load_from_torchvision,
 )
-from .sources.zoos import get_deprecated_model_names, get_external_models, get_mmcls_models, get_torchvision_models
+from .sources.zoos import (
+    _get_mmengine_home,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 
 __all__ = [
     "CheckpointLoader",
     "Reading",
     "Request",
+    "_IncompatibleKeys",
+    "_get_mmengine_home",
     "_load_checkpoint",
     "_load_checkpoint_to_model",
     "_load_checkpoint_with_prefix",
+    "_process_mmcls_checkpoint",
+    "_save_to_state_dict",
     "find_latest_checkpoint",
     "get_deprecated_model_names",
     "get_external_models",

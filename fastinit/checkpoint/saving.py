@@ -152,6 +152,14 @@ def get_state_dict(
     return destination  # type: ignore[no-any-return]
 
 
+def _save_to_state_dict(module: nn.Module, destination: Any, prefix: str, keep_vars: bool) -> None:
+    """Adds a module's own parameters and persistent buffers to a state dict, without its hooks and extra state."""
+    persistent = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+    for name, value in {**module._parameters, **persistent}.items():
+        if value is not None:
+            destination[prefix + name] = value if keep_vars else value.detach()
+
+
 def find_latest_checkpoint(path: str | os.PathLike[str]) -> str | None:
     """Returns the path written in a folder's ``last_checkpoint`` file, None if there is no such file."""
     pointer = Path(path) / "last_checkpoint"

@@ -5,18 +5,25 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..execution.scope import Scope
 from ..plans import Constant, Distribution, Fill, Item, Normal, Uniform
 from ..registry import WEIGHT_INITIALIZERS
-from .matching import modules_of_layers, nearest_layers, nearest_parameters, parameters_of_patterns, post_order
+from .matching import (
+    modules_of_layers,
+    nearest_layers,
+    nearest_parameters,
+    owner_of,
+    parameters_of_patterns,
+    post_order,
+)
 from .module_fills import Shape, module_fills, parameter_fill
 from .number_texts import NumberTexts, check_bias, checked_variables
 from .running import Planned
@@ -105,7 +112,8 @@ class BaseInit(Planned):
         groups = texts.groups(module, self.param)
 
         def fill(tensor: torch.Tensor, name: str) -> Fill:
-            distribution = partial(texts.weight_distribution, groups(name))
+            fan_shape = self._fan_shape(owner_of(module, name), tensor) if self._asks_layers else None
+            distribution = texts.at(groups(name), fan_shape)
             return parameter_fill(tensor, scope.names.name_of(tensor, module, name), distribution, rule, info)
 
         with texts.locating():
@@ -118,18 +126,28 @@ class BaseInit(Planned):
             message = f"no module of {tree} matches layer {_one_or_all(self.layer)}"
             scope.matches_nothing(rule, kind, f"{message}; nothing is filled.{nearest_layers(module, self.layer)}")
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
-        weight_distribution = partial(texts.weight_distribution, ())
+
+        def fills_of(each: object) -> Iterator[Fill]:
+            own = each._parameters.get("weight") if self._asks_layers and isinstance(each, nn.Module) else None
+            distribution = texts.at() if own is None else texts.at((), self._fan_shape(each, own))
+            return module_fills(each, distribution, texts.bias_distribution, scope, rule, info)
+
         with texts.locating():
-            fills = [
-                fill
-                for each in modules
-                for fill in module_fills(each, weight_distribution, texts.bias_distribution, scope, rule, info)
-            ]
+            fills = [fill for each in modules for fill in fills_of(each)]
         if modules and not fills:
             kinds = " or ".join(sorted({type(each).__name__ for each in modules}))
             message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled"
             scope.matches_nothing(rule, kind, message)
         return fills
+
+    @property
+    def _asks_layers(self) -> bool:
+        """Whether ``_fan_shape`` may return a shape."""
+        return False
+
+    def _fan_shape(self, module: object, weight: torch.Tensor) -> Shape | None:
+        """Returns the shape that has the fans of a module's weight, None: its own."""
+        return None
 
     def _fans(self, shape: Shape) -> tuple[int, int]:
         """Returns what expressions call fan_in and fan_out."""
@@ -150,10 +168,19 @@ class FanInit(BaseInit):
             for the experts of a layer in one tensor).
         fan_axes: (in, out): which dimensions the inputs and the outputs are, where that is not 1 and 0 behind
             ``batch_dims``; (1, 2) for experts of (experts, in, out), with ``batch_dims=1``.
+        fan: "torch": dimension 1 is the inputs and dimension 0 the outputs, whatever the layer. "layer": convolutions
+            with groups count the outputs of one group, and transposed ones have inputs and outputs the other way round.
     """
 
-    def __init__(self, *, batch_dims: int = 0, fan_axes: Sequence[int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, batch_dims: int = 0, fan_axes: Sequence[int] | None = None, fan: str = "torch", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if fan not in ("torch", "layer"):
+            raise ValueError(f"fan must be 'torch' or 'layer', but got {fan!r}")
+        if fan == "layer" and (batch_dims or fan_axes):
+            raise ValueError("fan='layer' knows the dimensions of a layer: batch_dims and fan_axes can not be combined")
+        self.fan = fan
         if not isinstance(batch_dims, int) or isinstance(batch_dims, bool) or batch_dims < 0:
             raise ValueError(f"batch_dims must be the number of leading dimensions to skip, but got {batch_dims!r}")
         self.batch_dims = batch_dims
@@ -161,7 +188,18 @@ class FanInit(BaseInit):
 
     def _get_init_info(self) -> str:
         text = super()._get_init_info() + (f", batch_dims={self.batch_dims}" if self.batch_dims else "")
-        return text + (f", fan_axes={self.fan_axes}" if self.fan_axes else "")
+        text += f", fan_axes={self.fan_axes}" if self.fan_axes else ""
+        return text + (", fan=layer" if self.fan == "layer" else "")
+
+    @property
+    def _asks_layers(self) -> bool:
+        return self.fan == "layer"
+
+    def _fan_shape(self, module: object, weight: torch.Tensor) -> Shape | None:
+        if not isinstance(module, _ConvNd) or weight is not module._parameters.get("weight"):
+            return None
+        (first, second, *kernel), groups = module.weight.shape, module.groups
+        return (second, first // groups, *kernel) if module.transposed else (first // groups, second, *kernel)
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Constant")

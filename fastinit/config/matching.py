@@ -77,6 +77,14 @@ def parameters_of_patterns(module: nn.Module, patterns: Sequence[str]) -> dict[t
     return found
 
 
+def owner_of(module: nn.Module, name: str) -> nn.Module | None:
+    """Returns the module that has a parameter of this name, None where names and modules differ (in a wrapper)."""
+    try:
+        return module.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        return None
+
+
 def captured_groups(module: nn.Module, patterns: Sequence[str]) -> Callable[[str], Captured]:
     """Returns the function from a selected parameter's name to the named groups of the first pattern that matches it.
 

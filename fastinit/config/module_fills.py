@@ -65,6 +65,11 @@ def parameter_fill(
             f"the parameter {name!r} is lazy and has no shape yet: run the model once (a dry forward pass) before "
             f"initializing it"
         )
+    if tensor.is_nested:
+        raise RuntimeError(
+            f"the parameter {name!r} is a nested tensor, which has no single shape to draw values for: make its parts "
+            f"parameters, or fill them with torch.nn.init"
+        )
     shape = tuple(tensor.shape)
     try:
         values = distribution(shape)

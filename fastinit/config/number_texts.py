@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -161,8 +161,9 @@ class NumberTexts:
             texts = expressions_of(arguments)
         self._bias = {"bias": texts.pop("bias")} if "bias" in texts else {}
         self._texts = texts
-        self._found: dict[tuple[Captured, Shape], Distribution] = {}  # many weights have the same shape
+        self._found: dict[tuple[Captured, Shape, Shape], Distribution] = {}  # many weights have the same shape
         self._found_biases: dict[Shape, Distribution] = {}
+        self._of_shape = cache(initializer.weight_distribution)
 
     def groups(self, module: nn.Module, patterns: Sequence[str]) -> Callable[[str], Captured]:
         """Returns the function from a selected parameter's name to the groups that expressions may use."""
@@ -177,39 +178,56 @@ class NumberTexts:
         else:
             yield
 
-    def weight_distribution(self, captured: Captured, shape: Shape) -> Distribution:
-        """Returns the distribution of a weight.
+    def at(self, captured: Captured = (), fan_shape: Shape | None = None) -> Callable[[Shape], Distribution]:
+        """Returns the function from a weight's shape to its distribution.
 
-        Raises:
-            TypeError: an expression uses a name that does not exist here.
-            ValueError: it has no finite value here.
+        It raises TypeError where an expression uses a name that does not exist there, and ValueError where it has no
+        finite value.
+
+        Args:
+            captured: the groups that expressions may use.
+            fan_shape: the shape that has the weight's fans, if it is another.
         """
-        if (captured, shape) not in self._found:
-            self._found[captured, shape] = self._weight_distribution(captured, shape)
-        return self._found[captured, shape]
+        if not self._texts and fan_shape is None:
+            return self._of_shape  # which nearly all weights of a model are asked for
+        return partial(self._found_weight, captured, fan_shape)
+
+    @cached_property
+    def _plain_bias(self) -> Distribution:
+        return Constant(self._initializer.bias)
 
     def bias_distribution(self, shape: Shape) -> Distribution:
-        """Returns the distribution of a bias, a constant; raises as ``weight_distribution`` does."""
+        """Returns the distribution of a bias, a constant; raises as that of a weight does."""
+        if not self._bias:
+            return self._plain_bias
         if shape not in self._found_biases:
-            value = self._values(self._bias, shape, ())["bias"] if self._bias else self._initializer.bias
-            self._found_biases[shape] = Constant(value)
+            self._found_biases[shape] = Constant(self._values(self._bias, (), shape, shape)["bias"])
         return self._found_biases[shape]
 
-    def _weight_distribution(self, captured: Captured, shape: Shape) -> Distribution:
+    def _found_weight(self, captured: Captured, fan_shape: Shape | None, shape: Shape) -> Distribution:
+        key = captured, fan_shape or shape, shape
+        if key not in self._found:
+            self._found[key] = self._weight_distribution(*key)
+        return self._found[key]
+
+    def _weight_distribution(self, captured: Captured, fan_shape: Shape, shape: Shape) -> Distribution:
         initializer = self._initializer
         if not self._texts:
-            return initializer.weight_distribution(shape)  # type: ignore[no-any-return]
-        values = self._values(self._texts, shape, captured)
+            return initializer.weight_distribution(fan_shape)  # type: ignore[no-any-return]
+        values = self._values(self._texts, captured, fan_shape, shape)
         here = copy.copy(initializer)
         here.__dict__.update(values)
         try:
-            return here.weight_distribution(shape)  # type: ignore[no-any-return]
+            return here.weight_distribution(fan_shape)  # type: ignore[no-any-return]
         except Exception:
             with locating(", ".join(f"{name}={self._texts[name].text!r} is {values[name]:.6g}" for name in values)):
                 raise
 
-    def _values(self, texts: dict[str, Expression], shape: Shape, captured: Captured) -> dict[str, float]:
-        return values_at(Place(shape, self._fans, captured, self._initializer.vars), texts)
+    def _values(
+        self, texts: dict[str, Expression], captured: Captured, fan_shape: Shape, shape: Shape
+    ) -> dict[str, float]:
+        fans = self._fans if fan_shape == shape else lambda _: self._fans(fan_shape)
+        return values_at(Place(shape, fans, captured, self._initializer.vars), texts)
 
 
 @lru_cache(maxsize=4096)  # bounded: the cache keeps classes alive, and some are made at run time

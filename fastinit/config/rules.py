@@ -102,12 +102,28 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
             return [main]
         rules = [] if main.selects_nothing else [main]  # then only the overrides apply
         cfg.pop("layer", None)
-        if not isinstance(override, (dict, list)):
-            raise TypeError(f"override must be a dict or a list of dict, but got {type(override)}")
+    return [*rules, *parse_overrides(main, cfg, override, f"{where}.override")]
+
+
+def parse_overrides(main: Rule, main_cfg: dict[str, Any], override: Any, where: str) -> list[Rule]:
+    """Returns the rules of an ``override``: one, or a list of them.
+
+    Args:
+        main: the rule that has it.
+        main_cfg: the config of that rule without its selectors, for entries that only have a name.
+        override: the value of ``override``.
+        where: what messages call it.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, AttributeError, KeyError: a mistake in it, as for ``parse``.
+    """
     if isinstance(override, dict):
-        return [*rules, _parse_override(main, cfg, override, f"{where}.override")]
-    entries = enumerate(override)
-    return [*rules, *(_parse_override(main, cfg, entry, f"{where}.override[{index}]") for index, entry in entries)]
+        return [_parse_override(main, main_cfg, override, where)]
+    if not isinstance(override, list):
+        raise TypeError(
+            f"{where.removesuffix('.override')}: override must be a dict or a list of dict, but got {type(override)}"
+        )
+    return [_parse_override(main, main_cfg, entry, f"{where}[{index}]") for index, entry in enumerate(override)]
 
 
 def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str) -> Rule:

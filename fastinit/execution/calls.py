@@ -23,6 +23,7 @@ from .defaults import Strict
 from .done import CheckpointReport, Done
 from .hosts import host_of
 from .ledger import Ledger
+from .modes import state_of_thread
 from .pending import LatestPerTensor, Pending
 from .reports import Report, report_of
 from .runner import check
@@ -226,8 +227,9 @@ def open_call(
     outer = _current.get()
     scope = new_scope(root, backend=backend, seed=seed, prefix=prefix, strict=strict, **dry)
     call = OpenCall(scope, outer, None if devices is None else frozenset(devices))
-    _current.set(call)
+    restore = state_of_thread()
     try:
+        _current.set(call)
         if outer is None and not dry and any(map(scope.backends.is_contract, call.devices)):
             scope.seed.expect(scope.meshes())
         yield call
@@ -239,6 +241,8 @@ def open_call(
         call.pending.close(scope, call.done)
     except BaseException as error:
         if outer is None:
+            if not isinstance(error, Exception):
+                restore()  # an interrupt may have come within torch's own `no_grad`
             scope.seed.abandon(error)
         if outer is None and call.has_begun and scope.has_written and not call.is_lost:
             what = "a tensor" if root is None else type(root).__name__
@@ -251,4 +255,7 @@ def open_call(
             )
         raise
     finally:
-        call.leave()
+        try:
+            call.leave()
+        finally:  # an interrupt may come there, too
+            call.leave()

@@ -15,8 +15,8 @@ def uncollected() -> Iterator[None]:
     two fifths of recording a model of small layers. Nothing but fastinit's own work belongs in the block.
     """
     was_enabled = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if was_enabled:

@@ -19,6 +19,9 @@ class Host(Protocol):
     def wrote(self, module: nn.Module, info: str) -> None:
         """Records that ``info`` wrote parameters of ``module``, which the library is initializing."""
 
+    def is_model_wrapper(self, parent: nn.Module, child: object) -> bool | None:
+        """Tells whether ``child`` only wraps a model, for a ``parent`` of this library; None for any other parent."""
+
     def logs(self, module: nn.Module) -> bool:
         """Logs the provenance of a module of this library, and returns True; False for any other module."""
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain, takewhile
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -87,19 +88,13 @@ class MemoryBook:
         self._on_write: Callable[[Place], None] | None = None
         """Told of every write, while a ledger attributes them."""
 
-    @contextmanager
-    def paused(self, has_subclasses: bool = False) -> Iterator[None]:
+    def paused(self, has_subclasses: bool = False) -> AbstractContextManager[None]:
         """Marks what this thread does in the block as fastinit's own work, which is not watched.
 
         Args:
             has_subclasses: it calls functions of tensor subclasses.
         """
-        with self.lock, nullcontext() if has_subclasses else torch._C.DisableTorchFunction():
-            before, self._paused_by = self._paused_by, threading.get_ident()
-            try:
-                yield
-            finally:
-                self._paused_by = before
+        return _Pause(self, has_subclasses)
 
     @property
     def is_paused(self) -> bool:
@@ -313,6 +308,33 @@ class MemoryBook:
         if storage.is_marked and bool((_bytes_of(storage) != _UNTOUCHED).any()):
             return True
         return place.is_filled_by([write.place for write in writes])
+
+
+class _Pause:
+    """One block of ``MemoryBook.paused``.
+
+    No generator: what an interrupt leaves of one ends at some later time, and this must end before what is around it.
+    """
+
+    __slots__ = ("_before", "_book", "_functions")
+
+    def __init__(self, book: MemoryBook, has_subclasses: bool) -> None:
+        self._book = book
+        self._functions: Any = None if has_subclasses else torch._C.DisableTorchFunction()
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        self._book.lock.acquire()
+        self._before = self._book._paused_by
+        self._book._paused_by = threading.get_ident()
+        if self._functions is not None:
+            self._functions.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._functions is not None:
+            self._functions.__exit__(*error)
+        self._book._paused_by = self._before
+        self._book.lock.release()
 
 
 _order_of = attrgetter("order")

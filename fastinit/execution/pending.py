@@ -18,6 +18,7 @@ from ..plans import Call, Copy, Fill, Replay
 from .done import Done
 from .ledger import FunctionSensor, Ledger
 from .memory_book import MemoryBook
+from .modes import entered
 from .pending_by_memory import ByMemory
 from .runner import ask_if_sharded, execute, prepare
 from .scope import Scope
@@ -129,7 +130,7 @@ class LatestPerTensor:
 
     def sensing(self, ledger: Ledger) -> AbstractContextManager[object]:
         """As ``FunctionSensor``."""
-        return FunctionSensor(ledger)
+        return entered(FunctionSensor(ledger))
 
     def own_work(self, *, has_subclasses: bool = False) -> AbstractContextManager[object]:
         """Keeps modes of the user's out: every look at a shape or a dtype would go through them."""

@@ -96,11 +96,13 @@ class Place:
 def storage_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.UntypedStorage] | None:
     """Returns what is here of a tensor, with its storage; None if it has no plain memory."""
     if type(tensor) not in _PLAIN:
+        if not isinstance(tensor, torch.Tensor):  # a number: torch.func makes such arguments of tensors
+            return None
         if is_sharded(tensor):
             tensor = local_part(tensor)
         if is_traceable_wrapper_subclass(tensor) or is_lazy(tensor):
             return None
-    if tensor.layout != torch.strided:
+    if tensor.layout != torch.strided or tensor.is_nested:
         return None
     try:
         return tensor, tensor.untyped_storage()

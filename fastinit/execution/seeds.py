@@ -207,14 +207,14 @@ def _has_generator(device: torch.device) -> bool:
 
 def _state_of(device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
-        return torch.get_rng_state()
+        return torch.default_generator.get_state()
     module: Any = getattr(torch, device.type)
     return module.get_rng_state(*_index(device))  # type: ignore[no-any-return]
 
 
 def _set_state(device: torch.device, state: torch.Tensor) -> None:
     if device.type == "cpu":
-        torch.set_rng_state(state)
+        torch.default_generator.set_state(state)
         return
     module: Any = getattr(torch, device.type)
     module.set_rng_state(state, *_index(device))

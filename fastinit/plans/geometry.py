@@ -94,9 +94,32 @@ class Strided(NamedTuple):
             return self.canonical._replace(first=first) if 0 <= first <= whole.numel - self.span else None
         if whole.overlaps_itself:
             return None
-        dims = merged(whole.shape, whole.steps, row_major(whole.shape))
+        return self._carried(self.first - whole.first, merged(whole.shape, whole.steps, row_major(whole.shape)))
+
+    def laid_out(self, shape: Sequence[int], steps: Sequence[int]) -> Strided | None:
+        """Returns the memory, from a tensor's first element on, of the elements whose row-major indices these are.
+
+        Args:
+            shape, steps: of the tensor.
+
+        Returns:
+            None where a step goes forth along one dimension of the tensor and back along another.
+        """
+        if tuple(steps) == row_major(shape):
+            return self
+        if 0 in self.shape:
+            return Strided.whole(self.shape)
+        return self._carried(self.first, merged(shape, row_major(shape), steps))
+
+    def _carried(self, first: int, dims: list[tuple[int, ...]]) -> Strided | None:
+        """Returns the same elements at other steps.
+
+        Args:
+            first: where the first is, from the beginning of the tensor.
+            dims: size, step and other step along each dimension of the tensor.
+        """
         dims.sort(key=lambda dim: -dim[1])  # no step spans as much as the next larger one
-        begin = _decomposed(self.first - whole.first, dims)
+        begin = _decomposed(first, dims)
         if begin is None:
             return None
         last = begin
@@ -109,10 +132,10 @@ class Strided(NamedTuple):
             if ahead is None:
                 return None
             last = [at + (size - 1) * count for at, count in zip(last, ahead)]
-            steps.append(sum(count * index_step for count, (_, _, index_step) in zip(ahead, dims)))
+            steps.append(sum(count * other for count, (_, _, other) in zip(ahead, dims)))
         if any(at >= size for at, (size, _, _) in zip(last, dims)):
             return None
-        return Strided(sum(at * index_step for at, (_, _, index_step) in zip(begin, dims)), self.shape, tuple(steps))
+        return Strided(sum(at * other for at, (_, _, other) in zip(begin, dims)), self.shape, tuple(steps))
 
     def rectangle(self, shape: Sequence[int]) -> list[tuple[int, int]] | None:
         """Returns the rectangle of a tensor whose row-major indices these are.

@@ -18,6 +18,7 @@ from ..execution.allocation import ask_for_huge_pages
 from ..execution.calls import OpenCall, open_call
 from ..execution.collector import uncollected
 from ..execution.defaults import Strict
+from ..execution.modes import state_of_thread
 from ..naming import Prefix
 from ..plans import Constant
 from .libraries import initialize_like_its_library
@@ -194,13 +195,15 @@ def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
             call.flush()
         return
     watch = Watch(call)
-    state = torch.get_rng_state() if call.scope.seed.given is not None else None
+    state = torch.default_generator.get_state() if call.scope.seed.given is not None else None
     call.pending = watch.pending
     watch.pending.warns = not is_lost
-    token = current_watch.set(watch)
+    restore = state_of_thread()
     try:
-        with watch:
-            yield watch
+        current_watch.set(watch)
+        watch.open()
+        yield watch
+        watch.close()
         call.flush()
     except Exception as error:
         # Other ranks that hear of the error fill nothing, so nothing is filled here.
@@ -211,12 +214,24 @@ def recording(call: OpenCall, *, is_lost: bool = False) -> Iterator[Watch]:
             call.flush()  # the values that the code had asked for
         raise
     except BaseException as error:  # Ctrl-C, and others that want an end at once
+        watch.close()
+        restore()
         watch.pending.drop(error)
         raise
     finally:
-        current_watch.reset(token)
-        if state is not None and watch.operators.seeding.is_own:  # by code in the block; it was seeded for the block
-            torch.set_rng_state(state)
+        try:
+            _end(watch, outer, state)
+        finally:  # an interrupt may come there, too
+            _end(watch, outer, state)
+
+
+def _end(watch: Watch, outer: Watch | None, state: torch.Tensor | None) -> None:
+    """Leaves everything as it was before a watch; does nothing the second time."""
+    watch.close()
+    if current_watch.get() is watch:
+        current_watch.set(outer)
+    if state is not None and watch.operators.seeding.is_own:  # by code in the block; it was seeded for the block
+        torch.default_generator.set_state(state)
 
 
 def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None) -> None:

@@ -80,10 +80,9 @@ def _zero_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str,
 def _fill_(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
     value = args[1]
     if isinstance(value, torch.Tensor):
-        ops.read(value)
-        value = _number(value)
+        value = ops.scalars.number(value)
         if value is None:
-            return NOT_HANDLED
+            return ops.copy_into(aten.copy_.default, args, {}) if isinstance(args[0], torch.Tensor) else NOT_HANDLED
     return _filled(ops, Constant, func, args, kwargs, value)
 
 
@@ -126,11 +125,7 @@ def _change(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str
     """Returns the change that an operator stands for; None if its arguments are no numbers."""
     name = _name_of(func).rstrip("_")
     given = args[1:]
-    if any(isinstance(value, torch.Tensor) for value in given):
-        for value in given:
-            if isinstance(value, torch.Tensor):
-                ops.read(value)
-    numbers = [None if value is None else _number(value) for value in given]
+    numbers = [None if value is None else ops.scalars.number(value) for value in given]
     if any(number is None and value is not None for number, value in zip(numbers, given)):
         return None
     alpha = kwargs.get("alpha", 1)
@@ -201,15 +196,3 @@ def _joined(ops: Operators, func: Operator, args: Arguments, kwargs: Mapping[str
 FILLS = frozenset(
     operator for operator, handler in HANDLERS.items() if handler in (_normal_, _uniform_, _zero_, _fill_)
 )
-
-
-def _number(value: Any) -> float | None:
-    """Returns a number, or that of a tensor without dimensions on the CPU (which has no fill that waits)."""
-    if (
-        isinstance(value, torch.Tensor)
-        and value.dim() == 0
-        and value.device.type == "cpu"
-        and type(value) is torch.Tensor
-    ):
-        value = value.item()
-    return value if isinstance(value, (int, float)) else None

@@ -22,8 +22,9 @@ from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
 from .callers import where
 from .draws import Seeding, draw
-from .effects import Effect, effect_of
+from .effects import arguments_written, effect_of, without_protected
 from .journal import Journal
+from .scalars import Scalars
 
 aten = torch.ops.aten
 Operator = Any
@@ -53,6 +54,7 @@ class Operators:
         self.book = pending.book
         self.journal = Journal()
         """What is computed on tensors without memory."""
+        self.scalars = Scalars(self.book)
         self.seeding = Seeding()
         self._scope = scope
         self._handlers = handlers
@@ -64,7 +66,7 @@ class Operators:
         """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
         handler = self._handlers.get(func)
         if self.book.protected and (effect := effect_of(func)).written:
-            unprotected = self._unprotected(effect, args, kwargs)
+            unprotected = without_protected(self.book, effect, args, kwargs)
             if unprotected is not None:
                 if func not in self._fills and func is not aten.copy_.default:  # whose results nobody needs
                     self.run(func, *unprotected)
@@ -81,6 +83,7 @@ class Operators:
             if is_unnamed and effect.written:
                 self._must_not_be_strict(func, args)
             if not effect.reads_nothing:
+                numbers = None if effect.is_random else self.scalars.of(tensors_in((*args, *kwargs.values())))
                 for tensor in tensors_in((*args, *kwargs.values())):
                     self.read(tensor)
                     self.journal.note_fills(tensor, self.pending)
@@ -88,35 +91,25 @@ class Operators:
         if not effect.reads_nothing:
             with self.book.lock:
                 problem = f"`{func}` draws under a seed of its own" if effect.is_random and not is_unnamed else ""
-                is_kept = self.journal.keep(func, args, kwargs, result, self._written(effect, args, kwargs), problem)
-                for tensor in tensors_in(self._written(effect, args, kwargs)):
+                written = arguments_written(effect, args, kwargs)
+                is_kept = self.journal.keep(func, args, kwargs, result, written, problem)
+                for tensor in tensors_in(written):
                     self._note_write(func, tensor, is_unnamed)
                 if (effect.is_random or is_kept) and not effect.written:
                     for tensor in tensors_in((result,)):
                         self._note_write(func, tensor, is_unnamed)
+                self.scalars.computed(func, args, kwargs, numbers, result)
         return result
+
+    def own_generator(self) -> torch.Generator | None:
+        """Returns the generator that draws on the CPU come from; None: torch's default one."""
+        generators = None if self.seeding.is_own else self._scope().effective.seed.generators
+        return None if generators is None else generators.own(torch.device("cpu"))
 
     def draw(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Runs an operator that draws, with the generators of the innermost call."""
         generators = None if self.seeding.is_own else self._scope().effective.seed.generators
         return draw(func, args, kwargs, generators)
-
-    def _unprotected(
-        self, effect: Effect, args: Arguments, kwargs: Mapping[str, Any]
-    ) -> tuple[Arguments, Mapping[str, Any]] | None:
-        """Returns the arguments with copies of the protected tensors that would be written; None if there are none."""
-        positional, named, found = list(args), dict(kwargs), False
-        for position, name in effect.written:
-            values: Any = positional if position < len(args) else named
-            key: Any = position if position < len(args) else name
-            value = values[key] if position < len(args) else named.get(name)
-            if isinstance(value, torch.Tensor) and self._is_protected(value):
-                values[key], found = value.clone(), True
-        return (tuple(positional), named) if found else None
-
-    def _is_protected(self, tensor: torch.Tensor) -> bool:
-        place = self.book.place_of(tensor)
-        return place is not None and place.storage_id in self.book.protected
 
     def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
@@ -155,10 +148,17 @@ class Operators:
         self.pending.run(waiting)
 
     def made(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
-        """Notes that a tensor without memory was made with these values."""
+        """Notes that a tensor was made with these values."""
         with self.book.lock:
-            self.journal.keep(aten.copy_.default, (tensor, values), {}, tensor, [tensor])
-            self._note_write("torch.tensor", tensor, False)
+            if tensor.is_meta:
+                self.journal.keep(aten.copy_.default, (tensor, values), {}, tensor, [tensor])
+                self._note_write("torch.tensor", tensor, False)
+            if not values.dim():
+                self.scalars.made(tensor, values.item())
+
+    def wrote(self, what: str, tensor: torch.Tensor) -> None:
+        """Notes a write that no operator showed."""
+        self._note_write(what, tensor, False)
 
     def expose(self, tensor: torch.Tensor) -> None:
         """Somebody gets the address of the tensor's memory."""
@@ -166,11 +166,6 @@ class Operators:
         if place is not None:
             self.read_place(place)
             self.book.expose(place)
-
-    @staticmethod
-    def _written(effect: Effect, args: Arguments, kwargs: Mapping[str, Any]) -> list[Any]:
-        """Returns the arguments that an operator writes."""
-        return [args[at] if at < len(args) else kwargs.get(name) for at, name in effect.written]
 
     def _note_write(self, func: Operator | str, tensor: torch.Tensor, is_random: bool) -> None:
         place = self.book.place_of(tensor)
@@ -205,7 +200,7 @@ class Operators:
         wait = is_contract and _can(scope, tensor, values)
         if not wait and not isinstance(values, Constant) and is_contract and device.type != "meta":
             return False  # a draw that the backend cannot do
-        if is_contract and not isinstance(values, Constant) and self.seeding.is_own_in_fork:
+        if (is_contract or tensor.is_meta) and not isinstance(values, Constant) and self.seeding.is_own_in_fork:
             return False
         if device.type == "meta" and tensor.dtype.is_complex and not isinstance(values, Constant):
             return False  # no contract backend can; with memory it would be torch's
@@ -248,8 +243,8 @@ class Operators:
             return NOT_HANDLED
         if not self._scope().effective.backends.is_contract(device) or device.type == "meta":
             result = self.draw(func, args, kwargs) if effect_of(func).is_random else func(*args, **kwargs)
-            self.fill(result, values, str(func), lambda: None)
-            return result
+            is_noted = self.fill(result, values, str(func), lambda: None)
+            return result if is_noted or not result.is_meta else NOT_HANDLED
         meta = func(*args, **{**kwargs, "device": "meta"})
         result = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=device)
         return result if self.fill(result, values, str(func), lambda: None) else NOT_HANDLED
@@ -295,9 +290,11 @@ class Operators:
         """Returns the copy of a tensor in another dtype, on another device or in another layout."""
         tensor = args[0]
         sources = self._sources(tensor)
+        if not sources:
+            return NOT_HANDLED
         dtype = kwargs.get("dtype") or tensor.dtype
         values = [in_dtype(entry.distribution, tensor.dtype, dtype) for entry in sources]
-        if not sources or None in values or kwargs.get("pin_memory"):
+        if None in values or kwargs.get("pin_memory"):
             return NOT_HANDLED
         if kwargs.get("layout") not in (None, torch.strided):
             return NOT_HANDLED
@@ -322,6 +319,7 @@ class Operators:
                 self._overwrite(place)
             if not sources[0].is_pending:
                 func(*args, **kwargs)
+            self.book.forget(place)
             self._share(sources, values, source, target)
             if self.book.is_exposed(place):
                 self.read_place(place)
@@ -341,12 +339,13 @@ class Operators:
         return place is not None and bool(self.book.pending(place))
 
     def _sources(self, tensor: torch.Tensor) -> list[PendingFill]:
-        """Returns the fills that give a tensor its values, the first all of it; none where there is more to it."""
+        """Returns the fills that give a tensor its values, all of them; none where there is more to it."""
         place = self.book.place_of(tensor)
         entries = None if place is None else self.book.all_of(place)
         if place is None or not entries:
             return []
-        if entries[0].place.geometry != place.geometry and not (len(entries) == 1 and entries[0].reshape(place)):
+        is_one = entries[0].place.geometry == place.geometry or (len(entries) == 1 and entries[0].reshape(place))
+        if not is_one and not place.is_filled_by([entry.place for entry in entries]):
             return []
         mixed = any(entry.is_pending != entries[0].is_pending or entry.place.dtype != place.dtype for entry in entries)
         return [] if mixed or any(isinstance(entry.values, Chain) for entry in entries) else entries
@@ -355,7 +354,9 @@ class Operators:
         self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor
     ) -> bool:
         """Tells whether a copy can wait for the same draws (or has been made with them)."""
-        if None in values or (len(sources) > 1 and source.stride() != copy.stride()):
+        place = self.book.place_of(source)
+        has_parts = any(place is None or entry.place.geometry != place.geometry for entry in sources)
+        if None in values or (has_parts and source.stride() != copy.stride()):
             return False
         if not sources[0].is_pending:
             return True
@@ -381,12 +382,13 @@ class Operators:
 
     def _share(self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
         """Notes that a copy has the draws of its source."""
-        start = sources[0].place.memory.first
+        whole = self.book.place_of(source)
+        assert whole is not None, "it has fills"
         for entry, after in zip(sources, values):
             at = entry.place.memory
             part = copy
-            if entry is not sources[0]:
-                part = copy.as_strided(at.shape, at.steps, copy.storage_offset() + at.first - start)
+            if entry.place.geometry != whole.geometry:
+                part = copy.as_strided(at.shape, at.steps, copy.storage_offset() + at.first - whole.memory.first)
             place = self.book.place_of(part)
             assert place is not None, "its source has plain memory"
             state = State.PENDING if entry.is_pending else State.RUN

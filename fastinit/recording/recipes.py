@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,8 @@ from ..execution.writes import PendingFill
 from ..naming import Names, Prefix, join, renamed, walk
 from ..plans import Box, Constant, Distribution, Fill, Item, Replay, ReplayEntry, Strided, describe
 from ..plans.arithmetic import Chain
-from ..shards.dtensor import boxes_of, is_sharded, shard_fill
+from ..plans.pieces import boxes_in
+from ..shards.dtensor import boxes_of, is_sharded, shard_fill, why_not_shards
 from .journal import Computed, Journal, Ref, compute
 
 
@@ -60,41 +61,42 @@ class RecordedFill:
             raise RuntimeError(
                 f"recipe: {name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
             )
-        if self.is_whole and is_sharded(tensor):
-            fill = shard_fill(name, tensor, self.distribution, self.rule, self.info)
-            return replace(fill, stream=self.stream, seed=self.seed)
-        if self.is_whole and self.numbers == self.part:
-            return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, None, self.stream, self.seed)
-        boxes = tuple(self._boxes_in(name, tensor)) if is_sharded(tensor) else (self._box_in(name, tensor),)
+        if is_sharded(tensor):
+            if self.is_whole and self.numbers == self.part:
+                fill = shard_fill(name, tensor, self.distribution, self.rule, self.info)
+                return replace(fill, stream=self.stream, seed=self.seed)
+            boxes: tuple[Box, ...] | None = self._boxes_in(name, tensor)
+        else:
+            is_plain = self.is_whole and self.numbers == self.part
+            boxes = None if is_plain else (self._box_in(name, tensor),)
         return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.stream, self.seed)
 
     def _box_in(self, name: str, tensor: torch.Tensor) -> Box:
         """Returns the part of a tensor that is here in one piece."""
         target = tensor
         if not self.is_whole:
-            if not tensor.is_contiguous():
-                raise RuntimeError(f"recipe: a part of {name!r} was recorded, and the tensor is not contiguous here")
-            target = tensor.detach().as_strided(self.shape, self.part.steps, tensor.storage_offset() + self.part.first)
+            here = self.part.laid_out(self.full_shape, tensor.stride())
+            if here is None:
+                raise RuntimeError(
+                    f"recipe: a part of {name!r} was recorded that no view has ({self.shape}, steps {self.part.steps}) "
+                    f"where the tensor's strides are {tuple(tensor.stride())}: make it contiguous before"
+                )
+            target = tensor.detach().as_strided(self.shape, here.steps, tensor.storage_offset() + here.first)
         return Box(target, self.numbers.first, self.numbers.steps)
 
-    def _boxes_in(self, name: str, tensor: torch.Tensor) -> Iterator[Box]:
-        """Yields what is here of the part, in the boxes that are here of a distributed tensor."""
-        rectangle = self.part.rectangle(self.full_shape)
-        if rectangle is None or (self.stream and self.numbers != self.part):
-            raise RuntimeError(
-                f"recipe: a part of {name!r} was recorded that is no rectangle of it ({self.shape}, steps "
-                f"{self.part.steps}), and the tensor is distributed here"
+    def _boxes_in(self, name: str, tensor: torch.Tensor) -> tuple[Box, ...]:
+        """Returns what is here of the part, in the boxes that are here of a distributed tensor."""
+        if (reason := why_not_shards(tensor)) is not None:
+            raise RuntimeError(f"recipe: the distributed tensor {name!r} cannot be filled: {reason}")
+        try:
+            return tuple(
+                piece for box in boxes_of(tensor) for piece in boxes_in(box, self.part, self.numbers, self.full_shape)
             )
-        for box in boxes_of(tensor):
-            view, index = box.tensor, []
-            for dim, ((start, end), here) in enumerate(zip(rectangle, box.index(self.full_shape))):
-                first, last = max(start, here), min(end, here + box.tensor.shape[dim])
-                if first >= last:
-                    break
-                view = view.narrow(dim, first - here, last - first)
-                index.append(first)
-            else:
-                yield Box.at(view, index, self.full_shape)
+        except OverflowError as error:
+            raise RuntimeError(
+                f"recipe: a part of {name!r} was recorded ({self.shape}, steps {self.part.steps}), and the tensor is "
+                f"distributed here: {error}. Materialize before sharding"
+            ) from None
 
 
 class Recipe:

@@ -12,9 +12,10 @@ import functools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,14 +28,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..config.schemes import truncated_normal
 from ..execution.calls import OpenCall, current_call
 from ..execution.memory_book import MemoryBook
+from ..execution.modes import entered, entered_modes, leave
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
+from ..execution.version_counters import tensors_in
 from ..plans import TruncatedNormal
 from .callers import asking
 from .compilers import keep_out, keeping_out, not_traced
+from .generators import generator_functions
 from .handlers import FILLS, HANDLERS
 from .libraries import asks_to_leave_out, asks_to_skip, model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
+from .raw import EXPOSE, MAKE_FROM_DATA, READ, tensors_read, values_from_data, writes
 
 _local = threading.local()
 
@@ -61,27 +66,37 @@ class Watch:
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
-        self._stack = ExitStack()
+        self._modes = _Functions(self), _Dispatch(self)
 
-    def __enter__(self) -> Watch:
+    def open(self) -> None:
+        """Begins to watch this thread.
+
+        Raises:
+            RuntimeError: another task of the thread has a block open.
+        """
         if _open_here():
+            self.is_open = False
             raise RuntimeError(
                 "another task of this thread has a block of fastinit open (capture, build, materialize), and torch "
                 "would mix up what both do. Let one end before the other begins, or run them in threads"
             )
+        for mode in entered_modes():  # an interrupt within torch's own code may have left one
+            if isinstance(mode, (_Functions, _Dispatch)) and not mode.watch.is_open:
+                leave(mode)
         keep_out()
-        with ExitStack() as stack:
-            stack.enter_context(_globally_installed())
-            stack.enter_context(_Functions(self))
-            stack.enter_context(_Dispatch(self))
-            self._stack = stack.pop_all()
         _open_here().append(self)
-        return self
+        _install_for(self)
+        for mode in self._modes:
+            mode.__enter__()  # type: ignore[no-untyped-call]
 
-    def __exit__(self, *error: Any) -> None:
+    def close(self) -> None:
+        """Ends it, however far it has come; does nothing the second time."""
         self.is_open = False
-        _open_here().clear()
-        self._stack.close()
+        for mode in reversed(self._modes):
+            leave(mode)
+        if self in _open_here():
+            _open_here().remove(self)
+        _uninstall_from(self)
 
     @property
     def is_idle(self) -> bool:
@@ -103,7 +118,7 @@ class Watch:
         if not self.is_open:
             run()
             return
-        with _Functions(self), _Dispatch(self):
+        with entered(_Functions(self)), entered(_Dispatch(self)):
             run()
 
     def modules(self) -> list[nn.Module]:
@@ -126,16 +141,19 @@ class Watch:
                 torch.autograd.graph.increment_version(tensor)
         return noted
 
-    def made_from_data(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Returns the tensor that ``torch.tensor`` and its like make; of one without memory the values are kept."""
+    def read_by(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs a function that reads memory unseen. What it makes of data without memory is kept."""
+        with self.book.paused():
+            for tensor in tensors_read(func, args, kwargs):
+                self.operators.read(tensor)
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.is_meta:
-            with self.book.paused():
-                try:
-                    values = func(*args, **{**kwargs, "device": "cpu", "dtype": result.dtype})
-                except (RuntimeError, NotImplementedError, TypeError, ValueError):
-                    return result  # data that is on the meta device itself
-                self.operators.made(result, values.detach())
+        with self.book.paused():
+            if writes(func):
+                self.operators.wrote(func.__name__, args[0])
+            elif func in MAKE_FROM_DATA and isinstance(result, torch.Tensor) and (result.is_meta or not result.dim()):
+                values = values_from_data(func, result, args, kwargs)
+                if values is not None:
+                    self.operators.made(result, values)
         return result
 
 
@@ -153,7 +171,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._watch = watch
+        self.watch = watch
 
     @not_traced
     def __torch_dispatch__(
@@ -166,11 +184,11 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             set_eval_frame(compiling)
 
     def _run(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self._watch.is_idle:
+        if self.watch.is_idle:
             return func(*args, **kwargs)
         if types and any(kind.__name__ == "FakeTensor" for kind in types):
             return func(*args, **kwargs)  # there is no memory behind it
-        operators = self._watch.operators
+        operators = self.watch.operators
         with torch._C.DisableTorchFunction():
             if any(_is_wrapper(kind) for kind in types):
                 result = operators.run_sharded(func, tuple(args), kwargs)
@@ -185,47 +203,12 @@ def _is_wrapper(kind: type) -> bool:
     return dispatch is not None and dispatch not in (torch.Tensor.__torch_dispatch__, nn.Parameter.__torch_dispatch__)
 
 
-# Ways to the memory of a tensor that are no operators.
-_RAW = {
-    function
-    for function in (
-        getattr(torch.Tensor, name, None)
-        for name in (
-            "__array__",
-            "__deepcopy__",
-            "__dlpack__",
-            "__format__",
-            "__reduce_ex__",
-            "__repr__",
-            "_reduce_ex_internal",
-            "_typed_storage",
-            "apply_",
-            "const_data_ptr",
-            "data_ptr",
-            "map2_",
-            "map_",
-            "mutable_data_ptr",
-            "numpy",
-            "share_memory_",
-            "storage",
-            "tolist",
-            "untyped_storage",
-        )
-    )
-    if function is not None
-} | {torch.Tensor.__cuda_array_interface__.__get__}  # type: ignore[attr-defined]
-# They read and are done; the others hand out an address that may be used later.
-_READ_ONCE = {torch.Tensor.__deepcopy__, torch.Tensor.__format__, torch.Tensor.__repr__, torch.Tensor.tolist}
 _ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 # What it is told to a library that asks in order to leave something out on the meta device.
 _SOME_DEVICE = torch.device("cpu")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-
-
-# They take values that no operator shows.
-_MAKES_FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
 _ASKS_FOR_DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
-_NOT_PLAIN = _RAW | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE} | _MAKES_FROM_DATA
+_NOT_PLAIN = EXPOSE | READ | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE}
 
 
 class _Functions(TorchFunctionMode):
@@ -233,25 +216,21 @@ class _Functions(TorchFunctionMode):
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self._watch = watch
+        self.watch = watch
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        watch = self._watch
+        watch = self.watch
         if func in _NOT_PLAIN and not watch.is_idle:
-            if func in _RAW:
+            if func in READ:
+                return watch.read_by(func, args, kwargs or {})
+            if func in EXPOSE:
                 with watch.book.paused():
-                    for tensor in args:
-                        if isinstance(tensor, torch.Tensor):
-                            if func in _READ_ONCE:
-                                watch.operators.read(tensor)
-                            else:
-                                watch.operators.expose(tensor)
+                    for tensor in tensors_in(args):
+                        watch.operators.expose(tensor)
             elif func == _SETS_DATA:
                 watch.book.generation += 1
-            elif func in _MAKES_FROM_DATA:
-                return watch.made_from_data(func, args, kwargs or {})
             elif func == _ASKS_FOR_META and asks_to_skip(asking()):
                 return False
             elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(asking()):
@@ -261,43 +240,60 @@ class _Functions(TorchFunctionMode):
 
 # --- what is installed for the whole process, while any block is open ------------------------------------------------
 
-_installed = 0
-_installing = threading.Lock()
-_uninstall = ExitStack()
+_watches: set[Watch] = set()
+"""Those that are open, in all threads."""
+_installing = threading.RLock()  # a signal's handler may open a block of its own
+_undo: list[Callable[[], object]] = []
+"""What takes the hooks away, in order."""
+_is_installed = False
+_REGISTRIES = (
+    torch_modules._global_parameter_registration_hooks,
+    torch_modules._global_buffer_registration_hooks,
+    torch_modules._global_module_registration_hooks,
+)
 
 
-@contextmanager
-def _globally_installed() -> Iterator[None]:
+def _install_for(watch: Watch) -> None:
     """Installs hooks that act in recorded threads only: names of modules, truncated normals, new threads."""
-    global _installed
+    global _is_installed
     with _installing:
-        if _installed == 0:
-            _install(_uninstall)
-        _installed += 1
-    try:
-        yield
-    finally:
-        with _installing:
-            _installed -= 1
-            if _installed == 0:
-                _uninstall.close()
+        _watches.add(watch)
+        if not _is_installed:
+            _is_installed = True
+            _install()
 
 
-def _install(stack: ExitStack) -> None:
+def _uninstall_from(watch: Watch) -> None:
+    """Takes the hooks away if no watch needs them any more."""
+    global _is_installed
+    with _installing:
+        _watches.discard(watch)
+        if _is_installed and not _watches:
+            for hooks in _REGISTRIES:
+                for key in [key for key, hook in hooks.items() if hook is _saw]:
+                    del hooks[key]
+            while _undo:
+                _undo[-1]()  # again, if an interrupt comes between
+                del _undo[-1:]
+            _is_installed = False
+
+
+def _install() -> None:
     for register in (
         torch_modules.register_module_parameter_registration_hook,
         torch_modules.register_module_buffer_registration_hook,
         torch_modules.register_module_module_registration_hook,
     ):
-        stack.callback(register(_saw).remove)
+        register(_saw)
     # torch.nn.init.trunc_normal_ draws again what falls out of bounds: no operator of it stands for all of it. However
     # the public function was imported, it looks this one up when it is called.
-    _replace(stack, torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
-    _replace(stack, threading.Thread, "start", _start)
-    _replace(stack, torch, "compile", keeping_out)
-    _replace(stack, torch, "manual_seed", _manual_seed)
-    _replace(stack, torch.random, "manual_seed", _manual_seed)
-    _replace(stack, torch.random, "fork_rng", _fork_rng)
+    _replace(torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
+    _replace(threading.Thread, "start", _start)
+    _replace(torch, "compile", keeping_out)
+    for name, make in generator_functions(_recording_operators).items():
+        for module in (torch, torch.random):
+            if hasattr(module, name):
+                _replace(module, name, make)
     _install_for_transformers()
 
 
@@ -311,8 +307,8 @@ def _install_for_transformers() -> None:
     if kind is None or kind is _hooked_model_class:
         return
     _hooked_model_class = kind
-    _uninstall.callback(_forget_model_class)
-    _replace(_uninstall, kind, "init_weights", with_what_it_leaves_out(_is_recorded))
+    _undo.append(_forget_model_class)
+    _replace(kind, "init_weights", with_what_it_leaves_out(_is_recorded))
 
 
 def _forget_model_class() -> None:
@@ -325,10 +321,10 @@ def _is_recorded() -> bool:
     return watch is not None and not watch.is_idle
 
 
-def _replace(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     original = getattr(owner, name)
+    _undo.append(partial(setattr, owner, name, original))
     setattr(owner, name, make(original))
-    stack.callback(setattr, owner, name, original)
 
 
 def _saw(module: nn.Module, name: str, value: object) -> None:
@@ -337,7 +333,7 @@ def _saw(module: nn.Module, name: str, value: object) -> None:
         watch.saw(module)
         if _hooked_model_class is None and "transformers.modeling_utils" in sys.modules:  # imported in the block
             with _installing:
-                if _installed:
+                if _is_installed:
                     _install_for_transformers()
 
 
@@ -357,33 +353,9 @@ def _truncated_normal(original: Callable[..., torch.Tensor]) -> Callable[..., to
     return function
 
 
-def _manual_seed(original: Callable[..., torch.Generator]) -> Callable[..., torch.Generator]:
-    @functools.wraps(original)
-    def manual_seed(*args: Any, **kwargs: Any) -> torch.Generator:
-        watch = current_watch.get()
-        if watch is not None and not watch.is_idle:
-            watch.operators.seeding.set()
-        return original(*args, **kwargs)
-
-    return manual_seed
-
-
-def _fork_rng(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    @contextmanager
-    def fork_rng(*args: Any, **kwargs: Any) -> Iterator[None]:
-        watch = current_watch.get()
-        with original(*args, **kwargs):
-            if watch is None or not watch.is_open:
-                yield
-                return
-            watch.operators.seeding.enter_fork()
-            try:
-                yield
-            finally:
-                watch.operators.seeding.leave_fork()
-
-    return fork_rng
+def _recording_operators() -> Operators | None:
+    watch = current_watch.get()
+    return None if watch is None or watch.is_idle else watch.operators
 
 
 def _start(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

@@ -39,7 +39,7 @@ GOOD = dict(type="Normal", layer="Conv2d")
         (
             dict(type="Kaiming", meen=1),
             TypeError,
-            "'meen'. KaimingInit takes a, mode, nonlinearity, distribution, batch_dims, fan_axes, bias, bias_prob, layer, param",
+            "'meen'. KaimingInit takes a, mode, nonlinearity, distribution, batch_dims, fan_axes, fan, bias, bias_prob, layer, param",
         ),
         (dict(type="Pretrained", layer="Linear", checkpoint="x"), TypeError, "PretrainedInit takes checkpoint, prefix"),
         (dict(type="Constant"), TypeError, "init_cfg[1]: ConstantInit.__init__() missing 1 required positional"),

@@ -173,6 +173,33 @@ def test_fan_axes_are_for_weights_that_are_stored_in_another_order(name: str) ->
     assert found((3, 3, 5, 7), fan_axes=(2, 3)) == found((7, 5, 3, 3))  # as JAX and Keras store convolutions
 
 
+@pytest.mark.parametrize("by", ["layer", "param"])
+@pytest.mark.parametrize(
+    ("layer", "fans"),
+    [
+        (nn.Conv2d(8, 12, 3), (8 * 9, 12 * 9)),
+        (nn.Conv2d(8, 12, 3, groups=4), (2 * 9, 3 * 9)),
+        (nn.Conv1d(8, 8, 5, groups=8), (5, 5)),
+        (nn.ConvTranspose2d(8, 12, 3), (8 * 9, 12 * 9)),
+        (nn.ConvTranspose1d(8, 12, 5, groups=4), (2 * 5, 3 * 5)),
+        (nn.Linear(8, 12), (8, 12)),
+    ],
+    ids=str,
+)
+def test_fans_of_a_layer_know_groups_and_transposed_convolutions(layer: nn.Module, fans: Any, by: str) -> None:
+    module = nn.ModuleDict({"x": layer})
+    selected = dict(param="x.weight") if by == "param" else dict(layer=type(layer).__name__)
+    for cfg, std in [
+        (dict(type="Kaiming", mode="fan_in", nonlinearity="linear", fan="layer"), fans[0] ** -0.5),
+        (dict(type="Kaiming", mode="fan_out", nonlinearity="linear", fan="layer"), fans[1] ** -0.5),
+        (dict(type="Xavier", fan="layer"), math.sqrt(2 / sum(fans))),
+        (dict(type="Xavier", gain="fan_out / fan_in", fan="layer"), fans[1] / fans[0] * math.sqrt(2 / sum(fans))),
+    ]:
+        fill = fastinit.plan(module, {**cfg, **selected}).items[0]
+        assert fill.shape == layer.weight.shape and "fan=layer" in fill.info  # type: ignore[union-attr]
+        assert fill.distribution.std == pytest.approx(std, rel=1e-12)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("name", ["relu", "elu", "gelu", "gelu_tanh", "mish", "silu", "swish"])
 def test_gains_keep_the_mean_square_of_a_standard_normal(name: str) -> None:
     functional = nn.functional
@@ -299,6 +326,8 @@ def test_functions_are_twins_of_types(function: Callable[[nn.Module], None], cfg
             ValueError,
             "fan_axes must be two dimensions, (in, out), but",
         ),
+        (dict(type="Xavier", layer="Linear", fan="conv"), ValueError, "fan must be 'torch' or 'layer', but got 'conv'"),
+        (dict(type="Xavier", layer="Linear", fan="layer", batch_dims=1), ValueError, "batch_dims and fan_axes can not"),
         (dict(type="TruncNormal", layer="Linear", bounds="std"), ValueError, "bounds must be 'absolute' or 'sigma'"),
         (dict(type="torch.nn.init.calculate_gain", layer="Linear"), TypeError, "calculate_gain"),
     ],

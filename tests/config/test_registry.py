@@ -267,7 +267,7 @@ def test_the_bridge_names_the_package_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "mmengine", None)
-    with pytest.raises(ImportError, match="pip install mmengine-lite"):
+    with pytest.raises(ImportError, match="pip install mmengine-lite, or onedl-mmengine"):
         bridge.register()
 
 

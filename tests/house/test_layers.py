@@ -15,7 +15,7 @@ COMPILED = {"_native", "_cuda"}
 
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
-    ["errors", "logs", "version", "registry", "naming", "plans"],
+    ["errors", "logs", "version", "registry", "naming", "plans", "presets"],
     ["contract", "shards", "kernels"],
     ["backends"],
     ["execution"],
@@ -23,10 +23,11 @@ LAYERS = [
     ["config"],
     ["recording"],
     ["weight_init", "base_module"],
+    ["data_dependent"],
     ["own_code"],
     ["own_init"],
     ["materializing"],
-    ["planning", "presets"],
+    ["planning"],
     ["integrations", "demo"],
     ["__init__", "__main__"],
 ]

@@ -135,3 +135,15 @@ def test_a_parameter_added_while_initializing_is_refused_as_in_mmengine():
     for lib in (FASTINIT, MMENGINE):
         with pytest.raises(AssertionError, match="Find a new :obj:`Parameter` named `new` during executing"):
             make(lib).init_weights()
+
+
+def test_an_init_weights_that_needs_arguments_is_refused_with_its_path():
+    class Old(nn.Module):
+        def init_weights(self, pretrained):
+            raise AssertionError("not called")
+
+    for lib in (FASTINIT, MMENGINE):
+        with pytest.raises(TypeError, match="missing (1|a) required .*'pretrained'"):
+            lib.Sequential(nn.Linear(2, 2), Old()).init_weights()
+    with pytest.raises(TypeError, match=r"^1\.init_weights\(\) of Old: missing a required"):
+        fastinit.Sequential(nn.Linear(2, 2), Old()).init_weights()

@@ -127,7 +127,7 @@ def test_bias_init_with_prob_at_its_ends():
 def test_initializer_objects_have_mmengines_attributes_and_info(name):
     def look(library, **options):
         made = getattr(library, name)(*((4,) if name == "ConstantInit" else ()), **options)
-        ours = ("param", "batch_dims", "fan_axes", "bounds", "wholemodule")
+        ours = ("param", "batch_dims", "fan_axes", "fan", "bounds", "wholemodule")
         own = {key: value for key, value in vars(made).items() if key not in ours}
         return own, made._get_init_info(), made.wholemodule
 

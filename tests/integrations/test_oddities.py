@@ -187,7 +187,7 @@ def test_12_caffe2xavier_is_uniform_whatever_the_docs_say():
 def test_13_messages_have_mmengines_leading_words():
     for make, words in [
         (lambda lib: lib.initialize(nn.Linear(2, 2), "x"), "init_cfg must be a dict or a list of dict,"),
-        (lambda lib: lib.NormalInit(bias="x"), "bias must be a number, but got a <class 'str'>"),
+        (lambda lib: lib.NormalInit(bias=[1]), "bias must be a number, but got a <class 'list'>"),
         (lambda lib: lib.NormalInit(bias_prob=1), "bias_prob type must be float,"),
         (lambda lib: lib.NormalInit(layer=1), "layer must be a str or a list of str,"),
     ]:

@@ -162,6 +162,18 @@ def test_the_place_of_a_part_is_in_the_canonical_form(memory, data):
     assert indices == indices.canonical
 
 
+@given(apart(), st.data())
+def test_the_indices_of_a_view_are_laid_out_where_its_elements_are(memory, data):
+    view = data.draw(views(counted(memory)))
+    here = Strided.of(view).within(memory).laid_out(memory.shape, memory.steps)
+    assert here is not None
+    assert elements(here._replace(first=here.first + memory.first)) == elements(Strided.of(view))
+
+
+def test_indices_across_the_rows_of_a_transposed_matrix_are_laid_out_at_no_steps():
+    assert Strided(2, (6,), (1,)).laid_out((4, 5), (1, 4)) is None
+
+
 def test_memory_across_the_rows_of_a_transposed_matrix_is_no_part_of_it():
     assert Strided(2, (6,), (1,)).within(Strided(0, (4, 5), (1, 4))) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import needs
 import pytest
@@ -98,3 +99,85 @@ def test_a_script_that_seeds_everything_has_draws_by_name() -> None:
     made = fastinit.build(factory, backend="cpp", seed=0)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(made.weight, fastinit.build(nn.Linear, 8, 8, backend="cpp", seed=0).weight)  # type: ignore[arg-type]
+
+
+@needs.mark(needs.CPP)
+def test_a_layer_made_under_a_seed_of_its_own_is_not_given_other_numbers_by_a_recipe() -> None:
+    def make() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(42)
+            return nn.Linear(8, 8)
+
+    with fastinit.capture() as recipe, torch.device("meta"):
+        model = make()
+    with pytest.raises(RuntimeError, match="weight .*draws under a seed of its own"):
+        fastinit.materialize(model, recipe=recipe, backend="cpp", seed=0)
+
+
+def restored(model: Any) -> None:
+    state = torch.get_rng_state()
+    model.a = nn.Linear(8, 8)
+    torch.set_rng_state(state)
+    model.b = nn.Linear(8, 8)
+
+
+def seeded_and_restored(model: Any) -> None:
+    state = torch.random.get_rng_state()
+    torch.manual_seed(3)
+    model.a = nn.Linear(8, 8)
+    torch.random.set_rng_state(state)
+    model.b = nn.Linear(8, 8)
+
+
+def forked(model: Any) -> None:
+    with torch.random.fork_rng():
+        model.a = nn.Linear(8, 8)
+    model.b = nn.Linear(8, 8)
+
+
+def forked_in_a_fork(model: Any) -> None:
+    with torch.random.fork_rng():
+        model.a = nn.Linear(8, 8)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            model.b = nn.Linear(8, 8)
+        model.c = nn.Linear(8, 8)
+    model.d = nn.Linear(8, 8)
+
+
+def not_forked(model: Any) -> None:
+    with torch.random.fork_rng(enabled=False):
+        model.a = nn.Linear(8, 8)
+    model.b = nn.Linear(8, 8)
+
+
+STATES = [restored, seeded_and_restored, forked, forked_in_a_fork, not_forked]
+
+
+def made(code: Callable[[Any], None]) -> nn.Module:
+    model = nn.Module()
+    code(model)
+    return model
+
+
+@pytest.mark.parametrize("code", STATES)
+@pytest.mark.parametrize("seed", [0, None])
+def test_code_that_keeps_the_generators_state_draws_what_it_would_alone(
+    code: Callable[[Any], None], seed: int | None
+) -> None:
+    plain = after(0, lambda: torch.cat([p.flatten() for p in made(code).parameters()]))
+
+    def build() -> torch.Tensor:
+        model = fastinit.build(made, code, backend="torch", seed=seed)
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    assert torch.equal(after(0 if seed is None else 1, build), plain)
+
+
+@backends
+@pytest.mark.parametrize("code", STATES)
+def test_such_code_leaves_the_callers_generator_alone_under_a_seed(code: Callable[[Any], None], backend: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    fastinit.build(made, code, backend=backend, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -41,6 +41,14 @@ def holding(make: Callable[[], torch.Tensor]) -> Callable[[], nn.Module]:
     return factory
 
 
+def batch_statistics() -> torch.Tensor:
+    """Returns the running mean of a layer that has seen a batch: the operator's schema does not tell that it writes it."""
+    layer = nn.BatchNorm1d(3)
+    layer(torch.arange(6.0).view(2, 3))
+    assert layer.running_mean is not None
+    return layer.running_mean
+
+
 WAYS: dict[str, Callable[[], torch.Tensor]] = {
     "tensor": lambda: torch.tensor(2.65),
     "tensor of integers": lambda: torch.tensor([[1, 2], [3, 4]]),
@@ -73,6 +81,7 @@ WAYS: dict[str, Callable[[], torch.Tensor]] = {
     "expanded": lambda: torch.arange(3.0).expand(2, 3),
     "several results": lambda: torch.arange(6.0).view(2, 3).max(dim=1).values,
     "one of a split": lambda: torch.arange(6.0).exp().chunk(2)[1],
+    "statistics that a batch changes": lambda: batch_statistics(),
     "rope": lambda: torch.outer(torch.arange(4.0), 1e4 ** (-torch.arange(0, 8, 2) / 8)).cos(),
 }
 

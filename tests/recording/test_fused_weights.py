@@ -48,7 +48,20 @@ class Stacked(nn.Module):
         self.w = nn.Parameter(torch.stack([torch.randn(4, 8) for _ in range(3)], dim=1))
 
 
-KINDS = [Fused, Joined, JoinedAlong, Stacked]
+class JoinedAndCopied(nn.Module):
+    """Joins q, k and v head by head before it copies them, as torchtitan 0.3 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wqkv = nn.Linear(WIDTH, 3 * HEADS * SIZE, bias=False)
+        parts = [torch.empty(HEADS, 1, SIZE, WIDTH) for _ in range(3)]
+        for part in parts:
+            nn.init.trunc_normal_(part, std=0.02)
+        with torch.no_grad():
+            self.wqkv.weight.copy_(torch.cat(parts, dim=1).reshape(-1, WIDTH))
+
+
+KINDS = [Fused, Joined, JoinedAlong, Stacked, JoinedAndCopied]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 

@@ -97,7 +97,7 @@ def test_a_tied_weight_keeps_the_init_of_its_holder_without_a_recipe() -> None:
     fastinit.materialize(made, backend="cpp", seed=0)
     weight, of_the_head = made.get_input_embeddings().weight, made.head.dense.weight
     assert made.decoder.weight is weight and plain.get_input_embeddings().weight.abs().max() > 0.03
-    assert 0.03 < weight.abs().max() <= 0.04 and of_the_head.abs().max() <= 0.02
+    assert 0.03 < weight.abs().max() <= 0.04 and of_the_head.abs().max() < 0.03
 
 
 @pytest.mark.parametrize("name", ["BERT", "CamemBERT", "OPT"])

@@ -210,3 +210,40 @@ def test_a_recipe_that_covers_less_than_the_model_warns_and_is_refused_under_str
         warnings.simplefilter("error")
         fastinit.initialize(larger, [recipe, dict(type="Normal", layer="Linear")], seed=0)
         fastinit.initialize(nn.Sequential(nn.Linear(4, 4)), recipe, seed=0)
+
+
+class Transposed(nn.Module):
+    """Parameters and buffers in other orders than their draws'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 4).t())
+        self.a = nn.Parameter(torch.randn(6, 4))
+        self.register_buffer("t", self.a.detach().t())
+        self.c = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        nn.init.ones_(self.c.weight[:, 1])
+
+
+@cpp
+def test_parts_of_tensors_in_another_order_are_done_again() -> None:
+    with fastinit.capture() as recipe, torch.device("meta"):
+        model = Transposed()
+    fastinit.materialize(model, recipe=recipe, backend="cpp", seed=0)
+    built = fastinit.build(Transposed, backend="cpp", seed=0)
+    for found, expected in zip(model.state_dict().values(), built.state_dict().values()):
+        assert found.stride() == expected.stride() and same_bits(found, expected)
+
+
+@cpp
+def test_a_part_that_no_view_has_in_another_order_is_refused() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(4, 5))
+            nn.init.ones_(self.w.data.view(-1)[2:8])
+
+    with fastinit.capture() as recipe, torch.device("meta"):
+        model = Flat()
+    model.w.data = torch.empty(5, 4, device="meta").t()
+    with pytest.raises(RuntimeError, match="a part of 'w' was recorded that no view has .* make it contiguous"):
+        fastinit.materialize(model, recipe=recipe, backend="cpp", seed=0)

@@ -36,7 +36,7 @@ def captured(code, model=None, **kwargs):
 
 def is_uninstalled():
     return (
-        watching._installed == 0
+        not watching._is_installed
         and watching.current_watch.get() is None
         and threading.Thread.start.__module__ == "threading"
         and nn.init._no_grad_trunc_normal_.__module__ == "torch.nn.init"

@@ -28,6 +28,10 @@ Loader = Callable[..., Any]
 """Reads a checkpoint: (filename, map_location)."""
 
 
+further_loaders: list[Callable[[str], Loader | None]] = []
+"""Functions that return what users registered in another library for a name; integrations append theirs."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """One of fastinit's own schemes."""
@@ -93,9 +97,15 @@ class CheckpointLoader:
 
     @classmethod
     def _get_checkpoint_loader(cls, path: str | os.PathLike[str]) -> Callable[..., Any]:
-        """Returns the loader for a checkpoint's name; the loader for local files matches every name."""
+        """Returns the loader for a checkpoint's name; the loader for local files matches every name.
+
+        Loaders that users registered here go first, then those that they registered in another library.
+        """
         text = os.fspath(path)
-        return next(loader for scheme, loader in cls._schemes.items() if re.match(scheme, text))
+        loader = next(loader for scheme, loader in cls._schemes.items() if re.match(scheme, text))
+        if not any(loader is own for own in SCHEMES):  # loaders of users may be unhashable
+            return loader
+        return next((found for further in further_loaders if (found := further(text)) is not None), loader)
 
     @classmethod
     def load_checkpoint(
@@ -162,10 +172,11 @@ def _tree_at(located: Located, reading: Reading, wants: Wants | None = None) -> 
         raise RuntimeError(
             f"{error}. It is a file of the cache: delete it{link}, and the next call gets it again"
         ) from error.__cause__
-    return tree if located.below is None else _below(tree, located.below)
+    return tree if located.below is None else only_below(tree, located.below)
 
 
-def _below(tree: Any, prefix: str) -> Any:
+def only_below(tree: Any, prefix: str) -> Any:
+    """Returns a checkpoint of those entries whose keys begin with ``prefix``, which is removed."""
     state = tree.get("state_dict", tree) if isinstance(tree, Mapping) else {}
     found = ((key, value) for key, value in state.items() if isinstance(key, str) and key.startswith(prefix))
     return {"state_dict": OrderedDict((key[len(prefix) :], value) for key, value in found)}
@@ -225,6 +236,11 @@ def load_from_openmmlab(filename: str | os.PathLike[str], map_location: Any = No
 def load_from_mmcls(filename: str | os.PathLike[str], map_location: Any = None) -> Any:
     """Reads the backbone of one of mmpretrain's classifiers into memory, whole."""
     return _whole(load_from_mmcls, filename, map_location)
+
+
+def _process_mmcls_checkpoint(checkpoint: Any) -> Any:
+    """Returns a checkpoint of the backbone in one of mmpretrain's classifiers."""
+    return only_below(checkpoint, "backbone.")
 
 
 def load_from_hf(filename: str | os.PathLike[str], map_location: Any = None) -> Any:

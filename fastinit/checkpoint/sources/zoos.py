@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..messages import shown
@@ -18,9 +18,20 @@ from .located import Located
 _NAMES = Path(__file__).parent / "names"
 
 
+further_tables: list[Callable[[str], Mapping[str, str]]] = []
+"""Functions that return what an installed library has for a model zoo's table; integrations append theirs."""
+
+
 def table_of(name: str) -> dict[str, str]:
-    """Returns the addresses of a model zoo; ``<name>.json`` in mmengine's home adds to them and overrides them."""
+    """Returns the addresses of a model zoo.
+
+    Those of an installed mmengine go before fastinit's, as its forks keep the files elsewhere. ``<name>.json`` in
+    mmengine's home adds to them and overrides them.
+    """
     table: dict[str, str] = json.loads((_NAMES / f"{name}.json").read_text(encoding="utf-8"))
+    for further in further_tables:
+        # Torchvision has no weights for some names, which have None in mmengine's table.
+        table |= {key: value for key, value in further(name).items() if isinstance(value, str)}
     own = home() / f"{name}.json"
     if own.is_file():
         try:
@@ -37,6 +48,12 @@ def home() -> Path:
     """Returns mmengine's home, where users may put tables and files of their own."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("MMENGINE_HOME", os.path.join(cache, "mmengine"))).expanduser()
+
+
+def _get_mmengine_home() -> str:
+    """Returns mmengine's home as text; it is made if it does not exist."""
+    home().mkdir(parents=True, exist_ok=True)
+    return str(home())
 
 
 def get_external_models() -> dict[str, str]:
