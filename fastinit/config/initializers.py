@@ -276,7 +276,7 @@ class TruncNormalInit(BaseInit):
     @property
     def _numbers(self) -> str:  # type: ignore[override]
         in_sigma = ", bounds=sigma" if self.bounds == "sigma" else ""
-        return f"a={self.a}, b={self.b}, mean={self.mean}, std={self.std}{in_sigma}"
+        return "a={0.a}, b={0.b}, mean={0.mean}, std={0.std}" + in_sigma  # a format: the numbers may be texts
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Uniform")

@@ -60,6 +60,7 @@ def value(text: str) -> float:
         ("abs(-2) + floor(1.7) + ceil(1.2)", 5.0),
         ("0.02 /\n  sqrt(2 * (i + 1))", 0.02 / math.sqrt(8)),
         ("exp(log(2))", math.exp(math.log(2))),
+        ("floor(1.7)", 1.0),
         ("0 ** 0", 1.0),
         ("(-2) ** 3", -8.0),
         ("1e-300 ** 2", 0.0),
@@ -293,6 +294,11 @@ def test_whole_powers_are_rounded_correctly() -> None:
         x, n = rng.choice([rng.uniform(-3, 3), 10 ** rng.uniform(-4, 4)]), rng.randint(-70, 70)
         exact = Fraction(x) ** n
         assert reproducible_math.power(x, float(n)) == exact.numerator / exact.denominator
+
+
+def test_whole_powers_halfway_between_two_numbers_are_rounded_to_even() -> None:
+    for x in range(94_906_267, 94_906_667, 2):  # odd squares of 54 bits
+        assert reproducible_math.power(float(x), 2.0) == float(x * x)
 
 
 @pytest.mark.parametrize("y", [0.5, -0.5, 1 / 3, 1.5, 65.0, 300.0, -1e5, 2.5e7])

@@ -15,6 +15,7 @@ from number_texts_model import BACKENDS, LAYER, Net, error_of, values_of
 from torch import nn
 
 import fastinit
+from fastinit.config.matching import captured_groups
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -87,6 +88,11 @@ def test_a_bias_is_by_its_own_shape() -> None:
     }
 
 
+def test_the_text_of_a_bias_is_not_evaluated_for_weights() -> None:
+    cfg = dict(type="Constant", layer="Linear", val="1 / (ndim - 1)", bias="1 / (2 - ndim)")
+    assert values_of(cfg, nn.Linear(2, 2)) == {"weight": {"value": 1.0}, "bias": {"value": 1.0}}
+
+
 def test_numbers_of_a_layer_rule_differ_with_the_shapes() -> None:
     found = values_of(dict(type="Normal", layer="Linear", std="fan_in ** -0.5"))
     assert found["layers.0.wo.weight"]["std"] == 8**-0.5 and found["layers.0.w2.weight"]["std"] == 0.25
@@ -131,6 +137,7 @@ def test_a_glob_captures_nothing() -> None:
 def test_a_parameters_exact_name_captures_nothing() -> None:
     model = nn.ParameterDict({"re:(?P<i>1)": nn.Parameter(torch.zeros(2)), "1": nn.Parameter(torch.zeros(2))})
     assert "unknown name 'i'" in error_of(dict(type="Constant", param="re:(?P<i>1)", val="i"), model)
+    assert captured_groups(model, ["re:(?P<i>1)", "1"])("1") == ()
 
 
 def test_names_are_relative_to_the_module_that_owns_the_config() -> None:
@@ -254,6 +261,25 @@ def test_functional_inits_take_texts(function: str, texts: dict, numbers: dict) 
         torch.manual_seed(0)
         getattr(fastinit.weight_init, function)(model, **given)
     assert_same_tensors(tensors(models[0]), tensors(models[1]))
+
+
+def test_planning_leaves_an_initializers_texts_as_they_are() -> None:
+    made = fastinit.ConstantInit("shape[0]", param="weight")
+    found = [values_of(made, nn.Linear(2, size))["weight"]["value"] for size in (3, 5)]
+    assert found == [3.0, 5.0] and made.val == "shape[0]"
+
+
+def test_a_class_whose_annotations_are_types_takes_texts() -> None:
+    class Half(fastinit.BaseInit):
+        def __init__(self, size=1, **kwargs):
+            super().__init__(**kwargs)
+            self.size = size
+
+        def weight_distribution(self, shape):
+            return fastinit.plans.Constant(self.size / 2)
+
+    Half.__init__.__annotations__["size"] = float  # as in a file without `from __future__ import annotations`
+    assert values_of(dict(type=Half, param="embed.weight", size="shape[0]")) == {"embed.weight": {"value": 5.0}}
 
 
 def test_a_new_type_takes_texts_for_its_arguments_of_type_float() -> None:

@@ -210,3 +210,9 @@ def test_functional_inits_say_what_is_wrong() -> None:
     layer = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"std must be a number, but got '1 / \(ndim - 2\)': division by 0"):
         fastinit.normal_init(layer, std="1 / (ndim - 2)")
+
+
+@pytest.mark.parametrize("kind", ["Normal", "TruncNormal"])
+def test_a_text_is_never_a_format_of_anything(kind: str) -> None:
+    message = error_of(dict(type=kind, layer="Linear", std="{0.__class__}"))
+    assert f"{kind}Init: std must be a number, but got '{{0.__class__}}': '{{' has no meaning here" in message
