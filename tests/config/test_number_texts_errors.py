@@ -214,5 +214,5 @@ def test_functional_inits_say_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("kind", ["Normal", "TruncNormal"])
 def test_a_text_is_never_a_format_of_anything(kind: str) -> None:
-    message = error_of(dict(type=kind, layer="Linear", std="{0.__class__}"))
-    assert f"{kind}Init: std must be a number, but got '{{0.__class__}}': '{{' has no meaning here" in message
+    message = error_of(dict(type=kind, layer="Linear", std="{x.y}"))
+    assert f"{kind}Init: std must be a number, but got '{{x.y}}': '{{' has no meaning here" in message
