@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..plans import Distribution, TorchTruncatedNormal
+from ..plans import Distribution, TorchTruncatedNormal, numbers_of
 from ..registry import WEIGHT_INITIALIZERS
 from .further_initializers import DiracInit, IdentityInit, OnesInit, OrthogonalInit, SparseInit, ZerosInit
 from .initializers import BaseInit, ConstantInit, KaimingInit, NormalInit, TruncNormalInit, UniformInit, XavierInit
 from .module_fills import Shape
-from .schemes import truncated_normal
 
 
 class TorchTruncNormalInit(TruncNormalInit):
@@ -22,8 +21,7 @@ class TorchTruncNormalInit(TruncNormalInit):
 
     def weight_distribution(self, shape: Shape) -> Distribution:
         """Returns the distribution of values."""
-        own = truncated_normal(self.mean, self.std, self.a, self.b)
-        return TorchTruncatedNormal(own.mean, own.std, own.low, own.high)
+        return TorchTruncatedNormal(*numbers_of(super().weight_distribution(shape)).values())  # type: ignore[arg-type]
 
 
 def xavier_uniform_(gain: float = 1.0, **kwargs: Any) -> BaseInit:

@@ -222,6 +222,13 @@ def test_bounds_in_units_of_the_standard_deviation() -> None:
     assert "bounds=sigma" in fill.info
 
 
+@pytest.mark.parametrize("name", ["TruncNormal", "torch.nn.init.trunc_normal_"])
+def test_every_truncated_normal_knows_bounds_in_sigma(name: str) -> None:
+    cfg = dict(type=name, param="weight", mean=1, std=0.5, a=-2, b=3, bounds="sigma")
+    (fill,) = fastinit.plan(nn.Linear(3, 2), cfg).items
+    assert isinstance(fill, plans.Fill) and plans.numbers_of(fill.distribution)["high"] == 2.5
+
+
 # --- as the other types ----------------------------------------------------------------------------------------------
 
 STRUCTURED = [
