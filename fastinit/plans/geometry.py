@@ -137,31 +137,6 @@ class Strided(NamedTuple):
             return None
         return Strided(sum(at * other for at, (_, _, other) in zip(begin, dims)), self.shape, tuple(steps))
 
-    def rectangle(self, shape: Sequence[int]) -> list[tuple[int, int]] | None:
-        """Returns the rectangle of a tensor whose row-major indices these are.
-
-        Args:
-            shape: of the tensor.
-
-        Returns:
-            First index and the index behind the last along each dimension of the tensor; the order of the elements
-            does not count. None if they are no rectangle, or one that goes over dimensions as over one.
-        """
-        if 0 in self.shape:
-            return [(0, 0)] * len(shape)
-        left = [(step, size) for step, size in zip(self.steps, self.shape) if size > 1]
-        of_step = dict(left)
-        if len(of_step) < len(left) or 0 in shape:
-            return None
-        found, index = [], self.first
-        for size, step in zip(shape, row_major(shape)):
-            start, index = index // step, index % step
-            length = of_step.pop(step, 1) if size > 1 else 1
-            if start + length > size:
-                return None
-            found.append((start, start + length))
-        return None if of_step or index else found
-
     def minus(self, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Returns what is left of elements in order when spans are taken out of them.
 

@@ -199,46 +199,6 @@ def test_a_gap_in_a_tensor_is_no_part_of_it(at):
     assert Strided(at, (1,), (1,)).within(Strided(0, (4, 2), (4, 1))) is None
 
 
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), st.data())
-def test_a_slice_is_the_rectangle_that_was_cut(shape, data):
-    view, expected = torch.arange(math.prod(shape)).view(shape), []
-    for dim, size in enumerate(shape):
-        start = data.draw(st.integers(0, size - 1))
-        length = data.draw(st.integers(1, size - start))
-        view = view.narrow(dim, start, length)
-        expected.append((start, start + length))
-    view = view.permute(data.draw(st.permutations(range(len(shape)))))
-    assert Strided.of(view).rectangle(shape) == expected
-
-
-@given(any_strided(), st.lists(st.integers(0, 5), max_size=4).map(tuple))
-def test_a_rectangle_has_just_the_elements_that_it_was_made_of(part, shape):
-    found = part.rectangle(shape)
-    if found is not None and part.numel:
-        index = torch.arange(math.prod(shape)).view(shape)
-        for dim, (start, stop) in enumerate(found):
-            index = index.narrow(dim, start, stop - start)
-        assert sorted(elements(part)) == index.flatten().tolist()
-
-
-@pytest.mark.parametrize(
-    ("part", "shape"),
-    [
-        (Strided(0, (4,), (6,)), (4, 5)),  # a diagonal
-        (Strided(0, (2,), (2,)), (6,)),  # every other one
-        (Strided(3, (4,), (1,)), (4, 5)),  # the end of a row and the beginning of the next
-        (Strided(0, (2, 2), (1, 1)), (6,)),  # an element twice
-        (Strided(7, (), ()), ()),  # beyond the tensor
-    ],
-)
-def test_views_that_are_not_rectangles_give_none(part, shape):
-    assert part.rectangle(shape) is None
-
-
-def test_nothing_is_a_rectangle_without_elements():
-    assert Strided(3, (0, 5), (5, 1)).rectangle((4, 5)) == [(0, 0), (0, 0)]
-
-
 @given(st.integers(0, 9), st.integers(0, 20), st.lists(spans, max_size=5))
 def test_remaining_stretches_are_those_outside_all_spans(first, size, taken_out):
     left = Strided(first, (size,), (1,)).minus(taken_out)
