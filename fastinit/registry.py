@@ -154,8 +154,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
         for peer in peers if may_import else ():
             if (found := peer.in_scope(name, scope)) is not None:
                 return self._own(found)
-        if name in self._entries and not (name in self.replaceable and self._elsewhere(name) is not None):
-            return self._entries[name]
+        if name in self._entries:
+            other = self._elsewhere(name) if name in self.replaceable else None
+            return self._entries[name] if other is None else self._own(other)
         first, _, rest = name.partition(".")
         if first in _SCOPES and rest in self._entries:
             return self._entries[rest]

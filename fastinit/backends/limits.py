@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -16,16 +15,14 @@ from ..plans import (
     Distribution,
     Fill,
     Identity,
-    Structured,
     TruncatedNormal,
     Uniform,
     describe,
     is_structured,
-    matrices_of,
     may_overlap,
     numbers_of,
 )
-from .torch_backend import why_not_values, why_short
+from .torch_backend import why_not_matrices, why_not_values, why_short
 
 _STRIDED = torch.strided
 
@@ -37,19 +34,10 @@ def why_not_fill(fill: Fill) -> str | None:
         if reason is not None:
             return reason
     if is_structured(fill.distribution):
-        return _why_not_structured(fill.distribution, fill.shape) or _why_not_numbers(
-            fill.distribution, fill.tensor.dtype
-        )
+        reason = why_not_matrices(fill.distribution, fill.shape)
+        if reason is not None:
+            return reason
     return _why_not_numbers(fill.distribution, fill.tensor.dtype)
-
-
-def _why_not_structured(distribution: Structured, shape: Sequence[int]) -> str | None:
-    """Returns why a distribution makes no tensor of a shape."""
-    try:
-        matrices_of(distribution, shape)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 @lru_cache(maxsize=4096)  # a model has few different ones, and many fills

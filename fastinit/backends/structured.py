@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby
+from operator import itemgetter
 
 import torch
 
@@ -52,12 +54,11 @@ _STANDARD = Normal(0.0, 1.0)
 
 def run(fills: Sequence[Fill], draw: DrawFills) -> int:
     """Runs fills of one device, in an order that gives what their own order would; returns the number of launches."""
-    if not any(is_structured(fill.distribution) for fill in fills):
+    if not any(map(_is_structured, fills)):
         return draw(fills)
-    key = lambda fill: is_structured(fill.distribution)  # noqa: E731
-    ordered = fills if Boxes.of(fills).meeting() else sorted(fills, key=key)
+    ordered = fills if Boxes.of(fills).meeting() else sorted(fills, key=_is_structured)
     n_launches = 0
-    for structured, group in groupby(ordered, key=key):
+    for structured, group in groupby(ordered, key=_is_structured):
         if not structured:
             n_launches += draw(list(group))
             continue
@@ -65,6 +66,10 @@ def run(fills: Sequence[Fill], draw: DrawFills) -> int:
             with torch.no_grad():
                 n_launches += _Making(fill, draw).run()
     return n_launches
+
+
+def _is_structured(fill: Fill) -> bool:
+    return is_structured(fill.distribution)
 
 
 @dataclass
@@ -89,9 +94,8 @@ class _Making:
         boxes = [box for box in self.fill.boxes if box.tensor.numel()]
         if not boxes:
             return 0
-        parts = [part for box in boxes for part in _within(box, rows * columns)]
         if isinstance(distribution, Orthogonal):
-            self._orthogonal(sorted(parts, key=lambda part: part[0]), n_matrices, rows, columns)
+            self._orthogonal(boxes, n_matrices, rows, columns)
         elif isinstance(distribution, DeltaOrthogonal):
             self._delta_orthogonal()
         else:
@@ -100,17 +104,18 @@ class _Making:
 
     # --- orthogonal -------------------------------------------------------------------------------------------------
 
-    def _orthogonal(self, parts: Sequence[tuple[int, Box]], n_matrices: int, rows: int, columns: int) -> None:
+    def _orthogonal(self, boxes: Sequence[Box], n_matrices: int, rows: int, columns: int) -> None:
         n_elements = rows * columns
+        parts = sorted((part for box in boxes for part in _within(box, n_elements)), key=itemgetter(0))
         together = max(1, _TOGETHER // n_elements)
         for group, own in groupby(parts, key=lambda part: part[0] // together):
             # All of a group, whichever of them are here, so that the bits do not depend on that.
             n = min(together, n_matrices - group * together)
             source = _Source(self, n, rows, columns, group * together * n_elements, (n_elements, columns, 1))
-            boxes = [box for _, box in own]
-            wanted = _rows_of(boxes, source)
+            here = [box for _, box in own]
+            wanted = _rows_of(here, source)
             offset = source.first_index + (wanted.start * columns if n == 1 and not source.is_wide else 0)
-            self._write(boxes, self._made(source, wanted), offset)
+            self._write(here, self._made(source, wanted), offset)
 
     def _delta_orthogonal(self) -> None:
         shape = self.fill.shape
@@ -254,7 +259,9 @@ def _orthogonal(source: _Source, wanted: slice) -> Iterator[tuple[slice, torch.T
     """
     parts = source.parts()
     drawn = source.drawn(parts[0]) if len(parts) == 1 else None  # what fits is drawn once
-    first = _factor(_sum(_gram(source.drawn(part) if drawn is None else drawn) for part in parts))
+    first = _factor(
+        reduce(torch.Tensor.add_, (_gram(source.drawn(part) if drawn is None else drawn) for part in parts))
+    )
     if first is None:  # columns that depend on each other, as far as float64 can tell
         yield from _by_householder(source)
         return
@@ -302,13 +309,6 @@ def _gram(tall: torch.Tensor) -> torch.Tensor:
         end = min(start + _GRAM_COLUMNS, n)
         torch.mm(matrix[:, :end].mT, matrix[:, start:end], out=found[0, :end, start:end])
     return found
-
-
-def _sum(grams: Iterator[torch.Tensor]) -> torch.Tensor:
-    total = next(grams)
-    for gram in grams:
-        total.add_(gram)
-    return total
 
 
 def _factor(gram: torch.Tensor) -> torch.Tensor | None:

@@ -67,10 +67,8 @@ def why_not_fill(fill: Fill) -> str | None:
     if is_structured(fill.distribution):
         if is_sharded(fill.tensor):
             return "torch.nn.init makes such values of whole tensors only, not of shards: a contract backend does"
-        try:
-            matrices_of(fill.distribution, fill.shape)
-        except ValueError as error:
-            return str(error)
+        if (reason := why_not_matrices(fill.distribution, fill.shape)) is not None:
+            return reason
     if is_sharded(fill.tensor):  # torch draws DTensors its own way
         return why_not_values(fill.tensor.dtype, fill.distribution)
     if fill.parts is not None and (len(fill.parts) != 1 or fill.parts[0].tensor.shape != torch.Size(fill.shape)):
@@ -80,6 +78,15 @@ def why_not_fill(fill: Fill) -> str | None:
     if fill.tensor.is_inference() and not torch.is_inference_mode_enabled():
         return "it was made in inference mode, so it can only be written in inference mode"
     return why_not_values(fill.tensor.dtype, fill.distribution) or _why_not_memory(fill.tensor, fill.distribution)
+
+
+def why_not_matrices(distribution: Structured, shape: Sequence[int]) -> str | None:
+    """Returns why a structured distribution makes no tensor of a shape, None if it does."""
+    try:
+        matrices_of(distribution, shape)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _why_not_memory(tensor: torch.Tensor, distribution: Distribution) -> str | None:

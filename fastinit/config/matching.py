@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Union
 
@@ -68,7 +68,7 @@ def parameters_of_patterns(module: nn.Module, patterns: Sequence[str]) -> dict[t
     """
     names_of = named_parameters(module)
     present = {name for names in names_of.values() for name in names}
-    matchers = [pattern.__eq__ if pattern in present else _matcher(pattern) for pattern in patterns]
+    matchers = [_matcher(pattern, present) for pattern in patterns]
     found = {}
     for parameter, names in names_of.items():
         name = next((name for name in names for matches in matchers if matches(name)), None)
@@ -91,14 +91,13 @@ def captured_groups(module: nn.Module, patterns: Sequence[str]) -> Callable[[str
     A group that took no part in the match has None; globs and exact names capture nothing.
     """
     present = {name for names in named_parameters(module).values() for name in names}
-    matchers = [(_matcher(pattern), pattern in present, pattern) for pattern in patterns]
+    matchers = [(_matcher(pattern, present), pattern) for pattern in patterns]
 
     def captured(name: str) -> Captured:
-        for matches, is_name, pattern in matchers:
-            if is_name and pattern == name:
-                return ()
-            if not is_name and (match := matches(name)):  # globs have groups of fnmatch's own
-                return tuple(match.groupdict().items()) if pattern.startswith(REGEX_PREFIX) else ()
+        found = ((match, pattern) for matches, pattern in matchers if (match := matches(name)))
+        match, pattern = next(found, (None, ""))
+        if isinstance(match, re.Match) and pattern.startswith(REGEX_PREFIX):  # globs have groups of fnmatch's own
+            return tuple(match.groupdict().items())
         return ()
 
     return captured
@@ -116,7 +115,10 @@ def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
     return _did_you_mean(texts, {*names, *tails})
 
 
-def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
+def _matcher(pattern: str, present: Container[str]) -> Callable[[str], Any]:
+    """Returns what gives a true value for names that a pattern matches: if it is one of all names, that one alone."""
+    if pattern in present:
+        return pattern.__eq__
     if not pattern.startswith(REGEX_PREFIX):
         return re.compile(fnmatch.translate(pattern)).match
     try:

@@ -68,8 +68,7 @@ def kaiming(
         ValueError: fewer than two dimensions, or an unknown mode or nonlinearity.
     """
     of_std = centred(distribution)
-    if 0 in shape:
-        warn_user("Initializing zero-element tensors is a no-op")
+    if _is_empty(shape):
         return Normal(0.0, 0.0)
     fan = _fan(shape, mode, batch_dims, fan_axes)
     return of_std(gain_of(nonlinearity, a) / math.sqrt(fan))
@@ -123,8 +122,7 @@ def variance_scaling(
         raise ValueError(f"distribution must be one of {', '.join(SCALING_DISTRIBUTIONS)}, but got {distribution!r}")
     if not real_number("scale", scale) >= 0:
         raise ValueError(f"scale must not be negative, but got {scale}")
-    if 0 in shape:
-        warn_user("Initializing zero-element tensors is a no-op")
+    if _is_empty(shape):
         return Normal(0.0, 0.0)
     fan_in, fan_out = fans(shape, batch_dims, fan_axes)
     fan = (fan_in, fan_out, (fan_in + fan_out) / 2, math.sqrt(fan_in * fan_out))[SCALING_MODES.index(mode)]
@@ -230,6 +228,14 @@ def centred(distribution: str) -> Callable[[float], Distribution]:
     if not isinstance(distribution, str) or distribution not in ("uniform", "normal"):
         raise AssertionError(f"distribution must be 'uniform' or 'normal', but got {distribution!r}")
     return _CENTRED[distribution]
+
+
+def _is_empty(shape: Sequence[int]) -> bool:
+    """Tells whether a weight has no elements, and then warns as torch does."""
+    if 0 not in shape:
+        return False
+    warn_user("Initializing zero-element tensors is a no-op")
+    return True
 
 
 def _fan(shape: Sequence[int], mode: str, batch_dims: int, fan_axes: tuple[int, int] | None) -> int:
