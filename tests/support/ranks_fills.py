@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import llama
 import torch
 from helpers import named_fill
 from ranks import check, empty, gathered, mesh_of, must_equal, raises, same
@@ -150,6 +151,22 @@ def parts_of_shards_are_those_of_one_process_on_a_square_of_ranks(rank, world):
 
     parts_are_those_of_one_process(mesh_of(2, 2), [Shard(0), Shard(1)])
     parts_are_those_of_one_process(mesh_of(2, 2), [_StridedShard(0, split_factor=2), Shard(0)])
+
+
+@check(1, 2, 3, 4)
+def a_llama_of_all_rules_is_that_of_one_process(rank, world):
+    from torch.distributed.tensor import Shard
+
+    whole, sharded = llama.Llama(), llama.Llama()
+    for i, (name, parameter) in enumerate(whole.named_parameters()):
+        path, _, attribute = name.rpartition(".")
+        placement = Shard(i % parameter.dim())
+        made = nn.Parameter(empty(mesh_of(world), [placement], tuple(parameter.shape)))
+        setattr(sharded.get_submodule(path), attribute, made)
+    for model in (whole, sharded):
+        report = fastinit.initialize(model, llama.CONFIG, backend="cpp", seed=7, strict="complete")
+        assert report.unreached == ()
+    must_equal(sharded, dict(whole.named_parameters()))
 
 
 @check(2, 3, 4)
