@@ -250,6 +250,15 @@ def test_stacked_matrices_of_a_part_are_those_of_their_own_numbers() -> None:
 
 
 @CPP
+def test_more_matrices_of_a_part_than_are_made_together_are_those_of_their_own_numbers() -> None:
+    stack = nn.ParameterDict({"w": nn.Parameter(torch.zeros(80, 40, 32))})
+    fastinit.initialize(stack, dict(type="Orthogonal", batch_dims=1, param="w[3:76, 2:, :30]"), backend="cpp", seed=0)
+    numbers = named_fill("w", (80, 40, 32), plans.Normal(0, 1), torch.float32)
+    for i in range(3, 76):
+        assert (stack["w"][i, 2:, :30].double() - factor(numbers[i, 2:, :30])).abs().max() < 1e-6
+
+
+@CPP
 def test_columns_that_are_apart_in_a_kernel_are_drawn_from_their_own_places() -> None:
     convolution = nn.Conv2d(5, 4, 3)
     fastinit.initialize(convolution, dict(type="Orthogonal", param="weight[:, 1:4, 1:, :2]"), backend="cpp", seed=0)
