@@ -79,6 +79,8 @@ class Fill:
     """The name of the random stream, where it is not ``name``: the values are those of another parameter."""
     seed: Final[int | None] = None
     """Its own, which a block within a recorded one was given; None: the call's."""
+    numbers: Final[Strided | None] = None
+    """Which values of the stream are those of the part that is filled; None: where all is filled, all in order."""
 
     @property
     def stream_name(self) -> str:

@@ -329,8 +329,9 @@ def _fill(entry: KeptFill, memory: _Memory, scope: Scope) -> None:
     else:
         shape = tuple(tensor.shape)
         name, indices = ("", Strided.whole(shape)) if stream is None else (stream.name, stream.indices)
-        boxes = None if indices == Strided.whole(shape) else (Box(tensor, indices.first, indices.steps),)
-        fill = Fill(name, tensor, entry.distribution, entry.rule, entry.info, shape, boxes, "", entry.seed)
+        numbers = None if indices == Strided.whole(shape) else indices
+        boxes = None if numbers is None else (Box(tensor, indices.first, indices.steps),)
+        fill = Fill(name, tensor, entry.distribution, entry.rule, entry.info, shape, boxes, "", entry.seed, numbers)
         execute([fill], scope)
     for func, args, kwargs in entry.steps:
         func(tensor, *args, **kwargs)
