@@ -25,7 +25,9 @@ from .distributions import (
 )
 from .geometry import Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
-from .rows import COLUMNS, MAX_ROWS, Plan, Row, row_json, rows_of, table_of
+from .lock_file import is_drawn
+from .planned import Plan
+from .rows import COLUMNS, MAX_ROWS, Row, row_json, rows_of, table_of
 from .texts import MAX_NAMES, names_line, nothing_copied
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Uniform",
     "byte_span",
     "describe",
+    "is_drawn",
     "is_structured",
     "matrices_of",
     "may_overlap",

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Union
 
@@ -147,6 +147,14 @@ class Copy:
     """Copies, and tells what was copied; modules with loading code of their own may differ from ``entries``."""
     unknown: str = ""
     """Why ``entries`` are not known."""
+    path: str = ""
+    """Where ``module`` is, from the root."""
+    request: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The arguments of a ``Pretrained`` rule that asks for the same, as JSON has them."""
+    why_not_kept: str = ""
+    """Why a file cannot hold this request: an address with a secret, an object among the arguments."""
+    digests: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
+    """Reads what the entries get, and returns by name the SHA-256 of each: dtype, shape and bytes in the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
