@@ -3,6 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
+from .differences import PlanDiff
 from .distributions import (
     Constant,
     DeltaOrthogonal,
@@ -50,6 +51,7 @@ __all__ = [
     "Number",
     "Orthogonal",
     "Plan",
+    "PlanDiff",
     "Replay",
     "ReplayEntry",
     "Row",

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import lock_file, lock_reader
+from .alike import alike
+from .differences import PlanDiff, between, effects_of
 from .items import Fill, Item
+from .lock_file import is_drawn
 from .rows import MAX_ROWS, Row, row_json, rows_of, table_of
 from .texts import names_line
 
@@ -48,20 +52,82 @@ class Plan:
         device = str(self.device)
         return tuple(row._replace(device=device) if row.device == "meta" else row for row in rows)
 
-    def table(self, max_rows: int | None = MAX_ROWS) -> str:
-        """Returns the rows as text; ``max_rows=None`` shows all of them."""
-        return table_of(self.rows, max_rows)
+    @property
+    def _values(self) -> list[Row]:
+        """The rows that count in the end, in the model's order; those of code come last."""
+        rank = {name: at for at, name in enumerate(self.names)}
+        live = [row for row in self.rows if not row.replaced]
+        return sorted(live, key=lambda row: rank.get(row.parameter, len(rank)) if row.parameter else len(rank) + 1)
 
-    def to_json(self, indent: int | None = None) -> str:
-        """Returns the plan as JSON. Equal plans give equal text; the format's version is in ``fastinit_plan``."""
+    def table(self, max_rows: int | None = MAX_ROWS, *, history: bool = False, collapse: bool = True) -> str:
+        """Returns the plan as text: what each parameter gets in the end, in the model's order.
+
+        Args:
+            max_rows: of more rows the middle is left out; None: all of them.
+            history: show all that is written, in the order in which it takes effect, with what is replaced later.
+            collapse: show rows that differ in numbers of their names only as one, ``layers.{0..31}.wo.weight``. Where
+                numbers go with the depth, the row has the first and the last: ``std=0.02..0.0018``.
+        """
+        if history:
+            return table_of(self.rows, max_rows)
+        return table_of(alike(self._values) if collapse else self._values, max_rows)
+
+    def to_json(self, indent: int | None = None, *, history: bool = False) -> str:
+        """Returns the plan as JSON: a row for each parameter, with what it gets in the end, in the model's order.
+
+        Equal plans give equal text; the format's version is in ``fastinit_plan``.
+
+        Args:
+            indent: as for ``json.dumps``.
+            history: all rows, in the order in which they take effect, those too that are replaced later.
+        """
         document = {
             "fastinit_plan": 1,
             "numbers": self.numbers,
             "seed": self.seed,
-            "rows": [row_json(row) for row in self.rows],
+            "rows": [row_json(row) for row in (self.rows if history else self._values)],
             "unreached": list(self.unreached),
         }
         return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def diff(self, other: Plan) -> PlanDiff:
+        """Returns what ``other`` does to a model that this plan does not: by effect, whatever the rules are called.
+
+        Rows are added, removed or changed; a difference in seed or numbers is told once, and not for each row. Devices,
+        backends with the same numbers, rules and their order do not count.
+
+        Example:
+            >>> import fastinit, torch
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
+            >>> old = fastinit.plan(model, dict(type="Xavier", layer="Linear"))
+            >>> new = fastinit.plan(model, dict(type="Kaiming", layer="Linear"))
+            >>> print(old.diff(new))
+            changed:
+              {0..3}.weight  64x64  float32  normal(mean=0, std=0.125) -> normal(mean=0, std=0.176777)
+            4 changed, 0 added, 0 removed
+            >>> bool(old.diff(old))
+            False
+        """
+        if not isinstance(other, Plan):
+            raise TypeError(f"diff needs another plan, but got {type(other)}")
+        draws: dict[str, Any] = {}
+        pair = [each for each in (self, other) if any(isinstance(i, Fill) and is_drawn(i) for i in each.items)]
+        if len(pair) == 2:
+            if self._drawn_numbers != other._drawn_numbers:
+                draws["numbers"] = self._drawn_numbers, other._drawn_numbers
+            if self.seed != other.seed:
+                draws["seed"] = self.seed, other.seed
+        old, new = (effects_of(each._in_order(each.items), each.backends) for each in (self, other))
+        return between(old, new, **draws)
+
+    @property
+    def _drawn_numbers(self) -> str:
+        """Which numbers are drawn: what torch fills with constants is the same everywhere."""
+        drawn = [name for item, name in zip(self.items, self.backends) if isinstance(item, Fill) and is_drawn(item)]
+        if lock_file.NUMBERS_OF_TORCH in drawn or (drawn and not all(drawn)):
+            return self.numbers
+        contracts = [each for each in self.numbers.split(" and ") if each != lock_file.NUMBERS_OF_TORCH]
+        return " and ".join(contracts) or self.numbers
 
     # --- as a file ---------------------------------------------------------------------------------------------------
 
@@ -106,10 +172,7 @@ class Plan:
 
     def _text(self, exact: bool) -> str:
         alive = lock_file.live(self.items)
-        numbers = self.numbers
-        if exact:  # what torch fills there is constant, and the same everywhere
-            contracts = [each for each in numbers.split(" and ") if each != lock_file.NUMBERS_OF_TORCH]
-            numbers = " and ".join(contracts) or numbers
+        numbers = self._drawn_numbers if exact else self.numbers
         contents = lock_file.Contents(tuple(self._in_order(alive)), numbers, self.seed, self.unreached)
         return lock_file.text_of(contents, has_digests=exact)
 
@@ -139,13 +202,12 @@ class Plan:
         return [*found, *sorted(fills, key=lambda fill: rank.get(fill.name, len(rank)))]
 
     def __str__(self) -> str:
-        rows = self.rows
-        live = [row for row in rows if not row.replaced]
-        lines = [
-            table_of(rows),
-            f"{len(rows):,} rows, {sum(row.n_elements for row in live):,} elements; numbers: {self.numbers}; "
-            f"seed: {self.seed}",
-        ]
+        rows, values = self.rows, self._values
+        n_elements = sum(row.n_elements for row in values)
+        line = f"{len(values):,} rows, {n_elements:,} elements; numbers: {self.numbers}; seed: {self.seed}"
+        if len(rows) > len(values):
+            line += f"; {len(rows) - len(values):,} more are replaced: plan.table(history=True)"
+        lines = [self.table(), line]
         if self.unreached:
             lines.append(names_line("parameters that no row writes", self.unreached))
         return "\n".join(lines)
