@@ -13,6 +13,7 @@ from .planning import plan
 from .plans import Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
+from .verifying import verify
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,
@@ -111,5 +112,6 @@ __all__ = [
     "update_init_info",
     "use",
     "variance_scaling_init",
+    "verify",
     "xavier_init",
 ]

@@ -352,9 +352,9 @@ def _planned(
     fitting = [slot for slot in tree.slots if _fits(match.state_dict.get(slot.name_in_file), slot.tensor)]
     planned = entries(fitting)
 
-    def digests() -> dict[str, str]:
-        stored = {id(slot.tensor): match.state_dict[slot.name_in_file] for slot in reversed(fitting)}
-        return digests_of({entry.name: stored[id(entry.tensor)] for entry in planned})
+    def stored() -> dict[str, torch.Tensor]:
+        found = {id(slot.tensor): match.state_dict[slot.name_in_file] for slot in reversed(fitting)}
+        return {entry.name: found[id(entry.tensor)] for entry in planned}
 
     arguments, why_not = {}, ""
     try:
@@ -373,7 +373,8 @@ def _planned(
         path=names.path_of(module),
         request=arguments,
         why_not_kept=why_not,
-        digests=digests,
+        stored=stored,
+        digests=lambda: digests_of(stored()),
     )
 
 

@@ -45,7 +45,7 @@ class KeptPlan:
         if calls := [item.label for item in plan.items if isinstance(item, Call)]:
             raise RuntimeError(f"{names_line('calls of code that a plan holds the names of only', calls)}")
         own_seed = self._settled(scope)
-        held = bound(plan, module, scope.names, scope.prefix)
+        held = bound(plan, module, scope.names, scope.prefix, ". Nothing is written")
         self._tell(held, scope, rule)
         items: list[Item] = []
         for at, item in enumerate(plan.items):
@@ -53,7 +53,7 @@ class KeptPlan:
                 if item.name in held:  # else it is for another part of a larger model
                     items.append(fill_for(item, held[item.name], at, own_seed))
             elif isinstance(item, Copy) and any(entry.name in held for entry in item.entries):
-                items.append(self._copy(at, item, module, held, scope))
+                items.append(self._checked_copy(at, item, module, held, scope))
         return items
 
     def _settled(self, scope: Scope) -> int | None:
@@ -93,7 +93,19 @@ class KeptPlan:
                 f"numbers, rounded to their own dtype",
             )
 
-    def _copy(self, at: int, item: Copy, module: nn.Module, held: Mapping[str, Held], scope: Scope) -> Copy:
+    def copy(self, at: int, item: Copy, module: nn.Module, held: Mapping[str, Held], scope: Scope) -> Copy:
+        """Returns a plan's copy of a checkpoint for the tensors of a model; nothing is read but names and shapes.
+
+        Args:
+            at: its place among the items.
+            item: it, in the plan.
+            module, held: the model, and its tensors by their names in the plan.
+            scope: of the call.
+
+        Raises:
+            RuntimeError: the checkpoint holds other names or shapes than when the plan was made.
+            Others: as for a ``Pretrained`` rule.
+        """
         if not item.request:
             raise RuntimeError(f"{item.rule}: a plan cannot hold this copy: {item.why_not_kept or item.unknown}")
         if at not in self._copying:
@@ -107,17 +119,26 @@ class KeptPlan:
         found = {id(entry.tensor): (entry.name_in_file, entry.shape) for entry in copy.entries}
         others = [name for key, (name, *rest) in wanted.items() if found.get(key) != tuple(rest)]
         others += [entry.name for entry in copy.entries if id(entry.tensor) not in wanted]
-        kept = dict(item.digests()) if not others and not scope.checkpoints.is_offline else {}
+        _must_be_same(item, others)
+        return copy
+
+    def _checked_copy(self, at: int, item: Copy, module: nn.Module, held: Mapping[str, Held], scope: Scope) -> Copy:
+        """Returns it once the checkpoint has been found to hold the values of the plan."""
+        copy = self.copy(at, item, module, held, scope)
+        kept = {} if copy.unknown or scope.checkpoints.is_offline else dict(item.digests())
         if kept:
             now = copy.digests()
             here = {held[name].name: digest for name, digest in kept.items()}
-            others = [name for name, digest in here.items() if now.get(name) != digest]
-        if others:
-            raise RuntimeError(
-                f"{item.rule}: {item.source} is not the checkpoint that the plan was made with: "
-                f"{names_line('tensors have other names, shapes or values', others)}"
-            )
+            _must_be_same(item, [name for name, digest in here.items() if now.get(name) != digest])
         return copy
+
+
+def _must_be_same(item: Copy, others: Sequence[str]) -> None:
+    if others:
+        raise RuntimeError(
+            f"{item.rule}: {item.source} is not the checkpoint that the plan was made with: "
+            f"{names_line('tensors have other names, shapes or values', others)}"
+        )
 
 
 def fill_for(fill: Fill, held: Held, order: int, seed: int | None) -> Fill:
@@ -147,7 +168,7 @@ def fill_for(fill: Fill, held: Held, order: int, seed: int | None) -> Fill:
     return kept.fill(held.name, held.tensor)
 
 
-def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix) -> dict[str, Held]:
+def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequence: str = "") -> dict[str, Held]:
     """Returns by the plan's names the tensors under a module.
 
     Names in the plan may be those under the module, or those behind the prefix.
@@ -161,6 +182,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix) -> dict[s
         dotted = prefix.removesuffix(".") + "."
         wanted = {name: item for name, item in wanted.items() if name.startswith(dotted)} or wanted
     held: dict[str, Held] = {}
+    free = set(plan.unreached)
     seen: set[torch.Tensor] = set()
     lacking: list[str] = []
     for path, each in walk(module):
@@ -173,7 +195,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix) -> dict[s
                 known = next((name for name in (renamed(plain, prefix), plain) if name in wanted), None)
                 if known is not None:
                     held[known] = Held(names.name_of(tensor, each, attribute), tensor)
-                elif tensors is each._parameters and not {renamed(plain, prefix), plain} & set(plan.unreached):
+                elif tensors is each._parameters and free.isdisjoint((renamed(plain, prefix), plain)):
                     lacking.append(renamed(plain, prefix))
     absent = [name for name in wanted if name not in held]
     differing = [text for name, each in held.items() if (text := _difference(name, wanted[name], each.tensor))]
@@ -184,7 +206,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix) -> dict[s
     )
     if absent or lacking or differing:
         texts = [names_line(what, found) for what, found in told if found]
-        raise RuntimeError(f"the plan does not fit {type(module).__name__}: {'; '.join(texts)}. Nothing is written")
+        raise RuntimeError(f"the plan does not fit {type(module).__name__}: {'; '.join(texts)}{consequence}")
     return held
 
 
@@ -204,8 +226,10 @@ def _difference(name: str, kept: tuple[torch.Tensor, bool], here: torch.Tensor) 
     tensor, drawn = kept
     if is_lazy(here):
         return f"{name} (lazy: it has no shape yet)"
+    if tensor.shape == here.shape and tensor.dtype == here.dtype:  # as nearly all are
+        return ""
     old, new = (_geometry(each) for each in (tensor, here))
-    if tuple(tensor.shape) != tuple(here.shape):
+    if tensor.shape != here.shape:
         return f"{name} ({old} in the plan, {new} here)"
     dtypes = {tensor.dtype, here.dtype}
     if len(dtypes) == 1 or (all(each.is_floating_point for each in dtypes) and not (drawn and torch.float64 in dtypes)):

@@ -153,6 +153,8 @@ class Copy:
     """The arguments of a ``Pretrained`` rule that asks for the same, as JSON has them."""
     why_not_kept: str = ""
     """Why a file cannot hold this request: an address with a secret, an object among the arguments."""
+    stored: Callable[[], Mapping[str, torch.Tensor]] = field(default=dict, repr=False)
+    """Returns by name the tensors in the file that the entries get; none if it is not open."""
     digests: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
     """Reads what the entries get, and returns by name the SHA-256 of each: dtype, shape and bytes in the file."""
 

@@ -23,7 +23,7 @@ LAYERS = [
     ["config"],
     ["recording"],
     ["weight_init", "base_module"],
-    ["data_dependent"],
+    ["data_dependent", "verifying"],
     ["own_code"],
     ["own_init"],
     ["materializing"],
