@@ -13,6 +13,7 @@ from .planning import plan
 from .plans import Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
+from .redrawing import redraw
 from .verifying import verify
 from .version import __version__
 from .weight_init import (
@@ -105,6 +106,7 @@ __all__ = [
     "plan",
     "plans",
     "presets",
+    "redraw",
     "sparse_init",
     "trunc_normal_",
     "trunc_normal_init",

@@ -5,37 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from .backends import AUTO, BACKENDS, Choice
-from .config.kept_plans import Held, KeptPlan, bound, fill_for
 from .errors import check_module
 from .execution.calls import new_scope
 from .execution.comparing import Found, difference, first_differences, note
 from .execution.scope import Scope
 from .naming import Prefix
-from .plans import (
-    Box,
-    Call,
-    Copy,
-    DeltaOrthogonal,
-    Fill,
-    Item,
-    Orthogonal,
-    Plan,
-    Replay,
-    is_drawn,
-    is_structured,
-    names_line,
-    row_major,
-)
-from .plans.lock_file import NUMBERS_OF_TORCH, geometry_of, live
+from .plans import Box, DeltaOrthogonal, Fill, Item, Orthogonal, Plan, names_line, row_major
+from .redrawing import PlannedValues
 from .shards.agreement import merged
-from .shards.dtensor import boxes_of, is_sharded, like, local_part
+from .shards.dtensor import boxes_of, is_sharded, local_part
 
 # Orthogonal matrices are promised but for the last place of a few elements of a million.
 _LAST_PLACES = 4.0
@@ -136,15 +119,13 @@ def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "") -> Verification
           weight from index (3, 2) on: -0.050155263394117355 expected, 0.0 found
     """
     check_module(model)
-    if not isinstance(plan, Plan):
-        raise TypeError(f"verify needs a plan, of fastinit.plan or Plan.load, but got {type(plan)}")
     scope = new_scope(model, prefix=prefix, is_dry=True, is_offline=True)
     meshes = scope.meshes()
     problem: BaseException | None = None
     outcome = _Outcome({}, {}, {})
     try:
         with torch.no_grad():
-            outcome = _Verifying(model, plan, scope).outcome()
+            outcome = _outcome(PlannedValues(model, plan, scope, "verify"))
     except Exception as error:
         problem = error
         outcome.problems[""] = f"{type(error).__name__}: {error}"
@@ -153,7 +134,7 @@ def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "") -> Verification
         raise problem
     if outcome.problems:
         raise RuntimeError(f"verify: another rank failed with {next(iter(outcome.problems.values()))}")
-    return outcome.result(model, scope)
+    return outcome.result(scope)
 
 
 @dataclass
@@ -179,7 +160,7 @@ class _Outcome:
             {**other.problems, **one.problems},
         )
 
-    def result(self, model: nn.Module, scope: Scope) -> Verification:
+    def result(self, scope: Scope) -> Verification:
         """Returns it for the user."""
         parameters = set(scope.names.parameters().values())
         return Verification(
@@ -194,130 +175,49 @@ class _Outcome:
         )
 
 
-class _Verifying:
-    """One plan and one model, of which each tensor is compared in one of two ways: by pieces or as a whole."""
-
-    def __init__(self, model: nn.Module, plan: Plan, scope: Scope) -> None:
-        self.model, self.plan, self.scope = model, plan, scope
-        self.kept = KeptPlan(plan)
-        self.stored: dict[int, Mapping[str, torch.Tensor]] = {}
-        """Copy (by id) -> the tensors in its file, by name in the model."""
-        self.vague: set[int] = set()
-        """Copies (by id) that modules' own loading code does, which may write something else."""
-        self.held: Mapping[str, Held] = bound(plan, model, scope.names, scope.prefix)
-        self.choice = Choice(AUTO)
-        contracts = [each for each in plan.numbers.split(" and ") if each != NUMBERS_OF_TORCH]
-        self.choice.need(contracts[0] if contracts else BACKENDS["cpp"].NUMBERS)
-        self.found = _Outcome({}, {}, {})
-
-    def outcome(self) -> _Outcome:
-        """Verifies all tensors that the plan writes."""
-        plan = self.plan
-        why_not = {
-            id(item): reason
-            for at, (item, name) in enumerate(zip(plan.items, plan.backends))
-            if (reason := self._why_not(at, item, name))
-        }
-        writers: dict[str, list[tuple[int, Item]]] = {}
-        for at, item in enumerate(live(plan.items)):
-            names = [item.name] if isinstance(item, Fill) else [each.name for each in getattr(item, "entries", ())]
-            if isinstance(item, Call):
-                self.found.unverified[f"call of {item.label}"] = why_not[id(item)]
-            for name in names:
-                if name in self.held and isinstance(item, Fill) and not item.is_part:
-                    writers[name] = [(at, item)]  # what a checkpoint held there is gone
-                elif name in self.held:
-                    writers.setdefault(name, []).append((at, item))
-        simple: list[Fill] = []
-        for name, here in self.held.items():  # in the model's order
-            if not (each := writers.get(name)):
-                continue
-            self.found.shapes[here.name] = tuple(here.tensor.shape)
-            reason = next((why_not[id(item)] for _, item in each if id(item) in why_not), "")
-            reason = "it has no memory" if _memory(here.tensor).is_meta else reason
-            if reason:
-                self.found.unverified[here.name] = reason
-                continue
-            (at, first), *others = each
-            if not others and isinstance(first, Fill) and _is_simple(first):
-                simple.append(fill_for(first, here, at, None))
-            else:
-                self._compare_whole(here, [item for _, item in each])
-        for name, found in first_differences(simple, plan.seed, self.choice).items():
-            note(self.found.differences, name, found)
-        return self.found
-
-    def _why_not(self, at: int, item: Item, backend: str) -> str:
-        """Returns why a plan cannot tell what an item writes, "" if it can."""
-        if isinstance(item, Call):
-            return "code that a plan cannot see into"
-        if isinstance(item, Replay):
-            return "computed by the model's own code"
-        if isinstance(item, Copy):
-            return self._why_not_copy(at, item)
-        if not is_drawn(item):
-            return ""
-        if NUMBERS_OF_TORCH in (backend or self.plan.numbers):
-            return "torch's generators draw it, whose numbers depend on the order"
-        return "" if self.plan.seed is not None or item.seed is not None else "the plan has no seed"
-
-    def _why_not_copy(self, at: int, item: Copy) -> str:
-        try:
-            copy = self.kept.copy(at, item, self.model, self.held, self.scope)
-        except (AssertionError, OSError, RuntimeError) as error:
-            return f"its checkpoint cannot be read here: {error}"
-        if copy.unknown:
-            return f"its checkpoint is not here: {copy.unknown}"
-        kept, now = item.digests(), copy.digests()
-        if any(now.get(self.held[name].name) != digest for name, digest in kept.items()):
-            return f"{item.source} is not the checkpoint that the plan was made with"
-        self.stored[id(item)] = copy.stored()
-        if copy.runs_own_code:
-            self.vague.add(id(item))
-        return ""
-
-    # --- as a whole: several writers, structure, copies ---------------------------------------------------------------
-
-    def _compare_whole(self, here: Held, items: Sequence[Item]) -> None:
-        """Compares one tensor with a second one that the items write; no more than one is there at a time."""
-        made = torch.empty_like(_memory(here.tensor).detach())
-        expected = like(here.tensor, made) if is_sharded(here.tensor) else made
-        fills: list[Fill] = []
-        for at, item in enumerate(items):
-            if isinstance(item, Copy):
-                expected.copy_(self.stored[id(item)][here.name])
-            elif isinstance(item, Fill):
-                fills.append(fill_for(item, Held(here.name, expected), at, None))
-        for own_seed, group in groupby(fills, key=lambda fill: fill.seed):
-            seed = self.plan.seed if own_seed is None else own_seed
-            BACKENDS[self.choice.on(made.device)].run(list(group), 0 if seed is None else seed)
-        for box, other in zip(_boxes(here.tensor), _boxes(expected)):
-            found = difference(box, other.tensor)
-            if found is None or _is_rounding(fills, box.tensor, other.tensor):
-                continue
-            if any(id(item) in self.vague for item in items):
-                reason = "it differs from its checkpoint, of which modules' own loading code may make something else"
-                self.found.unverified[here.name] = reason
-            else:
-                note(self.found.differences, here.name, found)
+def _outcome(planned: PlannedValues) -> _Outcome:
+    """Compares what is here: simple fills by pieces, others as a whole, one after the other."""
+    outcome = _Outcome({}, {}, dict(planned.calls))
+    simple: list[Fill] = []
+    for name, here in planned.held.items():  # in the model's order
+        if name not in planned.writers:
+            continue
+        outcome.shapes[here.name] = tuple(here.tensor.shape)
+        is_meta = (local_part(here.tensor) if is_sharded(here.tensor) else here.tensor).is_meta
+        if reason := "it has no memory" if is_meta else planned.why_not(name):
+            outcome.unverified[here.name] = reason
+        elif (fill := planned.simple(name)) is not None:
+            simple.append(fill)
+        else:
+            _compare_whole(name, planned, outcome)
+    for name, found in first_differences(simple, planned.plan.seed, planned.backend_on).items():
+        note(outcome.differences, name, found)
+    return outcome
 
 
-def _memory(tensor: torch.Tensor) -> torch.Tensor:
-    return local_part(tensor) if is_sharded(tensor) else tensor
+def _compare_whole(name: str, planned: PlannedValues, outcome: _Outcome) -> None:
+    """Compares one tensor with a second one that the plan writes."""
+    here, items = planned.held[name], planned.writers[name]
+    expected = planned.made(name, here.tensor, here.tensor.dtype)
+    for box, other in zip(_boxes(here.tensor), _boxes(expected)):
+        found = difference(box, other.tensor)
+        if found is None or _is_rounding(items, box.tensor, other.tensor):
+            continue
+        if any(id(item) in planned.vague for item in items):
+            reason = "it differs from its checkpoint, of which modules' own loading code may make something else"
+            outcome.unverified[here.name] = reason
+        else:
+            note(outcome.differences, here.name, found)
 
 
 def _boxes(tensor: torch.Tensor) -> tuple[Box, ...]:
     return boxes_of(tensor) if is_sharded(tensor) else (Box.whole(tensor.detach()),)
 
 
-def _is_simple(item: Fill) -> bool:
-    """Tells whether a fill can be compared by pieces: all of a tensor, in order, each value by itself."""
-    return not is_structured(item.distribution) and geometry_of(item) == (None, None)
-
-
-def _is_rounding(fills: Sequence[Fill], here: torch.Tensor, there: torch.Tensor) -> bool:
+def _is_rounding(items: Sequence[Item], here: torch.Tensor, there: torch.Tensor) -> bool:
     """Tells whether orthogonal matrices differ by no more than other processors may."""
-    if not fills or not isinstance(fills[-1].distribution, (Orthogonal, DeltaOrthogonal)):
+    last = items[-1]
+    if not isinstance(last, Fill) or not isinstance(last.distribution, (Orthogonal, DeltaOrthogonal)):
         return False
     differ = here != there
     at = differ.nonzero(as_tuple=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends import BACKENDS, Choice, cpp_backend
+from ..backends import BACKENDS, cpp_backend
 from ..plans import Box, Fill, row_major
 
 # Elements that one thread draws before it compares them: few enough for the cache that the thread has, and 0.4 ms of
@@ -52,22 +52,27 @@ class _Piece:
         return self.box.tensor.numel()
 
 
-def first_differences(fills: Iterable[Fill], seed: int | None, choice: Choice) -> dict[str, Found]:
+def first_differences(
+    fills: Iterable[Fill], seed: int | None, backend_on: Callable[[torch.device], str]
+) -> dict[str, Found]:
     """Returns by name where memory departs from what fills would write; names without a difference are left out.
 
     Args:
         fills: of whole tensors, or of what is here of them, of different names, without structure.
         seed: of fills that have none of their own.
-        choice: which backend draws.
+        backend_on: returns the name of the contract backend that draws on a device.
     """
     found: dict[str, Found] = {}
-    work = _Work(seed, choice)
+    work = _Work(seed, backend_on)
     running: deque[Future[list[tuple[str, Found]]]] = deque()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for batch in _batches(piece for fill in fills for box in fill.boxes for piece in _pieces(fill, box)):
             # Of a tensor that differs, later pieces of a box cannot have an earlier element: not worth drawing.
             left = [piece for piece in batch if not _is_behind(piece, found.get(piece.fill.name))]
-            if left:
+            if left and left[0].box.tensor.is_cuda:  # one launch has all of it
+                for name, each in work.differences(left):
+                    note(found, name, each)
+            elif left:
                 running.append(pool.submit(partial(work.differences, left)))
             while len(running) > _AHEAD * torch.get_num_threads():
                 _note_all(found, running.popleft())
@@ -138,9 +143,9 @@ def _pieces(fill: Fill, box: Box) -> Iterator[_Piece]:
 class _Work:
     """Draws pieces into memory that is used again and again, each thread into its own, and compares."""
 
-    def __init__(self, seed: int | None, choice: Choice) -> None:
+    def __init__(self, seed: int | None, backend_on: Callable[[torch.device], str]) -> None:
         self._seed = 0 if seed is None else seed
-        self._choice = choice
+        self._backend_on = backend_on
         self._own = local()
 
     def differences(self, pieces: Sequence[_Piece]) -> list[tuple[str, Found]]:
@@ -160,7 +165,7 @@ class _Work:
         return [(name, each) for name, each in found if each is not None]
 
     def _draw(self, fills: Sequence[Fill], seed: int) -> None:
-        name = self._choice.on(fills[0].tensor.device)
+        name = self._backend_on(fills[0].tensor.device)
         if name == "cpp":
             cpp_backend.run_in_this_thread(fills, seed)
         else:

@@ -181,6 +181,28 @@ def test_parts_are_verified_where_they_are() -> None:
     assert differing(model, plan) == [("a", (3, 2)), ("b", (1, 4)), ("c", (6,))]
 
 
+def test_elements_that_the_plan_leaves_alone_may_be_anything() -> None:
+    from capturing import Holder, captured
+
+    model, recipe = captured(lambda model: nn.init.normal_(model.a[2:4]))
+    plan = fastinit.plan(Holder(), recipe, backend="cpp", seed=0)
+    with torch.no_grad():
+        model.a[0] = 5
+    assert fastinit.verify(model, plan).held == ("a",)
+    flip(model.a, (3, 3))
+    assert differing(model, plan) == [("a", (3, 3))]
+
+
+def test_a_backend_that_is_missing_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plan = made()
+    from fastinit.backends import cpp_backend
+
+    monkeypatch.setattr(cpp_backend, "_native", None)
+    monkeypatch.setattr(cpp_backend, "_WHY_NOT", "it was not built")
+    with pytest.raises(RuntimeError, match="no backend with the numbers of 'contract 1' runs: it was not built"):
+        fastinit.verify(model, plan)
+
+
 def test_a_narrower_model_holds_the_rounded_values() -> None:
     _, plan = made()
     model = net().bfloat16()

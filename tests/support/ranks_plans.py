@@ -150,3 +150,16 @@ def orthogonal_shards_and_copies_are_verified(rank, world):
             sharding.local_part(model.lm_head.weight)[0, 3] += 1
         # FSDP has hooks for loading, so that what differs may be their doing.
         assert set(fastinit.verify(model, plan).unverified) == {"lm_head.weight"}
+
+
+@check(2, 4)
+def masters_of_shards_are_shards(rank, world):
+    plain, plan = whole()
+    model = llama().bfloat16()
+    fsdp(model, mesh_of(world))
+    masters = fastinit.redraw(model, plan, dtype=torch.float32)
+    assert all(sharding.is_sharded(each) and each.dtype == torch.float32 for each in masters.values())
+    holder = nn.Module()
+    for name, each in masters.items():
+        holder.register_parameter(name.replace(".", "_"), nn.Parameter(each))
+    must_equal(holder, {name.replace(".", "_"): each for name, each in plain.named_parameters()})
