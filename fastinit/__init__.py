@@ -13,6 +13,8 @@ from .planning import plan
 from .plans import Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
+from .redrawing import redraw
+from .verifying import verify
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,
@@ -104,6 +106,7 @@ __all__ = [
     "plan",
     "plans",
     "presets",
+    "redraw",
     "sparse_init",
     "trunc_normal_",
     "trunc_normal_init",
@@ -111,5 +114,6 @@ __all__ = [
     "update_init_info",
     "use",
     "variance_scaling_init",
+    "verify",
     "xavier_init",
 ]

@@ -49,7 +49,7 @@ def plan(
     Args:
         module: any ``nn.Module``; without ``init_cfg`` and ``device`` a BaseModule. Or a function without arguments
             that makes one; a config that is given with it comes after its own init.
-        init_cfg: as for ``initialize``; also what ``capture`` gave.
+        init_cfg: as for ``initialize``; also what ``capture`` gave, or a plan.
         device: where ``materialize`` is to put the model, which is on the meta device.
         backend, seed, prefix, strict: as for ``initialize``.
 

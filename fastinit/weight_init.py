@@ -111,8 +111,8 @@ def initialize(
         module: any ``nn.Module`` with memory.
         init_cfg: a dict or a list of dicts, each with a ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform,
             Kaiming, Caffe2Xavier, Pretrained, a registered name, an import path, a class), its arguments, and a
-            selector: ``layer``, ``param`` or ``override``. It may also be, or the list may hold, initializer objects
-            and recipes of ``capture`` (which fill the parameters of the same names).
+            selector: ``layer``, ``param`` or ``override``. It may also be, or the list may hold, initializer objects,
+            recipes of ``capture`` (which fill the parameters of the same names) and plans.
         backend: a name from ``available_backends()`` or "auto" (GPU tensors: triton, else cuda; CPU: torch). None: the
             value of ``use``, else of the environment variable FASTINIT_BACKEND, else "auto".
         seed: 0 to 2^64 - 1: torch's generators are seeded with it for the call and restored afterwards. None: they

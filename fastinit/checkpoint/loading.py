@@ -32,6 +32,7 @@ from .sources.downloads import NotDownloaded
 from .sources.url_schemes import CheckpointLoader
 from .storage.copying import check
 from .storage.current import loading
+from .storage.digests import digests_of
 from .storage.files import File
 from .storage.stored import StoredTensor, in_memory
 from .storage.trees import read_everything
@@ -348,8 +349,33 @@ def _planned(
         with uncollected():
             return result, entries(slot for slot in slots if slot.name in copied)
 
-    planned = entries(slot for slot in tree.slots if _fits(match.state_dict.get(slot.name_in_file), slot.tensor))
-    return Copy(module, planned, source, rule, info, request.assign, bool(tree.own_code), load)
+    fitting = [slot for slot in tree.slots if _fits(match.state_dict.get(slot.name_in_file), slot.tensor)]
+    planned = entries(fitting)
+
+    def stored() -> dict[str, torch.Tensor]:
+        found = {id(slot.tensor): match.state_dict[slot.name_in_file] for slot in reversed(fitting)}
+        return {entry.name: found[id(entry.tensor)] for entry in planned}
+
+    arguments, why_not = {}, ""
+    try:
+        arguments = request.arguments()
+    except ValueError as error:
+        why_not = str(error)
+    return Copy(
+        module,
+        planned,
+        source,
+        rule,
+        info,
+        request.assign,
+        bool(tree.own_code),
+        load,
+        path=names.path_of(module),
+        request=arguments,
+        why_not_kept=why_not,
+        stored=stored,
+        digests=lambda: digests_of(stored()),
+    )
 
 
 def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:

@@ -117,7 +117,7 @@ def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = N
     unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
     backends = _backends_of(items, scope)
     numbers = numbers_of(scope.backends.used(backends))
-    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device)
+    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device, scope.names.in_order())
 
 
 def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:
