@@ -6,11 +6,12 @@ from . import integrations, plans, presets
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
+from .digesting import digest
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
 from .planning import plan
-from .plans import Plan
+from .plans import Digest, Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
 from .version import __version__
@@ -62,6 +63,7 @@ __all__ = [
     "Caffe2XavierInit",
     "ConstantInit",
     "DeltaOrthogonalInit",
+    "Digest",
     "DiracInit",
     "GlorotInit",
     "HeInit",
@@ -92,6 +94,7 @@ __all__ = [
     "capture",
     "constant_init",
     "delta_orthogonal_init",
+    "digest",
     "dirac_init",
     "identity_init",
     "initialize",

@@ -30,8 +30,8 @@ from ..plans.geometry import merged
 from .records import MAX_DIMS, RAW, RECORD, Records
 
 _LOW = 0xFFFFFFFF
-# Elements at a time: the temporaries, of 8 bytes an element, stay in a core's cache.
-_CHUNK = 1 << 16
+# Elements at a time, with temporaries of some 60 bytes each: in a processor's cache, and enough for all of a GPU.
+_CHUNK, _CHUNK_OF_OTHERS = 1 << 17, 1 << 22
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 
 
@@ -47,13 +47,14 @@ def sum_by_torch(box: Box) -> int:
 
 
 def _counts(words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Returns what each word counts, as int64; ``words`` are int64 from 0 to 2^32 - 1."""
+    """Returns what each word counts, as int64; ``words`` are int64 from 0 to 2^32 - 1, and are written over."""
     low, high = index & _LOW, index >> 32
-    u = (words + low * 0x9E3779B9 + high * 0x85EBCA6B) & _LOW
-    u = ((u ^ (u >> 16)) * 0x7FEB352D) & _LOW
-    u = ((u ^ (u >> 15)) * 0x846CA68B) & _LOW
-    u = u ^ (u >> 16)
-    return u * ((low * 0xD413CCCE + high * 0xC2B2AE36 + 0xD2511F53) & _LOW)
+    u = words.add_(low * 0x9E3779B9).add_(high * 0x85EBCA6B).bitwise_and_(_LOW)
+    u.bitwise_xor_(u >> 16).mul_(0x7FEB352D).bitwise_and_(_LOW)
+    u.bitwise_xor_(u >> 15).mul_(0x846CA68B).bitwise_and_(_LOW)
+    u.bitwise_xor_(u >> 16)
+    multiplier = low.mul_(0xD413CCCE).add_(high.mul_(0xC2B2AE36)).add_(0xD2511F53).bitwise_and_(_LOW)
+    return u.mul_(multiplier)
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
@@ -74,25 +75,25 @@ def _indices(box: Box) -> torch.Tensor:
 
 
 def _chunks(box: Box) -> Iterator[Box]:
-    """Yields parts of a box of at most _CHUNK elements, none for an empty one."""
+    """Yields parts of a box, of so many elements as are added up at a time; none for an empty one."""
     tensor = box.tensor
     if tensor.numel() == 0:
         return
     if tensor.is_contiguous() and box.steps == row_major(tensor.shape):
         box = Box(tensor.reshape(-1), box.first_index, (1,))
-    yield from _cut(box)
+    yield from _cut(box, _CHUNK if tensor.device.type == "cpu" else _CHUNK_OF_OTHERS)
 
 
-def _cut(box: Box) -> Iterator[Box]:
+def _cut(box: Box, most: int) -> Iterator[Box]:
     tensor, steps = box.tensor, box.steps
-    if tensor.numel() <= _CHUNK:
+    if tensor.numel() <= most:
         yield box
         return
     dim = max(range(tensor.dim()), key=lambda d: (tensor.shape[d] > 1, tensor.stride(d)))
-    at_once = max(1, _CHUNK * tensor.shape[dim] // tensor.numel())
+    at_once = max(1, most * tensor.shape[dim] // tensor.numel())
     for start in range(0, tensor.shape[dim], at_once):
         part = tensor.narrow(dim, start, min(at_once, tensor.shape[dim] - start))
-        yield from _cut(Box(part, box.first_index + start * steps[dim], steps))
+        yield from _cut(Box(part, box.first_index + start * steps[dim], steps), most)
 
 
 def box_records(boxes: Sequence[Box]) -> tuple[Records, np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -3,6 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
+from .digests import Digest, DigestDiff, TensorDigest
 from .distributions import (
     Constant,
     DeltaOrthogonal,
@@ -38,6 +39,8 @@ __all__ = [
     "Copy",
     "CopyEntry",
     "DeltaOrthogonal",
+    "Digest",
+    "DigestDiff",
     "Dirac",
     "Distribution",
     "Fill",
@@ -53,6 +56,7 @@ __all__ = [
     "Row",
     "Sparse",
     "Strided",
+    "TensorDigest",
     "Structured",
     "TorchTruncatedNormal",
     "TruncatedNormal",
