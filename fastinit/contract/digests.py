@@ -96,12 +96,19 @@ def _cut(box: Box, most: int) -> Iterator[Box]:
         yield from _cut(Box(part, box.first_index + start * steps[dim], steps), most)
 
 
-def box_records(boxes: Sequence[Box]) -> tuple[Records, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def box_records(
+    boxes: Sequence[Box], *, for_gpu: bool = False
+) -> tuple[Records, np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """Returns the records of boxes, as csrc/fill.h has them, and the number of each record's box.
 
     They are walked in the order of their memory, whatever that of the index is. Empty boxes have no records.
+
+    Args:
+        boxes: of any strided memory.
+        for_gpu: wide elements are words of 4 bytes, and records are cut where the kernel could not count, and runs
+            where the upper half of the index changes.
     """
-    rows = [(walk, i) for i, box in enumerate(boxes) for walk in _walks(box)]
+    rows = [(walk, i) for i, box in enumerate(boxes) for walk in _walks(box, for_gpu)]
     records = np.zeros(len(rows), RECORD)
     of_box = np.fromiter((i for _, i in rows), np.int64, len(rows))
     if rows:
@@ -116,21 +123,50 @@ def box_records(boxes: Sequence[Box]) -> tuple[Records, np.ndarray[tuple[int], n
 _Walk = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
-def _walks(box: Box) -> Iterator[_Walk]:
+def _walks(box: Box, for_gpu: bool) -> Iterator[_Walk]:
     """Yields address, first index, size, strides and steps of nested loops of MAX_DIMS dimensions, and the width."""
     tensor, width = box.tensor, box.tensor.element_size()
     if tensor.numel() == 0:
         return
     # The dimension of the smallest stride is the innermost loop; that of an expanded one, 0, the outermost.
     order = sorted(zip(tensor.stride(), tensor.shape, box.steps), key=lambda dim: (dim[0] != 0, -dim[0]))
+    first = box.first_index
+    if for_gpu and width > 4:
+        n_words, width = width // 4, 4
+        order = [(stride * n_words, size, step * n_words) for stride, size, step in order] + [(1, n_words, 1)]
+        first *= n_words
     strides, sizes, steps = zip(*order) if order else ((), (), ())
     dims = merged(sizes, strides, steps) or [(1, 1, 1)]
-    outer, inner = dims[: max(0, len(dims) - MAX_DIMS)], dims[-MAX_DIMS:]
-    padded = [(1, 0, 0)] * (MAX_DIMS - len(inner)) + inner
-    size, stride, step = (tuple(column) for column in zip(*padded))
-    for number in range(math.prod(n for n, _, _ in outer)):
-        offset = index = 0
-        for n, memory_step, index_step in reversed(outer):
-            number, at = divmod(number, n)
-            offset, index = offset + at * memory_step, index + at * index_step
-        yield tensor.data_ptr() + offset * width, box.first_index + index, size, stride, step, width
+    for offset, index, inner in _parts(dims, first, for_gpu):
+        padded = [(1, 0, 0)] * (MAX_DIMS - len(inner)) + inner
+        size, stride, step = (tuple(column) for column in zip(*padded))
+        yield tensor.data_ptr() + offset * width, index, size, stride, step, width
+
+
+_Dim = tuple[int, ...]  # size, stride, step of the index
+# The GPU kernel numbers the elements of a box of several rows with 32 bits.
+_MAX_ELEMENTS = 1 << 31
+# Steps of the index with which a run is not cut where the index passes a multiple of 2^32, since that would be too often.
+_WIDE_STEP = 1 << 24
+
+
+def _parts(dims: list[_Dim], first: int, for_gpu: bool) -> Iterator[tuple[int, int, list[_Dim]]]:
+    """Yields (offset, first index, dimensions) of parts that a record can hold."""
+    if len(dims) <= MAX_DIMS and (not for_gpu or _counts_in_32_bits(dims, first)):
+        yield 0, first, dims
+        return
+    (n, stride, step), inner = dims[0], dims[1:]
+    # Into halves; a dimension too many, into single ones.
+    at_once = 1 if len(dims) > MAX_DIMS else (n + 1) // 2
+    for start in range(0, n, at_once):
+        count = min(at_once, n - start)
+        rest = inner if count == 1 and inner else [(count, stride, step), *inner]
+        for offset, index, part in _parts(rest, first + start * step, for_gpu):
+            yield start * stride + offset, index, part
+
+
+def _counts_in_32_bits(dims: list[_Dim], first: int) -> bool:
+    if len(dims) > 1:
+        return math.prod(n for n, _, _ in dims) < _MAX_ELEMENTS
+    n, _, step = dims[0]
+    return n == 1 or step >= _WIDE_STEP or first >> 32 == (first + (n - 1) * step) >> 32
