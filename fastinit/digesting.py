@@ -14,7 +14,7 @@ from .backends.digests import sums, why_not
 from .checkpoint import Reading, Request
 from .checkpoint.storage.stored import StoredTensor, in_memory
 from .errors import check_module
-from .naming import join, walk, without_wrappers
+from .naming import Prefix, join, renamed, walk, without_wrappers
 from .plans import Box, Digest, TensorDigest
 from .shards.dtensor import boxes_of, is_sharded, local_part, mesh_of, why_not_shards
 from .shards.sums import check_ranks, whole_sums
@@ -23,7 +23,7 @@ Digestible = Union[nn.Module, Mapping[str, Any], str, "os.PathLike[str]"]
 
 
 @torch.no_grad()
-def digest(source: Digestible, *, non_persistent_buffers: bool = False) -> Digest:
+def digest(source: Digestible, *, non_persistent_buffers: bool = False, prefix: Prefix = "") -> Digest:
     """Returns a digest of each tensor of a model, a state dict or a checkpoint, and one of all of them.
 
     It depends on names, dtypes, shapes and bits alone, and not on the device, memory format, number of threads or mesh:
@@ -35,25 +35,28 @@ def digest(source: Digestible, *, non_persistent_buffers: bool = False) -> Diges
 
     Args:
         source: a module with memory; a mapping of names to tensors; or a path or name of a checkpoint, as for
-            ``load_checkpoint``, whose files are mapped and not read into memory. Tied tensors are stated under each of
-            their names, as in ``state_dict()``. What wrappers (``_orig_mod.``, DDP's ``module.``) add to names is left out.
+            ``load_checkpoint``, whose files are mapped and not read into memory. Tied tensors are stated under each
+            of their names, as in ``state_dict()``. What wrappers (``_orig_mod.``, DDP's ``module.``) add to names is
+            left out.
         non_persistent_buffers: also state the buffers that are not in ``state_dict()``.
+        prefix: as for ``initialize``: a part of a model (a pipeline's stage) is stated by its names in the whole.
 
     Raises:
         TypeError: ``source`` or one of its values is something else.
         FileNotFoundError: there is no such checkpoint.
-        RuntimeError: a tensor has no values (meta, lazy, released), is sparse, quantized, nested or another subclass, is
-            placed as ``Partial``; or the ranks do not agree: they have other tensors or their replicas differ.
+        RuntimeError: a tensor has no values (meta, lazy, released), is sparse, quantized, nested or another subclass,
+            or is placed as ``Partial``; or the ranks do not agree: their tensors are others, or replicas differ.
 
     Example:
         >>> import fastinit, torch
         >>> model = torch.nn.Linear(2, 1)
         >>> _ = fastinit.initialize(model, dict(type="Constant", val=1, bias=0, layer="Linear"))
-        >>> print(fastinit.digest(model).to_text(), end="")
-        # fastinit digest 1
-        total TOTAL
+        >>> print(fastinit.digest(model))
+        total bb2a497732ff92818a1f92f9cdfd5057
+        8917cada21ff63e3 float32[1,2] weight
+        5f17069a934088c4 float32[1] bias
     """
-    tensors = _tensors_of(source, non_persistent_buffers)
+    tensors = {renamed(name, prefix): tensor for name, tensor in _tensors_of(source, non_persistent_buffers).items()}
     problem = _problem(tensors)
     distributed = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
     if distributed:

@@ -1,8 +1,8 @@
-"""The digest of elements: a sum, modulo 2^64, over their words of 32 bits, each mixed with its index in the full tensor.
+"""The digest of elements: a sum, modulo 2^64, over their words of 32 bits, each mixed with its index.
 
-The order of a sum does not matter, so threads, chunks and ranks each add up what they have. Word j of a tensor (an element
-of 8 or 16 bytes is two or four words, the lowest first; narrower ones are a word with zeros above) counts, all in 32 bits
-except the product::
+The order of a sum does not matter, so threads, chunks and ranks each add up what they have. An element of 8 or 16 bytes
+is two or four words, the lowest first; a narrower one is a word with zeros above. Word j of a tensor counts, all in 32
+bits except the product::
 
     r, q = j mod 2^32, j div 2^32
     u = word + 0x9E3779B9 r + 0x85EBCA6B q
@@ -12,9 +12,9 @@ except the product::
     multiplier = 0xD413CCCE r + 0xC2B2AE36 q + 0xD2511F53
     counts u * multiplier, a number of 64 bits
 
-The mix is a bijection (lowbias32 of Chris Wellons) and the multiplier odd, so that a change of one word always shows. The
-arithmetic is of 32 bits because a 64-bit mix such as SplitMix64's takes two to three times as long with AVX2 and on GPUs.
-csrc/digest.h and kernels/digest.py are the same; here it is on tensors of any device, and the boxes become records.
+The mix is a bijection (lowbias32 of Chris Wellons) and the multiplier odd, so that a change of one word always shows.
+The arithmetic is of 32 bits because a 64-bit mix, such as SplitMix64's, takes two to four times as long with AVX2.
+csrc/digest.h and kernels/digest.py are the same; here it is on tensors of any device, and boxes become records.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _walks(box: Box, for_gpu: bool) -> Iterator[_Walk]:
 _Dim = tuple[int, ...]  # size, stride, step of the index
 # The GPU kernel numbers the elements of a box of several rows with 32 bits.
 _MAX_ELEMENTS = 1 << 31
-# Steps of the index with which a run is not cut where the index passes a multiple of 2^32, since that would be too often.
+# With such a step of the index a run is not cut where the index passes a multiple of 2^32: that would be too often.
 _WIDE_STEP = 1 << 24
 
 

@@ -1,7 +1,7 @@
 """Splits the records of a digest among the thread blocks of a GPU: a list of csrc/fill.h's Work.
 
-Memory that is aligned goes in units of 16 bytes; edges, odd strides and indices that pass a multiple of 2^32 go element by
-element.
+Memory that is aligned goes in units of 16 bytes; edges, odd strides and indices that pass a multiple of 2^32 go element
+by element.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from .gpu_work import WORK
-from .records import Records
+from .records import Column, Records
 
 UNITS, ELEMENTS = range(2)
 """The paths of kernels/digest.py. ``first`` is an element, ``n`` counts units or elements."""
 
 _UNIT_BYTES = 16
-# At most so many units or elements a piece, more where that would be more pieces than _PIECES: a piece takes a hundred times
+# Units or elements of a piece; more where that would be more pieces than _PIECES. A piece takes a hundred times
 # as long as its start, and the largest GPUs have twenty pieces for each thread block that they run at a time.
 _AT_ONCE = 1 << 13
 _PIECES = 1 << 15
@@ -37,7 +37,7 @@ def digest_work(records: Records) -> Records:
     )
 
 
-def _units(records: Records, per_unit: Records) -> tuple[Records, Records]:
+def _units(records: Records, per_unit: Column) -> tuple[Column, Column]:
     """Returns of each record how many elements come before its first unit, and how many units it has."""
     n, width = records["n_elements"], records["element_bytes"].astype(np.int64)
     size, stride, step = records["size"], records["stride"], records["index_stride"]
@@ -53,7 +53,7 @@ def _units(records: Records, per_unit: Records) -> tuple[Records, Records]:
     return np.where(can, head, 0), np.where(can, (n - head) // per_unit, 0)
 
 
-def _pieces(numbers: Records, first: Records, count: Records, elements: Records, path: int) -> Records:
+def _pieces(numbers: Column, first: Column, count: Column, elements: Column, path: int) -> Records:
     """Returns the pieces of stretches of ``count`` units of so many elements each."""
     at_once = max(_AT_ONCE, -(-int(count.sum()) // _PIECES))
     n_pieces = -(-count // at_once)

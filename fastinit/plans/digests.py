@@ -24,8 +24,8 @@ class TensorDigest(NamedTuple):
     """What one tensor holds."""
 
     hex: str
-    """64 bits, as 16 digits: of its elements, dtype and shape. The name does not count, so that tied, renamed and copied
-    tensors are seen to be equal."""
+    """64 bits, as 16 digits: of its elements, dtype and shape. The name does not count, so that tied, renamed and
+    copied tensors are seen to be equal."""
     dtype: str
     """E.g. ``bfloat16``."""
     shape: tuple[int, ...]

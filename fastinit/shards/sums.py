@@ -28,7 +28,9 @@ def check_ranks(tensors: Mapping[str, Any], problem: str) -> None:
     """
     found = problem
     for mesh, names in _by_mesh(tensors):
-        lines = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {_placed(tensors[name])}" for name in names]
+        lines = [
+            f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {_placed(tensors[name])}" for name in names
+        ]
         text = hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
         for dim in range(mesh.ndim):
             group = _group(mesh, dim)

@@ -43,7 +43,9 @@ VIEWS = {
     "overlapping": lambda x: x.unfold(0, 5, 2)[:50],
     "one element": lambda x: x[17],
     "none": lambda x: x[:0],
-    "more dimensions than records have": lambda x: x[:2400].view(2, 2, 2, 3, 5, 4, 5).permute(6, 0, 5, 1, 4, 2, 3)[:, :, :3, :, 1:, :, 1:],
+    "more dimensions than records have": lambda x: (
+        x[:2400].view(2, 2, 2, 3, 5, 4, 5).permute(6, 0, 5, 1, 4, 2, 3)[:, :, :3, :, 1:, :, 1:]
+    ),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, permutations
+
 import digest_answers
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def tilings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[list[tuple[int, int]
     """Draws a shape, and intervals that tile each of its dimensions."""
     shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
     cuts = [sorted({0, size, *draw(st.lists(st.integers(0, size), max_size=3))}) for size in shape]
-    return shape, [list(zip(each, each[1:])) for each in cuts]
+    return shape, [list(pairwise(each)) for each in cuts]
 
 
 @given(tilings(), st.sampled_from([torch.uint8, torch.bfloat16, torch.float32, torch.complex128]), st.booleans())
@@ -82,9 +84,7 @@ def subsets(n: int, value: int, base: int = 0) -> np.ndarray:
     return base ^ (((np.arange(1 << n)[:, None] >> np.arange(n)) & 1) * value)
 
 
-def permutations() -> np.ndarray:
-    from itertools import permutations
-
+def orders() -> np.ndarray:
     return torch.randn(8).view(torch.int32).numpy().view(np.uint32)[np.array(list(permutations(range(8))))]
 
 
@@ -94,7 +94,7 @@ FAMILIES = {
     "signs of ones in float32": lambda: subsets(18, 0x80000000, 0x3F800000),
     "three small integers": lambda: np.stack(np.meshgrid(*[np.arange(64)] * 3), -1).reshape(-1, 3),
     "three multiples of 128": lambda: 128 * np.stack(np.meshgrid(*[np.arange(128)] * 3), -1).reshape(-1, 3),
-    "orders of normals": permutations,
+    "orders of normals": orders,
 }
 
 

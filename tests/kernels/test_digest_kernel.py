@@ -49,7 +49,9 @@ def by_ptx(target: str, boxes: list[Box]) -> list[int]:
     work = gpu_digest_work.digest_work(records)
     out = np.zeros((len(work), N_THREADS), np.int64)
     memory = Memory(track=True)
-    storages = {box.tensor.untyped_storage().data_ptr(): box.tensor.untyped_storage() for box in boxes if box.tensor.numel()}
+    storages = {
+        box.tensor.untyped_storage().data_ptr(): box.tensor.untyped_storage() for box in boxes if box.tensor.numel()
+    }
     for storage in storages.values():
         memory.add(torch.tensor([], dtype=torch.uint8).set_(storage))
     for table in (records, work, out):
@@ -64,7 +66,9 @@ def on_gpu(boxes: list[Box]) -> list[int]:
     for box in boxes:
         tensor = box.tensor
         base = torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage()).cuda()
-        moved.append(Box(base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()), box.first_index, box.steps))
+        moved.append(
+            Box(base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()), box.first_index, box.steps)
+        )
     return backend._sums_by_triton(moved)
 
 
@@ -108,7 +112,9 @@ VIEWS = {
     "expanded": lambda x: x[:16].expand(7, 16),
     "aligned rows of rows": lambda x: x.view(3, 5, 10, 32)[:, 1:4, 2:9, :16],
     "one element": lambda x: x[17],
-    "many dimensions": lambda x: x[:2400].view(2, 2, 2, 3, 5, 4, 5).permute(6, 0, 5, 1, 4, 2, 3)[:, :, :3, :, 1:, :, 1:],
+    "many dimensions": lambda x: (
+        x[:2400].view(2, 2, 2, 3, 5, 4, 5).permute(6, 0, 5, 1, 4, 2, 3)[:, :, :3, :, 1:, :, 1:]
+    ),
 }
 
 
