@@ -63,21 +63,27 @@ FASTINIT_FN uint64_t digest_word(T word, uint64_t index) {
   return uint64_t(mixed(uint32_t(word) + key.add)) * key.multiply;
 }
 
+// How far the index of each lane's word is from that of the first, where elements of kWords words are `step` apart.
+template <int kWords>
+FASTINIT_FN u32 lane_offsets(uint64_t step) {
+  u32 offsets;
+  for (int lane = 0; lane < kLanes; ++lane) offsets[lane] = uint32_t(uint64_t(lane / kWords) * step) + uint32_t(lane % kWords);
+  return offsets;
+}
+
 // The words of n elements of kWords words each that lie one behind the other; the first word of the first has this index,
 // and the next element's is `step` further. The upper half of the index is the same throughout.
 template <class T, int kWords>
-uint64_t digest_run(const T* memory, uint64_t index, uint64_t step, int64_t n) {
+uint64_t digest_run(const T* memory, uint64_t index, uint64_t step, int64_t n, const u32& offsets) {
   uint64_t sum = 0;
   int64_t done = 0;  // words
   constexpr int64_t kAtOnce = kLanes / kWords;
   static_assert(kLanes % kWords == 0, "a register holds whole elements");
   if (n >= kAtOnce) {
-    u32 add, multiply;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const IndexKey key = index_key(index + uint64_t(lane / kWords) * step + uint64_t(lane % kWords));
-      add[lane] = key.add, multiply[lane] = key.multiply;
-    }
-    const u32 more_add = u32{} + uint32_t(kAtOnce * step) * kAdd, more_multiply = u32{} + uint32_t(kAtOnce * step) * kMultiply;
+    const IndexKey key = index_key(index);
+    const uint32_t ahead = uint32_t(kAtOnce * step);
+    u32 add = offsets * kAdd + key.add, multiply = offsets * kMultiply + key.multiply;
+    const u32 more_add = u32{} + ahead * kAdd, more_multiply = u32{} + ahead * kMultiply;
     u64 even{}, odd{};
     for (; done + kLanes <= n * kWords; done += kLanes) {
       const u32 word = mixed(load(memory + done) + add);
@@ -99,6 +105,7 @@ uint64_t digest_box(const FillDesc& fill, int64_t begin, int64_t end) {
   constexpr int last = kMaxDims - 1;
   const int64_t stride = fill.stride[last] * kWords;
   const uint64_t step = uint64_t(fill.index_stride[last]) * kWords;
+  const u32 offsets = lane_offsets<kWords>(step);
   uint64_t sum = 0;
   for_each_row(fill, begin, end, [&](char* row, uint64_t first, int64_t count) {
     const T* memory = reinterpret_cast<const T*>(row);
@@ -113,7 +120,7 @@ uint64_t digest_box(const FillDesc& fill, int64_t begin, int64_t end) {
       const uint64_t left = (uint64_t(1) << 32) - uint32_t(index);
       const uint64_t fit = step == 0 ? uint64_t(count) : (left + step - 1) / step;
       const int64_t n = int64_t(std::min(uint64_t(count), fit));
-      sum += digest_run<T, kWords>(memory, index, step, n);
+      sum += digest_run<T, kWords>(memory, index, step, n, offsets);
       memory += n * kWords, index += uint64_t(n) * step, count -= n;
     }
   });

@@ -14,6 +14,7 @@ from .backends.digests import sums, why_not
 from .checkpoint import Reading, Request
 from .checkpoint.storage.stored import StoredTensor, in_memory
 from .errors import check_module
+from .execution.collector import uncollected
 from .naming import Prefix, join, renamed, walk, without_wrappers
 from .plans import Box, Digest, TensorDigest
 from .shards.dtensor import boxes_of, is_sharded, local_part, mesh_of, why_not_shards
@@ -57,6 +58,11 @@ def digest(source: Digestible, *, non_persistent_buffers: bool = False, prefix: 
         5f17069a934088c4 float32[1] bias
     """
     tensors = {renamed(name, prefix): tensor for name, tensor in _tensors_of(source, non_persistent_buffers).items()}
+    with uncollected():  # a model has many tensors
+        return _digest_of(tensors)
+
+
+def _digest_of(tensors: Mapping[str, torch.Tensor]) -> Digest:
     problem = _problem(tensors)
     distributed = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
     if distributed:

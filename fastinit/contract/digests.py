@@ -30,6 +30,8 @@ from ..plans.geometry import merged
 from .records import MAX_DIMS, RAW, RECORD, Records
 
 _LOW = 0xFFFFFFFF
+# Sizes but the last, and strides, of what lies in order.
+_ONES, _ONE_STEP = (1,) * (MAX_DIMS - 1), (0,) * (MAX_DIMS - 1) + (1,)
 # Elements at a time, with temporaries of some 60 bytes each: in a processor's cache, and enough for all of a GPU.
 _CHUNK, _CHUNK_OF_OTHERS = 1 << 17, 1 << 22
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
@@ -128,9 +130,12 @@ def _walks(box: Box, for_gpu: bool) -> Iterator[_Walk]:
     tensor, width = box.tensor, box.tensor.element_size()
     if tensor.numel() == 0:
         return
+    first = box.first_index
+    if not for_gpu and tensor.is_contiguous() and box.steps == row_major(tensor.shape):  # as nearly all are
+        yield tensor.data_ptr(), first, (*_ONES, tensor.numel()), _ONE_STEP, _ONE_STEP, width
+        return
     # The dimension of the smallest stride is the innermost loop; that of an expanded one, 0, the outermost.
     order = sorted(zip(tensor.stride(), tensor.shape, box.steps), key=lambda dim: (dim[0] != 0, -dim[0]))
-    first = box.first_index
     if for_gpu and width > 4:
         n_words, width = width // 4, 4
         order = [(stride * n_words, size, step * n_words) for stride, size, step in order] + [(1, n_words, 1)]
