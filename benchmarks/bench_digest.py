@@ -1,9 +1,9 @@
 """Digests against a plain sum of the same memory: the native core, whole models, and a GPU where there is one.
 
-Nothing is timed before its results are right: the core's sums on every instruction set are those of torch's operators
-(which tests compare with the formula), of any view. The plain sum is ``torch.sum`` over the same memory as float32, which reads it as
-fast as torch can, in turns with the digest; of views, over the same view. "in cache" is memory that fits a core's
-second-level cache, "in memory" is far larger than all caches. Writes ``results/bench_digest.csv``. Run with
+Nothing is timed before its results are right: the core's sums of any view, on every instruction set, are those of torch's
+operators (which tests compare with the formula). The plain sum is ``torch.sum`` over the same memory as float32, which
+reads it as fast as torch can, in turns with the digest; of views, over the same view. "in cache" is memory that fits a
+core's second-level cache, "in memory" is far larger than all caches. Writes ``results/bench_digest.csv``. Run with
 ``make bench``.
 """
 
@@ -25,7 +25,6 @@ from fastinit.backends import cpp_backend, digests, triton_backend
 from fastinit.contract.digests import box_records, sum_by_torch
 from fastinit.demo import GPT
 from fastinit.plans import Box
-
 
 ROUNDS = 7
 # A round takes at least so long, so that starting threads counts as little as it does in a model.
