@@ -1,10 +1,10 @@
 """Digests against a plain sum of the same memory: the native core, whole models, and a GPU where there is one.
 
-Nothing is timed before its results are right: the core's sums of any view, on every instruction set, are those of torch's
-operators (which tests compare with the formula). The plain sum is ``torch.sum`` over the same memory as float32, which
-reads it as fast as torch can, in turns with the digest; of views, over the same view. "in cache" is memory that fits a
-core's second-level cache, "in memory" is far larger than all caches. Writes ``results/bench_digest.csv``. Run with
-``make bench``.
+Nothing is timed before its results are right: the core's sums of any view, on every instruction set, are those of
+torch's operators (which tests compare with the formula). The plain sum is ``torch.sum`` over that memory as float32,
+which reads it as fast as torch can, in turns with the digest; of views, over the same view. "in cache" is memory that
+fits a core's second-level cache, "in memory" is far larger than all caches. Writes ``results/bench_digest.csv``. Run
+with ``make bench``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise, permutations
+from typing import Any
 
 import digest_answers
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 
 from fastinit.contract import digests
 from fastinit.plans import Box, TensorDigest
 
+PAGE = (ROOT / "docs" / "digests.md").read_text()
 WORD = 1 << 64
 
 
@@ -40,6 +44,16 @@ def test_the_formula_gives_the_known_sums() -> None:
     for answer in digest_answers.answers():
         if answer.n <= 65:
             assert f"{digest_answers.formula(answer.box()):016x}" == answer.sum, answer
+
+
+def test_the_code_of_the_page_gives_the_known_digests() -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "def digest_of" in block)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    known = [answer for answer in digest_answers.answers() if (answer.first, answer.step) == (0, 1)]
+    assert len(known) == len(digest_answers.DTYPES) * len(digest_answers.SIZES)
+    for answer in known:
+        assert names["digest_of"](answer.box().tensor) == answer.digest, answer
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def answers() -> list[Answer]:
 
 
 def formula(box: Box) -> int:
-    """Returns the sum of a box by the formula of docs/reproducibility.md, word by word."""
+    """Returns the sum of a box by the formula of docs/digests.md, word by word."""
     width = box.tensor.element_size()
     data = box.tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     of_word, n_words = min(width, 4), max(1, width // 4)
