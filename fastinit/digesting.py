@@ -37,8 +37,8 @@ def digest(source: Digestible, *, non_persistent_buffers: bool = False, prefix: 
     Args:
         source: a module with memory; a mapping of names to tensors; or a path or name of a checkpoint, as for
             ``load_checkpoint``, whose files are mapped and not read into memory. Tied tensors are stated under each
-            of their names, as in ``state_dict()``. What wrappers (``_orig_mod.``, DDP's ``module.``) add to names is
-            left out.
+            of their names, as in ``state_dict()``. What wrappers (``_orig_mod.``, DDP's ``module.``) add to a module's
+            names is left out.
         non_persistent_buffers: also state the buffers that are not in ``state_dict()``.
         prefix: as for ``initialize``: a part of a model (a pipeline's stage) is stated by its names in the whole.
 
