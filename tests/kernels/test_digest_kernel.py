@@ -163,6 +163,14 @@ def test_few_pieces_are_long(sums: Sums, monkeypatch: pytest.MonkeyPatch) -> Non
     check(sums, boxes)
 
 
+def test_a_run_goes_in_units_where_its_index_passes_a_multiple_of_two_to_the_32() -> None:
+    box = Box(numbers(100_000, torch.bfloat16), (1 << 32) - 1000, (1,))
+    records, _ = digests.box_records([box], for_gpu=True)
+    work = gpu_digest_work.digest_work(records)
+    one_by_one = work[work["path"] == gpu_digest_work.ELEMENTS]["n"].sum()
+    assert one_by_one < 200 and (work["n"] > 0).all()
+
+
 @needs.mark(needs.EMULATION)
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_instruction_is_left_out_of_the_proof(target: str) -> None:

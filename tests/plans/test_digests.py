@@ -45,12 +45,16 @@ def test_text_has_a_line_for_each_tensor(digest: Digest) -> None:
 
 def test_text_is_as_documented() -> None:
     assert Digest({"layer.weight": A}).to_text() == (
-        "# fastinit digest 1\ntotal 2bf901387c7c3fc8ba3c274d457ee1ea\nb15ad9cad5852e56 float32[2,3] layer.weight\n"
+        "# fastinit digest 1\ntotal 189735cab18cebac371ae897b3f0c6ad\n01b3c9571a0febb3 float32[2,3] layer.weight\n"
     )
 
 
 def test_the_digest_of_a_tensor_depends_on_dtype_and_shape() -> None:
     assert len({A.hex, WIDE.hex, TURNED.hex}) == 3
+
+
+def test_different_sums_of_one_form_have_different_digests() -> None:
+    assert len({TensorDigest.of(total, "float32", (2, 3)).hex for total in (0, 1, 2**63, 2**64 - 1)}) == 4
 
 
 def test_the_total_depends_on_every_name_and_value() -> None:
