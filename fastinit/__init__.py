@@ -6,11 +6,12 @@ from . import integrations, plans, presets
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
+from .digesting import digest
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
 from .planning import plan
-from .plans import Plan
+from .plans import Digest, Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
 from .redrawing import redraw
@@ -64,6 +65,7 @@ __all__ = [
     "Caffe2XavierInit",
     "ConstantInit",
     "DeltaOrthogonalInit",
+    "Digest",
     "DiracInit",
     "GlorotInit",
     "HeInit",
@@ -94,6 +96,7 @@ __all__ = [
     "capture",
     "constant_init",
     "delta_orthogonal_init",
+    "digest",
     "dirac_init",
     "identity_init",
     "initialize",

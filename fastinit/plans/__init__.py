@@ -5,6 +5,7 @@ A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the 
 
 from .coverage import written_in_full
 from .differences import PlanDiff
+from .digests import Digest, DigestDiff, TensorDigest
 from .distributions import (
     Constant,
     DeltaOrthogonal,
@@ -42,6 +43,8 @@ __all__ = [
     "Copy",
     "CopyEntry",
     "DeltaOrthogonal",
+    "Digest",
+    "DigestDiff",
     "Dirac",
     "Distribution",
     "Fill",
@@ -59,6 +62,7 @@ __all__ = [
     "Row",
     "Sparse",
     "Strided",
+    "TensorDigest",
     "Structured",
     "TorchTruncatedNormal",
     "TruncatedNormal",

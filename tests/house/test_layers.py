@@ -20,6 +20,7 @@ LAYERS = [
     ["backends"],
     ["execution"],
     ["checkpoint"],
+    ["digesting"],
     ["config"],
     ["recording"],
     ["weight_init", "base_module"],
