@@ -9,6 +9,7 @@ from .data_dependent import lsuv
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
+from .parameter_values import values
 from .planning import plan
 from .plans import Plan
 from .recording.capturing import build, capture
@@ -110,6 +111,7 @@ __all__ = [
     "uniform_init",
     "update_init_info",
     "use",
+    "values",
     "variance_scaling_init",
     "xavier_init",
 ]

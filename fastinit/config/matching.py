@@ -95,12 +95,17 @@ def captured_groups(module: nn.Module, patterns: Sequence[str]) -> Callable[[str
 
     def captured(name: str) -> Captured:
         found = ((match, pattern) for matches, pattern in matchers if (match := matches(name)))
-        match, pattern = next(found, (None, ""))
-        if isinstance(match, re.Match) and pattern.startswith(REGEX_PREFIX):  # globs have groups of fnmatch's own
-            return tuple(match.groupdict().items())
-        return ()
+        return _groups(*next(found, (None, "")))
 
     return captured
+
+
+def groups_of_name(name: str, patterns: Sequence[str]) -> Captured | None:
+    """Returns the named groups of the first pattern that matches a parameter's name, None if none does."""
+    for pattern in patterns:
+        if match := _matcher(pattern, (name,))(name):
+            return _groups(match, pattern)
+    return None
 
 
 def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
@@ -125,6 +130,12 @@ def _matcher(pattern: str, present: Container[str]) -> Callable[[str], Any]:
         return re.compile(pattern.removeprefix(REGEX_PREFIX)).fullmatch
     except re.error as error:
         raise ValueError(f"param {pattern!r} is not a valid regular expression: {error}") from error
+
+
+def _groups(match: object, pattern: str) -> Captured:
+    if isinstance(match, re.Match) and pattern.startswith(REGEX_PREFIX):  # globs have groups of fnmatch's own
+        return tuple(match.groupdict().items())
+    return ()
 
 
 def _did_you_mean(wanted: Sequence[str], present: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ LAYERS = [
     ["checkpoint"],
     ["config"],
     ["recording"],
-    ["weight_init", "base_module"],
+    ["weight_init", "base_module", "parameter_values"],
     ["data_dependent"],
     ["own_code"],
     ["own_init"],
