@@ -55,6 +55,7 @@ from .weight_init import (
     variance_scaling_init,
     xavier_init,
 )
+from .writing import write
 
 __all__ = [
     "WEIGHT_INITIALIZERS",
@@ -113,5 +114,6 @@ __all__ = [
     "use",
     "values",
     "variance_scaling_init",
+    "write",
     "xavier_init",
 ]

@@ -27,7 +27,8 @@ LAYERS = [
     ["own_code"],
     ["own_init"],
     ["materializing"],
-    ["planning"],
+    ["planning", "written_contents"],
+    ["writing"],
     ["integrations", "demo"],
     ["__init__", "__main__"],
 ]
