@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -74,14 +74,25 @@ def plan(
         root, recipe = made_without_memory(module)
         device = torch.empty(0).device if device is None else device
     how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict)
-    items, scope, target = planned_items(root, init_cfg, recipe, device, how)
-    return plan_of(items, scope, target)
+    found = planned_items(root, init_cfg, recipe, device, how)
+    return plan_of(found.items, found.scope, found.device)
+
+
+class Planned(NamedTuple):
+    """The items of an initialization, which can all run."""
+
+    items: list[Item]
+    scope: Scope
+    device: torch.device | None
+    """That the module is to be on, where that was said."""
+    n_asked: int
+    """How many of the items, the first ones, are those of rules and recipes; modules' own code gives the others."""
 
 
 def planned_items(
     root: nn.Module, init_cfg: Any, recipe: Recipe | None, device: torch.device | str | None, how: dict[str, Any]
-) -> tuple[list[Item], Scope, torch.device | None]:
-    """Returns the items of an initialization, which can all run, with their scope and their device.
+) -> Planned:
+    """Returns the items of an initialization; nothing is written.
 
     Args:
         root, init_cfg, device: as for ``plan``.
@@ -97,11 +108,12 @@ def planned_items(
     if recipe is None or init_cfg is not None:  # `build` runs no init_weights
         steps += _steps_for(root, init_cfg, scope, is_needed=target is None)
     items = [item for step in steps for item in step.items]
+    n_asked = len(items)
     if target is not None and recipe is None:
         items += own_items(root, items, target, how)
     check(items, scope, needs_memory=False)
     scope.check_complete(items)
-    return items, scope, target
+    return Planned(items, scope, target, n_asked)
 
 
 def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", **how: Any) -> tuple[nn.Module, Recipe]:
@@ -175,6 +187,6 @@ def _made_anew(slots: Sequence[Slot]) -> list[Item]:
     for slot in {id(slot.tensor): slot for slot in slots}.values():
         info = f"own code of {type(slot.module).__name__}"
         entry = ReplayEntry(slot.name, slot.tensor, info)
-        why = f"{info} makes it anew, which is only seen where it has memory"
+        why = f"no rule reaches it, and what {info} gives it is not known before it has memory"
         items.append(Replay(slot.module, (entry,), "materialize", info, lambda entries, scope: None, why))
     return items

@@ -29,6 +29,7 @@ from .own_init import warn_of_own_init
 from .planning import made_without_memory, planned_items
 from .plans import Fill, Plan, describe
 from .recording.capturing import default_dtype
+from .recording.recipes import Recipe
 from .version import __version__
 from .written_contents import ToWrite, of_model, of_plan
 
@@ -149,11 +150,16 @@ def _contents(
         raise TypeError(
             "write: dtype is for functions that make a model; model.to(dtype) costs nothing on the meta device"
         )
-    items, _, _ = planned_items(model, init_cfg, recipe, _CPU, how)
+    planned = planned_items(model, init_cfg, recipe, _CPU, how)
     if recipe is None:
-        rest, _ = by_reach(list(slots_of(model)), [item for item in items if item.rule != "materialize"])
+        rest, _ = by_reach(list(slots_of(model)), planned.items[: planned.n_asked])
         warn_of_own_init(model, rest, scope, "write")
-    return of_model(model, items, recipe, scope)
+    recipes = [each for each in (recipe, init_cfg) if isinstance(each, Recipe)]
+
+    def why_unknown(name: str) -> str:
+        return next(filter(None, (each.why_unknown(name, prefix) for each in recipes)), "")
+
+    return of_model(model, planned.items, planned.n_asked, scope, why_unknown)
 
 
 def _fills(contents: Sequence[Content]) -> list[Fill]:

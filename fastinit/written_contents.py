@@ -18,7 +18,6 @@ from .materializing import rebound
 from .naming import without_wrappers
 from .plans import Call, Copy, Dirac, Fill, Identity, Item, Plan, Replay, Strided, is_structured, names_line, tensors_of
 from .recording.libraries import tied_to_others
-from .recording.recipes import Recipe
 from .shards.dtensor import is_sharded
 
 Place = tuple[int, torch.dtype, Strided]
@@ -39,14 +38,17 @@ class ToWrite:
     """Names of tied tensors that are not written -> those of the same tensors that are."""
 
 
-def of_model(model: nn.Module, items: Sequence[Item], recipe: Recipe | None, scope: Scope) -> ToWrite:
+def of_model(
+    model: nn.Module, items: Sequence[Item], n_asked: int, scope: Scope, why_unknown: Callable[[str], str]
+) -> ToWrite:
     """Returns what a checkpoint of a model holds: its state dict, in which tied tensors come once.
 
     Args:
         model: on the meta device; what has memory keeps its values where no item writes it.
         items: that give it its values.
-        recipe: that they are of; it knows why it does not know some.
+        n_asked: how many of them, the first ones, are those of rules and recipes, and not of modules' own code.
         scope: whose seed counts.
+        why_unknown: returns what wrote a tensor, by its name, that a recipe cannot do again, "" for any other tensor.
 
     Raises:
         RuntimeError: tensors have no values that a plan knows; they are listed.
@@ -58,21 +60,22 @@ def of_model(model: nn.Module, items: Sequence[Item], recipe: Recipe | None, sco
     _must_be_strided(named)
     kept, dropped = _without_ties(named, _tied_names(model))
     owners = {place_of(each): each for each in (*model.parameters(), *model.buffers()) if not is_sharded(each)}
-    of_place = _items_by_place(items)
+    of_place, asked = _items_by_place(items), _items_by_place(items[:n_asked])
     lost: list[str] = []
     contents = []
     for name in kept:
         tensor = named[name]
-        place = place_of(tensor)
-        owner = owners.get(place)
-        view: Callable[[torch.Tensor], torch.Tensor] | None = None
+        owner, view = owners.get(place_of(tensor)), None
         if owner is None:
             owner, view = _part_of(tensor, owners.values())
-        found = of_place.get(place_of(owner), []) if owner is not None else []
-        why = _why_not(owner, found, recipe, without_wrappers(name), scope)
-        if why is not None:
+        place = None if owner is None else place_of(owner)
+        found = [] if place is None else of_place.get(place, [])
+        why = _why_not(owner, found)
+        if place not in asked and tensor.is_meta:  # a recipe's word counts more than what own code would give
+            why = why_unknown(without_wrappers(name)) or why
+        if owner is None or why is not None:
             lost.append(f"{name} ({why})" if why else name)
-        elif owner is not None:
+        else:
             origin = _origin(owner, found, scope, view)
             contents.append(Content(name, tensor.dtype, tuple(tensor.shape), origin))
     if lost:
@@ -108,7 +111,7 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
     of_place = _items_by_place(plan.items)
     contents, lost = [], []
     for place, (name, tensor) in tensors.items():
-        if (why := _why_not(tensor, of_place[place], None, name, scope)) is not None:
+        if (why := _why_not(tensor, of_place[place])) is not None:
             lost.append(f"{name} ({why})" if why else name)
         origin = _origin(tensor, of_place[place], scope, None)
         contents.append(Content(name, tensor.dtype, tuple(tensor.shape), origin))
@@ -149,26 +152,23 @@ def _must_be_strided(named: Mapping[str, torch.Tensor]) -> None:
         raise RuntimeError(f"write: {names_line('tensors are not plain strided ones', list(others))}")
 
 
-def _why_not(
-    owner: torch.Tensor | None, items: Sequence[Item], recipe: Recipe | None, name: str, scope: Scope
-) -> str | None:
-    """Returns why a tensor has no known values, None if it has."""
+def _why_not(owner: torch.Tensor | None, items: Sequence[Item]) -> str | None:
+    """Returns why a tensor has no known values ("": nothing is known of it), None if it has."""
     if owner is None:
         return "a hook of state_dict() computes it"
     if not owner.numel():
         return None
-    if unknown := [item.unknown for item in items if isinstance(item, Replay) and item.unknown]:
+    computed = [item for item in items if isinstance(item, Replay)]
+    if unknown := [item.unknown for item in computed if item.unknown]:
         return unknown[-1]
-    if not owner.is_meta or any(isinstance(item, Replay) for item in items):
+    if computed or not owner.is_meta:
         return None
-    if items:
-        fills = [item for item in items if isinstance(item, Fill)]
-        parts = [
-            draw for fill in fills for part, numbers in _parts(fill) or () for draw in (Draw(fill, part, numbers),)
-        ]
-        is_whole = any(fill.parts is None for fill in fills) or _cover(parts, owner)
-        return None if is_whole else f"only a part of it is filled: {fills[-1].info or fills[-1].rule}"
-    return (recipe.why_unknown(name, scope.prefix) if recipe is not None else None) or ""
+    fills = [item for item in items if isinstance(item, Fill)]
+    if not fills:
+        return ""
+    draws = [Draw(fill, *where) for fill in fills for where in _parts(fill) or ()]
+    is_whole = any(fill.parts is None for fill in fills) or _cover(draws, owner)
+    return None if is_whole else f"only a part of it is filled: {fills[-1].info or fills[-1].rule}"
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
