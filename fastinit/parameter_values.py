@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import EllipsisType
 from typing import Any, NamedTuple, Union, get_args
 
@@ -12,9 +13,10 @@ import torch
 
 from .backends import AUTO, BACKENDS, checked
 from .config.initializers import BaseInit
-from .config.matching import groups_of_name
+from .config.matching import selected_by_name
 from .config.module_fills import Shape
 from .config.number_texts import NumberTexts
+from .config.parts import blocks_of
 from .config.running import is_planned
 from .contract.streams import check_seed
 from .errors import locating
@@ -22,8 +24,9 @@ from .execution.calls import current_call
 from .execution.defaults import default_backend
 from .execution.runner import check, execute, prepare
 from .execution.scope import Scope
-from .plans import Box, Distribution, Fill, row_major
+from .plans import Box, Distribution, Fill, Region, is_structured, row_major
 from .registry import WEIGHT_INITIALIZERS
+from .shards.dtensor import part_fill
 
 Index = Union[int, slice, EllipsisType]
 _DISTRIBUTIONS: tuple[type, ...] = get_args(Distribution)
@@ -83,15 +86,18 @@ def values(
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, but got {dtype!r} of {type(dtype)}")
     full = _checked_shape(shape)
-    given = _distribution(distribution, name, full)
+    given, blocks = _distribution(distribution, name, full)
     part = _part(box, full)
     target = torch.empty(0).device if device is None else torch.device(device)
     scope = Scope(None, None, backend=_backend(backend, target), seed=check_seed(seed))
     call = current_call()
-    if call is None:
-        return _drawn(name, full, given, part, dtype, target, scope)
-    with call.pending.own_work():
-        return _drawn(name, full, given, part, dtype, target, scope)
+    with nullcontext() if call is None else call.pending.own_work():
+        if len(blocks) > 1 and is_structured(given):
+            whole = _drawn_in_blocks(name, full, given, blocks, dtype, target, scope)
+            found = whole.as_strided(part.sizes, part.steps, part.first_index).clone()
+        else:
+            found = _drawn(name, full, given, part, dtype, target, scope)
+        return found.flip(part.reversed_dims) if part.reversed_dims else found
 
 
 class _Part(NamedTuple):
@@ -123,7 +129,26 @@ def _drawn(
         check([fill], scope, needs_memory=where is device)
     prepare([fill], scope)
     execute([fill], scope)
-    return tensor.flip(part.reversed_dims) if part.reversed_dims else tensor
+    return tensor
+
+
+def _drawn_in_blocks(
+    name: str,
+    shape: Shape,
+    distribution: Distribution,
+    blocks: Sequence[Region],
+    dtype: torch.dtype,
+    device: torch.device,
+    scope: Scope,
+) -> torch.Tensor:
+    """Returns all values of a parameter that consists of several matrices."""
+    for where in (torch.device("meta"), device):
+        tensor = torch.empty(shape, dtype=dtype, device=where)
+        fills = [part_fill(name, tensor, each, distribution, "values", "") for each in blocks]
+        check(fills, scope, needs_memory=where is device)
+    prepare(fills, scope)
+    execute(fills, scope)
+    return tensor
 
 
 def _backend(asked: str | None, device: torch.device) -> str:
@@ -154,10 +179,11 @@ def _backend(asked: str | None, device: torch.device) -> str:
 # --- which distribution -------------------------------------------------------------------------------------------
 
 
-def _distribution(given: Any, name: str, shape: Shape) -> Distribution:
-    """Returns the distribution that is meant, at a parameter of a name and shape."""
+def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, list[Region]]:
+    """Returns the distribution that is meant at a parameter of a name and shape, and the blocks that it is of."""
+    whole = Region.whole(shape)
     if isinstance(given, _DISTRIBUTIONS):
-        return given  # type: ignore[return-value]
+        return given, [whole]  # type: ignore[return-value]
     if isinstance(given, Mapping):
         beside = [key for key in _SELECTORS if given.get(key) is not None]
         if beside:
@@ -179,15 +205,22 @@ def _distribution(given: Any, name: str, shape: Shape) -> Distribution:
             "values: fan='layer' asks the parameter's module, and none is known here. Give the distribution of its row "
             "in fastinit.plan(model, ...)"
         )
-    captured = groups_of_name(name, given.param) if given.param else ()
-    if captured is None:
+    selected = selected_by_name(name, given.param) if given.param else (None, ())
+    if selected is None:
         raise ValueError(f"values: the rule's param {given.param} does not match the name {name!r}")
+    part, captured = selected
+    if part is not None:
+        raise ValueError(
+            f"values: the rule's param {given.param} is for a part of {name!r}, and the rest has another rule's "
+            f"values. Give the distribution of the part's row in fastinit.plan(model, ...), and the part as box"
+        )
     texts = NumberTexts(given, given._fans)
     with locating("values"), texts.locating():
-        found = texts.at(captured)(shape)
+        blocks = blocks_of(whole, given.blocks) if given.blocks else [whole]
+        found = texts.at(captured)(blocks[0].shape)
         if not isinstance(found, _DISTRIBUTIONS):
             raise TypeError(f"weight_distribution must return a distribution of fastinit.plans, but returned {found!r}")
-    return found
+    return found, blocks
 
 
 # --- which part -----------------------------------------------------------------------------------------------------

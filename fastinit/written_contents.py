@@ -262,13 +262,13 @@ def _draws(items: Iterable[Item]) -> list[Draw]:
     """Returns fills of which any range can be drawn, in order; none if one of the items is something else."""
     found: list[Draw] = []
     for item in items:
-        is_drawn = isinstance(item, Fill) and (
-            not is_structured(item.distribution) or isinstance(item.distribution, (Identity, Dirac))
-        )
-        parts = _parts(item) if is_drawn and isinstance(item, Fill) else None
+        if not isinstance(item, Fill):
+            return []
+        by_index = item.parts is None and isinstance(item.distribution, (Identity, Dirac))
+        parts = _parts(item) if by_index or not is_structured(item.distribution) else None
         if parts is None:
             return []
-        found += [Draw(item, part, numbers) for part, numbers in parts]  # type: ignore[arg-type]
+        found += [Draw(item, part, numbers) for part, numbers in parts]
     return found
 
 
@@ -277,8 +277,6 @@ def _parts(fill: Fill) -> list[tuple[Strided, Strided]] | None:
     if fill.parts is None:
         whole = Strided.whole(fill.tensor.shape)
         return [(whole, whole)]
-    if is_structured(fill.distribution):
-        return None
     whole = Strided.of(fill.tensor)
     found = [(Strided.of(box.tensor).within(whole), box.indices) for box in fill.parts]
     return None if any(part is None for part, _ in found) else found  # type: ignore[return-value]

@@ -117,6 +117,21 @@ def test_a_model_on_the_meta_device_gets_what_materialize_gives_it(tmp_path: Pat
     assert_same_tensors(by_name(st.load_file(file)), by_name(model.state_dict()))
 
 
+@pytest.mark.usefixtures("window")
+def test_parts_that_rules_fill_are_written(tmp_path: Path) -> None:
+    cfg = [
+        dict(type="Normal", std=0.1, param="0.weight"),
+        dict(type="Xavier", param="0.weight[3:7]"),
+        dict(type="Uniform", param="0.weight[:, 2:9]"),
+        dict(type="Orthogonal", param="2.weight", blocks=3),
+        dict(type="Identity", param="2.weight[10:20, 5:15]"),
+    ]
+    model = on_meta(plain)
+    (file,) = fastinit.write(model, tmp_path, cfg, seed=5)
+    fastinit.materialize(model, cfg, backend="cpp", seed=5)
+    assert_same_tensors(by_name(st.load_file(file)), by_name(model.state_dict()))
+
+
 def test_a_recipe_serves_as_a_config(tmp_path: Path) -> None:
     with fastinit.capture(backend="cpp", seed=3) as recipe, torch.device("meta"):
         model = of_all_kinds()

@@ -43,6 +43,8 @@ RULES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "Identity": (dict(type="Identity"), (14, 9)),
     "Dirac": (dict(type="Dirac", groups=2), (8, 5, 3)),
     "Sparse": (dict(type="Sparse", sparsity=0.3, std=1), (14, 9)),
+    "blocks": (dict(type="Xavier", blocks=3), (9, 4)),
+    "Orthogonal blocks": (dict(type="Orthogonal", blocks=[3, 2]), (12, 8)),
     "torch's": (dict(type="torch.nn.init.xavier_uniform_"), (6, 4)),
 }
 
@@ -196,6 +198,11 @@ def test_a_device_without_memory_is_refused() -> None:
 def test_selectors_of_modules_are_refused(beside: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"no module is known here: leave out {next(iter(beside))!r}"):
         fastinit.values("w", (3, 3), dict(type="Xavier", **beside), seed=0)
+
+
+def test_a_rule_for_a_part_of_the_parameter_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"is for a part of 'w', and the rest has another rule's values"):
+        fastinit.values("w", (6, 4), dict(type="Xavier", param="w[0:3]"), seed=0)
 
 
 def test_fans_of_a_layer_are_refused() -> None:
