@@ -10,6 +10,7 @@ from .digesting import digest
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
+from .parameter_values import values
 from .planning import plan
 from .plans import Digest, Plan
 from .recording.capturing import build, capture
@@ -57,6 +58,7 @@ from .weight_init import (
     variance_scaling_init,
     xavier_init,
 )
+from .writing import write
 
 __all__ = [
     "WEIGHT_INITIALIZERS",
@@ -116,7 +118,9 @@ __all__ = [
     "uniform_init",
     "update_init_info",
     "use",
+    "values",
     "variance_scaling_init",
     "verify",
+    "write",
     "xavier_init",
 ]

@@ -104,7 +104,7 @@ def materialize(
                 without = [slot for slot in own_code_for(model, rest)[1] if slot.module not in of_models]
                 _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
             if not is_tree:
-                warn_of_own_init(model, rest, call)
+                warn_of_own_init(model, rest, call.scope)
             # What rules and the recipe write can be there before the modules' own code runs, which may read it.
             are_known = not is_tree and all(map(_is_known, items))
             new = _allocate(slots, target)

@@ -201,6 +201,8 @@ class Replay:
     info: str
     compute: Callable[[Sequence[ReplayEntry], Any], object] = field(repr=False)
     """Computes the entries; the second argument is the scope of the call."""
+    unknown: str = ""
+    """Why it computes nothing: the values are known when the code runs."""
 
 
 @dataclass(frozen=True, eq=False)
