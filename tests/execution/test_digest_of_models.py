@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import needs
@@ -130,7 +131,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_of_values_change_the_digest(change) -> None:
+def test_changes_of_values_change_the_digest(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     tensor = torch.randn(12, 12)
     tensor[0, 0] = 0.0
     changed = change(tensor)
@@ -248,7 +249,7 @@ WITHOUT = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("make", "message"), WITHOUT.values(), ids=WITHOUT)
-def test_tensors_without_plain_values_are_refused_by_name(make, message: str) -> None:
+def test_tensors_without_plain_values_are_refused_by_name(make: Callable[[], torch.Tensor], message: str) -> None:
     tensors = {"good": torch.ones(2), "encoder.weight": make(), "other": torch.empty(1, device="meta")}
     with pytest.raises(RuntimeError, match=rf"^digest: 'encoder.weight' {message}.*\(and 1 more such tensors\)"):
         fastinit.digest(tensors)
