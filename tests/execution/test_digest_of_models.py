@@ -187,6 +187,15 @@ def test_checkpoints_have_the_digest_of_their_model(tmp_path: Path) -> None:
     assert fastinit.digest(str(tmp_path / "model.safetensors")) == expected
 
 
+def test_tensors_of_a_file_are_mapped_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convolutions()
+    torch.save(model.state_dict(), tmp_path / "last.pth")
+    read: list[object] = []
+    monkeypatch.setattr("fastinit.checkpoint.loading.in_memory", lambda stored: read.append(stored) or stored)
+    assert fastinit.digest(tmp_path / "last.pth") == fastinit.digest(model)
+    assert read == []
+
+
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fastinit.digest(tmp_path / "none.pth")
