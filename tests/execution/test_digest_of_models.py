@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,7 @@ def test_a_report_has_the_digest_on_request() -> None:
     report = fastinit.initialize(model, cfg, backend="torch", seed=0, digest=True, prefix="head")
     assert report.digest == fastinit.digest(model, prefix="head")
     assert f"digest of 2 tensors: {report.digest.total}" in report.summary()
+    assert json.loads(report.to_json())["digest"] == report.digest.total
     assert fastinit.initialize(model, cfg, backend="torch", seed=0).digest is None
     with torch.device("meta"):
         other = nn.Linear(4, 3)
