@@ -31,7 +31,7 @@ LAYERS = [
     ["materializing"],
     ["planning", "written_contents"],
     ["writing"],
-    ["integrations", "demo"],
+    ["integrations", "demo", "mup"],
     ["__init__", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
