@@ -20,7 +20,7 @@ from ..execution.collector import uncollected
 from ..execution.defaults import Strict
 from ..execution.modes import state_of_thread
 from ..naming import Prefix
-from ..plans import Constant
+from ..plans import is_drawn
 from .libraries import initialize_like_its_library
 from .recipes import Recipe
 from .watch import Watch, current_watch
@@ -287,13 +287,13 @@ def _roots(watch: Watch, call: OpenCall) -> list[nn.Module]:
     drawn = {
         entry.place.storage_id
         for entry in watch.book.fills()
-        if entry.scope is call.scope and not isinstance(entry.distribution, Constant)
+        if entry.scope is call.scope and is_drawn(entry.distribution)
     }
 
-    def is_drawn(module: nn.Module) -> bool:
+    def has_draws(module: nn.Module) -> bool:
         places = map(watch.book.place_of, (*module.parameters(), *module.buffers()))
         return any(place is not None and place.storage_id in drawn for place in places)
 
     tops = [module for module in modules if id(module) not in parts]
-    with_draws = [module for module in tops if is_drawn(module)]
+    with_draws = [module for module in tops if has_draws(module)]
     return with_draws or (tops if len(tops) == 1 else [])
