@@ -204,6 +204,13 @@ def test_a_version_is_counted() -> None:
     assert layer.weight._version == before + 1
 
 
+@pytest.mark.parametrize("code", [lambda: eye_(torch.empty(3, 3)), lambda: dirac_(torch.empty(2, 2, 3))])
+def test_what_is_not_drawn_needs_no_name(code: Callable[[], torch.Tensor]) -> None:
+    sums: list[float] = []
+    _, recipe = captured(lambda m: sums.append(code().sum().item()), strict=True)
+    assert sums == [code().sum().item()] and recipe.report.unkeyed == ()
+
+
 def test_they_return_their_tensor() -> None:
     same: list[bool] = []
     captured(lambda m: same.append(orthogonal_(m.weight) is m.weight))
@@ -270,14 +277,16 @@ def test_a_thread_that_is_not_recorded_draws_from_torchs_generator() -> None:
     assert same_bits(made[0], orthogonal_(torch.empty(4, 4))) and recipe.report.unkeyed == ()
 
 
+@pytest.mark.filterwarnings("error")
 def test_tensors_without_memory_that_only_say_what_torch_would_do_are_left_alone() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    def code(layer: Any) -> None:
+    with fastinit.capture(backend="cpp", seed=0) as recipe:
         with FakeTensorMode():
-            orthogonal_(nn.Linear(4, 4).weight)
-
-    assert captured(code)[1].report.unkeyed == ()
+            layer = nn.Linear(4, 4)
+            orthogonal_(layer.weight)
+        recipe.bind(layer)
+    assert recipe.report.launches == {} and recipe.report.unkeyed == ()
 
 
 def test_the_functions_are_torchs_again_after_a_block() -> None:
