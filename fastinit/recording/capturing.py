@@ -174,10 +174,22 @@ def _defaults(device: torch.device | str | None, dtype: torch.dtype | None) -> I
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))
-        if dtype is not None:
-            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            torch.set_default_dtype(dtype)
+        stack.enter_context(default_dtype(dtype))
         yield
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """Makes a dtype the default one in the block; None: leaves it as it is."""
+    if dtype is None:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager
