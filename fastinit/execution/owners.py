@@ -98,8 +98,9 @@ def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) 
     if owner is not None and is_owner:
         name, tensor = owner.name, owner.tensor
         if is_sharded(tensor):
+            shape = tuple(tensor.shape)
             parts = tuple(_parts_left(boxes_of(tensor), place, tensor, later))
-            return _fill(pending, name, tensor, tuple(tensor.shape), parts, stream)
+            return _fill(pending, name, tensor, shape, parts, stream._replace(indices=Strided.whole(shape)))
         if not later and stream.indices == Strided.whole(place.shape):
             return _fill(pending, name, tensor, place.shape, None, stream)
     view = place.view()
