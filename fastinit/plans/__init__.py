@@ -3,6 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
+from .coverage import written_in_full
 from .differences import PlanDiff
 from .distributions import (
     Constant,
@@ -24,7 +25,7 @@ from .distributions import (
     numbers_of,
     real_number,
 )
-from .geometry import Strided, byte_span, may_overlap, row_major
+from .geometry import Region, Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
 from .lock_file import is_drawn
 from .planned import Plan
@@ -51,6 +52,7 @@ __all__ = [
     "Number",
     "Orthogonal",
     "Plan",
+    "Region",
     "PlanDiff",
     "Replay",
     "ReplayEntry",
@@ -77,4 +79,5 @@ __all__ = [
     "rows_of",
     "table_of",
     "tensors_of",
+    "written_in_full",
 ]

@@ -143,7 +143,8 @@ class _Known:
         parts = None
         if part != whole or numbers != part:
             parts = (Box(tensor.as_strided(part.shape, part.steps, part.first), numbers.first, numbers.steps),)
-        return Fill(name, tensor, distribution, rule, info, tuple(part.shape), parts, stream, seed)
+        others = None if numbers == Strided.whole(part.shape) else numbers
+        return Fill(name, tensor, distribution, rule, info, tuple(part.shape), parts, stream, seed, others)
 
     def _computed(self, fields: Fields) -> ReplayEntry:
         name, tensor = self.tensor(fields)
