@@ -167,6 +167,19 @@ def test_a_stream_in_the_file_gives_the_numbers_whatever_the_name(tmp_path: Path
     assert agree(model, initialized())
 
 
+def test_numbers_from_other_places_of_a_stream_are_kept(tmp_path: Path) -> None:
+    document = json.loads(kept(tmp_path)._text(True))
+    weight, bias = document["items"][:2]
+    at = {"first": 1, "steps": [4]}  # the second column of the weight
+    bias.update(values=weight["values"], stream="0.weight", drawn_at=at)
+    (tmp_path / "edited.json").write_text(json.dumps(document))
+    Plan.load(tmp_path / "edited.json").save(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["items"][1]["drawn_at"] == at
+    model = net()
+    fastinit.initialize(model, Plan.load(tmp_path / "again.json"))
+    assert same_bits(model[0].bias, model[0].weight[:, 1])
+
+
 def test_a_part_of_a_model_takes_its_part_of_the_plan(tmp_path: Path) -> None:
     whole = nn.ModuleDict(dict(backbone=net(), head=nn.Linear(3, 3)))
     fastinit.plan(whole, dict(type="Normal", std=1, param="*"), backend="cpp", seed=5).save(tmp_path / "whole.json")

@@ -113,6 +113,15 @@ def test_a_copy_into_a_part_goes_there_again(tmp_path: Path) -> None:
     assert same_bits(again[0][0].weight, torch.arange(32.0).view(8, 4))
 
 
+def test_planning_with_a_checkpoint_that_lacks_a_tensor_is_refused_as_well(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    state = torch.load(tmp_path / "net.pth")
+    del state["state_dict"]["1.bias"]
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(RuntimeError, match=r"1 tensors have other names, shapes or values: 1.bias$"):
+        fastinit.plan(net(), plan)
+
+
 def test_a_meta_model_gets_the_copy_and_the_rest(tmp_path: Path) -> None:
     plan, model, expected = plan_of(tmp_path), net("meta"), net()
     fastinit.materialize(model, plan)
