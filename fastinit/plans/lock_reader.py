@@ -156,7 +156,7 @@ class _Known:
         path, request = fields.text("module"), fields.request("request")
         entries, digests = [], {}
         for each in fields.records("tensors"):
-            name, tensor = self.tensor(each, may_be_known=True)
+            name, tensor = self.tensor(each)
             self._copied.add(name)
             entries.append(CopyEntry(name, tensor, each.text("key"), tuple(tensor.shape)))
             digest = each.take("sha256")
