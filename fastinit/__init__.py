@@ -6,11 +6,13 @@ from . import integrations, plans, presets
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
+from .digesting import digest
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
+from .parameter_values import values
 from .planning import plan
-from .plans import Plan
+from .plans import Digest, Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
 from .redrawing import redraw
@@ -56,6 +58,7 @@ from .weight_init import (
     variance_scaling_init,
     xavier_init,
 )
+from .writing import write
 
 __all__ = [
     "WEIGHT_INITIALIZERS",
@@ -64,6 +67,7 @@ __all__ = [
     "Caffe2XavierInit",
     "ConstantInit",
     "DeltaOrthogonalInit",
+    "Digest",
     "DiracInit",
     "GlorotInit",
     "HeInit",
@@ -94,6 +98,7 @@ __all__ = [
     "capture",
     "constant_init",
     "delta_orthogonal_init",
+    "digest",
     "dirac_init",
     "identity_init",
     "initialize",
@@ -113,7 +118,9 @@ __all__ = [
     "uniform_init",
     "update_init_info",
     "use",
+    "values",
     "variance_scaling_init",
     "verify",
+    "write",
     "xavier_init",
 ]

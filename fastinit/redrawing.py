@@ -14,7 +14,7 @@ from .errors import check_module
 from .execution.calls import new_scope, not_recording
 from .execution.scope import Scope
 from .naming import Prefix
-from .plans import Call, Copy, Fill, Item, Plan, Replay, is_drawn, is_structured, names_line
+from .plans import Call, Copy, Fill, Item, Plan, Replay, is_structured, names_line
 from .plans.lock_file import NUMBERS_OF_TORCH, geometry_of, live
 from .shards.dtensor import is_sharded, like, local_part
 
@@ -138,7 +138,7 @@ class PlannedValues:
         if isinstance(first, Fill) and first.is_part:
             return "only a part of it is written"
         is_other = dtype is not None and dtype != known and torch.float64 in (dtype, known)
-        if is_other and any(isinstance(item, Fill) and is_drawn(item) for item in self.writers[name]):
+        if is_other and any(isinstance(item, Fill) and item.is_drawn for item in self.writers[name]):
             return "float64 has other numbers"
         if _memory(self.held[name].tensor).is_meta:
             return "it has no memory"
@@ -192,7 +192,7 @@ class PlannedValues:
             return "computed by the model's own code"
         if isinstance(item, Copy):
             return self._why_not_copy(at, item, model, scope)
-        if not is_drawn(item):
+        if not item.is_drawn:
             return ""
         if NUMBERS_OF_TORCH in (backend or self.plan.numbers):
             return "torch's generators draw it, whose numbers depend on the order"

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from ..plans import Fill, is_drawn
+from ..plans import Fill
 from ..shards.dtensor import why_not_shards
 from . import cpp_backend, cuda_backend, torch_backend, triton_backend
 from .generators import Generators
@@ -152,7 +152,7 @@ class Choice:
         if fill not in self._of:
             name = self.on(fill.tensor.device)
             can = name == "torch" or BACKENDS[name].why_not_fill(fill) is None
-            must = self.needed != "" and is_drawn(fill)
+            must = self.needed != "" and fill.is_drawn
             self._of[fill] = name if can or must else "torch"
         return self._of[fill]
 

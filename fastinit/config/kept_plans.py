@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from ..execution.recorded_fills import RecordedFill
 from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Call, Copy, Fill, Item, Plan, Replay, Strided, is_drawn, names_line
+from ..plans import Call, Copy, Fill, Item, Plan, Replay, Strided, names_line
 from ..plans.lock_file import geometry_of
 from .pretrained import PretrainedInit
 
@@ -153,7 +153,7 @@ def fill_for(fill: Fill, held: Held, order: int, seed: int | None) -> Fill:
     part, numbers = geometry_of(fill)
     part = part or Strided.whole(fill.tensor.shape)
     stream = "" if fill.stream_name == held.name else fill.stream_name
-    own_seed = seed if fill.seed is None and is_drawn(fill) else fill.seed
+    own_seed = seed if fill.seed is None and fill.is_drawn else fill.seed
     kept = RecordedFill(
         fill.distribution,
         tuple(fill.tensor.shape),
@@ -215,7 +215,7 @@ def _written(items: Sequence[Item]) -> list[tuple[str, tuple[torch.Tensor, bool]
     found: dict[str, tuple[torch.Tensor, bool]] = {}
     for item in items:
         if isinstance(item, Fill):
-            drawn = is_drawn(item) or found.get(item.name, (item.tensor, False))[1]
+            drawn = item.is_drawn or found.get(item.name, (item.tensor, False))[1]
             found[item.name] = item.tensor, drawn
         elif not isinstance(item, Call):
             found.update((entry.name, (entry.tensor, False)) for entry in item.entries)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .alike import collapsed, with_ranges
 from .items import Call, Fill, Item
-from .lock_file import geometry_of, is_drawn, live
+from .lock_file import geometry_of, live
 from .rows import Row, row_json, rows_of
 
 Key = tuple[str, Hashable]
@@ -122,7 +122,7 @@ def _of_fill(fill: Fill) -> tuple[Key, tuple[Hashable, ...]]:
         part, numbers = geometry_of(fill)
     except ValueError:  # a part of a distributed tensor, by what is here of it
         part, numbers = (tuple((box.first_index, box.indices) for box in fill.boxes), None)  # type: ignore[assignment]
-    if not is_drawn(fill):
+    if not fill.is_drawn:
         return (fill.name, part), (fill.distribution,)
     return (fill.name, part), (fill.distribution, fill.stream_name, numbers, fill.seed)
 

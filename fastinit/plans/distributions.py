@@ -181,6 +181,11 @@ def is_structured(distribution: Distribution) -> TypeGuard[Structured]:
     return isinstance(distribution, _STRUCTURED)
 
 
+def is_drawn(distribution: Distribution) -> bool:
+    """Tells whether values are random, and so need the name of a stream."""
+    return not isinstance(distribution, (Constant, Identity, Dirac))
+
+
 def matrices_of(distribution: Structured, shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns how many matrices a structured distribution makes of a tensor, and their (rows, columns).
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Union
 
 import torch
 
-from .distributions import Distribution
+from .distributions import Distribution, is_drawn
 from .geometry import Region, Strided, row_major
 
 # A model may have 20,000 parameters. The records that there is one of for each are immutable to the type checker only
@@ -96,6 +96,11 @@ class Fill:
     def is_part(self) -> bool:
         """Whether only a part of the parameter is filled: a row, a slice."""
         return self.tensor.shape != self.shape
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its values depend on a seed."""
+        return is_drawn(self.distribution)
 
     @property
     def region(self) -> Region | None:
@@ -196,6 +201,8 @@ class Replay:
     info: str
     compute: Callable[[Sequence[ReplayEntry], Any], object] = field(repr=False)
     """Computes the entries; the second argument is the scope of the call."""
+    unknown: str = ""
+    """Why it computes nothing: the values are known when the code runs."""
 
 
 @dataclass(frozen=True, eq=False)

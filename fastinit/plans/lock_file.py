@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .distributions import Constant, Dirac, Distribution, Identity, TorchTruncatedNormal, numbers_of
+from .distributions import Distribution, TorchTruncatedNormal, numbers_of
 from .geometry import Strided
 from .items import Call, Copy, CopyEntry, Fill, Item, Replay, tensors_of
 
@@ -45,14 +45,9 @@ def live(items: Sequence[Item]) -> list[Item]:
     return found[::-1]
 
 
-def is_drawn(fill: Fill) -> bool:
-    """Tells whether a fill's values depend on a seed."""
-    return not isinstance(fill.distribution, (Constant, Identity, Dirac))
-
-
 def why_not_exact(items: Sequence[Item], backends: Sequence[str], numbers: str, seed: int | None) -> str:
     """Returns why a file cannot promise the bits that a plan's items write, "" if it can."""
-    drawn = [(item, name) for item, name in zip(items, backends) if isinstance(item, Fill) and is_drawn(item)]
+    drawn = [(item, name) for item, name in zip(items, backends) if isinstance(item, Fill) and item.is_drawn]
     of_torch = [item.name for item, name in drawn if NUMBERS_OF_TORCH in (name or numbers)]
     if of_torch:
         return (
@@ -133,9 +128,9 @@ def _fill_record(fill: Fill) -> dict[str, Any]:
     record = {"do": "fill", **_tensor(fill.name, tensor, tensor.shape), "values": values}
     if part is not None:
         record["part"] = {"first": part.first, "shape": list(part.shape), "steps": list(part.steps)}
-    if numbers is not None and is_drawn(fill):
+    if numbers is not None and fill.is_drawn:
         record["drawn_at"] = {"first": numbers.first, "steps": list(numbers.steps)}
-    if fill.stream and is_drawn(fill):
+    if fill.stream and fill.is_drawn:
         record["stream"] = fill.stream
     if fill.seed is not None:
         record["seed"] = fill.seed

@@ -16,7 +16,6 @@ from . import lock_file, lock_reader
 from .alike import alike
 from .differences import PlanDiff, between, effects_of
 from .items import Fill, Item
-from .lock_file import is_drawn
 from .rows import MAX_ROWS, Row, row_json, rows_of, table_of
 from .texts import names_line
 
@@ -114,7 +113,7 @@ class Plan:
         if not isinstance(other, Plan):
             raise TypeError(f"diff needs another plan, but got {type(other)}")
         draws: dict[str, Any] = {}
-        pair = [each for each in (self, other) if any(isinstance(i, Fill) and is_drawn(i) for i in each.items)]
+        pair = [each for each in (self, other) if any(isinstance(i, Fill) and i.is_drawn for i in each.items)]
         if len(pair) == 2:
             if self._drawn_numbers != other._drawn_numbers:
                 draws["numbers"] = self._drawn_numbers, other._drawn_numbers
@@ -126,7 +125,7 @@ class Plan:
     @property
     def _drawn_numbers(self) -> str:
         """Which numbers are drawn: what torch fills with constants is the same everywhere."""
-        drawn = [name for item, name in zip(self.items, self.backends) if isinstance(item, Fill) and is_drawn(item)]
+        drawn = [name for item, name in zip(self.items, self.backends) if isinstance(item, Fill) and item.is_drawn]
         if lock_file.NUMBERS_OF_TORCH in drawn or (drawn and not all(drawn)):
             return self.numbers
         contracts = [each for each in self.numbers.split(" and ") if each != lock_file.NUMBERS_OF_TORCH]

@@ -14,7 +14,7 @@ from ..execution.reports import Report
 from ..execution.scope import Scope
 from ..execution.writes import PendingFill
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Constant, Fill, Item, Replay, ReplayEntry, Strided, describe
+from ..plans import Fill, Item, Replay, ReplayEntry, Strided, describe, is_drawn
 from ..plans.arithmetic import Chain
 from ..shards.dtensor import is_sharded
 from .journal import Computed, Journal, Ref, compute
@@ -225,7 +225,7 @@ def _recorded(pending: PendingFill, owner: Owner, owners: Owners, scope: Scope) 
     if part is None or place.dtype != owner.place.dtype:
         return None
     stream, numbers = "", Strided.whole(place.shape)
-    if not isinstance(pending.distribution, Constant):
+    if is_drawn(pending.distribution):
         stream, numbers, _ = stream_of(pending, owners)
     return RecordedFill(
         pending.distribution,
