@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,9 +141,10 @@ def picture(plain: Changes, by_mup: Changes) -> str:
                 f'<circle cx="{x(panel, width):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>'
                 for width, value in of_width.items()
             ]
-            if panel == 1:
-                end = list(of_width.values())[-1]
-                parts.append(f'<text x="{start + _SIZE + 8}" y="{y(end) + 4:.1f}" fill="{colour}">{layer}</text>')
+        if panel == 1:
+            ends = sorted((y(list(changes[layer].values())[-1]) + 4, layer, c) for c, layer in zip(_COLOURS, changes))
+            for at, layer, colour in _apart(ends):
+                parts.append(f'<text x="{start + _SIZE + 8}" y="{at:.1f}" fill="{colour}">{layer}</text>')
         middle = start + _SIZE / 2
         parts.append(f'<text x="{middle}" y="{_TOP + _SIZE + 38}" text-anchor="middle">width</text>')
     middle = _TOP + _SIZE / 2
@@ -151,6 +152,14 @@ def picture(plain: Changes, by_mup: Changes) -> str:
         f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">mean |change|</text>'
     )
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _apart(labels: Sequence[tuple[float, str, str]]) -> Iterator[tuple[float, str, str]]:
+    """Yields labels from the top, each moved down where it would cover the one above."""
+    above = -math.inf
+    for at, layer, colour in labels:
+        above = max(at, above + 12)
+        yield above, layer, colour
 
 
 def main() -> None:

@@ -26,6 +26,17 @@ class Region(NamedTuple):
         """Returns all of a tensor."""
         return Region((0,) * len(shape), tuple(shape))
 
+    @staticmethod
+    def of(part: Strided, shape: Sequence[int]) -> Region | None:
+        """Returns the rectangle of a tensor of a shape that has these row-major indices; None: it is none."""
+        if len(part.shape) != len(shape) or 0 in part.shape:
+            return None
+        if any(size > 1 and step != plain for size, step, plain in zip(part.shape, part.steps, row_major(shape))):
+            return None
+        starts = tuple(part.first // step % size for step, size in zip(row_major(shape), shape))
+        fits = all(start + size <= end for start, size, end in zip(starts, part.shape, shape))
+        return Region(starts, part.shape) if fits else None
+
     def indices(self, shape: Sequence[int]) -> Strided:
         """Returns the row-major indices of its elements in the tensor, which has this shape."""
         steps = row_major(shape)
