@@ -104,9 +104,6 @@ class Watch:
         """Whether operators are to pass as they are: it is over, or they are fastinit's own."""
         return not self.is_open or self.book.is_paused
 
-    def _scope(self) -> Scope:
-        return _scope_within(self._call)
-
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""
         self.book.generation += 1
@@ -129,12 +126,12 @@ class Watch:
         """Notes a truncated normal; returns False where torch's function is to run as it is."""
 
         def now() -> None:
-            generators = None if self.operators.seeding.is_own else self._scope().effective.seed.generators
+            generators = self.operators.generators
             with nullcontext() if generators is None else generators.next_draw(tensor.device):
                 original(tensor, *numbers)
 
         with self.book.paused(), torch.no_grad():
-            waits = self._scope().effective.backends.is_contract(tensor.device)
+            waits = _scope_within(self._call).effective.backends.is_contract(tensor.device)
             distribution = truncated_normal if waits else TruncatedNormal  # the former warns, as torch's function does
             noted = self.operators.fill(tensor, lambda: distribution(*numbers), "trunc_normal_", now)
             if noted and waits:
