@@ -13,7 +13,7 @@ from torch import nn
 from .execution.calls import OpenCall
 from .execution.memory_book import MemoryBook
 from .naming import join, walk
-from .plans import Call, Item, tensors_of
+from .plans import Call, Item, names_line, tensors_of, written_in_full
 from .recording.libraries import own_code, tied_to_others
 from .recording.recipes import RecordedFill, in_order, recorded_fills
 from .recording.watch import Watch
@@ -52,8 +52,19 @@ class OwnCode:
 
 
 def by_reach(slots: Sequence[Slot], items: Iterable[Item]) -> tuple[list[Slot], list[Slot]]:
-    """Returns the slots that no item reaches and that own code is to fill, and those that items do."""
+    """Returns the slots that no item reaches and that own code is to fill, and those that items do.
+
+    Raises:
+        RuntimeError: items fill a part of a tensor only, which would leave the rest without values.
+    """
+    items = list(items)
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
+    in_full = {id(tensor) for tensor in written_in_full(items)}
+    if left := [slot.name for slot in slots if id(slot.tensor) in reached - in_full]:
+        raise RuntimeError(
+            f"materialize: {names_line('parameters of which rules fill a part only', left)}. Add rules for the rest, "
+            f"e.g. one for all of it before them"
+        )
     rest = [slot for slot in slots if id(slot.tensor) not in reached and slot.tensor.numel()]
     return rest, [slot for slot in slots if id(slot.tensor) in reached]
 

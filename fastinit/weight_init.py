@@ -37,7 +37,7 @@ from .config.initializers import (
     UniformInit,
     XavierInit,
 )
-from .config.module_fills import Shape, module_fills, parameter_fill
+from .config.module_fills import Shape, module_fills, parameter_fills
 from .config.number_texts import Place, expressions_of, values_at
 from .config.pretrained import PretrainedInit
 from .config.rules import Rule, parse, parse_overrides, steps_of
@@ -276,8 +276,8 @@ def trunc_normal_(
     with open_call(None, devices={tensor.device}) as call:
         with call.pending.own_work():
             name = call.scope.names.name_of(tensor, None, "")
-            fill = parameter_fill(tensor, name, lambda _: truncated_normal(mean, std, a, b), "trunc_normal_", "")
-        call.fill([fill])
+            fills = parameter_fills(tensor, name, lambda _: truncated_normal(mean, std, a, b), "trunc_normal_", "")
+        call.fill(fills)
     return tensor
 
 

@@ -29,11 +29,13 @@ from ..plans import (
     Normal,
     Orthogonal,
     Sparse,
+    Strided,
     Uniform,
     is_structured,
     matrices_of,
     row_major,
 )
+from ..plans.pieces import boxes_in
 
 DrawFills = Callable[[Sequence[Fill]], int]
 """Runs fills without structure, and returns the number of launches."""
@@ -87,20 +89,28 @@ class _Making:
         n_matrices, rows, columns = matrices_of(distribution, self.fill.shape)
         if 0 in (n_matrices, rows, columns):
             return 0
+        boxes = [self._within_part(box) for box in self.fill.boxes if box.tensor.numel()]
         if isinstance(distribution, (Identity, Dirac)):
-            for box in self.fill.boxes:
+            for box in boxes:
                 self._write_pattern(box, distribution, rows, columns)
+        elif not boxes:
             return 0
-        boxes = [box for box in self.fill.boxes if box.tensor.numel()]
-        if not boxes:
-            return 0
-        if isinstance(distribution, Orthogonal):
+        elif isinstance(distribution, Orthogonal):
             self._orthogonal(boxes, n_matrices, rows, columns)
         elif isinstance(distribution, DeltaOrthogonal):
-            self._delta_orthogonal()
+            self._delta_orthogonal(boxes)
         else:
-            self._sparse(rows, columns, distribution)
+            self._sparse(boxes, rows, columns, distribution)
         return self.n_launches
+
+    def _within_part(self, box: Box) -> Box:
+        """Returns a box with its elements' indices in what is filled, which may be a part of the parameter."""
+        numbers = self.fill.numbers
+        if numbers is None:
+            return box
+        indices = box.indices.within(numbers)
+        assert indices is not None, "the boxes are of the part"
+        return Box(box.tensor, indices.first, indices.steps)
 
     # --- orthogonal -------------------------------------------------------------------------------------------------
 
@@ -117,13 +127,13 @@ class _Making:
             offset = source.first_index + (wanted.start * columns if n == 1 and not source.is_wide else 0)
             self._write(here, self._made(source, wanted), offset)
 
-    def _delta_orthogonal(self) -> None:
+    def _delta_orthogonal(self, boxes: Sequence[Box]) -> None:
         shape = self.fill.shape
         n_kernel, centre = _kernel(shape)
         source = _Source(self, 1, shape[0], shape[1], centre, (0, shape[1] * n_kernel, n_kernel))
         whole = self._empty((shape[0], shape[1], n_kernel), self._exact).zero_()
         whole[:, :, centre] = self._made(source, slice(0, source.height))[0]
-        self._write(self.fill.boxes, whole, 0)
+        self._write(boxes, whole, 0)
 
     def _made(self, source: _Source, wanted: slice) -> torch.Tensor:
         """Returns orthogonal matrices, of a tall one only the rows that are wanted."""
@@ -139,21 +149,22 @@ class _Making:
 
     # --- sparse -----------------------------------------------------------------------------------------------------
 
-    def _sparse(self, rows: int, columns: int, distribution: Sparse) -> None:
+    def _sparse(self, boxes: Sequence[Box], rows: int, columns: int, distribution: Sparse) -> None:
         """Writes normal draws, and zeros where the elements of a column have its smallest of other draws.
 
         Those are behind the parameter's own in its stream, where a number of float64 is made from none that a narrower
         one at another index is made from.
         """
+        behind = max(self.fill.tensor.numel(), rows * columns)
         n_zeros = math.ceil(distribution.sparsity * rows)
         whole = self.drawn((rows, columns), 0, (columns, 1), Normal(0.0, distribution.std), self._exact)
         at_once = max(1, _AT_ONCE // rows)
         for start in range(0, columns, at_once):
             n = min(at_once, columns - start)
-            ranks = self.drawn((rows, n), rows * columns + start, (columns, 1), Uniform(0.0, 1.0), torch.float64)
+            ranks = self.drawn((rows, n), start, (columns, 1), Uniform(0.0, 1.0), torch.float64, behind)
             zeros = ranks.argsort(dim=0, stable=True)[:n_zeros]
             whole[:, start : start + n].scatter_(0, zeros, 0.0)
-        self._write(self.fill.boxes, whole, 0)
+        self._write(boxes, whole, 0)
 
     def _write(self, boxes: Sequence[Box], values: torch.Tensor, offset: int) -> None:
         """Writes parts from values that lie in order, the first of them the parameter's at an index."""
@@ -200,14 +211,37 @@ class _Making:
         steps: Sequence[int],
         distribution: Distribution = _STANDARD,
         dtype: torch.dtype = torch.float32,
+        behind: int = 0,
     ) -> torch.Tensor:
-        """Returns draws of the parameter's stream: those at the indices that begin at one, and have these steps."""
+        """Returns draws of the parameter's stream.
+
+        Args:
+            shape: of the tensor that is returned.
+            first_index, steps: what of the fill these are draws for: the index of the first, in the part that is
+                filled, and the steps along each dimension.
+            distribution, dtype: of the draws.
+            behind: how much farther behind in the stream the draws are than the fill's own.
+        """
         tensor, fill = self._empty(shape, dtype), self.fill
-        parts = (Box(tensor, first_index, tuple(steps)),)
+        parts = tuple(self._in_stream(Box(tensor, first_index, tuple(steps)), behind))
         self.n_launches += self.draw(
             [Fill(fill.stream_name, tensor, distribution, fill.rule, fill.info, tuple(shape), parts, "", fill.seed)]
         )
         return tensor
+
+    def _in_stream(self, box: Box, behind: int) -> Iterator[Box]:
+        """Yields a box of draws in pieces with indices in the stream, where a part need not be in order."""
+        numbers = self.fill.numbers
+        if numbers is None:
+            yield Box(box.tensor, box.first_index + behind, box.steps)
+            return
+        # A tensor of the part's shape, in whose memory a step is one in the stream: there the pieces are found.
+        part = torch.empty_strided(numbers.shape, numbers.steps, dtype=torch.int8, device="meta")
+        order = Strided.of(box.tensor)
+        for piece in boxes_in(Box.whole(part), box.indices, order, numbers.shape):
+            place = Strided.of(piece.tensor)
+            view = box.tensor.as_strided(place.shape, piece.steps, piece.first_index)
+            yield Box(view, numbers.first + place.first + behind, place.steps)
 
 
 @dataclass(frozen=True)

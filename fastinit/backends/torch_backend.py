@@ -69,6 +69,8 @@ def why_not_fill(fill: Fill) -> str | None:
             return "torch.nn.init makes such values of whole tensors only, not of shards: a contract backend does"
         if (reason := why_not_matrices(fill.distribution, fill.shape)) is not None:
             return reason
+    if is_sharded(fill.tensor) and fill.is_part:
+        return "torch's generators cannot draw part of a distributed tensor with the values that the whole would have"
     if is_sharded(fill.tensor):  # torch draws DTensors its own way
         return why_not_values(fill.tensor.dtype, fill.distribution)
     if fill.parts is not None and (len(fill.parts) != 1 or fill.parts[0].tensor.shape != torch.Size(fill.shape)):

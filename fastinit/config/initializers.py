@@ -17,15 +17,17 @@ from ..execution.scope import Scope
 from ..plans import Constant, Distribution, Fill, Item, Normal, Uniform
 from ..registry import WEIGHT_INITIALIZERS
 from .matching import (
+    Captured,
     modules_of_layers,
     nearest_layers,
     nearest_parameters,
     owner_of,
-    parameters_of_patterns,
     post_order,
+    selected_parameters,
 )
-from .module_fills import Shape, module_fills, parameter_fill
+from .module_fills import Shape, module_fills, parameter_fills
 from .number_texts import NumberTexts, check_bias, checked_variables
+from .parts import Part, checked_blocks
 from .running import Planned
 from .schemes import bias_init_with_prob, fans, kaiming, truncated_normal, xavier
 
@@ -42,10 +44,14 @@ class BaseInit(Planned):
         layer: class names of the modules whose ``weight`` and ``bias`` are filled, or the classes, of which the names
             count; names of direct base classes match too.
         param: instead of ``layer``, globs (or ``re:`` regular expressions) of the parameters to fill. Biases are
-            matched like any other parameter, so ``bias`` and ``bias_prob`` are not allowed with it.
+            matched like any other parameter, so ``bias`` and ``bias_prob`` are not allowed with it. A pattern that ends
+            in ``[start:stop]``, or ``[start:stop, start:stop]`` and so on, selects that part of each: fans and other
+            facts of the shape are the part's, its values those that the whole parameter has there.
         vars: names and numbers that expressions may use. Each number of an initializer (its arguments of type float)
             may be an expression: arithmetic as text over these names, facts of a parameter's shape, and groups that a
             ``re:`` pattern captured from its name (docs/config.md).
+        blocks: how many equal parts a weight consists of along its first dimension, or along each of its first ones: 3
+            for the fused weight of query, key and value. Fans and other facts of the shape are those of one part.
 
     Raises:
         TypeError: ``bias`` is not a number, ``bias_prob`` is not a float, ``layer`` or ``param`` is neither a str
@@ -59,6 +65,7 @@ class BaseInit(Planned):
     _numbers: ClassVar[str] = ""
     """The numbers in the info text, as a format string of the initializer."""
     vars: Mapping[str, float] = MappingProxyType({})
+    blocks: Sequence[int] = ()
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class BaseInit(Planned):
         layer: str | type | list[str | type] | None = None,
         param: str | list[str] | None = None,
         vars: Mapping[str, float] | None = None,
+        blocks: int | Sequence[int] = 1,
     ) -> None:
         check_bias(bias)
         if bias_prob is not None and not isinstance(bias_prob, float):
@@ -86,6 +94,7 @@ class BaseInit(Planned):
         self.bias = bias if bias_prob is None else bias_init_with_prob(bias_prob)
         if vars is not None:
             self.vars = checked_variables(vars)
+        self.blocks = checked_blocks(blocks)
 
     def weight_distribution(self, shape: Shape) -> Distribution:
         """Returns the distribution of a weight's values.
@@ -103,21 +112,25 @@ class BaseInit(Planned):
         return list(fills)
 
     def _parameter_fills(self, module: nn.Module, scope: Scope, rule: str) -> list[Fill]:
-        chosen = parameters_of_patterns(module, self.param)
+        chosen = selected_parameters(module, self.param)
         if not chosen:
             message = f"no parameter of {type(module).__name__} matches param {_one_or_all(self.param)}"
             near = nearest_parameters(module, self.param)
             scope.matches_nothing(rule, type(self).__name__, f"{message}; nothing is filled.{near}")
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
-        groups = texts.groups(module, self.param)
 
-        def fill(tensor: torch.Tensor, name: str) -> Fill:
+        def fills_of(tensor: torch.Tensor, name: str, part: Part | None, captured: Captured) -> list[Fill]:
             fan_shape = self._fan_shape(owner_of(module, name), tensor) if self._asks_layers else None
-            distribution = texts.at(groups(name), fan_shape)
-            return parameter_fill(tensor, scope.names.name_of(tensor, module, name), distribution, rule, info)
+            if fan_shape is not None and part is not None:
+                raise ValueError(
+                    f"fan='layer' counts in whole layers, but {name + part.text!r} is a part: use fan_axes"
+                )
+            distribution = texts.at(captured, fan_shape)
+            full_name = scope.names.name_of(tensor, module, name)
+            return parameter_fills(tensor, full_name, distribution, rule, info, part, self.blocks)
 
         with texts.locating():
-            return [fill(tensor, name) for tensor, name in chosen.items()]
+            return [fill for each in chosen for fill in fills_of(*each)]
 
     def _layer_fills(self, module: nn.Module, scope: Scope, rule: str) -> list[Fill]:
         kind, tree = type(self).__name__, type(module).__name__
@@ -130,7 +143,7 @@ class BaseInit(Planned):
         def fills_of(each: object) -> Iterator[Fill]:
             own = each._parameters.get("weight") if self._asks_layers and isinstance(each, nn.Module) else None
             distribution = texts.at() if own is None else texts.at((), self._fan_shape(each, own))
-            return module_fills(each, distribution, texts.bias_distribution, scope, rule, info)
+            return module_fills(each, distribution, texts.bias_distribution, scope, rule, info, self.blocks)
 
         with texts.locating():
             fills = [fill for each in modules for fill in fills_of(each)]
@@ -155,6 +168,8 @@ class BaseInit(Planned):
 
     def _get_init_info(self) -> str:
         numbers = self._numbers.format(self)
+        if self.blocks:
+            numbers += (", " if numbers else "") + f"blocks={list(self.blocks)}"
         if self.param:
             return f"{type(self).__name__}: {numbers}"
         return f"{type(self).__name__}{': ' + numbers if numbers else ''}, bias={self.bias}"
@@ -178,8 +193,11 @@ class FanInit(BaseInit):
         super().__init__(**kwargs)
         if fan not in ("torch", "layer"):
             raise ValueError(f"fan must be 'torch' or 'layer', but got {fan!r}")
-        if fan == "layer" and (batch_dims or fan_axes):
-            raise ValueError("fan='layer' knows the dimensions of a layer: batch_dims and fan_axes can not be combined")
+        if fan == "layer" and (batch_dims or fan_axes or self.blocks):
+            raise ValueError(
+                "fan='layer' knows the dimensions of a layer: batch_dims and fan_axes can not be combined with it, nor "
+                "can blocks"
+            )
         self.fan = fan
         if not isinstance(batch_dims, int) or isinstance(batch_dims, bool) or batch_dims < 0:
             raise ValueError(f"batch_dims must be the number of leading dimensions to skip, but got {batch_dims!r}")

@@ -7,12 +7,14 @@ import fnmatch
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Union
+from itertools import product
+from typing import Any, NamedTuple, Union
 
 import torch
 from torch import nn
 
 from ..naming import named_parameters
+from .parts import Part, split
 
 REGEX_PREFIX = "re:"
 # difflib compares about 20,000 names a second. Above this many names, layers that differ only in their number become
@@ -57,24 +59,42 @@ def nearest_layers(module: nn.Module, layers: Sequence[str]) -> str:
     return _did_you_mean(layers, present)
 
 
-def parameters_of_patterns(module: nn.Module, patterns: Sequence[str]) -> dict[torch.Tensor, str]:
-    """Returns the selected parameters, each with the name that matched, in ``named_parameters`` order.
+class Selected(NamedTuple):
+    """A parameter, or a part of one, that a pattern selects."""
 
-    A tied parameter is selected by any of its names. Names are canonical and relative to ``module``. A pattern that is
-    a parameter's name (``a[0]`` in a ParameterDict) selects that parameter and no other.
+    tensor: torch.Tensor
+    name: str
+    """The one that matched: canonical, and relative to the module."""
+    part: Part | None
+    """What of it is selected, None: all."""
+    captured: Captured
+    """What the pattern captured, if it is a regular expression."""
+
+
+def selected_parameters(module: nn.Module, patterns: Sequence[str]) -> list[Selected]:
+    """Returns the selected parameters in ``named_parameters`` order; each part of one that a pattern names is one more.
+
+    A tied parameter is selected by any of its names. A pattern that is a parameter's name (``a[0]`` in a ParameterDict)
+    selects that parameter and no other. A parameter, or a part of it, that several patterns select is so by the first.
 
     Raises:
-        ValueError: an invalid regular expression.
+        ValueError: an invalid regular expression, or a glob that ends in no part.
     """
     names_of = named_parameters(module)
     present = {name for names in names_of.values() for name in names}
     matchers = [_matcher(pattern, present) for pattern in patterns]
-    found = {}
+    n_parts = len({matcher.part for matcher in matchers})
+    selected: list[Selected] = []
     for parameter, names in names_of.items():
-        name = next((name for name in names for matches in matchers if matches(name)), None)
-        if name is not None:
-            found[parameter] = name
-    return found
+        found: dict[Part | None, Selected] = {}
+        for name, matcher in product(names, matchers):
+            if matcher.part not in found and (match := matcher.matches(name)):
+                captured = tuple(match.groupdict().items()) if matcher.captures else ()
+                found[matcher.part] = Selected(parameter, name, matcher.part, captured)
+                if len(found) == n_parts:
+                    break
+        selected += found.values()
+    return selected
 
 
 def owner_of(module: nn.Module, name: str) -> nn.Module | None:
@@ -85,44 +105,40 @@ def owner_of(module: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def captured_groups(module: nn.Module, patterns: Sequence[str]) -> Callable[[str], Captured]:
-    """Returns the function from a selected parameter's name to the named groups of the first pattern that matches it.
-
-    A group that took no part in the match has None; globs and exact names capture nothing.
-    """
-    present = {name for names in named_parameters(module).values() for name in names}
-    matchers = [(_matcher(pattern, present), pattern) for pattern in patterns]
-
-    def captured(name: str) -> Captured:
-        found = ((match, pattern) for matches, pattern in matchers if (match := matches(name)))
-        match, pattern = next(found, (None, ""))
-        if isinstance(match, re.Match) and pattern.startswith(REGEX_PREFIX):  # globs have groups of fnmatch's own
-            return tuple(match.groupdict().items())
-        return ()
-
-    return captured
-
-
 def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
     """Returns " Did you mean ...?" with similar parameter names of the tree, or "" if there are none."""
     names = {name for all_names in named_parameters(module).values() for name in all_names}
     if len(names) > _MAX_CANDIDATES:
         names = {re.sub(r"(^|\.)\d+(?=\.)", r"\1*", name) for name in names}
-    texts = [pattern.removeprefix(REGEX_PREFIX) for pattern in patterns]
+    texts = [split(pattern, is_regex=True)[0].removeprefix(REGEX_PREFIX) for pattern in patterns]
     # A glob such as '*.qproj.weight' is compared with the same number of trailing parts of each name.
     n_parts = {text.count(".") for text in texts if text.startswith("*.")}
     tails = {f"*.{'.'.join(name.split('.')[-n:])}" for n in n_parts for name in names if name.count(".") >= n}
     return _did_you_mean(texts, {*names, *tails})
 
 
-def _matcher(pattern: str, present: Container[str]) -> Callable[[str], Any]:
-    """Returns what gives a true value for names that a pattern matches: if it is one of all names, that one alone."""
+class _Matcher(NamedTuple):
+    """What a pattern selects."""
+
+    matches: Callable[[str], Any]
+    """Gives a true value for names that match; of a regular expression, its match."""
+    part: Part | None = None
+    captures: bool = False
+    """Whether it is a regular expression, and not a glob, which has groups of fnmatch's own."""
+
+
+def _matcher(pattern: str, present: Container[str]) -> _Matcher:
+    """Returns what a pattern selects: if it is one of all names, that one alone."""
     if pattern in present:
-        return pattern.__eq__
-    if not pattern.startswith(REGEX_PREFIX):
-        return re.compile(fnmatch.translate(pattern)).match
+        return _Matcher(pattern.__eq__)
+    is_regex = pattern.startswith(REGEX_PREFIX)
+    name, part = split(pattern, is_regex)
+    if name in present:
+        return _Matcher(name.__eq__, part)
+    if not is_regex:
+        return _Matcher(re.compile(fnmatch.translate(name)).match, part)
     try:
-        return re.compile(pattern.removeprefix(REGEX_PREFIX)).fullmatch
+        return _Matcher(re.compile(name.removeprefix(REGEX_PREFIX)).fullmatch, part, True)
     except re.error as error:
         raise ValueError(f"param {pattern!r} is not a valid regular expression: {error}") from error
 

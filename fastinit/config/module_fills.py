@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import get_args
 
@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 
 from ..errors import locating
 from ..execution.scope import Scope
-from ..plans import Distribution, Fill
-from ..shards.dtensor import shard_fill
+from ..plans import Distribution, Fill, Region, is_structured
+from ..shards.dtensor import part_fill, shard_fill
+from .parts import Part, blocks_of
 
 Shape = tuple[int, ...]
 _DISTRIBUTIONS: tuple[type, ...] = get_args(Distribution)
@@ -26,8 +27,12 @@ def module_fills(
     scope: Scope,
     rule: str,
     info: str,
+    blocks: Sequence[int] = (),
 ) -> Iterator[Fill]:
-    """Yields the fills of a module's ``weight`` and ``bias``; an attribute that is missing or no tensor is skipped."""
+    """Yields the fills of a module's ``weight`` and ``bias``; an attribute that is missing or no tensor is skipped.
+
+    The weight is filled in ``blocks``, as ``parameter_fills`` has them.
+    """
     own: Mapping[str, torch.Tensor | None] = module._parameters if isinstance(module, nn.Module) else {}
     for attribute in ("weight", "bias"):
         tensor, recomputed = own.get(attribute), False
@@ -47,14 +52,30 @@ def module_fills(
                 f"norm or a property), so filling it has no lasting effect. Initialize before registering the "
                 f"parametrization, or fill the underlying parameters by a rule with `param`",
             )
-        distribution = weight_distribution if attribute == "weight" else bias_distribution
-        yield parameter_fill(tensor, name, distribution, rule, info)
+        if attribute == "weight":
+            yield from parameter_fills(tensor, name, weight_distribution, rule, info, blocks=blocks)
+        else:
+            yield from parameter_fills(tensor, name, bias_distribution, rule, info)
 
 
-def parameter_fill(
-    tensor: torch.Tensor, name: str, distribution: Callable[[Shape], Distribution], rule: str, info: str
-) -> Fill:
-    """Returns the fill of one tensor; errors raised by ``distribution`` name the parameter.
+def parameter_fills(
+    tensor: torch.Tensor,
+    name: str,
+    distribution: Callable[[Shape], Distribution],
+    rule: str,
+    info: str,
+    part: Part | None = None,
+    blocks: Sequence[int] = (),
+) -> list[Fill]:
+    """Returns the fill of one tensor or of parts of it; errors raised by ``distribution`` name the parameter.
+
+    Args:
+        tensor: the parameter.
+        name: its name.
+        distribution: returns the distribution of values of a shape: the parameter's, or that of each part.
+        rule, info: as of the fill.
+        part: what of it is filled, None: all.
+        blocks: into how many equal parts that is cut along its first dimensions.
 
     Raises:
         RuntimeError: the tensor is a lazy parameter without a shape.
@@ -70,9 +91,12 @@ def parameter_fill(
             f"the parameter {name!r} is a nested tensor, which has no single shape to draw values for: make its parts "
             f"parameters, or fill them with torch.nn.init"
         )
-    shape = tuple(tensor.shape)
+    region = Region.whole(tuple(tensor.shape))
     try:
-        values = distribution(shape)
+        if part is not None:
+            region = part.of(region.shape)
+        regions = blocks_of(region, blocks) if blocks else [region]
+        values = distribution(regions[0].shape)
         if not isinstance(values, _DISTRIBUTIONS):
             raise TypeError(
                 f"weight_distribution must return a distribution of fastinit.plans, but returned {values!r}"
@@ -80,7 +104,11 @@ def parameter_fill(
     except Exception:  # `locating` is only entered on errors: a model has many parameters
         with locating(f"parameter {name!r}"):
             raise
-    return shard_fill(name, tensor, values, rule, info)
+    if part is None and not blocks:
+        return [shard_fill(name, tensor, values, rule, info)]
+    if not is_structured(values):  # values of all blocks are of one distribution, and independent
+        regions = [region]
+    return [part_fill(name, tensor, each, values, rule, info) for each in regions]
 
 
 def is_recomputed(module: nn.Module, attribute: str) -> bool:

@@ -11,17 +11,15 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from ..errors import locating
 from ..plans import Constant, Distribution, real_number
 from .expressions import FUNCTIONS, SHAPE, Expression, ExpressionError, parse
-from .matching import Captured, captured_groups
+from .matching import Captured
 from .module_fills import Shape
 
 Fans = Callable[[Shape], tuple[int, int]]
@@ -164,10 +162,6 @@ class NumberTexts:
         self._found: dict[tuple[Captured, Shape, Shape], Distribution] = {}  # many weights have the same shape
         self._found_biases: dict[Shape, Distribution] = {}
         self._of_shape = cache(initializer.weight_distribution)
-
-    def groups(self, module: nn.Module, patterns: Sequence[str]) -> Callable[[str], Captured]:
-        """Returns the function from a selected parameter's name to the groups that expressions may use."""
-        return captured_groups(module, patterns) if self._texts else lambda name: ()
 
     @contextmanager
     def locating(self) -> Iterator[None]:

@@ -112,7 +112,9 @@ class OpenCall:
         for is_fill, group in groupby(items, key=lambda item: isinstance(item, Fill)):
             if is_fill:
                 with uncollected():
-                    self.pending.put([item for item in group if isinstance(item, Fill)], self.scope, self.done)
+                    fills = [item for item in group if isinstance(item, Fill)]
+                    self.done.request(fills)
+                    self.pending.put(fills, self.scope, self.done)
                 continue
             for item in group:
                 assert not isinstance(item, Fill)

@@ -27,11 +27,19 @@ class Done:
     def __init__(self, scope: Scope, outer: Done | None) -> None:
         self.scope = scope
         self._outer = outer if scope.is_part else None
+        self.requested: list[Fill] = []
+        """What was to be filled, whether something later has replaced it or not."""
         self.items: list[Item] = []
         """In the order in which they were executed."""
         self.checkpoints: list[CheckpointReport] = []
         self.began = time.perf_counter()
         self.ledger: Ledger | None = None if self._outer is None else self._outer.ledger
+
+    def request(self, fills: Sequence[Fill]) -> None:
+        """Notes fills that are going to be pending."""
+        self.requested.extend(fills)
+        if self._outer is not None:
+            self._outer.request(fills)
 
     def add(self, items: Sequence[Item]) -> None:
         """Notes items that were executed."""

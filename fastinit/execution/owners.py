@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -85,8 +86,11 @@ def _stream_as_named(fill: Fill) -> Stream:
 def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) -> Fill | None:
     """Returns the fill that executes a pending one but for what is written ``later``; None if nothing is left of it."""
     place = pending.place
-    if pending.named is not None and not later and place.is_of(pending.named.tensor):
-        return pending.named
+    named = pending.named
+    if named is not None and not later and place.is_of(named.tensor):
+        return named
+    if named is not None and named.is_part:
+        return _rest_of_part(pending, named, later)
     owner = owners.of(place)
     is_constant = isinstance(pending.distribution, Constant)
     stream = Stream("", Strided.whole(place.shape), True) if is_constant else stream_of(pending, owners)
@@ -111,6 +115,17 @@ def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) 
     return _fill(pending, name, tensor, place.shape, boxes, stream)
 
 
+def _rest_of_part(pending: PendingFill, named: Fill, later: Sequence[Place]) -> Fill | None:
+    """Returns what is left of the fill of a part of a parameter, where others write after it."""
+    place = pending.place
+    view = place.view()
+    boxes = () if view is None else tuple(_boxes(place, view, _stream_as_named(named).indices, later))
+    if not boxes and place.numel:
+        return None
+    how = dict(distribution=pending.distribution, rule=pending.rule, info=pending.info)
+    return replace(named, parts=boxes, **how)  # type: ignore[arg-type]
+
+
 def _fill(
     pending: PendingFill,
     name: str,
@@ -121,7 +136,9 @@ def _fill(
 ) -> Fill:
     stream_name = "" if stream.name == name else stream.name
     seed = None if pending.named is None else pending.named.seed
-    return Fill(name, tensor, pending.distribution, pending.rule, pending.info, shape, boxes, stream_name, seed)
+    numbers = None if stream.indices == Strided.whole(shape) else stream.indices
+    how = pending.distribution, pending.rule, pending.info
+    return Fill(name, tensor, *how, shape, boxes, stream_name, seed, numbers)
 
 
 def fills_for(pending: Iterable[PendingFill], book: MemoryBook, owners: Owners) -> Iterator[tuple[PendingFill, Fill]]:

@@ -46,6 +46,8 @@ class ByMemory:
                 is_contract = BACKENDS[name].IS_CONTRACT
                 if is_contract:
                     ask_if_sharded(fill, scope)
+                if fill.is_part and not fill.boxes:  # of a distributed tensor: it is done, elsewhere
+                    done.filled([fill])
                 for part in _in_one_place(fill):
                     place = book.place_of(part.boxes[0].tensor if part.is_part else part.tensor)
                     assert place is not None, "a backend that fills it has been found"

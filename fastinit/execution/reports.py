@@ -22,7 +22,7 @@ from ..plans import (
     row_json,
     rows_of,
     table_of,
-    tensors_of,
+    written_in_full,
 )
 from .done import CheckpointReport, Done
 from .ledger import Ledger
@@ -47,7 +47,7 @@ class Report:
     provenance: Mapping[str, str] = field(repr=False)
     """For every parameter under the root that was written: its name, and what its values came from."""
     unreached: tuple[str, ...]
-    """Parameters that nothing wrote: they have the values that they had."""
+    """Parameters that nothing wrote: they have the values that they had, all or (where rules fill parts) some."""
     launches: Mapping[str, int] = field(default_factory=dict)
     """Device by device, how often a kernel of ``cpp``, ``triton`` or ``cuda`` was started. Other code between fills can
     make it more than one."""
@@ -113,7 +113,7 @@ def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = N
         scope: of the call that would run them.
         device: on which tensors without memory are to be, where that is known.
     """
-    reached = {tensor for item in items for tensor in tensors_of(item)}
+    reached = written_in_full(items)
     unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
     backends = _backends_of(items, scope)
     numbers = numbers_of(scope.backends.used(backends))
@@ -129,6 +129,8 @@ def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:
         unkeyed: what was drawn without a name.
     """
     scope = done.scope
+    partly = {fill.tensor for fill in done.requested if fill.is_part}
+    left = set(scope.not_reached([*done.requested, *done.items])) if partly else set()
     names, backends = scope.parameters(), _backends_of(done.items, scope)
     used = scope.backends.used(backends)
     return Report(
@@ -140,7 +142,11 @@ def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:
         seconds=time.perf_counter() - done.began,
         n_bytes=sum(map(n_bytes_of, done.items)),
         provenance={name: ledger[tensor]["init_info"] for tensor, name in names.items() if tensor in ledger.written},
-        unreached=tuple(name for tensor, name in names.items() if tensor not in ledger.written),
+        unreached=tuple(
+            name
+            for tensor, name in names.items()
+            if tensor not in ledger.written or (tensor in partly and name in left)
+        ),
         launches={str(device): n for device, n in scope.launches.items()},
         unkeyed=unkeyed,
     )

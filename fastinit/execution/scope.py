@@ -12,7 +12,7 @@ from ..backends import AUTO, BACKENDS, Choice
 from ..contract.streams import check_seed
 from ..errors import warn_user
 from ..naming import Names, Prefix
-from ..plans import Call, Copy, Item, names_line, tensors_of
+from ..plans import Call, Copy, Item, names_line, written_in_full
 from ..shards.dtensor import is_sharded, mesh_of
 from .defaults import Strict, check_strict, default_backend, default_seed, default_strict
 from .seeds import CallSeed
@@ -157,9 +157,9 @@ class Scope:
 
     def not_reached(self, items: Iterable[Item]) -> list[str]:
         """Returns the names of the parameters that no item can write."""
-        written: set[torch.Tensor] = set()
+        items = list(items)
+        written = written_in_full(items)
         for item in items:
-            written.update(tensors_of(item))
             if isinstance(item, Call) or (isinstance(item, Copy) and (item.unknown or item.runs_own_code)):
                 written.update(item.module.parameters())
         return [name for tensor, name in self.parameters().items() if tensor not in written]

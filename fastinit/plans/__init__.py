@@ -3,6 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
+from .coverage import written_in_full
 from .distributions import (
     Constant,
     DeltaOrthogonal,
@@ -23,7 +24,7 @@ from .distributions import (
     numbers_of,
     real_number,
 )
-from .geometry import Strided, byte_span, may_overlap, row_major
+from .geometry import Region, Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
 from .rows import COLUMNS, MAX_ROWS, Plan, Row, row_json, rows_of, table_of
 from .texts import MAX_NAMES, names_line, nothing_copied
@@ -48,6 +49,7 @@ __all__ = [
     "Number",
     "Orthogonal",
     "Plan",
+    "Region",
     "Replay",
     "ReplayEntry",
     "Row",
@@ -72,4 +74,5 @@ __all__ = [
     "rows_of",
     "table_of",
     "tensors_of",
+    "written_in_full",
 ]

@@ -14,6 +14,24 @@ from typing import NamedTuple
 import torch
 
 
+class Region(NamedTuple):
+    """A rectangle of a tensor."""
+
+    starts: tuple[int, ...]
+    """Its first index along each dimension."""
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def whole(shape: Sequence[int]) -> Region:
+        """Returns all of a tensor."""
+        return Region((0,) * len(shape), tuple(shape))
+
+    def indices(self, shape: Sequence[int]) -> Strided:
+        """Returns the row-major indices of its elements in the tensor, which has this shape."""
+        steps = row_major(shape)
+        return Strided(sum(start * step for start, step in zip(self.starts, steps)), self.shape, steps)
+
+
 class Strided(NamedTuple):
     """Elements at regular steps, in an order: that of a tensor of ``shape``."""
 

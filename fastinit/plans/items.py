@@ -15,7 +15,7 @@ from typing import Any, Final, Union
 import torch
 
 from .distributions import Distribution
-from .geometry import Strided, row_major
+from .geometry import Region, Strided, row_major
 
 # A model may have 20,000 parameters. The records that there is one of for each are immutable to the type checker only
 # (Final): a frozen dataclass takes five times as long to make, a microsecond.
@@ -79,6 +79,8 @@ class Fill:
     """The name of the random stream, where it is not ``name``: the values are those of another parameter."""
     seed: Final[int | None] = None
     """Its own, which a block within a recorded one was given; None: the call's."""
+    numbers: Final[Strided | None] = None
+    """Which values of the stream are those of the part that is filled; None: where all is filled, all in order."""
 
     @property
     def stream_name(self) -> str:
@@ -94,6 +96,21 @@ class Fill:
     def is_part(self) -> bool:
         """Whether only a part of the parameter is filled: a row, a slice."""
         return self.tensor.shape != self.shape
+
+    @property
+    def region(self) -> Region | None:
+        """The rectangle of the tensor that is filled; None: it is none, or that is not known."""
+        shape = tuple(self.tensor.shape)
+        if not self.is_part:
+            return Region.whole(shape)
+        if self.stream or self.numbers is None or len(self.shape) != len(shape):
+            return None
+        steps = zip(self.shape, self.numbers.steps, row_major(shape))
+        if any(size > 1 and step != plain for size, step, plain in steps):
+            return None
+        starts = Box(self.tensor, self.numbers.first, self.numbers.steps).index(shape)
+        fits = all(start + size <= end for start, size, end in zip(starts, self.shape, shape))
+        return Region(starts, self.shape) if fits else None
 
     @staticmethod
     def whole(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:

@@ -69,6 +69,10 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
         if isinstance(item, Fill):
             values, text = _values_of(item.distribution)
             replaced = last.get(id(item.tensor), 0) > len(rows)
+            if item.is_part and (region := item.region) is not None:
+                ends = zip(region.starts, region.shape)
+                values = {**values, "part": [[start, start + size] for start, size in ends]}
+                text += f", part [{', '.join(f'{start}:{end}' for start, end in values['part'])}]"
             if item.stream:
                 text += f", the values of {item.stream}"
             rows.append(
@@ -181,7 +185,7 @@ class Plan:
     seed: int | None
     """The seed that was given, here or by ``use``; None: drawn or continued when the plan is executed."""
     unreached: tuple[str, ...]
-    """Parameters that no row writes (rows of calls may still do so)."""
+    """Parameters that no row writes, or only a part of (rows of calls may still do so)."""
     device: torch.device | None = None
     """On which tensors without memory are to be, where that was said."""
 

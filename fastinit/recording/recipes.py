@@ -69,7 +69,9 @@ class RecordedFill:
         else:
             is_plain = self.is_whole and self.numbers == self.part
             boxes = None if is_plain else (self._box_in(name, tensor),)
-        return Fill(name, tensor, self.distribution, self.rule, self.info, self.shape, boxes, self.stream, self.seed)
+        numbers = None if self.numbers == Strided.whole(self.shape) else self.numbers
+        how = self.distribution, self.rule, self.info
+        return Fill(name, tensor, *how, self.shape, boxes, self.stream, self.seed, numbers)
 
     def _box_in(self, name: str, tensor: torch.Tensor) -> Box:
         """Returns the part of a tensor that is here in one piece."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..plans import Box, Distribution, Fill
+from ..plans import Box, Distribution, Fill, Region
 
 _PLAIN = (torch.nn.Parameter, torch.Tensor)
 
@@ -120,11 +120,14 @@ def local_shape(tensor: Any) -> tuple[int, ...]:
     return tuple(sum(end - start for start, end in parts) for parts in intervals_of(tensor))
 
 
-def boxes_of(tensor: Any) -> tuple[Box, ...]:
-    """Returns the boxes of a distributed tensor that are here; none where nothing is."""
-    local, parts = local_part(tensor).detach(), intervals_of(tensor)
+def boxes_of(tensor: Any, region: Region | None = None) -> tuple[Box, ...]:
+    """Returns the boxes of a distributed tensor, or of a region of it, that are here; none where nothing is."""
+    local, parts = local_part(tensor).detach(), [_with_positions(each) for each in intervals_of(tensor)]
+    if region is not None:
+        bounds = zip(parts, region.starts, region.shape)
+        parts = [_within(each, start, start + size) for each, start, size in bounds]
     boxes = []
-    for combination in product(*(_with_positions(each) for each in parts)):
+    for combination in product(*parts):
         view = local
         for dim, (start, end, position) in enumerate(combination):
             if end - start != local.shape[dim]:
@@ -140,6 +143,30 @@ def _with_positions(intervals: Sequence[Interval]) -> list[tuple[int, int, int]]
         found.append((start, end, position))
         position += end - start
     return found
+
+
+def _within(intervals: Sequence[tuple[int, int, int]], first: int, stop: int) -> list[tuple[int, int, int]]:
+    """Returns what of intervals with positions lies between two indices."""
+    cut = [(max(start, first), min(end, stop), start, position) for start, end, position in intervals]
+    return [(begin, end, position + begin - start) for begin, end, start, position in cut if begin < end]
+
+
+def part_fill(
+    name: str, tensor: torch.Tensor, region: Region, distribution: Distribution, rule: str, info: str
+) -> Fill:
+    """Returns the fill of a region of a parameter, with the values that these elements have of the whole's stream."""
+    shape = tuple(tensor.shape)
+    if region.shape == shape or why_not_shards(tensor) is not None:
+        return shard_fill(name, tensor, distribution, rule, info)
+    if is_sharded(tensor):
+        boxes = boxes_of(tensor, region)
+    else:
+        view = tensor.detach()
+        for dim, (start, size) in enumerate(zip(region.starts, region.shape)):
+            view = view.narrow(dim, start, size)
+        boxes = (Box.at(view, region.starts, shape),)
+    numbers = region.indices(shape)
+    return Fill(name, tensor, distribution, rule, info, region.shape, boxes, numbers=numbers)
 
 
 def shard_fill(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:

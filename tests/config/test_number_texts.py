@@ -15,7 +15,7 @@ from number_texts_model import BACKENDS, LAYER, Net, error_of, values_of
 from torch import nn
 
 import fastinit
-from fastinit.config.matching import captured_groups
+from fastinit.config.matching import selected_parameters
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ def test_a_glob_captures_nothing() -> None:
 def test_a_parameters_exact_name_captures_nothing() -> None:
     model = nn.ParameterDict({"re:(?P<i>1)": nn.Parameter(torch.zeros(2)), "1": nn.Parameter(torch.zeros(2))})
     assert "unknown name 'i'" in error_of(dict(type="Constant", param="re:(?P<i>1)", val="i"), model)
-    assert captured_groups(model, ["re:(?P<i>1)", "1"])("1") == ()
+    assert [each.captured for each in selected_parameters(model, ["re:(?P<i>1)", "1"])] == [(), ()]
 
 
 def test_names_are_relative_to_the_module_that_owns_the_config() -> None:

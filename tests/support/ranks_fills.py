@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import llama
 import torch
 from helpers import named_fill
 from ranks import check, empty, gathered, mesh_of, must_equal, raises, same
@@ -102,6 +103,70 @@ def matrices_are_those_of_one_process(rank, world):
         "of whole tensors only, not of shards: a contract backend does",
         lambda: fastinit.initialize(module, dict(type="Orthogonal", param="wide0"), backend="torch", seed=0),
     )
+
+
+PARTS = {
+    "rows": dict(type="Normal", param="rows[3:11]"),
+    "columns": dict(type="Uniform", param="columns[:, 2:7]"),
+    "constant": dict(type="Constant", val=3, param="constant[5:6, 1:]"),
+    "orthogonal": dict(type="Orthogonal", gain=2, param="orthogonal[1:13, 2:]"),
+    "blocks": dict(type="Orthogonal", param="blocks", blocks=[2, 3]),
+    "sparse": dict(type="Sparse", sparsity=0.4, std=1, param="sparse[2:12]"),
+    "identity": dict(type="Identity", param="identity[4:, 3:8]"),
+}
+
+
+def parts_are_those_of_one_process(mesh, placements):
+    module, whole = nn.Module(), nn.Module()
+    for name in PARTS:
+        for made, weight in ((module, empty(mesh, placements, (14, 9))), (whole, torch.empty(14, 9))):
+            made.register_parameter(name, nn.Parameter(weight))
+    rules = [dict(type="Normal", param="*"), *PARTS.values()]
+    fastinit.initialize(whole, rules, backend="cpp", seed=0)
+    report = fastinit.initialize(module, rules, backend="cpp", seed=0)
+    assert report.unreached == ()
+    must_equal(module, dict(whole.named_parameters()))
+    for only_part in (rules[1:], rules[4:5]):  # of which others say what stands beside it
+        assert "orthogonal" in fastinit.initialize(module, only_part, backend="cpp", seed=0).unreached
+        must_equal(module, dict(whole.named_parameters()))
+    raises(
+        RuntimeError,
+        "torch's generators cannot draw part of a distributed tensor",
+        lambda: fastinit.initialize(module, PARTS["rows"], backend="torch", seed=0),
+    )
+
+
+@check(1, 2, 3, 4)
+def parts_of_shards_are_those_of_one_process(rank, world):
+    from torch.distributed.tensor import Replicate, Shard
+
+    for placement in (Shard(0), Shard(1), Replicate()):
+        parts_are_those_of_one_process(mesh_of(world), [placement])
+
+
+@check(4)
+def parts_of_shards_are_those_of_one_process_on_a_square_of_ranks(rank, world):
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    parts_are_those_of_one_process(mesh_of(2, 2), [Shard(0), Shard(1)])
+    parts_are_those_of_one_process(mesh_of(2, 2), [_StridedShard(0, split_factor=2), Shard(0)])
+
+
+@check(1, 2, 3, 4)
+def a_llama_of_all_rules_is_that_of_one_process(rank, world):
+    from torch.distributed.tensor import Shard
+
+    whole, sharded = llama.Llama(), llama.Llama()
+    for i, (name, parameter) in enumerate(whole.named_parameters()):
+        path, _, attribute = name.rpartition(".")
+        placement = Shard(i % parameter.dim())
+        made = nn.Parameter(empty(mesh_of(world), [placement], tuple(parameter.shape)))
+        setattr(sharded.get_submodule(path), attribute, made)
+    for model in (whole, sharded):
+        report = fastinit.initialize(model, llama.CONFIG, backend="cpp", seed=7, strict="complete")
+        assert report.unreached == ()
+    must_equal(sharded, dict(whole.named_parameters()))
 
 
 @check(2, 3, 4)

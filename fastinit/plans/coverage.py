@@ -1,0 +1,41 @@
+"""Coverage: which tensors items write in full, and which only a part of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, product
+
+import torch
+
+from .geometry import Region
+from .items import Fill, Item, tensors_of
+
+
+def written_in_full(items: Iterable[Item]) -> set[torch.Tensor]:
+    """Returns the tensors that items are known to write: one that is filled in parts only if these cover it."""
+    written: set[torch.Tensor] = set()
+    parts: dict[torch.Tensor, list[Region]] = {}
+    for item in items:
+        region = item.region if isinstance(item, Fill) and item.is_part else None
+        if region is None:  # of what is no rectangle it is not told what it leaves
+            written.update(tensors_of(item))
+        else:
+            parts.setdefault(item.tensor, []).append(region)  # type: ignore[union-attr]
+    written.update(tensor for tensor, regions in parts.items() if covers(regions, tuple(tensor.shape)))
+    return written
+
+
+def covers(regions: Sequence[Region], shape: Sequence[int]) -> bool:
+    """Tells whether every element of a tensor is in a region: between two of their bounds, all elements are alike."""
+    bounds = [{0, size} for size in shape]
+    for region in regions:
+        for of_dim, start, size in zip(bounds, region.starts, region.shape):
+            of_dim |= {start, start + size}
+    cells = product(*(pairwise(sorted(of_dim)) for of_dim in bounds))
+    return all(any(_holds(region, cell) for region in regions) for cell in cells)
+
+
+def _holds(region: Region, cell: Sequence[tuple[int, int]]) -> bool:
+    return all(
+        start <= first and end <= start + size for (first, end), start, size in zip(cell, region.starts, region.shape)
+    )
