@@ -62,9 +62,11 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_host.py
 	$(RUN) benchmarks/bench_engine.py
 	$(RUN) benchmarks/bench_fill.py
+	$(RUN) benchmarks/bench_digest.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
 	$(RUN) benchmarks/bench_load.py
+	$(RUN) benchmarks/bench_write.py
 	$(RUN) benchmarks/bench_shards.py
 	$(RUN) benchmarks/bench_orthogonal.py
 	$(RUN) tools/update_tables.py

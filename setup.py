@@ -40,6 +40,8 @@ X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "baseline": [],
 }
+# Sources that are compiled once for each of these.
+PER_INSTRUCTION_SET = ["fill_cpu", "digest_cpu"]
 # Machine code for these GPUs, as far as the compiler knows them, and for all others, later ones among them, the
 # portable code of the first, which the driver compiles. The first is the oldest on which the backend runs
 # (fastinit/backends/gpu_launch.py).
@@ -252,9 +254,10 @@ def native_rules(target: Path) -> list[str]:
         f"  flags = {' '.join(FLAGS)}",
     ]
     for name, flags in sets.items():
-        lines.append(f"build fill_cpu.{name}.o: cxx {escaped(CSRC / 'fill_cpu.cpp')}")
-        lines.append(f"  flags = {' '.join([*FLAGS, *flags, f'-DFASTINIT_ISA={name}'])}")
-    objects = ["bind.o", "dispatch.o", *(f"fill_cpu.{name}.o" for name in sets)]
+        for source in PER_INSTRUCTION_SET:
+            lines.append(f"build {source}.{name}.o: cxx {escaped(CSRC / f'{source}.cpp')}")
+            lines.append(f"  flags = {' '.join([*FLAGS, *flags, f'-DFASTINIT_ISA={name}'])}")
+    objects = ["bind.o", "dispatch.o", *(f"{source}.{name}.o" for name in sets for source in PER_INSTRUCTION_SET)]
     return [*lines, f"build {escaped(target)}: link {' '.join(objects)}"]
 
 

@@ -70,6 +70,18 @@ void fill(const Table& table, int n_threads, const std::string& isa, bool handle
   if (PyErr_Occurred()) throw py::error_already_set();
 }
 
+py::array_t<uint64_t> digest(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
+  const size_t n_boxes = n_records(table);
+  if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
+  const Kernels& kernels = chosen(isa);
+  const FillDesc* boxes = reinterpret_cast<const FillDesc*>(table.data());
+  py::array_t<uint64_t> sums(static_cast<py::ssize_t>(n_boxes));
+  uint64_t* out = sums.mutable_data();
+  without_gil([&] { run_digest(kernels, boxes, n_boxes, n_threads, out, handles_signals ? has_raised : nullptr); });
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return sums;
+}
+
 void fill_from(const Table& table, const py::array_t<uint32_t, py::array::c_style>& words, const std::string& isa) {
   if (n_records(table) != 1) throw py::value_error("the table must hold exactly one record");
   const FillDesc& fill = *reinterpret_cast<const FillDesc*>(table.data());
@@ -108,6 +120,9 @@ PYBIND11_MODULE(_native, module) {
              py::arg("handles_signals") = false,
              "Executes a table of FillDesc records; the memory that they point to must stay alive. handles_signals: the "
              "caller is Python's main thread, and an exception of a signal handler ends the work.");
+  module.def("digest", &fastinit::digest, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
+             py::arg("handles_signals") = false,
+             "Returns for each record of a table the sum modulo 2^64 of its elements' mixed words, which it reads only.");
   module.def("fill_from", &fastinit::fill_from, py::arg("table"), py::arg("words"), py::arg("isa") = "",
              "Executes one record on given words, in place of those of its stream.");
   module.def("fma", &fastinit::fma, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("isa") = "",

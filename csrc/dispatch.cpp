@@ -5,10 +5,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 namespace fastinit {
 
@@ -45,14 +47,17 @@ constexpr int64_t kPiecesPerThread = 2;
 // Python threads are busy.
 constexpr std::chrono::milliseconds kAskAfter{40};
 
-// The pieces of all fills, which the threads take in order. Outlives the call: a thread that starts only after all pieces
+// What is done with the elements [begin, end) of a record.
+using Task = std::function<void(size_t record, int64_t begin, int64_t end)>;
+
+// The pieces of all records, which the threads take in order. Outlives the call: a thread that starts only after all pieces
 // are done (torch's threads spin for milliseconds after their work, and may delay it) finds none left and ends.
 class Pieces {
  public:
-  Pieces(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads)
-      : kernels_(kernels), fills_(fills), n_threads_(n_threads) {
-    for (size_t i = 0; i < n_fills; ++i)
-      first_.push_back(first_.back() + (fills[i].n_elements + kPiece - 1) / kPiece);
+  Pieces(Task task, const FillDesc* records, size_t n_records, int n_threads)
+      : task_(std::move(task)), records_(records), n_threads_(n_threads) {
+    for (size_t i = 0; i < n_records; ++i)
+      first_.push_back(first_.back() + (records[i].n_elements + kPiece - 1) / kPiece);
   }
 
   int64_t count() const { return first_.back(); }
@@ -68,7 +73,7 @@ class Pieces {
       for (int64_t piece = first; piece < end; ++piece, ++done) {
         const size_t which = size_t(std::upper_bound(first_.begin(), first_.end(), piece) - first_.begin()) - 1;
         const int64_t begin = (piece - first_[which]) * kPiece;
-        kernels_.fill_range(fills_[which], begin, std::min(begin + kPiece, fills_[which].n_elements));
+        task_(which, begin, std::min(begin + kPiece, records_[which].n_elements));
       }
       if (must_stop != nullptr && std::chrono::steady_clock::now() - asked >= kAskAfter) {
         if (must_stop()) {
@@ -89,8 +94,8 @@ class Pieces {
   }
 
  private:
-  const Kernels& kernels_;
-  const FillDesc* const fills_;  // invalid once all pieces are done
+  const Task task_;                // not to be called once all pieces are done,
+  const FillDesc* const records_;  // when these are invalid, too
   const int n_threads_;
   std::vector<int64_t> first_{0};
   std::atomic<int64_t> next_{0};
@@ -99,10 +104,8 @@ class Pieces {
   int64_t done_ = 0;
 };
 
-}  // namespace
-
-void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, bool (*must_stop)()) {
-  const auto pieces = std::make_shared<Pieces>(kernels, fills, n_fills, n_threads);
+void run_task(Task task, const FillDesc* records, size_t n_records, int n_threads, bool (*must_stop)()) {
+  const auto pieces = std::make_shared<Pieces>(std::move(task), records, n_records, n_threads);
   // Each call starts new threads: a pool would not survive fork, and idle threads would spin.
   const int64_t helpers = std::min<int64_t>(n_threads, pieces->count() / kPiecesPerThread) - 1;
   for (int64_t i = 0; i < helpers; ++i) {
@@ -114,6 +117,24 @@ void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_th
   }
   pieces->work(must_stop);
   pieces->wait();
+}
+
+}  // namespace
+
+void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, bool (*must_stop)()) {
+  const auto fill = [&](size_t which, int64_t begin, int64_t end) { kernels.fill_range(fills[which], begin, end); };
+  run_task(fill, fills, n_fills, n_threads, must_stop);
+}
+
+void run_digest(const Kernels& kernels, const FillDesc* boxes, size_t n_boxes, int n_threads, uint64_t* sums,
+                bool (*must_stop)()) {
+  std::vector<std::atomic<uint64_t>> totals(n_boxes);
+  for (auto& total : totals) total.store(0, std::memory_order_relaxed);
+  const auto add = [&](size_t which, int64_t begin, int64_t end) {
+    totals[which].fetch_add(kernels.digest_range(boxes[which], begin, end), std::memory_order_relaxed);
+  };
+  run_task(add, boxes, n_boxes, n_threads, must_stop);
+  for (size_t i = 0; i < n_boxes; ++i) sums[i] = totals[i].load(std::memory_order_relaxed);
 }
 
 }  // namespace fastinit

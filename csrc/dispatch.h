@@ -17,4 +17,9 @@ std::vector<const Kernels*> instruction_sets();
 // undone; no thread writes after the return.
 void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, bool (*must_stop)() = nullptr);
 
+// Writes, for each box, the sum modulo 2^64 of its elements' mixed words (digest.h) to sums; the records' memory is read. As
+// run otherwise; after a stop the sums mean nothing.
+void run_digest(const Kernels& kernels, const FillDesc* boxes, size_t n_boxes, int n_threads, uint64_t* sums,
+                bool (*must_stop)() = nullptr);
+
 }  // namespace fastinit

@@ -58,6 +58,9 @@ using FillFromWords = void (*)(const FillDesc& fill, const uint32_t* words);
 // Writes a * b + c, rounded once: for tests.
 using FusedMultiplyAdd = void (*)(const float* a, const float* b, const float* c, int64_t n, float* out);
 
+// Returns the sum, modulo 2^64, of the digest's mixed words (digest.h) of the elements [begin, end) of the box.
+using DigestRange = uint64_t (*)(const FillDesc& fill, int64_t begin, int64_t end);
+
 // The largest tile, in elements: the four words of a block for each lane of the widest register.
 constexpr int64_t kMaxTile = 64;
 
@@ -66,6 +69,7 @@ struct Kernels {  // of one instruction set
   FillRange fill_range;
   FillFromWords fill_from_words;
   FusedMultiplyAdd fma;
+  DigestRange digest_range;
 };
 
 }  // namespace fastinit

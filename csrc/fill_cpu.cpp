@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "digest.h"
 #include "formats.h"
 #include "values.h"
+#include "walks.h"
 
 namespace fastinit {
 namespace FASTINIT_ISA {
@@ -109,28 +111,6 @@ void make_run64(Key key, const Values values, uint64_t index, int64_t n, double*
 }
 
 // --- boxes -----------------------------------------------------------------------------------------------------------
-
-// Calls row(first element's memory, first element's index, count) for each run along the innermost dimension within the
-// box's elements [begin, end).
-template <class Row>
-void for_each_row(const FillDesc& fill, int64_t begin, int64_t end, const Row& row) {
-  int64_t at[kMaxDims], rest = begin;
-  for (int d = kMaxDims - 1; d >= 0; --d) at[d] = rest % fill.size[d], rest /= fill.size[d];
-  constexpr int last = kMaxDims - 1;
-  while (begin < end) {
-    int64_t memory = 0;
-    uint64_t index = fill.first_index;
-    for (int d = 0; d < kMaxDims; ++d) {
-      memory += at[d] * fill.stride[d];
-      index += uint64_t(at[d]) * uint64_t(fill.index_stride[d]);
-    }
-    const int64_t count = std::min(fill.size[last] - at[last], end - begin);
-    row(static_cast<char*>(fill.data) + memory * fill.element_bytes, index, count);
-    begin += count;
-    at[last] = 0;
-    for (int d = last - 1; d >= 0 && ++at[d] == fill.size[d]; --d) at[d] = 0;
-  }
-}
 
 // Random values: make(index, n, out) writes a run of consecutive indices to contiguous memory.
 template <class T, class Make>
@@ -274,7 +254,7 @@ void fused_multiply_add(const float* a, const float* b, const float* c, int64_t 
 #define FASTINIT_TEXT(name) FASTINIT_TEXT_(name)
 
 extern const Kernels kernels;
-const Kernels kernels = {FASTINIT_TEXT(FASTINIT_ISA), fill_range, fill_from_words, fused_multiply_add};
+const Kernels kernels = {FASTINIT_TEXT(FASTINIT_ISA), fill_range, fill_from_words, fused_multiply_add, digest_range};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

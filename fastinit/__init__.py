@@ -6,13 +6,17 @@ from . import integrations, plans, presets
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
+from .digesting import digest
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
+from .parameter_values import values
 from .planning import plan
-from .plans import Plan
+from .plans import Digest, Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
+from .redrawing import redraw
+from .verifying import verify
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,
@@ -54,6 +58,7 @@ from .weight_init import (
     variance_scaling_init,
     xavier_init,
 )
+from .writing import write
 
 __all__ = [
     "WEIGHT_INITIALIZERS",
@@ -62,6 +67,7 @@ __all__ = [
     "Caffe2XavierInit",
     "ConstantInit",
     "DeltaOrthogonalInit",
+    "Digest",
     "DiracInit",
     "GlorotInit",
     "HeInit",
@@ -92,6 +98,7 @@ __all__ = [
     "capture",
     "constant_init",
     "delta_orthogonal_init",
+    "digest",
     "dirac_init",
     "identity_init",
     "initialize",
@@ -104,12 +111,16 @@ __all__ = [
     "plan",
     "plans",
     "presets",
+    "redraw",
     "sparse_init",
     "trunc_normal_",
     "trunc_normal_init",
     "uniform_init",
     "update_init_info",
     "use",
+    "values",
     "variance_scaling_init",
+    "verify",
+    "write",
     "xavier_init",
 ]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
+from .digesting import digest as digest_of
 from .errors import check_module
 from .execution.allocation import allocate_like
 from .execution.calls import OpenCall, open_call
@@ -41,6 +42,7 @@ def materialize(
     seed: int | None = None,
     prefix: Prefix = "",
     strict: Strict | None = None,
+    digest: bool = False,
 ) -> Report:
     """Gives a model on the meta device memory, and initializes it; each parameter is allocated and filled once.
 
@@ -57,6 +59,7 @@ def materialize(
         backend, seed, prefix: as for ``initialize``.
         strict: as for ``initialize``, and as for ``capture`` of the modules' own code. Every tensor gets values or the
             call fails, so "complete" asks for no more than True.
+        digest: as for ``initialize``.
 
     Raises:
         RuntimeError: parameters or buffers would stay without values; they are listed. The model is on the meta device
@@ -101,7 +104,7 @@ def materialize(
                 without = [slot for slot in own_code_for(model, rest)[1] if slot.module not in of_models]
                 _must_not_be_empty(without, "their modules have no reset_parameters", recipe)
             if not is_tree:
-                warn_of_own_init(model, rest, call)
+                warn_of_own_init(model, rest, call.scope)
             # What rules and the recipe write can be there before the modules' own code runs, which may read it.
             are_known = not is_tree and all(map(_is_known, items))
             new = _allocate(slots, target)
@@ -127,7 +130,7 @@ def materialize(
         empty = _without_values([slot for slot in slots if slot not in replaced], watch.book)
         _must_not_be_empty(empty, "their modules' own code does not write them", recipe)
         report = call.report()
-    return report
+    return replace(report, digest=digest_of(model, prefix=prefix)) if digest else report
 
 
 def _note_as_new(slots: Sequence[Slot], book: MemoryBook) -> None:

@@ -124,6 +124,7 @@ class Names:
         self._unnamed = 0
         self._tensors: dict[torch.Tensor, str] | None = None
         self._buffers: dict[torch.Tensor, str] = {}
+        self._in_order: list[str] = []
         self._paths: dict[nn.Module, tuple[Prefix, str]] = {}
 
     def add(self, root: nn.Module, prefix: Prefix) -> None:
@@ -158,13 +159,15 @@ class Names:
                         for name, tensor in tensors.items():
                             if tensor is not None and tensor not in names:
                                 whole = f"{path}.{name}" if path else name
-                                names[tensor] = renamed(whole, prefix) if prefix else whole
+                                names[tensor] = whole = renamed(whole, prefix) if prefix else whole
+                                self._in_order.append(whole)
         return self._tensors
 
     def renew(self) -> None:
         """Drops the cached names, after code has run that may have changed the modules."""
         self._tensors = None
         self._buffers.clear()
+        self._in_order.clear()
         self._paths.clear()
 
     def parameters(self) -> dict[torch.Tensor, str]:
@@ -175,6 +178,11 @@ class Names:
         """Returns the buffers under the roots, with their names."""
         self._table()
         return self._buffers
+
+    def in_order(self) -> tuple[str, ...]:
+        """Returns the names of parameters and buffers, those of a module together, modules in the model's order."""
+        self._table()
+        return tuple(self._in_order)
 
     def knows(self, module: nn.Module) -> bool:
         """Tells whether ``module`` is under one of the roots."""

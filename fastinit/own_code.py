@@ -12,10 +12,11 @@ from torch import nn
 
 from .execution.calls import OpenCall
 from .execution.memory_book import MemoryBook
+from .execution.recorded_fills import RecordedFill
 from .naming import join, walk
 from .plans import Call, Item, names_line, tensors_of, written_in_full
 from .recording.libraries import own_code, tied_to_others
-from .recording.recipes import RecordedFill, in_order, recorded_fills
+from .recording.recipes import in_order, recorded_fills
 from .recording.watch import Watch
 from .shards.dtensor import is_sharded
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .base_module import has_own_configs
-from .execution.calls import OpenCall
+from .execution.scope import Scope
 from .own_code import Slot
 from .recording.libraries import is_pretrained
 
@@ -29,16 +29,16 @@ _DEPTH = 4
 _FEATURES = "timm.models._features"
 
 
-def warn_of_own_init(model: nn.Module, rest: Sequence[Slot], call: OpenCall) -> None:
+def warn_of_own_init(model: nn.Module, rest: Sequence[Slot], scope: Scope, called: str = "materialize") -> None:
     """Warns where a model has code to initialize itself that nobody runs, and parameters that it might be for."""
     if not any(isinstance(slot.tensor, nn.Parameter) for slot in rest):
         return
     what = next(filter(None, (_own_init(module) for module in model.modules())), None)
     if what is not None:
-        call.scope.warn_once(
-            "materialize",
+        scope.warn_once(
+            called,
             f"{what} is not run: parameters that no rule reaches get the values of their modules' reset_parameters. To "
-            f"have those of the model's own constructor, make it under `fastinit.capture()` and give materialize the "
+            f"have those of the model's own constructor, make it under `fastinit.capture()` and give {called} the "
             f"recipe",
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def plan(
     Args:
         module: any ``nn.Module``; without ``init_cfg`` and ``device`` a BaseModule. Or a function without arguments
             that makes one; a config that is given with it comes after its own init.
-        init_cfg: as for ``initialize``; also what ``capture`` gave.
+        init_cfg: as for ``initialize``; also what ``capture`` gave, or a plan.
         device: where ``materialize`` is to put the model, which is on the meta device.
         backend, seed, prefix, strict: as for ``initialize``.
 
@@ -67,34 +67,67 @@ def plan(
         bias       2      float32  cpu     constant(0)                  init_cfg  torch
         2 rows, 10 elements; numbers: torch; seed: 1
     """
-    target = None if device is None else with_memory(device)
     recipe = None
     root: Any = module
     # A class is taken for a module that somebody forgot to make.
     if callable(module) and not isinstance(module, (nn.Module, type)):
-        root, recipe = _made(module)
-        target = target or torch.empty(0).device
+        root, recipe = made_without_memory(module)
+        device = torch.empty(0).device if device is None else device
+    how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict)
+    found = planned_items(root, init_cfg, recipe, device, how)
+    return plan_of(found.items, found.scope, found.device)
+
+
+class Planned(NamedTuple):
+    """The items of an initialization, which can all run."""
+
+    items: list[Item]
+    scope: Scope
+    device: torch.device | None
+    """That the module is to be on, where that was said."""
+    n_asked: int
+    """How many of the items, the first ones, are those of rules and recipes; modules' own code gives the others."""
+
+
+def planned_items(
+    root: nn.Module, init_cfg: Any, recipe: Recipe | None, device: torch.device | str | None, how: dict[str, Any]
+) -> Planned:
+    """Returns the items of an initialization; nothing is written.
+
+    Args:
+        root, init_cfg, device: as for ``plan``.
+        recipe: what was recorded when a function made the module; None: no function did.
+        how: the call's ``backend``, ``seed``, ``prefix`` and ``strict``.
+    """
+    target = None if device is None else with_memory(device)
     check_module(root)
-    how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict, is_dry=True, is_offline=True)
+    how = dict(how, is_dry=True, is_offline=True)
     scope = new_scope(root, meta=target, **how)
     rules = [] if recipe is None else [Rule("the function", recipe, root, False)]
     steps = steps_of(rules, scope)
     if recipe is None or init_cfg is not None:  # `build` runs no init_weights
         steps += _steps_for(root, init_cfg, scope, is_needed=target is None)
     items = [item for step in steps for item in step.items]
+    n_asked = len(items)
     if target is not None and recipe is None:
         items += own_items(root, items, target, how)
     check(items, scope, needs_memory=False)
     scope.check_complete(items)
-    return plan_of(items, scope, target)
+    return Planned(items, scope, target, n_asked)
 
 
-def _made(factory: Callable[[], nn.Module]) -> tuple[nn.Module, Recipe]:
-    """Returns the model that a function makes, on the meta device, and what gave it its values."""
-    with capture() as recipe, torch.device("meta"):
+def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", **how: Any) -> tuple[nn.Module, Recipe]:
+    """Returns the model that a function makes, on the meta device, and what gave it its values.
+
+    Args:
+        factory: the function.
+        called: the function that the user called.
+        how: arguments of ``capture``.
+    """
+    with capture(**how) as recipe, torch.device("meta"):
         model = factory()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"plan needs a module or a function that returns one, but it returned {type(model)}")
+            raise TypeError(f"{called} needs a module or a function that returns one, but it returned {type(model)}")
         recipe.bind(model)
     return model, recipe
 
@@ -154,5 +187,6 @@ def _made_anew(slots: Sequence[Slot]) -> list[Item]:
     for slot in {id(slot.tensor): slot for slot in slots}.values():
         info = f"own code of {type(slot.module).__name__}"
         entry = ReplayEntry(slot.name, slot.tensor, info)
-        items.append(Replay(slot.module, (entry,), "materialize", info, lambda entries, scope: None))
+        why = f"no rule reaches it, and what {info} gives it is not known before it has memory"
+        items.append(Replay(slot.module, (entry,), "materialize", info, lambda entries, scope: None, why))
     return items

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,7 @@ from .config.number_texts import Place, expressions_of, values_at
 from .config.pretrained import PretrainedInit
 from .config.rules import Rule, parse, parse_overrides, steps_of
 from .config.schemes import bias_init_with_prob, centred, fans, kaiming, truncated_normal, variance_scaling, xavier
+from .digesting import digest as digest_of
 from .errors import check_module
 from .execution.calls import open_call
 from .execution.defaults import Strict
@@ -102,6 +104,7 @@ def initialize(
     seed: int | None = None,
     prefix: Prefix = "",
     strict: Strict | None = None,
+    digest: bool = False,
 ) -> Report:
     """Initializes a module by a config, and returns a report.
 
@@ -111,8 +114,8 @@ def initialize(
         module: any ``nn.Module`` with memory.
         init_cfg: a dict or a list of dicts, each with a ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform,
             Kaiming, Caffe2Xavier, Pretrained, a registered name, an import path, a class), its arguments, and a
-            selector: ``layer``, ``param`` or ``override``. It may also be, or the list may hold, initializer objects
-            and recipes of ``capture`` (which fill the parameters of the same names).
+            selector: ``layer``, ``param`` or ``override``. It may also be, or the list may hold, initializer objects,
+            recipes of ``capture`` (which fill the parameters of the same names) and plans.
         backend: a name from ``available_backends()`` or "auto" (GPU tensors: triton, else cuda; CPU: torch). None: the
             value of ``use``, else of the environment variable FASTINIT_BACKEND, else "auto".
         seed: 0 to 2^64 - 1: torch's generators are seeded with it for the call and restored afterwards. None: they
@@ -122,6 +125,7 @@ def initialize(
         strict: True: a rule without a match, or a checkpoint of which nothing is copied, is an error, not a warning.
             "complete": a parameter that no rule reaches is an error too. None: the value of ``use``, else of the
             environment variable FASTINIT_STRICT (1 or complete), else False.
+        digest: the report's ``digest`` is that of the module afterwards (``fastinit.digest``), which reads all of it.
 
     Raises:
         TypeError, ValueError, KeyError, RuntimeError, AttributeError, AssertionError, ZeroDivisionError: a mistake in
@@ -157,7 +161,8 @@ def initialize(
             text = names_line("parameters are not in the recipe, and no other rule reaches them", left)
             call.scope.matches_nothing(recipe, "", f"{text}. They keep what they have")
         call.run(steps)
-        return call.report()
+        report = call.report()
+    return replace(report, digest=digest_of(module, prefix=prefix)) if digest else report
 
 
 # --- functional inits: one module's own weight and bias --------------------------------------------------------------

@@ -96,15 +96,42 @@ class Choice:
     Answers are remembered: there are many fills, and a driver takes its time to answer.
     """
 
-    def __init__(self, asked: str, meta: torch.device | None = None) -> None:
+    def __init__(self, asked: str, meta: torch.device | None = None, needed: str = "") -> None:
         self.asked = checked(asked)
         """The name of a backend, or "auto"."""
+        self.needed = needed
+        """The numbers that "auto" has to give, those of a plan that was kept; "": any."""
         self._meta = meta
         """The device for which the meta device stands: a plan may be asked for before there is memory."""
         self._on: dict[torch.device, str] = {}
         self._of: dict[Fill, str] = {}
         self._why_not_on: dict[tuple[str, torch.device], str | None] = {}
         self._is_contract: dict[torch.device, bool] = {}
+
+    def need(self, numbers: str) -> None:
+        """Asks for backends with these numbers.
+
+        Raises:
+            RuntimeError: none has them, or the one that was asked for has others.
+        """
+        if self.asked != AUTO and numbers != BACKENDS[self.asked].NUMBERS:
+            raise RuntimeError(
+                f"the plan has the numbers of {numbers!r}, and the backend {self.asked!r} gives those of "
+                f"{BACKENDS[self.asked].NUMBERS!r}: leave backend out, or name another"
+            )
+        if all(numbers != backend.NUMBERS for backend in BACKENDS.values()):
+            known = dict.fromkeys(backend.NUMBERS for backend in BACKENDS.values())
+            raise RuntimeError(
+                f"the plan has the numbers of {numbers!r}, which this version of fastinit does not have; it has: "
+                f"{', '.join(known)}"
+            )
+        self.needed = numbers
+        for known_answers in (self._on, self._of, self._why_not_on, self._is_contract):
+            known_answers.clear()  # type: ignore[attr-defined]
+
+    def differs_from(self, other: Choice) -> bool:
+        """Tells whether it may choose otherwise than another."""
+        return self.asked != other.asked or self.needed != other.needed
 
     def on(self, device: torch.device) -> str:
         """Returns the name of the backend for a device; only "auto" ever chooses."""
@@ -114,6 +141,8 @@ class Choice:
         if device not in self._on:
             able = (name for name in _PREFERRED.get(device.type, ()) if BACKENDS[name].why_not(device) is None)
             self._on[device] = next(able, "torch")
+            if self.needed not in ("", BACKENDS[self._on[device]].NUMBERS):
+                self._on[device] = self._needed_on(device)
         return self._on[device]
 
     def of(self, fill: Fill) -> str:
@@ -123,8 +152,16 @@ class Choice:
         if fill not in self._of:
             name = self.on(fill.tensor.device)
             can = name == "torch" or BACKENDS[name].why_not_fill(fill) is None
-            self._of[fill] = name if can else "torch"
+            must = self.needed != "" and fill.is_drawn
+            self._of[fill] = name if can or must else "torch"
         return self._of[fill]
+
+    def _needed_on(self, device: torch.device) -> str:
+        """Returns a backend for a device that has the numbers, the last one if none can run there: it says why."""
+        having = [name for name in BACKENDS if self.needed == BACKENDS[name].NUMBERS]
+        here = [name for name in having if device_type(name) == device.type]
+        able = (name for name in here if BACKENDS[name].why_not(device) is None)
+        return next(able, (here or having)[0])
 
     def is_contract(self, device: torch.device) -> bool:
         """Tells whether fills on a device may be kept pending: their values do not depend on when they are drawn."""

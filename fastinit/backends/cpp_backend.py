@@ -54,6 +54,11 @@ def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None =
     return structured.run(fills, partial(_run, seed))
 
 
+def run_in_this_thread(fills: Sequence[Fill], seed: int) -> None:
+    """Runs fills without structure, of memory that does not overlap, in the calling thread alone."""
+    _core().fill(contract.lowered(fills, seed).view(np.uint8), 1)
+
+
 def _run(seed: int, fills: Sequence[Fill]) -> int:
     n_launches = 0
     for _, records in contract.launches(fills, seed):

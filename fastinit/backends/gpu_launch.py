@@ -79,10 +79,10 @@ def execute(records: lowering.Records, device: torch.device, trips: Trips, launc
     work = device_work(records, trips)
     if len(work):
         with on_device(device):
-            launch(*_uploaded(records, work, device), len(work))
+            launch(*uploaded(records, work, device), len(work))
 
 
-def _uploaded(
+def uploaded(
     records: lowering.Records, work: lowering.Records, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Copies both tables to the device in one transfer on the current stream, and returns them there.

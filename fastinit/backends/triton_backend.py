@@ -74,6 +74,22 @@ def _launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
     fill[(n_pieces,)](records.view(torch.int64), work.view(torch.int64), PTX=is_nvidia, **_options(is_nvidia))
 
 
+def digest(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> torch.Tensor:
+    """Starts the kernel that adds up mixed words, and returns the sum of each piece of work, as int64."""
+    from ..kernels.digests import digest as kernel
+    from ..kernels.layout import N_THREADS
+
+    out = torch.empty(n_pieces, N_THREADS, dtype=torch.int64, device=records.device)
+    kernel[(n_pieces,)](
+        records.view(torch.int64), work.view(torch.int64), out, **_digest_options(torch.version.hip is None)
+    )
+    return out.sum(1)
+
+
+def _digest_options(is_nvidia: bool) -> dict[str, Any]:
+    return dict(num_warps=4 if is_nvidia else 2, enable_fp_fusion=False)  # 128 threads; nothing is to be fused
+
+
 def _options(is_nvidia: bool) -> dict[str, Any]:
     """Returns the compiler's options; it must not fuse a multiply and an add that the source keeps apart."""
     if not is_nvidia:  # two wavefronts of 64 are the kernel's 128 threads
@@ -89,16 +105,29 @@ def compiled_for(target: str, inline_ptx: bool | None = None) -> Any:
         target: an NVIDIA or AMD architecture.
         inline_ptx: whether the kernel uses its inline PTX; None: on NVIDIA only.
     """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
     from ..kernels.fill import fill
 
     is_nvidia = target.startswith("sm_")
-    gpu = GPUTarget("cuda", int(target[3:]), 32) if is_nvidia else GPUTarget("hip", target, 64)
-    signature = {"table": "*i64", "work": "*i64", "PTX": "constexpr"}
-    aligned: dict[tuple[int, ...], list[list[Any]]] = {(0,): [["tt.divisibility", 16]], (1,): [["tt.divisibility", 16]]}
-    source = ASTSource(
-        fn=fill, signature=signature, constexprs={"PTX": is_nvidia if inline_ptx is None else inline_ptx}, attrs=aligned
-    )
-    return compile(source, target=gpu, options=_options(is_nvidia))
+    constants = {"PTX": is_nvidia if inline_ptx is None else inline_ptx}
+    return _compiled(fill, ("table", "work"), constants, target, _options(is_nvidia))
+
+
+def compiled_digest_for(target: str) -> Any:
+    """Compiles the kernel of digests as ``compiled_for`` does."""
+    from ..kernels.digests import digest as kernel
+
+    return _compiled(kernel, ("table", "work", "out"), {}, target, _digest_options(target.startswith("sm_")))
+
+
+def _compiled(
+    kernel: Any, pointers: Sequence[str], constants: dict[str, Any], target: str, options: dict[str, Any]
+) -> Any:
+    """Compiles a kernel whose arguments are aligned pointers to 64-bit words, and constants."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+    signature = {**dict.fromkeys(pointers, "*i64"), **dict.fromkeys(constants, "constexpr")}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return compile(source, target=gpu, options=options)

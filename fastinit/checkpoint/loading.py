@@ -32,6 +32,7 @@ from .sources.downloads import NotDownloaded
 from .sources.url_schemes import CheckpointLoader
 from .storage.copying import check
 from .storage.current import loading
+from .storage.digests import digests_of
 from .storage.files import File
 from .storage.stored import StoredTensor, in_memory
 from .storage.trees import read_everything
@@ -154,7 +155,7 @@ def _load(
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current, nullcontext() if tree.own_code else uncollected():
         if assign:
-            _adopt(state, {slot.name_in_file for slot in taken})
+            map_stored(state, {slot.name_in_file for slot in taken})
         descent = Descent(match.metadata, current, assign, strict)
         descent.run(module, state)
         found = descent.found
@@ -193,8 +194,8 @@ def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collec
 # --- adopting the file's tensors -------------------------------------------------------------------------------------
 
 
-def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
-    """Replaces the stored tensors that a module will take by mapped ones."""
+def map_stored(state: OrderedDict[str, Any], keys: set[str]) -> None:
+    """Replaces stored tensors of these keys by mapped ones, and by read ones where that cannot be."""
     contents: dict[File, torch.Tensor] = {}
     # One for each storage in the file: saving one of the tensors must not save the whole file.
     storages: dict[int, torch.UntypedStorage] = {}
@@ -348,8 +349,33 @@ def _planned(
         with uncollected():
             return result, entries(slot for slot in slots if slot.name in copied)
 
-    planned = entries(slot for slot in tree.slots if _fits(match.state_dict.get(slot.name_in_file), slot.tensor))
-    return Copy(module, planned, source, rule, info, request.assign, bool(tree.own_code), load)
+    fitting = [slot for slot in tree.slots if _fits(match.state_dict.get(slot.name_in_file), slot.tensor)]
+    planned = entries(fitting)
+
+    def stored() -> dict[str, torch.Tensor]:
+        found = {id(slot.tensor): match.state_dict[slot.name_in_file] for slot in reversed(fitting)}
+        return {entry.name: found[id(entry.tensor)] for entry in planned}
+
+    arguments, why_not = {}, ""
+    try:
+        arguments = request.arguments()
+    except ValueError as error:
+        why_not = str(error)
+    return Copy(
+        module,
+        planned,
+        source,
+        rule,
+        info,
+        request.assign,
+        bool(tree.own_code),
+        load,
+        path=names.path_of(module),
+        request=arguments,
+        why_not_kept=why_not,
+        stored=stored,
+        digests=lambda: digests_of(stored()),
+    )
 
 
 def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:

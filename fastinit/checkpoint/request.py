@@ -18,6 +18,7 @@ from ..execution.collector import uncollected
 from .formats.by_content import Reading
 from .messages import listed
 from .module_versions import checked_metadata, with_metadata
+from .sources.addresses import shown_address
 from .sources.url_schemes import tree_of
 from .storage.stored import StoredTensor
 from .storage.stubs import Foreign, refuse, shown
@@ -80,6 +81,26 @@ class Request:
         if prefix is None or any(_revised(key, each).startswith(prefix) for each in map(_compiled, self._candidates())):
             return True
         return self.revise_keys is None and below(key, prefix) is not None
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of a ``Pretrained`` rule that asks for the same, as JSON has them; defaults left out.
+
+        Raises:
+            ValueError: some cannot be written down, or must not.
+        """
+        checkpoint = os.fspath(self.checkpoint)
+        if not isinstance(checkpoint, str) or shown_address(checkpoint) != checkpoint:
+            raise ValueError(f"the address {shown_address(checkpoint)!r} holds a secret, or what is no text")
+        if self.reading.weights_only is not True or self.reading.allow:
+            raise ValueError(f"{shown_address(checkpoint)}: weights_only=False and allow=... may run code")
+        found: dict[str, Any] = {"checkpoint": checkpoint, "prefix": self.prefix, "key": self.key}
+        revisions = None if self.revise_keys is None else [list(each) for each in self.revise_keys]
+        if not all(isinstance(text, str) for each in revisions or () for text in each):
+            raise ValueError(f"{checkpoint}: revise_keys holds a function or a compiled pattern")
+        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        found |= {"revise_keys": revisions, "dtype": dtype}
+        found |= {name: True for name in ("strict", "assign") if getattr(self, name)}
+        return {name: value for name, value in found.items() if value is not None}
 
     def tree(self, *, offline: bool = False, logger: logging.Logger | str | None = "current") -> Any:
         """Returns the contents of the checkpoint, with tensors still in the file where possible."""

@@ -105,6 +105,14 @@ def owner_of(module: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
+def selected_by_name(name: str, patterns: Sequence[str]) -> tuple[Part | None, Captured] | None:
+    """Returns what the first pattern that matches a parameter's name selects of it, and captures; None if none does."""
+    for matcher in (_matcher(pattern, (name,)) for pattern in patterns):
+        if match := matcher.matches(name):
+            return matcher.part, tuple(match.groupdict().items()) if matcher.captures else ()
+    return None
+
+
 def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
     """Returns " Did you mean ...?" with similar parameter names of the tree, or "" if there are none."""
     names = {name for all_names in named_parameters(module).values() for name in all_names}

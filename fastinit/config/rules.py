@@ -14,9 +14,10 @@ from torch import nn
 from ..errors import locating
 from ..execution.calls import Step
 from ..execution.scope import Scope
-from ..plans import Item
+from ..plans import Item, Plan
 from ..registry import WEIGHT_INITIALIZERS
 from .initializers import BaseInit
+from .kept_plans import KeptPlan
 from .pretrained import PretrainedInit
 from .running import is_planned, items_of
 
@@ -54,7 +55,7 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
 
     Args:
         module: the module that owns the config.
-        init_cfg: a dict (or a built initializer, or a recipe), or a list of them.
+        init_cfg: a dict (or a built initializer, a recipe or a plan), or a list of them.
         where: what messages call the config.
 
     Raises:
@@ -63,7 +64,7 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
     """
     if isinstance(init_cfg, list):
         return [rule for index, item in enumerate(init_cfg) for rule in _parse_item(module, item, f"{where}[{index}]")]
-    if isinstance(init_cfg, dict) or _is_initializer(init_cfg):
+    if isinstance(init_cfg, (dict, Plan)) or _is_initializer(init_cfg):
         return _parse_item(module, init_cfg, where)
     raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
 
@@ -79,6 +80,8 @@ def _is_initializer(item: object) -> bool:
 
 def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
     with locating(where):
+        if isinstance(item, Plan):
+            return [Rule(where, KeptPlan(item), module, False)]
         if not isinstance(item, dict):
             if not _is_initializer(item):
                 raise TypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..plans import Constant, Distribution, Fill
+from ..plans import Distribution, Fill, is_drawn
 from ..plans.arithmetic import Chain
 from .done import Done
 from .ledger import Ledger
@@ -170,7 +170,7 @@ class MemoryBook:
                 # What is left of its values stays where it is, but they are no fill that could be repeated.
                 write.leave()
                 write.shows = False
-                was_random = not isinstance(write.distribution, Constant)
+                was_random = is_drawn(write.distribution)
                 left = OtherWrite(write.place, write.info, write.order, was_random)
                 storage.replace(left.place.start, left.place.end, write, left)
         storage.note(OtherWrite(place, info, self._next_order(), is_random))

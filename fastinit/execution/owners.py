@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..plans import Box, Constant, Fill, Strided, row_major
+from ..plans import Box, Fill, Strided, is_drawn, row_major
 from ..shards.dtensor import boxes_of, is_sharded
 from .memory_book import MemoryBook
 from .places import Place
@@ -92,8 +92,8 @@ def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) 
     if named is not None and named.is_part:
         return _rest_of_part(pending, named, later)
     owner = owners.of(place)
-    is_constant = isinstance(pending.distribution, Constant)
-    stream = Stream("", Strided.whole(place.shape), True) if is_constant else stream_of(pending, owners)
+    needs_stream = is_drawn(pending.distribution)
+    stream = stream_of(pending, owners) if needs_stream else Stream("", Strided.whole(place.shape), True)
     is_owner = owner is not None and owner.place.geometry == place.geometry
     if owner is not None and is_owner:
         name, tensor = owner.name, owner.tensor

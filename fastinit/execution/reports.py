@@ -13,6 +13,7 @@ import torch
 from ..backends import engines_of, numbers_of
 from ..plans import (
     MAX_ROWS,
+    Digest,
     Fill,
     Item,
     Plan,
@@ -54,6 +55,8 @@ class Report:
     unkeyed: tuple[str, ...] = ()
     """Draws that are not keyed by a parameter's name, on backends whose draws otherwise are: parameters, or ``#k`` with
     its shape and the place in the code for tensors that have no name."""
+    digest: Digest | None = field(default=None, repr=False)
+    """Of all tensors of the model when the call ended, where it was asked for (``digest=True``)."""
 
     def table(self, max_rows: int | None = MAX_ROWS) -> str:
         """Returns the rows as text; ``max_rows=None`` shows all of them."""
@@ -81,6 +84,8 @@ class Report:
                     lines.append("  " + names_line(what, names))
         if self.unreached:
             lines.append(names_line("parameters that nothing wrote", self.unreached))
+        if self.digest is not None:
+            lines.append(f"digest of {len(self.digest):,} tensors: {self.digest.total}")
         return "\n".join(lines)
 
     def to_json(self, indent: int | None = None) -> str:
@@ -99,6 +104,8 @@ class Report:
             "launches": dict(self.launches),
             "unkeyed": list(self.unkeyed),
         }
+        if self.digest is not None:
+            document["digest"] = self.digest.total
         return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
@@ -117,7 +124,7 @@ def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = N
     unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
     backends = _backends_of(items, scope)
     numbers = numbers_of(scope.backends.used(backends))
-    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device)
+    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device, scope.names.in_order())
 
 
 def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ..backends import BACKENDS
 from ..contract.streams import streams_of
-from ..plans import Constant, Copy, Fill, Item, describe, tensors_of
+from ..plans import Copy, Fill, Item, describe, tensors_of
 from ..shards.dtensor import is_sharded, mesh_of
 from .scope import Scope
 from .version_counters import count_writes
@@ -57,7 +57,7 @@ def prepare(fills: Sequence[Fill], scope: Scope) -> None:
     Raises:
         RuntimeError: two names have the same random stream, or the ranks of a mesh do not agree.
     """
-    _check_streams([fill for fill in fills if not isinstance(fill.distribution, Constant)])
+    _check_streams([fill for fill in fills if fill.is_drawn])
     scope.seed.agree()
 
 

@@ -64,8 +64,10 @@ class Scope:
         self.names: Names = outer.names if outer is not None and is_part else Names(root, prefix)
         if backend is None:
             backend = outer.backends.asked if outer is not None else default_backend()
-        self.backends: Choice = Choice(backend, meta)
+        self.backends: Choice = Choice(backend, meta, "" if outer is None else outer.backends.needed)
         given = None if seed is None else check_seed(seed)
+        self.asked_seed = given
+        """The seed that this very call was given; None where it is that of ``use`` or of a larger call."""
         if given is None and outer is None:
             given = default_seed(own_names=bool(prefix), take=not is_dry)
         draws = backend == AUTO or BACKENDS[backend].IS_CONTRACT
@@ -93,7 +95,7 @@ class Scope:
     def effective(self) -> Scope:
         """The scope whose seed and backend count: that of the larger call, unless this one brings its own."""
         outer = self.outer
-        is_own = self.seed.given is not None or outer is None or self.backends.asked != outer.backends.asked
+        is_own = self.seed.given is not None or outer is None or self.backends.differs_from(outer.backends)
         return self if is_own or outer is None or not self.is_part else outer.effective
 
     @property

@@ -31,6 +31,12 @@ class CallSeed:
         self._asked: dict[Any, list[str]] = outer._asked if outer is not None and shares_fills else {}
         """Mesh -> fills of its distributed tensors that its ranks have not agreed on yet."""
 
+    def keep(self, seed: int) -> None:
+        """Takes the seed that a plan was kept with, where none was given and none drawn."""
+        if self.value is None:
+            self.given = self.value = seed
+            self.generators = Generators(seed)
+
     def drawn(self) -> int | None:
         """Returns the seed for a contract backend; where none was given, one of torch's generator, once a call."""
         if self.value is None and self._draws:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from ..plans import Distribution, Fill, Strided
+from ..plans import Distribution, Fill, Strided, is_structured
 from ..plans.arithmetic import Chain
 from ..plans.geometry import row_major
 from .done import Done
@@ -131,6 +131,7 @@ class PendingFill(Write):
         in_order = before == Strided(before.first, before.shape, row_major(before.shape))
         in_order = in_order and after == Strided(after.first, after.shape, row_major(after.shape))
         can = is_same and in_order and self.draw is None and self.named is None
+        can = can and not is_structured(self.distribution)  # which are matrices of their own shape
         if can and self._stream is None:
             self.place = place
             return True

@@ -4,6 +4,8 @@ A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the 
 """
 
 from .coverage import written_in_full
+from .differences import PlanDiff
+from .digests import Digest, DigestDiff, TensorDigest
 from .distributions import (
     Constant,
     DeltaOrthogonal,
@@ -19,6 +21,7 @@ from .distributions import (
     TruncatedNormal,
     Uniform,
     describe,
+    is_drawn,
     is_structured,
     matrices_of,
     numbers_of,
@@ -26,7 +29,8 @@ from .distributions import (
 )
 from .geometry import Region, Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
-from .rows import COLUMNS, MAX_ROWS, Plan, Row, row_json, rows_of, table_of
+from .planned import Plan
+from .rows import COLUMNS, MAX_ROWS, Row, row_json, rows_of, table_of
 from .texts import MAX_NAMES, names_line, nothing_copied
 
 __all__ = [
@@ -39,6 +43,8 @@ __all__ = [
     "Copy",
     "CopyEntry",
     "DeltaOrthogonal",
+    "Digest",
+    "DigestDiff",
     "Dirac",
     "Distribution",
     "Fill",
@@ -50,17 +56,20 @@ __all__ = [
     "Orthogonal",
     "Plan",
     "Region",
+    "PlanDiff",
     "Replay",
     "ReplayEntry",
     "Row",
     "Sparse",
     "Strided",
+    "TensorDigest",
     "Structured",
     "TorchTruncatedNormal",
     "TruncatedNormal",
     "Uniform",
     "byte_span",
     "describe",
+    "is_drawn",
     "is_structured",
     "matrices_of",
     "may_overlap",

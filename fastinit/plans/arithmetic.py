@@ -12,7 +12,20 @@ from typing import Any
 
 import torch
 
-from .distributions import Constant, Distribution, Normal, TruncatedNormal, Uniform
+from .distributions import (
+    Constant,
+    DeltaOrthogonal,
+    Dirac,
+    Distribution,
+    Identity,
+    Normal,
+    Orthogonal,
+    Sparse,
+    Structured,
+    TruncatedNormal,
+    Uniform,
+    is_structured,
+)
 
 
 def in_dtype(distribution: Distribution, old: torch.dtype, new: torch.dtype) -> Distribution | None:
@@ -20,7 +33,7 @@ def in_dtype(distribution: Distribution, old: torch.dtype, new: torch.dtype) -> 
     if isinstance(distribution, Constant):
         value = torch.full((1,), distribution.value, dtype=old, device="cpu")  # type: ignore[arg-type]
         return Constant(value.to(new).item())
-    if old == new:
+    if old == new or isinstance(distribution, (Identity, Dirac)):
         return distribution
     # By the contract the values in half precision are those in float32, rounded.
     if old != torch.float32 or new not in (torch.bfloat16, torch.float16):
@@ -123,9 +136,9 @@ class Change:
             if isinstance(known, TruncatedNormal):
                 std = move(known.std) if scales else known.std
                 return TruncatedNormal(move(known.mean), std, move(known.low), move(known.high))
+            return _scaled(known, move) if scales and is_structured(known) else None
         except (OverflowError, RuntimeError, ZeroDivisionError):
             return None
-        return None
 
     def _of_constant(self, known: Constant, dtype: torch.dtype) -> Constant | None:
         """Lets torch do it to one element."""
@@ -134,3 +147,12 @@ class Change:
             return Constant(getattr(element, self.operation + "_")(*self.numbers).item())
         except RuntimeError:
             return None  # the operator itself will raise it
+
+
+def _scaled(known: Structured, scale: Callable[[float], float]) -> Structured | None:
+    """Returns structured values times a number, None where their distribution has none that stands for it."""
+    if isinstance(known, Orthogonal):
+        return Orthogonal(scale(known.gain), known.batch_dims)
+    if isinstance(known, DeltaOrthogonal):
+        return DeltaOrthogonal(scale(known.gain))
+    return Sparse(known.sparsity, scale(known.std)) if isinstance(known, Sparse) else None

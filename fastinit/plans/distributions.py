@@ -181,6 +181,11 @@ def is_structured(distribution: Distribution) -> TypeGuard[Structured]:
     return isinstance(distribution, _STRUCTURED)
 
 
+def is_drawn(distribution: Distribution) -> bool:
+    """Tells whether values are random, and so need the name of a stream."""
+    return not isinstance(distribution, (Constant, Identity, Dirac))
+
+
 def matrices_of(distribution: Structured, shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns how many matrices a structured distribution makes of a tensor, and their (rows, columns).
 
@@ -259,9 +264,10 @@ def describe(distribution: Distribution) -> str:
     """Returns e.g. ``normal(mean=0, std=0.02)``."""
     values = numbers_of(distribution)
     if isinstance(distribution, Constant):
-        return f"constant({_short(distribution.value)})"
-    return f"{distribution.kind}({', '.join(f'{name}={_short(value)}' for name, value in values.items())})"
+        return f"constant({short(distribution.value)})"
+    return f"{distribution.kind}({', '.join(f'{name}={short(value)}' for name, value in values.items())})"
 
 
-def _short(number: Number) -> str:
+def short(number: Number) -> str:
+    """Returns a number with six digits, for people."""
     return f"{number:.6g}" if isinstance(number, float) else str(number)

@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Union
 
 import torch
 
-from .distributions import Distribution
+from .distributions import Distribution, is_drawn
 from .geometry import Region, Strided, row_major
 
 # A model may have 20,000 parameters. The records that there is one of for each are immutable to the type checker only
@@ -98,6 +98,11 @@ class Fill:
         return self.tensor.shape != self.shape
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether its values depend on a seed."""
+        return is_drawn(self.distribution)
+
+    @property
     def region(self) -> Region | None:
         """The rectangle of the tensor that is filled; None: it is none, or that is not known."""
         shape = tuple(self.tensor.shape)
@@ -164,6 +169,16 @@ class Copy:
     """Copies, and tells what was copied; modules with loading code of their own may differ from ``entries``."""
     unknown: str = ""
     """Why ``entries`` are not known."""
+    path: str = ""
+    """Where ``module`` is, from the root."""
+    request: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The arguments of a ``Pretrained`` rule that asks for the same, as JSON has them."""
+    why_not_kept: str = ""
+    """Why a file cannot hold this request: an address with a secret, an object among the arguments."""
+    stored: Callable[[], Mapping[str, torch.Tensor]] = field(default=dict, repr=False)
+    """Returns by name the tensors in the file that the entries get; none if it is not open."""
+    digests: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
+    """Reads what the entries get, and returns by name the SHA-256 of each: dtype, shape and bytes in the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,6 +201,8 @@ class Replay:
     info: str
     compute: Callable[[Sequence[ReplayEntry], Any], object] = field(repr=False)
     """Computes the entries; the second argument is the scope of the call."""
+    unknown: str = ""
+    """Why it computes nothing: the values are known when the code runs."""
 
 
 @dataclass(frozen=True, eq=False)

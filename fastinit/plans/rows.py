@@ -1,11 +1,9 @@
-"""Rows: a plan or a report as plain data, line by line, as a table and as JSON; and the plan itself."""
+"""Rows: a plan or a report as plain data, line by line, as a table and as JSON."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,7 +11,6 @@ import torch
 
 from .distributions import Distribution, describe, numbers_of
 from .items import Call, Copy, Fill, Item, Replay, tensors_of
-from .texts import names_line
 
 
 class Row(NamedTuple):
@@ -168,59 +165,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What an ``initialize`` with the same arguments would do, before it is done.
-
-    ``print(plan)`` shows a table. The items hold references to the module's tensors, never their values.
-    """
-
-    items: tuple[Item, ...] = field(repr=False)
-    backends: tuple[str, ...]
-    """The backend that runs each item, "" for what is no fill."""
-    numbers: str
-    """Which numbers the backends produce: "torch" (torch's own generators, device by device) or a contract version."""
-    seed: int | None
-    """The seed that was given, here or by ``use``; None: drawn or continued when the plan is executed."""
-    unreached: tuple[str, ...]
-    """Parameters that no row writes, or only a part of (rows of calls may still do so)."""
-    device: torch.device | None = None
-    """On which tensors without memory are to be, where that was said."""
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """The items as plain data, a row for each tensor or call."""
-        rows = rows_of(self.items, self.backends)
-        if self.device is None:
-            return rows
-        device = str(self.device)
-        return tuple(row._replace(device=device) if row.device == "meta" else row for row in rows)
-
-    def table(self, max_rows: int | None = MAX_ROWS) -> str:
-        """Returns the rows as text; ``max_rows=None`` shows all of them."""
-        return table_of(self.rows, max_rows)
-
-    def to_json(self, indent: int | None = None) -> str:
-        """Returns the plan as JSON. Equal plans give equal text; the format's version is in ``fastinit_plan``."""
-        document = {
-            "fastinit_plan": 1,
-            "numbers": self.numbers,
-            "seed": self.seed,
-            "rows": [row_json(row) for row in self.rows],
-            "unreached": list(self.unreached),
-        }
-        return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
-
-    def __str__(self) -> str:
-        rows = self.rows
-        live = [row for row in rows if not row.replaced]
-        lines = [
-            table_of(rows),
-            f"{len(rows):,} rows, {sum(row.n_elements for row in live):,} elements; numbers: {self.numbers}; "
-            f"seed: {self.seed}",
-        ]
-        if self.unreached:
-            lines.append(names_line("parameters that no row writes", self.unreached))
-        return "\n".join(lines)

@@ -20,7 +20,7 @@ from ..execution.collector import uncollected
 from ..execution.defaults import Strict
 from ..execution.modes import state_of_thread
 from ..naming import Prefix
-from ..plans import Constant
+from ..plans import is_drawn
 from .libraries import initialize_like_its_library
 from .recipes import Recipe
 from .watch import Watch, current_watch
@@ -174,10 +174,22 @@ def _defaults(device: torch.device | str | None, dtype: torch.dtype | None) -> I
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(torch.device(device))
-        if dtype is not None:
-            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-            torch.set_default_dtype(dtype)
+        stack.enter_context(default_dtype(dtype))
         yield
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """Makes a dtype the default one in the block; None: leaves it as it is."""
+    if dtype is None:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager
@@ -288,13 +300,13 @@ def _roots(watch: Watch, call: OpenCall) -> list[nn.Module]:
     drawn = {
         entry.place.storage_id
         for entry in watch.book.fills()
-        if entry.scope is call.scope and not isinstance(entry.distribution, Constant)
+        if entry.scope is call.scope and is_drawn(entry.distribution)
     }
 
-    def is_drawn(module: nn.Module) -> bool:
+    def has_draws(module: nn.Module) -> bool:
         places = map(watch.book.place_of, (*module.parameters(), *module.buffers()))
         return any(place is not None and place.storage_id in drawn for place in places)
 
     tops = [module for module in modules if id(module) not in parts]
-    with_draws = [module for module in tops if is_drawn(module)]
+    with_draws = [module for module in tops if has_draws(module)]
     return with_draws or (tops if len(tops) == 1 else [])

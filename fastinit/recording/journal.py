@@ -24,7 +24,7 @@ from ..execution.runner import execute
 from ..execution.scope import Scope
 from ..execution.version_counters import tensors_in
 from ..execution.writes import PendingFill, Stream
-from ..plans import Box, Constant, Distribution, Fill, Strided
+from ..plans import Box, Constant, Distribution, Fill, Strided, is_drawn
 from ..plans.arithmetic import Chain
 from .draws import draw, is_random
 
@@ -52,7 +52,7 @@ class KeptFill:
     steps: Sequence[tuple[Any, tuple[Any, ...], Mapping[str, Any]]]
     """Operations that follow it (``Chain``)."""
     stream: Stream | None
-    """None: a constant."""
+    """None: nothing is drawn."""
     seed: int | None
     """That of the block within the recorded one that asked for it, if it was given one."""
     rule: str
@@ -128,7 +128,7 @@ class Journal:
         for each in pending.book.fills_in(place, after):
             self._known.add(each)
             stream = None
-            if not isinstance(each.distribution, Constant):
+            if is_drawn(each.distribution):
                 stream = stream_of(each, pending.owners(each.scope))
             steps = tuple(each.values.steps) if isinstance(each.values, Chain) else ()
             seed = each.scope.seed.given if each.scope.outer is not None else None
@@ -324,13 +324,14 @@ class _Memory:
 def _fill(entry: KeptFill, memory: _Memory, scope: Scope) -> None:
     tensor = memory.at(entry.place)
     stream = entry.stream
-    if isinstance(entry.distribution, Constant) or stream is None:
-        tensor.fill_(entry.distribution.value)  # type: ignore[union-attr]
+    if isinstance(entry.distribution, Constant):
+        tensor.fill_(entry.distribution.value)  # type: ignore[arg-type]
     else:
-        is_whole = stream.indices == Strided.whole(tuple(tensor.shape))
-        boxes = None if is_whole else (Box(tensor, stream.indices.first, stream.indices.steps),)
         shape = tuple(tensor.shape)
-        fill = Fill(stream.name, tensor, entry.distribution, entry.rule, entry.info, shape, boxes, "", entry.seed)
+        name, indices = ("", Strided.whole(shape)) if stream is None else (stream.name, stream.indices)
+        numbers = None if indices == Strided.whole(shape) else indices
+        boxes = None if numbers is None else (Box(tensor, indices.first, indices.steps),)
+        fill = Fill(name, tensor, entry.distribution, entry.rule, entry.info, shape, boxes, "", entry.seed, numbers)
         execute([fill], scope)
     for func, args, kwargs in entry.steps:
         func(tensor, *args, **kwargs)

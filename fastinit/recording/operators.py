@@ -18,7 +18,7 @@ from ..execution.scope import Scope
 from ..execution.seeds import Generators
 from ..execution.version_counters import tensors_in
 from ..execution.writes import PendingFill, State
-from ..plans import Constant, Distribution
+from ..plans import Constant, Distribution, is_drawn
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
 from .callers import where
@@ -201,9 +201,9 @@ class Operators:
         wait = is_contract and _can(scope, tensor, values)
         if not wait and not isinstance(values, Constant) and is_contract and device.type != "meta":
             return False  # a draw that the backend cannot do
-        if (is_contract or tensor.is_meta) and not isinstance(values, Constant) and self.seeding.is_own_in_fork:
+        if (is_contract or tensor.is_meta) and is_drawn(values) and self.seeding.is_own_in_fork:
             return False
-        if device.type == "meta" and tensor.dtype.is_complex and not isinstance(values, Constant):
+        if device.type == "meta" and tensor.dtype.is_complex and is_drawn(values):
             return False  # no contract backend can; with memory it would be torch's
         if is_sharded(tensor):
             if not wait:

@@ -3,102 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..execution.owners import Owner, Owners, index_in, stream_of
 from ..execution.pending_by_memory import ByMemory
+from ..execution.recorded_fills import RecordedFill
 from ..execution.reports import Report
 from ..execution.scope import Scope
 from ..execution.writes import PendingFill
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Box, Constant, Distribution, Fill, Item, Replay, ReplayEntry, Strided, describe
+from ..plans import Fill, Item, Replay, ReplayEntry, Strided, describe, is_drawn
 from ..plans.arithmetic import Chain
-from ..plans.pieces import boxes_in
-from ..shards.dtensor import boxes_of, is_sharded, shard_fill, why_not_shards
+from ..shards.dtensor import is_sharded
 from .journal import Computed, Journal, Ref, compute
-
-
-@dataclass(frozen=True)
-class RecordedFill:
-    """One fill of a parameter or of a part of it, without memory: it fits any tensor of that shape."""
-
-    distribution: Distribution
-    full_shape: tuple[int, ...]
-    """Of the parameter."""
-    part: Strided
-    """The row-major indices, in the parameter, of the elements that are filled."""
-    stream: str
-    """The name whose stream gives the values, where it is not the parameter's own."""
-    numbers: Strided
-    """The row-major indices of the values in the tensor that the stream is for."""
-    order: int
-    """Its position in what was recorded."""
-    rule: str
-    info: str
-    seed: int | None = None
-    """Of the block within the recorded one that asked for it, where that was given one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the part that is filled."""
-        return self.part.shape
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of the parameter."""
-        return self.part == Strided.whole(self.full_shape)
-
-    def fill(self, name: str, tensor: torch.Tensor) -> Fill:
-        """Returns it as a fill of a tensor.
-
-        Raises:
-            RuntimeError: the shape is another, or a part does not fit the tensor's layout.
-        """
-        if tuple(tensor.shape) != self.full_shape:
-            raise RuntimeError(
-                f"recipe: {name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
-            )
-        if is_sharded(tensor):
-            if self.is_whole and self.numbers == self.part:
-                fill = shard_fill(name, tensor, self.distribution, self.rule, self.info)
-                return replace(fill, stream=self.stream, seed=self.seed)
-            boxes: tuple[Box, ...] | None = self._boxes_in(name, tensor)
-        else:
-            is_plain = self.is_whole and self.numbers == self.part
-            boxes = None if is_plain else (self._box_in(name, tensor),)
-        numbers = None if self.numbers == Strided.whole(self.shape) else self.numbers
-        how = self.distribution, self.rule, self.info
-        return Fill(name, tensor, *how, self.shape, boxes, self.stream, self.seed, numbers)
-
-    def _box_in(self, name: str, tensor: torch.Tensor) -> Box:
-        """Returns the part of a tensor that is here in one piece."""
-        target = tensor
-        if not self.is_whole:
-            here = self.part.laid_out(self.full_shape, tensor.stride())
-            if here is None:
-                raise RuntimeError(
-                    f"recipe: a part of {name!r} was recorded that no view has ({self.shape}, steps {self.part.steps}) "
-                    f"where the tensor's strides are {tuple(tensor.stride())}: make it contiguous before"
-                )
-            target = tensor.detach().as_strided(self.shape, here.steps, tensor.storage_offset() + here.first)
-        return Box(target, self.numbers.first, self.numbers.steps)
-
-    def _boxes_in(self, name: str, tensor: torch.Tensor) -> tuple[Box, ...]:
-        """Returns what is here of the part, in the boxes that are here of a distributed tensor."""
-        if (reason := why_not_shards(tensor)) is not None:
-            raise RuntimeError(f"recipe: the distributed tensor {name!r} cannot be filled: {reason}")
-        try:
-            return tuple(
-                piece for box in boxes_of(tensor) for piece in boxes_in(box, self.part, self.numbers, self.full_shape)
-            )
-        except OverflowError as error:
-            raise RuntimeError(
-                f"recipe: a part of {name!r} was recorded ({self.shape}, steps {self.part.steps}), and the tensor is "
-                f"distributed here: {error}. Materialize before sharding"
-            ) from None
 
 
 class Recipe:
@@ -306,7 +225,7 @@ def _recorded(pending: PendingFill, owner: Owner, owners: Owners, scope: Scope) 
     if part is None or place.dtype != owner.place.dtype:
         return None
     stream, numbers = "", Strided.whole(place.shape)
-    if not isinstance(pending.distribution, Constant):
+    if is_drawn(pending.distribution):
         stream, numbers, _ = stream_of(pending, owners)
     return RecordedFill(
         pending.distribution,

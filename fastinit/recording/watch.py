@@ -13,7 +13,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -25,18 +24,17 @@ from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..config.schemes import truncated_normal
 from ..execution.calls import OpenCall, current_call
 from ..execution.memory_book import MemoryBook
 from ..execution.modes import entered, entered_modes, leave
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
 from ..execution.version_counters import tensors_in
-from ..plans import TruncatedNormal
 from .callers import asking
 from .compilers import keep_out, keeping_out, not_traced
 from .generators import generator_functions
 from .handlers import FILLS, HANDLERS
+from .init_functions import FUNCTIONS, InitFunctions, code_for, run_init_function, truncated_normals
 from .libraries import asks_to_leave_out, asks_to_skip, model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
 from .raw import EXPOSE, MAKE_FROM_DATA, READ, tensors_read, values_from_data, writes
@@ -55,14 +53,14 @@ current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=N
 
 
 class Watch:
-    """What is installed while memory is watched, and what was seen."""
+    """What is installed while memory is watched, and what was seen, in the outermost call."""
 
     def __init__(self, call: OpenCall) -> None:
-        self._call = call
-        """The outermost one, which opened the watch."""
         self.book = MemoryBook()
         self.pending = ByMemory(self.book)
-        self.operators = Operators(self.pending, partial(_scope_within, call), HANDLERS, FILLS)
+        scope = partial(_scope_within, call)
+        self.operators = Operators(self.pending, scope, HANDLERS, FILLS)
+        self.init_functions = InitFunctions(self.operators, scope)
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
@@ -121,22 +119,6 @@ class Watch:
     def modules(self) -> list[nn.Module]:
         """Returns the modules that got a parameter, a buffer or a child and are alive, in that order."""
         return [module for module in (ref() for ref in self._modules.values()) if module is not None]
-
-    def truncated_normal(self, original: Callable[..., torch.Tensor], tensor: torch.Tensor, *numbers: float) -> bool:
-        """Notes a truncated normal; returns False where torch's function is to run as it is."""
-
-        def now() -> None:
-            generators = self.operators.generators
-            with nullcontext() if generators is None else generators.next_draw(tensor.device):
-                original(tensor, *numbers)
-
-        with self.book.paused(), torch.no_grad():
-            waits = _scope_within(self._call).effective.backends.is_contract(tensor.device)
-            distribution = truncated_normal if waits else TruncatedNormal  # the former warns, as torch's function does
-            noted = self.operators.fill(tensor, lambda: distribution(*numbers), "trunc_normal_", now)
-            if noted and waits:
-                torch.autograd.graph.increment_version(tensor)
-        return noted
 
     def read_by(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Runs a function that reads memory unseen. What it makes of data without memory is kept."""
@@ -290,9 +272,10 @@ def _install() -> None:
         torch_modules.register_module_module_registration_hook,
     ):
         register(_saw)
-    # torch.nn.init.trunc_normal_ draws again what falls out of bounds: no operator of it stands for all of it. However
-    # the public function was imported, it looks this one up when it is called.
-    _replace(torch.nn.init, "_no_grad_trunc_normal_", _truncated_normal)
+    # However the public function was imported, it looks this one up when it is called.
+    _replace(torch.nn.init, "_no_grad_trunc_normal_", partial(truncated_normals, _recording_init))
+    for name, function in FUNCTIONS.items():
+        _replace(function, "__code__", partial(code_for, name))
     _replace(threading.Thread, "start", _start)
     _replace(torch, "compile", keeping_out)
     for name, make in generator_functions(_recording_operators).items():
@@ -342,20 +325,14 @@ def _saw(module: nn.Module, name: str, value: object) -> None:
                     _install_for_transformers()
 
 
-def _truncated_normal(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(original)
-    def function(
-        tensor: torch.Tensor, mean: float, std: float, a: float, b: float, generator: Any = None, **others: Any
-    ) -> torch.Tensor:
-        watch = current_watch.get()
-        is_plain = watch is not None and not watch.is_idle and generator is None and not others
-        if is_plain and watch.truncated_normal(original, tensor, mean, std, a, b):  # type: ignore[union-attr]
-            return tensor
-        if generator is not None:
-            others["generator"] = generator  # an argument since torch 2.2
-        return original(tensor, mean, std, a, b, **others)
+def init_function(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs a function of torch.nn.init, whose code asks for it here while blocks are open; see ``init_functions``."""
+    return run_init_function(_recording_init(), name, args, kwargs)
 
-    return function
+
+def _recording_init() -> InitFunctions | None:
+    watch = current_watch.get()
+    return None if watch is None or watch.is_idle else watch.init_functions
 
 
 def _recording_operators() -> Operators | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 
@@ -66,6 +67,30 @@ def agreed_seed(asked: Mapping[Any, Sequence[str]], seed: int, is_given: bool, p
     if found and not problem:
         raise RuntimeError(f"the ranks of {where} do not agree, and nothing has been filled: {found}")
     return seed
+
+
+Found = TypeVar("Found")
+
+
+def merged(meshes: Iterable[Any], found: Found, merge: Callable[[Found, Found], Found]) -> Found:
+    """Returns what all ranks of meshes have found; ranks outside of a mesh do not take part in it.
+
+    Args:
+        meshes: those of this rank, the same on all ranks of each.
+        found: what this rank has found.
+        merge: makes one of what two ranks have found; the order does not matter.
+    """
+    ours = [mesh for mesh in meshes if mesh.get_coordinate() is not None]
+    distributed = torch.distributed
+    for mesh in sorted(ours, key=lambda mesh: (-mesh.mesh.numel(), mesh.mesh.flatten().tolist())):
+        for dimension in range(mesh.ndim):
+            group = mesh.get_group(dimension)
+            if distributed.get_backend(group) == "fake":
+                continue
+            each: list[Any] = [None] * distributed.get_world_size(group)
+            distributed.all_gather_object(each, found, group=group)
+            found = reduce(merge, each)
+    return found
 
 
 def _vote(mesh: Any, vote: _Vote, *, must_be_same: bool) -> tuple[_Vote, bool]:

@@ -18,11 +18,12 @@ import torch
 from fastinit import plans
 from fastinit.backends import cpp_backend, torch_backend
 from fastinit.contract import records as lowering
+from fastinit.contract.digests import box_records
 
 NATIVE: Any = cpp_backend._native
 Array = np.ndarray[Any, Any]
 # replay.cpp's.
-KINDS = {"run": 0, "fill_from": 1, "fma": 2}
+KINDS = {"run": 0, "fill_from": 1, "fma": 2, "digest": 3}
 PATTERN = 0xA5
 
 INF = math.inf
@@ -42,6 +43,8 @@ DISTRIBUTIONS = [
     plans.TruncatedNormal(0, 1, 28, 33),
     plans.TruncatedNormal(0, 0.5, 3, INF),
 ]
+# For digests, to which a dtype is its number of bytes.
+BYTES = [torch.int8, torch.bfloat16, torch.float32, torch.float64, torch.complex128]
 WHOLE = plans.TruncatedNormal(0, 1, -INF, INF)
 CONSTANT_ONLY = [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64, torch.complex128]
 PAIRS: list[tuple[Any, torch.dtype]] = [
@@ -150,6 +153,25 @@ def run_call(parts: Sequence[Part], n_threads: int = 1, n_callers: int = 1) -> C
     return call
 
 
+def digest_call(
+    dtypes: Sequence[torch.dtype], layouts: Sequence[Layout], n_threads: int = 1, n_callers: int = 1
+) -> Call:
+    """Returns the executed call that digests memory of every dtype in every layout."""
+    buffers, boxes = [], []
+    for dtype in dtypes:
+        for layout in layouts:
+            memory, box = laid_out(layout, dtype)
+            at = np.arange(len(memory))
+            memory[:] = (37 * at + at // 11).astype(np.uint8)
+            buffers.append(Buffer(f"digest, {dtype}, {layout}", memory))
+            boxes.append(box)
+    table, _ = box_records(boxes)
+    sums = NATIVE.digest(table.view(np.uint8), n_threads)
+    return Call(
+        "digest", [*buffers, Buffer("sums", sums.view(np.uint8))], table, np.zeros(0, np.uint32), n_threads, n_callers
+    )
+
+
 def from_words_calls() -> Iterator[Call]:
     """Yields calls on given words: the ends and the middle of their range, and floats around all roundings."""
     generator = np.random.default_rng(0)
@@ -209,6 +231,8 @@ def recorded() -> list[Call]:
     calls.append(run_call([(*pair, LARGE[i % len(LARGE)]) for i, pair in enumerate(PAIRS[::3])], n_threads=8))
     calls.append(run_call(list(random_parts(400)), n_threads=5, n_callers=3))
     calls.append(run_call([(*pair, LARGE[0]) for pair in PAIRS[1::16]], n_threads=3, n_callers=3))
+    calls += [digest_call([dtype], [layout]) for layout in LAYOUTS for dtype in BYTES]
+    calls.append(digest_call(BYTES, LARGE, n_threads=5, n_callers=3))
     # Large enough for threads to take as many pieces at a time as they may.
     calls.append(run_call([(plans.Constant(7), torch.int8, Layout(((1 << 24) + 77,), lead=3))], n_threads=4))
     return calls

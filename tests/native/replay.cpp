@@ -19,7 +19,7 @@ using fastinit::FillDesc;
 using fastinit::Kernels;
 
 // replay.py's KINDS and PATTERN.
-enum Kind : int64_t { kRun = 0, kFromWords = 1, kMultiplyAdd = 2 };
+enum Kind : int64_t { kRun = 0, kFromWords = 1, kMultiplyAdd = 2, kDigest = 3 };
 constexpr int kPattern = 0xA5;  // what memory holds before a call
 
 // The file is a sequence of calls: this, then buffer sizes (int64), records and inputs.
@@ -93,6 +93,14 @@ std::vector<Buffer> execute(const Kernels& kernels, const Call& call) {
       const size_t n = abc.size() / 3;
       float* out = reinterpret_cast<float*>(buffers.at(0).get());
       kernels.fma(abc.data(), abc.data() + n, abc.data() + 2 * n, static_cast<int64_t>(n), out);
+      break;
+    }
+    case kDigest: {  // of recorded_calls.py's bytes; the sums go into the last buffer
+      for (size_t k = 0; k + 1 < buffers.size(); ++k)
+        for (int64_t i = 0; i < call.sizes[k]; ++i) buffers[k].get()[i] = static_cast<unsigned char>(37 * i + i / 11);
+      const int n_threads = static_cast<int>(call.header.n_threads);
+      uint64_t* sums = reinterpret_cast<uint64_t*>(buffers.back().get());
+      fastinit::run_digest(kernels, records.data(), records.size(), n_threads, sums);
       break;
     }
     default:

@@ -46,12 +46,13 @@ def build(variant: str) -> Path:
         sys.exit(f"{variant}: {' and '.join(missing)} not found; on Debian and Ubuntu: apt install {packages}")
     # setup.py's tables, without running it.
     assigned = {ast.unparse(node.targets[0]): node.value for node in SETUP.body if isinstance(node, ast.Assign)}
-    product_flags, x86 = (ast.literal_eval(assigned[name]) for name in ("FLAGS", "X86"))
+    product_flags, x86, per_set = (ast.literal_eval(assigned[name]) for name in ("FLAGS", "X86", "PER_INSTRUCTION_SET"))
     is_x86 = variant != "aarch64" and platform.machine().lower() in ("x86_64", "amd64")
     flags = " ".join([*product_flags, *VARIANTS[variant]])
     sources = {"replay": ("tests/native/replay.cpp", ""), "dispatch": ("csrc/dispatch.cpp", "")}
     for name, own in (x86 if is_x86 else {"baseline": []}).items():
-        sources[f"fill_cpu.{name}"] = ("csrc/fill_cpu.cpp", " ".join([*own, f"-DFASTINIT_ISA={name}"]))
+        for source in per_set:
+            sources[f"{source}.{name}"] = (f"csrc/{source}.cpp", " ".join([*own, f"-DFASTINIT_ISA={name}"]))
     lines = [
         "rule cxx",
         f"  command = {tools[0]} -MMD -MF $out.d {flags} $flags -c $in -o $out",

@@ -40,8 +40,25 @@ def test_planning_writes_nothing_and_draws_nothing():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_plan_prints_a_table():
+def test_a_plan_prints_what_each_parameter_gets_in_the_models_order():
     assert str(fastinit.plan(model(), CFG, seed=3)) == "\n".join(
+        [
+            "parameter  shape    dtype    device  distribution                  rule                  backend",
+            "---------  -------  -------  ------  ----------------------------  --------------------  -------",
+            "0.weight   8x3x3x3  float32  cpu     normal(mean=0, std=0.166667)  init_cfg[0]           torch",
+            "0.bias     8        float32  cpu     constant(0)                   init_cfg[0]           torch",
+            "1.weight   2x8      float32  cpu     normal(mean=2, std=1)         init_cfg[2].override  torch",
+            "1.bias     2        float32  cpu     constant(0)                   init_cfg[2].override  torch",
+            "2.weight   8        float32  cpu     constant(1)                   init_cfg[2]           torch",
+            "2.bias     8        float32  cpu     constant(0)                   init_cfg[2]           torch",
+            "6 rows, 258 elements; numbers: torch; seed: 3; 2 more are replaced: plan.table(history=True)",
+            "1 parameters that no row writes: 3.weight",
+        ]
+    )
+
+
+def test_the_history_of_a_plan_has_all_rows_in_the_order_of_their_effect():
+    assert fastinit.plan(model(), CFG, seed=3).table(history=True) == "\n".join(
         [
             "parameter  shape    dtype    device  distribution                                                     "
             "rule                  backend",
@@ -63,8 +80,6 @@ def test_a_plan_prints_a_table():
             "init_cfg[2].override  torch",
             "1.bias     2        float32  cpu     constant(0)                                                      "
             "init_cfg[2].override  torch",
-            "8 rows, 258 elements; numbers: torch; seed: 3",
-            "1 parameters that no row writes: 3.weight",
         ]
     )
 
@@ -180,7 +195,7 @@ def test_the_report_counts_and_sums_up():
 
 
 def test_a_long_table_shows_its_beginning_and_its_end():
-    made = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
+    made = nn.Sequential(*(nn.Linear(1, n) for n in range(1, 51)))
     plan = fastinit.plan(made, dict(type="Normal", layer="Linear"))
     assert len(str(plan).splitlines()) == 60 + 2 + 1 + 1
     assert "... 40 more rows ..." in str(plan)

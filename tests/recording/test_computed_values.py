@@ -9,7 +9,7 @@ import needs
 import numpy
 import pytest
 import torch
-from helpers import same_bits
+from helpers import orthogonal_by_hand_, same_bits
 from torch import nn
 
 import fastinit
@@ -105,7 +105,7 @@ def _changed(change: Callable[[Any], object]) -> Callable[[], nn.Module]:
 
 
 DRAWS: dict[str, Callable[[], nn.Module]] = {
-    "orthogonal": _changed(lambda m: nn.init.orthogonal_(m.weight, gain=0.1)),
+    "orthogonal": _changed(lambda m: orthogonal_by_hand_(m.weight).mul_(0.1)),
     "sparse": _changed(lambda m: nn.init.sparse_(m.weight, 0.5)),
     "eye": _changed(lambda m: nn.init.eye_(m.weight)),
     "a part": _changed(lambda m: m.bias.data[2:5].fill_(2)),

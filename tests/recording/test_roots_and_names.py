@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from capturing import Holder, captured, cpp, is_uninstalled
-from helpers import named_fill, same_bits
+from helpers import named_fill, orthogonal_by_hand_, same_bits
 from torch import nn
 
 import fastinit
@@ -109,7 +109,7 @@ def test_strict_refuses_unnamed_draws_and_still_fills():
     assert is_uninstalled()
     with pytest.raises(RuntimeError, match="strict"):
         fastinit.build(
-            lambda: nn.Sequential(nn.init.orthogonal_(nn.Linear(4, 4).weight) is None or nn.Linear(2, 2)),
+            lambda: nn.Sequential(orthogonal_by_hand_(nn.Linear(4, 4).weight) is None or nn.Linear(2, 2)),
             backend="cpp",
             strict=True,
         )

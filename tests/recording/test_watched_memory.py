@@ -13,6 +13,7 @@ from helpers import named_fill, same_bits
 from torch import nn
 
 import fastinit
+from fastinit import plans
 from fastinit.plans import Normal
 from fastinit.recording import capturing
 
@@ -170,14 +171,13 @@ def test_a_truncated_normal_counts_versions_as_outside_and_once_where_it_is_one_
 
 @cpp
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_what_torch_leaves_undone_on_the_meta_device_is_an_unnamed_draw(device: str) -> None:
+def test_what_torch_leaves_undone_on_the_meta_device_is_a_fill_by_name(device: str) -> None:
     with fastinit.capture(backend="cpp", seed=0) as recipe, torch.device(device):
         model = nn.Linear(4, 4)
         nn.init.orthogonal_(model.weight)
         recipe.bind(model)
-    (unkeyed,) = recipe.report.unkeyed
-    assert unkeyed.startswith("#0 (4x4, ")
-    assert "weight" in (recipe.computed if device == "meta" else recipe.unknown)
+    assert recipe.report.unkeyed == ()
+    assert [fill.distribution for fill in recipe.fills["weight"]] == [plans.Orthogonal(1.0, 0)]
 
 
 def test_a_function_of_others_with_a_name_of_torch_is_not_taken_for_it() -> None:

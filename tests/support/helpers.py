@@ -34,6 +34,14 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
     assert not different, f"these differ: {different}"
 
 
+def orthogonal_by_hand_(tensor: torch.Tensor) -> torch.Tensor:
+    """Does in code of its own what torch.nn.init.orthogonal_ does: to fastinit an unnamed draw and what is made of it."""
+    rows = tensor.size(0)
+    q, r = torch.linalg.qr(tensor.new_empty((rows, tensor.numel() // rows)).normal_())
+    with torch.no_grad():
+        return tensor.view_as(q).copy_(q * r.diagonal().sign()).mul_(1)
+
+
 def named_fill(
     name: str, shape: Sequence[int], distribution: plans.Distribution, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> torch.Tensor:

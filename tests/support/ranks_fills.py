@@ -10,6 +10,7 @@ from torch import nn
 
 import fastinit
 from fastinit import plans
+from fastinit.shards import dtensor as sharding
 
 DISTRIBUTIONS = {
     "Normal": (dict(type="Normal", mean=1, std=2), plans.Normal(1, 2)),
@@ -103,6 +104,23 @@ def matrices_are_those_of_one_process(rank, world):
         "of whole tensors only, not of shards: a contract backend does",
         lambda: fastinit.initialize(module, dict(type="Orthogonal", param="wide0"), backend="torch", seed=0),
     )
+
+
+@check(2, 4)
+def a_shard_holds_what_values_gives_for_its_box(rank, world):
+    mesh = mesh_of(world)
+    module, rules = nn.Module(), {}
+    for i, (shape, placements) in enumerate(shapes_and_placements(mesh)):
+        for kind, (cfg, _) in DISTRIBUTIONS.items():
+            rules[f"p{i}_{kind}"] = cfg
+            module.register_parameter(f"p{i}_{kind}", nn.Parameter(empty(mesh, placements, shape, torch.bfloat16)))
+    fastinit.initialize(module, [dict(cfg, param=name) for name, cfg in rules.items()], backend="cpp", seed=3)
+    for name, tensor in module.named_parameters():
+        box = tuple(slice(*(each[0] if each else (0, 0))) for each in sharding.intervals_of(tensor))
+        found = fastinit.values(
+            name, tensor.shape, rules[name], seed=3, dtype=torch.bfloat16, box=box, backend="cpp", device="cpu"
+        )
+        assert same(found, sharding.local_part(tensor).detach()), name
 
 
 PARTS = {

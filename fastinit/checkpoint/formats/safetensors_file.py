@@ -20,7 +20,7 @@ from ..storage.stubs import shown
 # The format's own limit.
 _MAX_TABLE_BYTES = 100_000_000
 _LENGTH_BYTES = 8
-_DTYPES = {
+DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
@@ -90,7 +90,7 @@ def _place(name: str, entry: Any) -> tuple[int, int, list[int], torch.dtype]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the tensor {shown(name)} must have dtype, shape and data_offsets, but has {shown(entry)}")
     shape, offsets, code = entry["shape"], entry["data_offsets"], entry["dtype"]
-    dtype = getattr(torch, _DTYPES.get(code, ""), None) if isinstance(code, str) else None
+    dtype = getattr(torch, DTYPES.get(code, ""), None) if isinstance(code, str) else None
     if dtype is None:
         raise ValueError(f"the tensor {shown(name)} has the dtype {shown(code)}, which this torch does not have")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):

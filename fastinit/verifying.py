@@ -1,0 +1,230 @@
+"""``verify()``: whether a model holds exactly what a plan says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import check_module
+from .execution.calls import new_scope
+from .execution.comparing import Found, difference, first_differences, note
+from .execution.scope import Scope
+from .naming import Prefix
+from .plans import Box, DeltaOrthogonal, Fill, Item, Orthogonal, Plan, names_line, row_major
+from .redrawing import PlannedValues
+from .shards.agreement import merged
+from .shards.dtensor import boxes_of, is_sharded, local_part
+
+# Orthogonal matrices are promised but for the last place of a few elements of a million.
+_LAST_PLACES = 4.0
+_FEW = 1e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that does not hold what the plan says, from its first such element on."""
+
+    name: str
+    index: tuple[int, ...]
+    """Of the first element that differs, in the whole tensor, row by row."""
+    expected: Any
+    found: Any
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Which tensors hold exactly what a plan says. True if none differs and every parameter could be verified."""
+
+    held: tuple[str, ...] = field(repr=False)
+    """Names of the tensors that hold, bit for bit, what the plan says."""
+    differs: tuple[Difference, ...]
+    """Those that do not."""
+    unverified: Mapping[str, str]
+    """Name -> why a plan cannot tell: torch's numbers, computed, copied from a checkpoint that is not here."""
+    is_complete: bool
+    """No parameter is among the unverified: buffers that modules' own code computes may be."""
+
+    def __bool__(self) -> bool:
+        return not self.differs and self.is_complete
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Returns it as JSON; the format's version is in ``fastinit_verification``."""
+        document = {
+            "fastinit_verification": 1,
+            "held": list(self.held),
+            "differs": [
+                {
+                    "parameter": each.name,
+                    "index": list(each.index),
+                    "expected": str(each.expected),
+                    "found": str(each.found),
+                }
+                for each in self.differs
+            ],
+            "unverified": dict(self.unverified),
+            "is_complete": self.is_complete,
+        }
+        return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.held):,} tensors hold what the plan says"]
+        if self.differs:
+            lines.append(f"{len(self.differs):,} differ:")
+            lines += [
+                f"  {each.name} from index {each.index} on: {each.expected!r} expected, {each.found!r} found"
+                for each in self.differs
+            ]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.unverified.items():
+            reasons.setdefault(reason, []).append(name)
+        lines += [f"{names_line('not verified', names)} ({reason})" for reason, names in reasons.items()]
+        return "\n".join(lines)
+
+
+def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "") -> Verification:
+    """Returns which parameters and buffers of a model hold exactly what a plan says, and where others depart from it.
+
+    What the plan writes is drawn again, piece by piece, and compared: no second copy of the model is made, and of a
+    tensor that differs nothing is drawn behind the first difference. Of distributed tensors each rank verifies
+    what it has, and all ranks of a mesh return the same. A model in a narrower dtype than the plan's must hold the
+    rounded values.
+
+    Args:
+        model: any module; tensors without memory are not verified.
+        plan: of ``fastinit.plan`` or ``Plan.load``.
+        prefix: as for ``initialize``: where the model is a part of what was planned, or names have changed.
+
+    Raises:
+        RuntimeError: names or shapes do not fit, a plan's numbers are not known here, or no contract backend runs.
+        TypeError: ``plan`` is none.
+
+    Example:
+        >>> import fastinit, torch
+        >>> model = torch.nn.Linear(64, 64)
+        >>> cfg = dict(type="Xavier", layer="Linear")
+        >>> plan = fastinit.plan(model, cfg, backend="cpp", seed=0)
+        >>> report = fastinit.initialize(model, plan)
+        >>> bool(fastinit.verify(model, plan))
+        True
+        >>> with torch.no_grad():
+        ...     _ = model.weight[3, 2:].zero_()
+        >>> print(fastinit.verify(model, plan))
+        1 tensors hold what the plan says
+        1 differ:
+          weight from index (3, 2) on: -0.050155263394117355 expected, 0.0 found
+    """
+    check_module(model)
+    scope = new_scope(model, prefix=prefix, is_dry=True, is_offline=True)
+    meshes = scope.meshes()
+    problem: BaseException | None = None
+    outcome = _Outcome({}, {}, {})
+    try:
+        with torch.no_grad():
+            outcome = _outcome(PlannedValues(model, plan, scope, "verify"))
+    except Exception as error:
+        problem = error
+        outcome.problems[""] = f"{type(error).__name__}: {error}"
+    outcome = merged(meshes, outcome, _Outcome.merge)
+    if problem is not None:
+        raise problem
+    if outcome.problems:
+        raise RuntimeError(f"verify: another rank failed with {next(iter(outcome.problems.values()))}")
+    return outcome.result(scope)
+
+
+@dataclass
+class _Outcome:
+    """What one rank has found; by name in the model."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Of all that was looked at."""
+    differences: dict[str, Found]
+    unverified: dict[str, str]
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def merge(one: _Outcome, other: _Outcome) -> _Outcome:
+        """Returns what two ranks have found: of each tensor the first difference."""
+        found = dict(one.differences)
+        for name, each in other.differences.items():
+            note(found, name, each)
+        return _Outcome(
+            {**other.shapes, **one.shapes},
+            found,
+            {**other.unverified, **one.unverified},
+            {**other.problems, **one.problems},
+        )
+
+    def result(self, scope: Scope) -> Verification:
+        """Returns it for the user."""
+        parameters = set(scope.names.parameters().values())
+        return Verification(
+            tuple(name for name in self.shapes if name not in self.differences and name not in self.unverified),
+            tuple(
+                Difference(name, _index(each.at, self.shapes[name]), each.expected, each.found)
+                for name in self.shapes
+                if (each := self.differences.get(name)) is not None and name not in self.unverified
+            ),
+            dict(self.unverified),
+            not any(name in parameters or name not in self.shapes for name in self.unverified),
+        )
+
+
+def _outcome(planned: PlannedValues) -> _Outcome:
+    """Compares what is here: simple fills by pieces, others as a whole, one after the other."""
+    outcome = _Outcome({}, {}, dict(planned.calls))
+    simple: list[Fill] = []
+    for name, here in planned.held.items():  # in the model's order
+        if name not in planned.writers:
+            continue
+        outcome.shapes[here.name] = tuple(here.tensor.shape)
+        is_meta = (local_part(here.tensor) if is_sharded(here.tensor) else here.tensor).is_meta
+        if reason := "it has no memory" if is_meta else planned.why_not(name):
+            outcome.unverified[here.name] = reason
+        elif (fill := planned.simple(name)) is not None:
+            simple.append(fill)
+        else:
+            _compare_whole(name, planned, outcome)
+    for name, found in first_differences(simple, planned.plan.seed, planned.backend_on).items():
+        note(outcome.differences, name, found)
+    return outcome
+
+
+def _compare_whole(name: str, planned: PlannedValues, outcome: _Outcome) -> None:
+    """Compares one tensor with a second one that the plan writes."""
+    here, items = planned.held[name], planned.writers[name]
+    expected = planned.made(name, here.tensor, here.tensor.dtype)
+    for box, other in zip(_boxes(here.tensor), _boxes(expected)):
+        found = difference(box, other.tensor)
+        if found is None or _is_rounding(items, box.tensor, other.tensor):
+            continue
+        if any(id(item) in planned.vague for item in items):
+            reason = "it differs from its checkpoint, of which modules' own loading code may make something else"
+            outcome.unverified[here.name] = reason
+        else:
+            note(outcome.differences, here.name, found)
+
+
+def _boxes(tensor: torch.Tensor) -> tuple[Box, ...]:
+    return boxes_of(tensor) if is_sharded(tensor) else (Box.whole(tensor.detach()),)
+
+
+def _is_rounding(items: Sequence[Item], here: torch.Tensor, there: torch.Tensor) -> bool:
+    """Tells whether orthogonal matrices differ by no more than other processors may."""
+    last = items[-1]
+    if not isinstance(last, Fill) or not isinstance(last.distribution, (Orthogonal, DeltaOrthogonal)):
+        return False
+    differ = here != there
+    at = differ.nonzero(as_tuple=True)
+    a, b = here[at].double(), there[at].double()
+    places = (a - b).abs() / (torch.finfo(here.dtype).eps * b.abs().clamp(min=torch.finfo(here.dtype).tiny))
+    return bool(len(a) <= max(1.0, _FEW * here.numel()) and (places <= _LAST_PLACES).all())
+
+
+def _index(row_major_index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(row_major_index // step % size for step, size in zip(row_major(shape), shape))

@@ -1,0 +1,378 @@
+"""``verify`` finds one flipped bit, anywhere, by name and index; what it cannot know it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import needs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lock_files import INIT_CFG, net
+from torch import nn
+
+import fastinit
+from fastinit import Plan
+from fastinit.execution import comparing
+
+pytestmark = needs.mark(needs.CPP)
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def made(cfg: Any = None, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, Plan]:
+    """Returns a model that was initialized by a plan, and the plan."""
+    model = net() if model is None else model
+    plan = fastinit.plan(model, cfg or INIT_CFG, **{"backend": "cpp", "seed": 7, **options})
+    fastinit.initialize(model, plan)
+    return model, plan
+
+
+def flip(tensor: torch.Tensor, index: tuple[int, ...]) -> None:
+    """Flips the lowest bit of an element."""
+    bits = tensor.detach().view(INTEGERS[tensor.element_size()])
+    bits[index] ^= 1
+
+
+def differing(model: nn.Module, plan: Plan, **options: Any) -> list[tuple[str, tuple[int, ...]]]:
+    return [(each.name, each.index) for each in fastinit.verify(model, plan, **options).differs]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets small tensors be many pieces."""
+    monkeypatch.setattr(comparing, "_PIECE", 16)
+    monkeypatch.setattr(comparing, "_MOST_TOGETHER", 3)
+
+
+def test_a_model_holds_the_plan_that_made_it() -> None:
+    model, plan = made()
+    found = fastinit.verify(model, plan)
+    assert found and set(found.held) == {name for name, _ in model.named_parameters()}
+    assert not found.differs and not found.unverified and found.is_complete
+
+
+def test_a_plan_from_a_file_is_verified_likewise(tmp_path: Path) -> None:
+    model, plan = made()
+    plan.save(tmp_path / "plan.json")
+    assert fastinit.verify(model, Plan.load(tmp_path / "plan.json"))
+
+
+def test_a_plan_under_another_seed_does_not_hold() -> None:
+    model, _ = made()
+    other = fastinit.plan(model, INIT_CFG, backend="cpp", seed=8)
+    assert [name for name, _ in differing(model, other)] == ["0.weight", "1.weight", "2.weight"]
+
+
+def test_one_flipped_bit_is_found_with_its_index_and_both_values() -> None:
+    model, plan = made()
+    before = model[0].weight[5, 2].item()
+    flip(model[0].weight, (5, 2))
+    (found,) = fastinit.verify(model, plan).differs
+    assert (found.name, found.index) == ("0.weight", (5, 2))
+    assert (found.expected, found.found) == (before, model[0].weight[5, 2].item())
+
+
+def test_a_verification_with_a_difference_is_false_and_says_where() -> None:
+    model, plan = made()
+    with torch.no_grad():
+        model[2].bias[1:] = 5
+    found = fastinit.verify(model, plan)
+    assert not found
+    assert str(found) == (
+        "5 tensors hold what the plan says\n1 differ:\n  2.bias from index (1,) on: 0.0 expected, 5.0 found"
+    )
+
+
+DISTRIBUTIONS: dict[str, dict[str, Any]] = {
+    "normal": dict(type="Normal", std=0.5),
+    "uniform": dict(type="Uniform", a=-1, b=3),
+    "trunc_normal": dict(type="TruncNormal", std=1),
+    "tail": dict(type="TruncNormal", std=1, a=5, b=math.inf),
+    "constant": dict(type="Constant", val=0.1),
+    "sparse": dict(type="Sparse", sparsity=0.3),
+    "orthogonal": dict(type="Orthogonal"),
+}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+@pytest.mark.usefixtures("small_pieces")
+def test_every_distribution_is_verified_in_every_dtype(kind: str, dtype: torch.dtype) -> None:
+    model = nn.Module()
+    model.register_parameter("weight", nn.Parameter(torch.zeros(13, 11).to(dtype), requires_grad=False))
+    rule = dict(**DISTRIBUTIONS[kind], param="weight")
+    model, plan = made(rule, model)
+    assert fastinit.verify(model, plan)
+    model.weight.view(INTEGERS[dtype.itemsize])[7, 3] ^= 1 << (8 * dtype.itemsize - 2)
+    assert differing(model, plan) == [("weight", (7, 3))]
+
+
+@given(st.integers(0, 97 * 31 - 1))
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided"])
+def test_the_first_of_several_differences_is_found_wherever_it_is(layout: str, at: int) -> None:
+    model = nn.Module()
+    tensor = {
+        "contiguous": lambda: torch.zeros(97, 31),
+        "transposed": lambda: torch.zeros(31, 97).t(),
+        "strided": lambda: torch.zeros(97, 64)[:, 1:63:2],
+    }[layout]()
+    model.register_parameter("weight", nn.Parameter(tensor, requires_grad=False))
+    model, plan = made(dict(type="Normal", std=1, param="weight"), model)
+    index, later = divmod(at, 31), divmod((at + 97 * 31 - 1) // 2, 31)
+    piece, comparing._PIECE = comparing._PIECE, 64
+    try:
+        flip(model.weight, later) if later != index else None
+        flip(model.weight, index)
+        assert differing(model, plan) == [("weight", index)]
+    finally:
+        comparing._PIECE = piece
+
+
+def test_zero_is_not_minus_zero_and_nan_is_itself() -> None:
+    model, plan = made([dict(type="Constant", val=math.nan, param="0.*"), dict(type="Constant", val=0, param="1.*")])
+    assert fastinit.verify(model, plan)
+    with torch.no_grad():
+        model[1].bias[4] = -0.0
+    assert differing(model, plan) == [("1.bias", (4,))]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_many_small_tensors_are_verified_in_groups() -> None:
+    model, plan = made(dict(type="Normal", std=1, layer="Linear"), nn.Sequential(*(nn.Linear(3, 5) for _ in range(40))))
+    assert len(fastinit.verify(model, plan).held) == 80
+    for at in (0, 17, 39):
+        flip(model[at].weight, (4, 2))
+    assert differing(model, plan) == [(f"{at}.weight", (4, 2)) for at in (0, 17, 39)]
+
+
+def test_scalars_and_empty_tensors_are_verified() -> None:
+    model = nn.Module()
+    model.register_parameter("a", nn.Parameter(torch.zeros(())))
+    model.register_parameter("b", nn.Parameter(torch.zeros(0, 3)))
+    model, plan = made(dict(type="Normal", std=1, param="*"), model)
+    assert fastinit.verify(model, plan).held == ("a", "b")
+    flip(model.a, ())
+    assert differing(model, plan) == [("a", ())]
+
+
+def columns(model: nn.Module) -> None:
+    nn.init.normal_(model.a)
+    nn.init.uniform_(model.a[:, 1:3])
+    nn.init.normal_(model.b.t())
+    nn.init.zeros_(model.c)
+    nn.init.normal_(model.c[::2])
+
+
+def test_parts_are_verified_where_they_are() -> None:
+    from capturing import Holder, captured
+
+    model, recipe = captured(columns)
+    plan = fastinit.plan(Holder(), recipe, backend="cpp", seed=0)
+    assert fastinit.verify(model, plan)
+    for tensor, index in ((model.a, (3, 2)), (model.b, (1, 4)), (model.c, (6,))):
+        flip(tensor, index)
+    assert differing(model, plan) == [("a", (3, 2)), ("b", (1, 4)), ("c", (6,))]
+
+
+def test_elements_that_the_plan_leaves_alone_may_be_anything() -> None:
+    from capturing import Holder, captured
+
+    model, recipe = captured(lambda model: nn.init.normal_(model.a[2:4]))
+    plan = fastinit.plan(Holder(), recipe, backend="cpp", seed=0)
+    with torch.no_grad():
+        model.a[0] = 5
+    assert fastinit.verify(model, plan).held == ("a",)
+    flip(model.a, (3, 3))
+    assert differing(model, plan) == [("a", (3, 3))]
+
+
+def test_a_backend_that_is_missing_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plan = made()
+    from fastinit.backends import cpp_backend
+
+    monkeypatch.setattr(cpp_backend, "_native", None)
+    monkeypatch.setattr(cpp_backend, "_WHY_NOT", "it was not built")
+    with pytest.raises(RuntimeError, match="no backend with the numbers of 'contract 1' runs: it was not built"):
+        fastinit.verify(model, plan)
+
+
+def test_a_narrower_model_holds_the_rounded_values() -> None:
+    _, plan = made()
+    model = net().bfloat16()
+    with pytest.warns(UserWarning, match="rounded"):
+        fastinit.initialize(model, plan)
+    assert fastinit.verify(model, plan)
+
+
+def test_orthogonal_matrices_may_differ_in_the_last_place() -> None:
+    model, plan = made(dict(type="Orthogonal", layer="Linear"), nn.Sequential(nn.Linear(64, 64)))
+    flip(model[0].weight, (9, 9))
+    assert fastinit.verify(model, plan)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_have_changed_are_mapped() -> None:
+    model, plan = made()
+    other = nn.Sequential()
+    for name, module in zip(("inp", "norm", "out"), model.children()):
+        other.add_module(name, module)
+    assert fastinit.verify(other, plan, prefix={"inp": "0", "norm": "1", "out": "2"}).held[0] == "0.weight"
+
+
+def test_names_that_do_not_fit_are_an_error_with_both_lists() -> None:
+    _, plan = made()
+    with pytest.raises(
+        RuntimeError, match=r"does not fit Sequential: 2 names of the plan that the model lacks: 2.weigh"
+    ):
+        fastinit.verify(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3, bias=False)).pop(2) and
+                        nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8)), plan)  # fmt: skip
+
+
+def test_something_else_than_a_plan_is_an_error() -> None:
+    with pytest.raises(TypeError, match="verify needs a plan"):
+        fastinit.verify(net(), INIT_CFG)  # type: ignore[arg-type]
+
+
+# --- what cannot be verified -----------------------------------------------------------------------------------------
+
+
+def test_torchs_numbers_are_not_verified_but_constants_are() -> None:
+    model, plan = made(backend="torch")
+    found = fastinit.verify(model, plan)
+    assert found.held == ("0.bias", "1.bias", "2.bias") and not found and not found.is_complete
+    assert set(found.unverified) == {"0.weight", "1.weight", "2.weight"}
+    assert "not verified: 0.weight, 1.weight, 2.weight (torch's generators draw it" in str(found)
+
+
+def test_a_plan_without_a_seed_is_not_verified() -> None:
+    model, _ = made()
+    found = fastinit.verify(model, fastinit.plan(model, INIT_CFG, backend="cpp"))
+    assert set(found.unverified.values()) == {"the plan has no seed"}
+
+
+def test_tensors_without_memory_are_not_verified() -> None:
+    _, plan = made()
+    assert set(fastinit.verify(net("meta"), plan).unverified.values()) == {"it has no memory"}
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(4, 4))
+        nn.init.normal_(self.weight)
+        self.register_buffer("table", torch.arange(8.0) / 3)
+
+
+def test_computed_buffers_are_named_and_no_fault() -> None:
+    plan = fastinit.plan(lambda: Table(), backend="cpp", seed=1)
+    found = fastinit.verify(fastinit.build(Table, backend="cpp", seed=1), plan)
+    assert found and found.unverified == {"table": "computed by the model's own code"}
+
+
+class Opaque(fastinit.BaseModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+
+    def init_weights(self) -> None:
+        nn.init.ones_(self.a.weight)
+
+
+def test_calls_are_named() -> None:
+    model = fastinit.Sequential(Opaque())
+    found = fastinit.verify(model, fastinit.plan(model, backend="cpp", seed=1))
+    assert found.unverified == {"call of 0.init_weights() of Opaque": "code that a plan cannot see into"} and not found
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def copied(folder: Path) -> tuple[nn.Module, Plan]:
+    torch.save({name: torch.randn_like(value) for name, value in net().state_dict().items()}, folder / "net.pth")
+    cfg = [dict(type="Pretrained", checkpoint=str(folder / "net.pth")), dict(type="Normal", std=1, param="2.weight")]
+    model = net()
+    fastinit.initialize(model, cfg, backend="cpp", seed=7)
+    fastinit.plan(model, cfg, backend="cpp", seed=7).save(folder / "plan.json")
+    return model, Plan.load(folder / "plan.json")
+
+
+def test_copies_are_verified_against_the_checkpoint(tmp_path: Path) -> None:
+    model, plan = copied(tmp_path)
+    assert fastinit.verify(model, plan)
+    flip(model[0].bias, (6,))
+    assert differing(model, plan) == [("0.bias", (6,))]
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def another(path: Path) -> None:
+    torch.save({name: torch.randn_like(value) for name, value in net().state_dict().items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(gone, "its checkpoint cannot be read here"), (another, "is not the checkpoint that the plan was made with")],
+)
+def test_copies_without_their_checkpoint_are_named(tmp_path: Path, change: Callable[[Path], None], reason: str) -> None:
+    model, plan = copied(tmp_path)
+    change(tmp_path / "net.pth")
+    found = fastinit.verify(model, plan)
+    assert found.held == ("2.weight",) and not found.differs and not found
+    assert len(found.unverified) == 5 and all(reason in text for text in found.unverified.values())
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_model_and_the_generators_are_as_they_were() -> None:
+    model, plan = made()
+    versions, state = [parameter._version for parameter in model.parameters()], torch.get_rng_state()
+    fastinit.verify(model, plan)
+    assert versions == [parameter._version for parameter in model.parameters()]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_memory_is_drawn_for_pieces_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "_PIECE", 1 << 10)
+    asked: list[int] = []
+    empty = torch.empty
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = empty(*args, **kwargs)
+        asked.append(made.numel())
+        return made
+
+    model, plan = made(dict(type="Normal", std=1, param="*"), nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256)))
+    monkeypatch.setattr(comparing.torch, "empty", counted)
+    assert fastinit.verify(model, plan)
+    assert 0 < max(asked) <= 1 << 10
+
+
+def test_nothing_is_drawn_behind_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "_PIECE", 1 << 8)
+    model, plan = made(dict(type="Normal", std=1, param="weight"), nn.Linear(256, 256))
+    flip(model.weight, (0, 0))
+    from fastinit.backends import cpp_backend
+
+    drawn: list[int] = []
+    run = cpp_backend.run_in_this_thread
+
+    def counted(fills: Any, seed: int) -> None:
+        drawn.extend(fill.tensor.numel() for fill in fills)
+        run(fills, seed)
+
+    monkeypatch.setattr(cpp_backend, "run_in_this_thread", counted)
+    assert differing(model, plan) == [("weight", (0, 0))]
+    at_once = (comparing._AHEAD + 1) * torch.get_num_threads() + 1
+    assert sum(drawn) <= (1 << 8) * at_once < 256 * 256
