@@ -145,7 +145,8 @@ def _fill(
 def fills_for(pending: Iterable[PendingFill], book: MemoryBook, owners: Owners) -> Iterator[tuple[PendingFill, Fill]]:
     """Yields pending fills with the fills that execute them; what later ones overwrite is cut away where it can be."""
     for each in pending:
-        later = [other.place for other in book.fills_at(each.place) if other.order > each.order]
+        writes = book.writes_at(each.place)
+        later = [write.place for write in writes if write.order > each.order and isinstance(write, PendingFill)]
         fill = fill_for(each, owners, later)
         if fill is not None:
             yield each, fill

@@ -55,12 +55,16 @@ class Strided(NamedTuple):
     @staticmethod
     def whole(shape: Sequence[int]) -> Strided:
         """Returns the row-major indices of all elements of a tensor."""
-        return Strided(0, tuple(shape), row_major(shape))
+        return _whole(shape if isinstance(shape, tuple) else tuple(shape))
 
     @staticmethod
     def of(tensor: torch.Tensor) -> Strided:
         """Returns the memory of a strided tensor, in elements from the beginning of its storage."""
-        return Strided(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+        first, steps = int(tensor.storage_offset()), tensor.stride()
+        whole = _whole(tensor.shape)
+        if not first and steps == whole.steps:  # as of nearly all, which share one object a shape
+            return whole
+        return Strided(first, whole.shape, steps)
 
     @property
     def numel(self) -> int:
@@ -223,6 +227,12 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     for dim in range(len(shape) - 1, 0, -1):
         steps[dim - 1] = steps[dim] * shape[dim]
     return tuple(steps)
+
+
+@lru_cache(maxsize=4096)  # as ``_row_major``
+def _whole(shape: tuple[int, ...]) -> Strided:
+    plain = tuple(shape)  # it may be a torch.Size
+    return Strided(0, plain, _row_major(plain))
 
 
 def may_overlap(shape: Sequence[int], stride: Sequence[int]) -> bool:
