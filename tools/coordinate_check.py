@@ -134,7 +134,7 @@ def picture(plain: Changes, by_mup: Changes) -> str:
             parts.append(f'<text x="{start - 6}" y="{line + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
         for width in widths:
             parts.append(f'<text x="{x(panel, width):.1f}" y="{_TOP + _SIZE + 18}" text-anchor="middle">{width}</text>')
-        for colour, (layer, of_width) in zip(_COLOURS, changes.items()):
+        for colour, of_width in zip(_COLOURS, changes.values()):
             points = " ".join(f"{x(panel, width):.1f},{y(value):.1f}" for width, value in of_width.items())
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
             parts += [
