@@ -65,7 +65,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         bound(plan, model, new_scope(model, is_dry=True, is_offline=True).names, "")
     except RuntimeError as error:
-        tell(str(error))
+        hint = "" if text is not None else ". --model MODEL knows which names are tied, and those of wrappers"
+        tell(f"{error}{hint}")
         return 1
     total = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta)
     with bar("verify", options, total):
@@ -84,8 +85,10 @@ def _tell(found: Verification, options: argparse.Namespace) -> None:
 def _of_names(path: str, plan: Plan) -> nn.Module:
     """Returns a module with a checkpoint's tensors, which are mapped."""
     request = Request(path, reading=Reading(access="map"))
-    computed = {entry.name for item in plan.items if isinstance(item, Replay) for entry in item.entries}
+    computed = {entry.name: entry.tensor for item in plan.items if isinstance(item, Replay) for entry in item.entries}
     root = Checkpoint()
+    for name, tensor in computed.items():  # a checkpoint holds those that are persistent only
+        _put(root, name, tensor.to("meta"), is_buffer=True)
     for name, value in request.state_dict(request.tree()).items():
         if isinstance(value, torch.Tensor):
             _put(root, name, in_memory(value) if isinstance(value, StoredTensor) else value, is_buffer=name in computed)
