@@ -96,13 +96,14 @@ def test_a_digest_of_a_file_is_the_librarys(written, capsys):
 
 
 def test_a_digest_of_a_model_is_that_of_its_checkpoint(written, capsys):
-    assert told(["digest", "models.py:make", *SEED], capsys) == told(["digest", "out"], capsys)
+    of_model, of_file = (told(["digest", *each], capsys) for each in (["models.py:make", *SEED], ["out"]))
+    assert sorted(of_model.splitlines()) == sorted(of_file.splitlines())
 
 
 def test_a_digest_of_a_model_counts_its_config(capsys):
     told(["write", "models.py:make", "out", "--config", "rules.json", *SEED], capsys)
     out = told(["digest", "models.py:make", "--config", "rules.json", *SEED], capsys)
-    assert out == told(["digest", "out"], capsys)
+    assert sorted(out.splitlines()) == sorted(told(["digest", "out"], capsys).splitlines())
 
 
 def test_a_digest_of_a_model_needs_a_seed(capsys):
