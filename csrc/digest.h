@@ -1,6 +1,6 @@
 // The digest of elements: a sum, modulo 2^64, over their words of 32 bits, each mixed with its index. The order of the sum
 // does not matter, so that boxes, threads and ranks each add up what they have. docs/digests.md has the formula;
-// fastinit/contract/digests.py and fastinit/kernels/digest.py are the same on tensors and on GPUs.
+// fastinit/contract/digests.py and fastinit/kernels/digests.py are the same on tensors and on GPUs.
 #pragma once
 
 #include "fill.h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Union
 
@@ -11,8 +12,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .backends.digests import sums, why_not
-from .checkpoint import Reading, Request
-from .checkpoint.storage.stored import StoredTensor, in_memory
+from .checkpoint import Request
+from .checkpoint.loading import map_stored
 from .errors import check_module
 from .execution.collector import uncollected
 from .naming import Prefix, join, renamed, walk, without_wrappers
@@ -36,7 +37,7 @@ def digest(source: Digestible, *, non_persistent_buffers: bool = False, prefix: 
 
     Args:
         source: a module with memory; a mapping of names to tensors; or a path or name of a checkpoint, as for
-            ``load_checkpoint``, whose files are mapped and not read into memory. Tied tensors are stated under each
+            ``load_checkpoint``, whose files are mapped where they can be. Tied tensors are stated under each
             of their names, as in ``state_dict()``. What wrappers (``_orig_mod.``, DDP's ``module.``) add to a module's
             names is left out.
         non_persistent_buffers: also state the buffers that are not in ``state_dict()``.
@@ -83,7 +84,7 @@ def _digest_of(tensors: Mapping[str, torch.Tensor]) -> Digest:
 def _tensors_of(source: Digestible, non_persistent_buffers: bool) -> dict[str, torch.Tensor]:
     """Returns the tensors with their names."""
     if isinstance(source, (str, os.PathLike)):
-        request = Request(source, reading=Reading(access="map"))
+        request = Request(source)
         source = request.state_dict(request.tree())
     if isinstance(source, Mapping):
         return _of_state_dict(source)
@@ -103,16 +104,17 @@ def _tensors_of(source: Digestible, non_persistent_buffers: bool) -> dict[str, t
 
 def _of_state_dict(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Returns the tensors of a state dict, those that are still in a file mapped; without extra states."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = OrderedDict(state_dict)
     for name, value in state_dict.items():
         if not isinstance(name, str) or not (isinstance(value, torch.Tensor) or _is_extra_state(name)):
             raise TypeError(
                 f"digest: expected names with tensors, but got {name!r} with a {type(value).__name__}. Pass the part "
                 f"that holds the weights"
             )
-        if not _is_extra_state(name):
-            tensors[without_wrappers(name)] = in_memory(value) if isinstance(value, StoredTensor) else value
-    return tensors
+        if _is_extra_state(name):
+            del tensors[name]
+    map_stored(tensors, set(tensors))
+    return {without_wrappers(name): tensor for name, tensor in tensors.items()}
 
 
 def _is_extra_state(name: str) -> bool:

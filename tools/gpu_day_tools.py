@@ -136,7 +136,11 @@ def told(rows: Sequence[Mapping[str, str]]) -> None:
 
 # --- the suite's own tests --------------------------------------------------------------------------------------------
 
-TESTS = ("tests/backends/test_gpu_backends.py", "tests/kernels/test_gpu_kernels.py")
+TESTS = (
+    "tests/backends/test_gpu_backends.py",
+    "tests/kernels/test_gpu_kernels.py",
+    "tests/kernels/test_digest_kernel.py",
+)
 
 
 def suite(*more: str) -> None:

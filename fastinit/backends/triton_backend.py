@@ -76,7 +76,7 @@ def _launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
 
 def digest(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> torch.Tensor:
     """Starts the kernel that adds up mixed words, and returns the sum of each piece of work, as int64."""
-    from ..kernels.digest import digest as kernel
+    from ..kernels.digests import digest as kernel
     from ..kernels.layout import N_THREADS
 
     out = torch.empty(n_pieces, N_THREADS, dtype=torch.int64, device=records.device)
@@ -114,7 +114,7 @@ def compiled_for(target: str, inline_ptx: bool | None = None) -> Any:
 
 def compiled_digest_for(target: str) -> Any:
     """Compiles the kernel of digests as ``compiled_for`` does."""
-    from ..kernels.digest import digest as kernel
+    from ..kernels.digests import digest as kernel
 
     return _compiled(kernel, ("table", "work", "out"), {}, target, _digest_options(target.startswith("sm_")))
 

@@ -155,7 +155,7 @@ def _load(
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current, nullcontext() if tree.own_code else uncollected():
         if assign:
-            _adopt(state, {slot.name_in_file for slot in taken})
+            map_stored(state, {slot.name_in_file for slot in taken})
         descent = Descent(match.metadata, current, assign, strict)
         descent.run(module, state)
         found = descent.found
@@ -194,8 +194,8 @@ def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collec
 # --- adopting the file's tensors -------------------------------------------------------------------------------------
 
 
-def _adopt(state: OrderedDict[str, Any], keys: set[str]) -> None:
-    """Replaces the stored tensors that a module will take by mapped ones."""
+def map_stored(state: OrderedDict[str, Any], keys: set[str]) -> None:
+    """Replaces stored tensors of these keys by mapped ones, and by read ones where that cannot be."""
     contents: dict[File, torch.Tensor] = {}
     # One for each storage in the file: saving one of the tensors must not save the whole file.
     storages: dict[int, torch.UntypedStorage] = {}

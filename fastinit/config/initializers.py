@@ -94,7 +94,8 @@ class BaseInit(Planned):
         self.bias = bias if bias_prob is None else bias_init_with_prob(bias_prob)
         if vars is not None:
             self.vars = checked_variables(vars)
-        self.blocks = checked_blocks(blocks)
+        if blocks := checked_blocks(blocks):  # like mmengine's, others have no such attribute of their own
+            self.blocks = blocks
 
     def weight_distribution(self, shape: Shape) -> Distribution:
         """Returns the distribution of a weight's values.

@@ -14,7 +14,7 @@ bits except the product::
 
 The mix is a bijection (lowbias32 of Chris Wellons) and the multiplier odd, so that a change of one word always shows.
 The arithmetic is of 32 bits because a 64-bit mix, such as SplitMix64's, takes three times as long with AVX2.
-csrc/digest.h and kernels/digest.py are the same; here it is on tensors of any device, and boxes become records.
+csrc/digest.h and kernels/digests.py are the same; here it is on tensors of any device, and boxes become records.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from .gpu_work import WORK
 from .records import Column, Records
 
 UNITS, ELEMENTS = range(2)
-"""The paths of kernels/digest.py. ``first`` is an element, ``n`` counts units or elements."""
+"""The paths of kernels/digests.py. ``first`` is an element, ``n`` counts units or elements."""
 
 _UNIT_BYTES = 16
 # Units or elements of a piece; more where that would be more pieces than _PIECES. A piece takes a hundred times

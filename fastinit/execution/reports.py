@@ -103,8 +103,9 @@ class Report:
             "unreached": list(self.unreached),
             "launches": dict(self.launches),
             "unkeyed": list(self.unkeyed),
-            "digest": None if self.digest is None else self.digest.total,
         }
+        if self.digest is not None:
+            document["digest"] = self.digest.total
         return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:

@@ -26,7 +26,7 @@ def check_ranks(tensors: Mapping[str, Any], problem: str) -> None:
     Raises:
         RuntimeError: another rank has a problem, or other tensors.
     """
-    found = problem
+    found = problem and f"rank {torch.distributed.get_rank()}: {problem}"
     for mesh, names in _by_mesh(tensors):
         lines = [
             f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {_placed(tensors[name])}" for name in names
@@ -36,7 +36,7 @@ def check_ranks(tensors: Mapping[str, Any], problem: str) -> None:
             group = _group(mesh, dim)
             votes: list[Any] = [None] * torch.distributed.get_world_size(group)
             torch.distributed.all_gather_object(votes, (torch.distributed.get_rank(), text, found), group=group)
-            told = [f"rank {rank}: {reason}" for rank, _, reason in votes if reason]
+            told = [reason for _, _, reason in votes if reason]
             others = [rank for rank, other, _ in votes if other != votes[0][1]]
             if told and not found:
                 found = told[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import cpp_core
 import digest_answers
 import numpy as np
@@ -13,6 +16,7 @@ from fastinit.backends import digests as backend
 from fastinit.contract import digests
 from fastinit.plans import Box
 
+View = Callable[[torch.Tensor], torch.Tensor]
 DTYPES = [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128]
 
 
@@ -51,7 +55,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_any_view_has_the_sum_of_the_formula(view, dtype: torch.dtype) -> None:
+def test_any_view_has_the_sum_of_the_formula(view: View, dtype: torch.dtype) -> None:
     box = Box.whole(view(numbers(4900, dtype)))
     expected = digest_answers.formula(box)
     assert [by_core(box, isa) for isa in cpp_core.ISAS] == [expected] * len(cpp_core.ISAS)
@@ -86,10 +90,10 @@ def test_unaligned_memory_is_read() -> None:
 
 def test_one_call_of_the_core_sums_many_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = [Box.whole(numbers(n, dtype)) for n in (0, 3, 70) for dtype in DTYPES]
-    tables = []
+    tables: list[Any] = []
 
     class Core:
-        def digest(self, table, *args, **kwargs):
+        def digest(self, table: Any, *args: Any, **kwargs: Any) -> Any:
             tables.append(table)
             return cpp_core.NATIVE.digest(table, *args, **kwargs)
 
@@ -106,7 +110,7 @@ def test_without_the_core_the_sums_are_the_same(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("turned", [torch.conj, lambda x: torch.conj(x).imag], ids=["conjugated", "negated"])
-def test_lazily_turned_tensors_count_as_what_they_are(turned) -> None:
+def test_lazily_turned_tensors_count_as_what_they_are(turned: View) -> None:
     box = Box.whole(turned(torch.randn(50, dtype=torch.complex64)))
     assert box.tensor.is_conj() or box.tensor.is_neg()
     resolved = Box.whole(box.tensor.resolve_conj().resolve_neg().clone())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -68,7 +69,7 @@ def tilings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[list[tuple[int, int]
 
 
 @given(tilings(), st.sampled_from([torch.uint8, torch.bfloat16, torch.float32, torch.complex128]), st.booleans())
-def test_the_sums_of_boxes_add_up_whatever_the_boxes(tiling, dtype: torch.dtype, is_turned: bool) -> None:
+def test_the_sums_of_boxes_add_up_whatever_the_boxes(tiling: Any, dtype: torch.dtype, is_turned: bool) -> None:
     shape, intervals = tiling
     whole = torch.randint(0, 200, shape).to(dtype)
     memory = whole.permute(*reversed(range(whole.dim()))).contiguous().permute(*reversed(range(whole.dim())))
@@ -113,7 +114,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_no_two_of_many_similar_tensors_have_one_sum(family) -> None:
+def test_no_two_of_many_similar_tensors_have_one_sum(family: Callable[[], np.ndarray]) -> None:
     rows = family()
     assert len(np.unique(counts(rows))) == len(rows)
 

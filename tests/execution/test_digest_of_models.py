@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import needs
@@ -130,7 +132,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_of_values_change_the_digest(change) -> None:
+def test_changes_of_values_change_the_digest(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     tensor = torch.randn(12, 12)
     tensor[0, 0] = 0.0
     changed = change(tensor)
@@ -186,6 +188,15 @@ def test_checkpoints_have_the_digest_of_their_model(tmp_path: Path) -> None:
     assert fastinit.digest(str(tmp_path / "model.safetensors")) == expected
 
 
+def test_tensors_of_a_file_are_mapped_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convolutions()
+    torch.save(model.state_dict(), tmp_path / "last.pth")
+    read: list[object] = []
+    monkeypatch.setattr("fastinit.checkpoint.loading.in_memory", lambda stored: read.append(stored) or stored)
+    assert fastinit.digest(tmp_path / "last.pth") == fastinit.digest(model)
+    assert read == []
+
+
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fastinit.digest(tmp_path / "none.pth")
@@ -197,6 +208,7 @@ def test_a_report_has_the_digest_on_request() -> None:
     report = fastinit.initialize(model, cfg, backend="torch", seed=0, digest=True, prefix="head")
     assert report.digest == fastinit.digest(model, prefix="head")
     assert f"digest of 2 tensors: {report.digest.total}" in report.summary()
+    assert json.loads(report.to_json())["digest"] == report.digest.total
     assert fastinit.initialize(model, cfg, backend="torch", seed=0).digest is None
     with torch.device("meta"):
         other = nn.Linear(4, 3)
@@ -248,7 +260,7 @@ WITHOUT = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("make", "message"), WITHOUT.values(), ids=WITHOUT)
-def test_tensors_without_plain_values_are_refused_by_name(make, message: str) -> None:
+def test_tensors_without_plain_values_are_refused_by_name(make: Callable[[], torch.Tensor], message: str) -> None:
     tensors = {"good": torch.ones(2), "encoder.weight": make(), "other": torch.empty(1, device="meta")}
     with pytest.raises(RuntimeError, match=rf"^digest: 'encoder.weight' {message}.*\(and 1 more such tensors\)"):
         fastinit.digest(tensors)

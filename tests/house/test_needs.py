@@ -163,6 +163,7 @@ GPU_TESTS = [
     "backends/test_gpu_backends.py",
     "kernels/test_gpu_kernels.py",
     "kernels/test_gpu_instructions.py",
+    "kernels/test_digest_kernel.py",
     "backends/test_device_work.py",
     "conftest.py",
 ]

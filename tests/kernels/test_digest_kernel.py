@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
+from typing import Any
 
 import digest_answers
 import gpu_machines
 import needs
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from ptx import Memory, Module
 
 from fastinit.backends import digests as backend
-from fastinit.backends import triton_backend
+from fastinit.backends import gpu_launch, triton_backend
 from fastinit.contract import digests, gpu_digest_work
 from fastinit.plans import Box
 
@@ -25,6 +26,7 @@ DTYPES = [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.compl
 N_THREADS = 128
 
 Sums = Callable[[list[Box]], list[int]]
+View = Callable[[torch.Tensor], torch.Tensor]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -43,22 +45,34 @@ def emulated(target: str) -> tuple[Module, int]:
 
 
 def by_ptx(target: str, boxes: list[Box]) -> list[int]:
-    """Returns the sums, by what the kernel's PTX writes; reads outside of the boxes and the tables are errors."""
+    """Returns the sums, by the backend's host side with the CPU as its GPU.
+
+    Reads outside of the boxes and the tables are errors.
+    """
     kernel, shared = emulated(target)
-    records, of_box = digests.box_records(boxes, for_gpu=True)
-    work = gpu_digest_work.digest_work(records)
-    out = np.zeros((len(work), N_THREADS), np.int64)
-    memory = Memory(track=True)
-    storages = {
-        box.tensor.untyped_storage().data_ptr(): box.tensor.untyped_storage() for box in boxes if box.tensor.numel()
-    }
-    for storage in storages.values():
-        memory.add(torch.tensor([], dtype=torch.uint8).set_(storage))
-    for table in (records, work, out):
-        memory.add(table)
-    arguments = [each.ctypes.data for each in (records, work, out)] + [0] * (len(kernel.params) - 3)
-    kernel.launch((len(work),), (N_THREADS,), arguments, memory, shared=shared)
-    return backend._added(out.sum(1).view(np.uint64), of_box[work["fill"]], len(boxes))
+    launches = []
+
+    def launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> torch.Tensor:
+        launches.append(n_pieces)
+        out = torch.zeros(n_pieces, N_THREADS, dtype=torch.int64)
+        memory = Memory(track=True)
+        storages = [box.tensor.untyped_storage() for box in boxes if box.tensor.numel()]
+        for storage in {each.data_ptr(): each for each in storages}.values():
+            memory.add(torch.tensor([], dtype=torch.uint8).set_(storage))
+        for table in (records, work, out):
+            memory.add(table)
+        arguments = [each.data_ptr() for each in (records, work, out)] + [0] * (len(kernel.params) - 3)
+        kernel.launch((n_pieces,), (N_THREADS,), arguments, memory, shared=shared)
+        assert (memory.writes(out.view(-1).view(torch.uint8)) == 1).all(), "not written once"
+        return out.sum(1)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(triton_backend, "digest", launch)
+        patched.setattr(gpu_launch, "on_device", lambda device: nullcontext())
+        patched.setattr(gpu_launch, "_pinned", lambda n: torch.empty(n, dtype=torch.uint8))
+        found = backend._sums_by_triton(boxes)
+    assert len(launches) <= 1
+    return found
 
 
 def on_gpu(boxes: list[Box]) -> list[int]:
@@ -119,7 +133,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_any_view_has_the_sum_of_the_formula(sums: Sums, view) -> None:
+def test_any_view_has_the_sum_of_the_formula(sums: Sums, view: View) -> None:
     check(sums, [Box.whole(view(numbers(4800, dtype))) for dtype in DTYPES])
 
 
@@ -139,10 +153,17 @@ def test_a_thousand_small_tensors_of_all_kinds_in_one_launch(sums: Sums) -> None
     check(sums, [Box.whole(numbers(int(n), DTYPES[i % 5])) for i, n in enumerate(torch.randint(0, 300, (1000,)))])
 
 
+@needs.mark(needs.built_for_torch("transformers"))
+def test_a_llama_has_the_sums_of_the_cpu(sums: Sums) -> None:
+    from ranks_models import llama
+
+    check(sums, [Box.whole(tensor.detach()) for tensor in llama().state_dict().values()])
+
+
 def test_any_boxes_together(sums: Sums) -> None:
     @settings(max_examples=15, deadline=None, derandomize=True)
     @given(st.lists(st.tuples(st.sampled_from(DTYPES), st.permutations(range(3)), st.data()), min_size=1, max_size=6))
-    def tried(cases) -> None:
+    def tried(cases: list[Any]) -> None:
         boxes = []
         for dtype, order, data in cases:
             view = numbers(8 * 16 * 32, dtype).view(8, 16, 32).permute(*order)

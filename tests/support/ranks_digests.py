@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import ranks
 import torch
@@ -14,22 +15,22 @@ from torch import distributed, nn
 import fastinit
 from fastinit.shards.dtensor import boxes_of, is_sharded, local_part
 
-CHECKS = {}
+CHECKS: dict[str, Any] = {}
 check = partial(ranks.check, checks=CHECKS)
 
 
-def seeded_llama():
+def seeded_llama() -> nn.Module:
     torch.manual_seed(0)
     return llama()
 
 
-def flip(tensor, at):
+def flip(tensor: torch.Tensor, at: int) -> None:
     """Flips the lowest bit of one element of the memory that is here."""
     local_part(tensor).view(-1).view(torch.int32)[at] ^= 1
 
 
 @check(1, 2, 3, 4)
-def digest_of_a_llama_under_fsdp2(rank, world):
+def digest_of_a_llama_under_fsdp2(rank: int, world: int) -> None:
     expected = fastinit.digest(seeded_llama())
     model = seeded_llama()
     fsdp(model, mesh_of(world))
@@ -39,7 +40,7 @@ def digest_of_a_llama_under_fsdp2(rank, world):
 
 
 @check(1, 2, 3, 4)
-def digest_of_a_llama_under_tensor_parallelism(rank, world):
+def digest_of_a_llama_under_tensor_parallelism(rank: int, world: int) -> None:
     expected = fastinit.digest(seeded_llama())
     model = seeded_llama()
     tensor_parallel(model, mesh_of(world))
@@ -47,7 +48,7 @@ def digest_of_a_llama_under_tensor_parallelism(rank, world):
 
 
 @check(4)
-def digest_of_a_llama_under_tensor_parallelism_and_fsdp2(rank, world):
+def digest_of_a_llama_under_tensor_parallelism_and_fsdp2(rank: int, world: int) -> None:
     expected = fastinit.digest(seeded_llama())
     mesh = mesh_of(2, 2)
     model = seeded_llama()
@@ -56,7 +57,7 @@ def digest_of_a_llama_under_tensor_parallelism_and_fsdp2(rank, world):
     assert fastinit.digest(model) == expected
 
 
-def digest_of_every_placement(mesh):
+def digest_of_every_placement(mesh: Any) -> None:
     from torch.distributed.tensor import DTensor
 
     for dtype in (torch.float32, torch.bfloat16, torch.uint8, torch.complex128):
@@ -75,17 +76,17 @@ def digest_of_every_placement(mesh):
 
 
 @check(1, 2, 3, 4)
-def digest_of_every_placement_on_a_line(rank, world):
+def digest_of_every_placement_on_a_line(rank: int, world: int) -> None:
     digest_of_every_placement(mesh_of(world))
 
 
 @check(4)
-def digest_of_every_placement_on_a_grid(rank, world):
+def digest_of_every_placement_on_a_grid(rank: int, world: int) -> None:
     digest_of_every_placement(mesh_of(2, 2))
 
 
 @check(3)
-def a_bit_that_is_flipped_on_one_rank_is_found_on_all(rank, world):
+def a_bit_that_is_flipped_on_one_rank_is_found_on_all(rank: int, world: int) -> None:
     model = seeded_llama()
     fsdp(model, mesh_of(world))
     before = fastinit.digest(model)
@@ -96,7 +97,7 @@ def a_bit_that_is_flipped_on_one_rank_is_found_on_all(rank, world):
 
 
 @check(2, 4)
-def replicas_that_differ_are_an_error_on_all_ranks(rank, world):
+def replicas_that_differ_are_an_error_on_all_ranks(rank: int, world: int) -> None:
     from torch.distributed.tensor import Replicate, Shard
 
     mesh = mesh_of(world) if world == 2 else mesh_of(2, 2)
@@ -109,7 +110,7 @@ def replicas_that_differ_are_an_error_on_all_ranks(rank, world):
 
 
 @check(2)
-def partial_placements_have_no_digest(rank, world):
+def partial_placements_have_no_digest(rank: int, world: int) -> None:
     from torch.distributed.tensor import DTensor, Partial
 
     part = DTensor.from_local(torch.ones(4), mesh_of(world), [Partial()], run_check=False)
@@ -117,7 +118,7 @@ def partial_placements_have_no_digest(rank, world):
 
 
 @check(2)
-def a_problem_of_one_rank_ends_the_others(rank, world):
+def a_problem_of_one_rank_ends_the_others(rank: int, world: int) -> None:
     from torch.distributed.tensor import Shard
 
     parts = {"w": empty(mesh_of(world), [Shard(0)], (8, 4)), "b": torch.empty(2, device="meta" if rank else "cpu")}
@@ -126,7 +127,7 @@ def a_problem_of_one_rank_ends_the_others(rank, world):
 
 
 @check(2)
-def other_distributed_tensors_on_one_rank_are_an_error(rank, world):
+def other_distributed_tensors_on_one_rank_are_an_error(rank: int, world: int) -> None:
     from torch.distributed.tensor import Shard
 
     part = {f"w{rank}": empty(mesh_of(world), [Shard(0)], (8, 4))}
@@ -134,7 +135,7 @@ def other_distributed_tensors_on_one_rank_are_an_error(rank, world):
 
 
 @check(4)
-def a_tensor_of_another_mesh_is_named(rank, world):
+def a_tensor_of_another_mesh_is_named(rank: int, world: int) -> None:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard
 
