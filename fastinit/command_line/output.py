@@ -14,6 +14,7 @@ _DISPENSABLE = ("device", "backend", "rule", "dtype")
 # A name or a distribution that is cut further says nothing.
 _LEAST_WIDTH = 16
 _CUT = "..."
+_LEAST_BOTH_ENDS = 36
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -111,12 +112,13 @@ def _line(
 ) -> str:
     if is_text:
         return _shortened(line, n_characters)
-    cells = [line[spans[at][0] : spans[at][1]].strip() for at in kept]
-    is_rule = line.startswith("-")
-    made = [
-        "-" * widths[at] if is_rule else _shortened(cell, widths[at], in_middle=at == 0).ljust(widths[at])
-        for at, cell in zip(kept, cells)
-    ]
+    made = []
+    for at in kept:
+        cell = line[spans[at][0] : spans[at][1]].ljust(spans[at][1] - spans[at][0])
+        if len(cell) > widths[at]:
+            is_rule = line.startswith("-")
+            cell = "-" * widths[at] if is_rule else _shortened(cell.strip(), widths[at], in_middle=at == 0)
+        made.append(cell.ljust(widths[at]))
     return "  ".join(made)[:n_characters].rstrip()
 
 
@@ -124,7 +126,9 @@ def _shortened(text: str, n_characters: int, in_middle: bool = False) -> str:
     if len(text) <= n_characters:
         return text
     n_left = max(n_characters - len(_CUT), 0)
-    tail = n_left * 2 // 3 if in_middle else 0  # the end of a name says what it is
+    tail = 0
+    if in_middle:  # the end of a name says what it is; in few characters nothing else does
+        tail = n_left * 2 // 3 if n_left >= _LEAST_BOTH_ENDS else n_left
     return text[: n_left - tail] + _CUT + (text[-tail:] if tail else "")
 
 

@@ -6,12 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..progress import listening
 
 VARIABLE = "FASTINIT_PROGRESS"
 _DELAY_S = 2.0
+# Of a terminal that does not say how large it is (tqdm shows nothing on 0 of either).
+_COLUMNS, _ROWS = 80, 24
 _OFF = ("0", "false", "no", "off")
 
 
@@ -19,6 +21,13 @@ def is_wanted(options: argparse.Namespace) -> bool:
     """Tells whether bars are to be shown: there is a terminal to show them on, and nobody has switched them off."""
     is_off = os.environ.get(VARIABLE, "").strip().lower() in _OFF
     return not is_off and getattr(options, "progress", True) and sys.stderr.isatty()
+
+
+def _columns() -> int:
+    """Returns the width of the terminal."""
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS
 
 
 @contextmanager
@@ -38,7 +47,8 @@ def bar(what: str, options: argparse.Namespace, total: int | None = None) -> Ite
     except ImportError:
         yield
         return
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=_DELAY_S, leave=False) as shown:
+    how = dict(desc=what, unit="B", unit_scale=True, delay=_DELAY_S, leave=False, ncols=_columns(), nrows=_ROWS)
+    with tqdm(total=total, **how) as shown:
 
         def expect(n_bytes: int) -> None:
             shown.total = (shown.total or 0) + n_bytes
