@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import integrations, plans, presets
+from . import integrations, mup, plans, presets
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
@@ -106,6 +106,7 @@ __all__ = [
     "kaiming_init",
     "lsuv",
     "materialize",
+    "mup",
     "normal_init",
     "orthogonal_init",
     "plan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import nn
@@ -42,20 +42,19 @@ def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """Returns (canonical path, module) for every place in the tree, parents first; shared modules appear repeatedly."""
     wrappers = wrapper_classes()
     found: list[tuple[str, nn.Module]] = []
-    above: set[nn.Module] = set()  # cycles are not followed
-
-    def visit(path: str, module: nn.Module) -> None:
-        found.append((path, module))
-        above.add(module)
-        wraps = isinstance(module, wrappers)
-        for name, child in module._modules.items():
-            if child is not None and child not in above:
-                skip = name in WRAPPED or (wraps and name == "module")
-                visit(path if skip else join(path, name), child)
-        above.discard(module)
-
-    visit("", root)
+    _visit("", root, wrappers, set(), found)
     return found
+
+
+def _visit(path: str, module: nn.Module, wrappers: Any, above: set[nn.Module], found: list[Any]) -> None:
+    found.append((path, module))
+    above.add(module)  # cycles are not followed
+    wraps = isinstance(module, wrappers)
+    for name, child in module._modules.items():
+        if child is not None and child not in above:
+            skip = name in WRAPPED or (wraps and name == "module")
+            _visit(path if skip else join(path, name), child, wrappers, above, found)
+    above.discard(module)
 
 
 def without_wrappers(name: str) -> str:
@@ -135,7 +134,7 @@ class Names:
             RuntimeError: two parameters would have the same name.
         """
         taken = set(self._table().values())
-        if both := sorted(taken & {renamed(names[0], prefix) for names in named_parameters(root).values()}):
+        if taken and (both := sorted(taken & {renamed(names[0], prefix) for names in named_parameters(root).values()})):
             raise RuntimeError(
                 f"two roots have a parameter called {both[0]!r}: give each its own prefix, e.g. "
                 f"recipe.bind({type(root).__name__.lower()}, prefix={type(root).__name__.lower()!r})"

@@ -11,7 +11,7 @@ from torch import nn
 from .backends import AUTO, BACKENDS, Choice
 from .config.kept_plans import Held, KeptPlan, bound, fill_for
 from .errors import check_module
-from .execution.calls import new_scope
+from .execution.calls import new_scope, not_recording
 from .execution.scope import Scope
 from .naming import Prefix
 from .plans import Call, Copy, Fill, Item, Plan, Replay, is_structured, names_line
@@ -53,6 +53,11 @@ def redraw(
     check_module(model)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point dtype of torch, but got {dtype!r}")
+    with not_recording(), torch.no_grad():
+        return _redrawn(model, plan, dtype, prefix)
+
+
+def _redrawn(model: nn.Module, plan: Plan, dtype: torch.dtype | None, prefix: Prefix) -> dict[str, torch.Tensor]:
     scope = new_scope(model, prefix=prefix, is_dry=True, is_offline=True)
     planned = PlannedValues(model, plan, scope, "redraw")
     parameters = set(scope.names.parameters().values())
@@ -60,10 +65,7 @@ def redraw(
     why_not = {here.name: planned.why_not_redrawn(name, dtype) for name, here in wanted.items()}
     if left := [f"{name} ({reason})" for name, reason in why_not.items() if reason]:
         raise RuntimeError(f"redraw: {names_line('parameters have values that the plan cannot give', left)}")
-    with torch.no_grad():
-        return {
-            here.name: planned.made(name, here.tensor, dtype or planned.dtypes[name]) for name, here in wanted.items()
-        }
+    return {here.name: planned.made(name, here.tensor, dtype or planned.dtypes[name]) for name, here in wanted.items()}
 
 
 class PlannedValues:

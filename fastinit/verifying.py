@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .errors import check_module
-from .execution.calls import new_scope
+from .execution.calls import new_scope, not_recording
 from .execution.comparing import Found, difference, first_differences, note
 from .execution.scope import Scope
 from .naming import Prefix
@@ -124,7 +124,7 @@ def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "") -> Verification
     problem: BaseException | None = None
     outcome = _Outcome({}, {}, {})
     try:
-        with torch.no_grad():
+        with not_recording(), torch.no_grad():
             outcome = _outcome(PlannedValues(model, plan, scope, "verify"))
     except Exception as error:
         problem = error

@@ -7,7 +7,7 @@ call.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,9 +54,12 @@ def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None =
     return structured.run(fills, partial(_run, seed))
 
 
-def run_in_this_thread(fills: Sequence[Fill], seed: int) -> None:
-    """Runs fills without structure, of memory that does not overlap, in the calling thread alone."""
-    _core().fill(contract.lowered(fills, seed).view(np.uint8), 1)
+def prepared(fills: Sequence[Fill], seed: int) -> Callable[[], object]:
+    """Returns what runs fills without structure in the thread that calls it, of memory that does not overlap.
+
+    The memory must stay alive until then. No function of torch is called.
+    """
+    return partial(_core().fill, contract.lowered(fills, seed).view(np.uint8), 1)
 
 
 def _run(seed: int, fills: Sequence[Fill]) -> int:

@@ -43,6 +43,18 @@ def new_scope(root: nn.Module | None, **arguments: Any) -> Scope:
     return Scope(root, None if outer is None else outer.scope, **arguments)
 
 
+@contextmanager
+def not_recording() -> Iterator[None]:
+    """Runs what is pending in the open call, if there is one, and the block without its being recorded."""
+    call = _current.get()
+    if call is None:
+        yield
+        return
+    call.flush()
+    with call.pending.own_work(has_subclasses=True):
+        yield
+
+
 @dataclass(frozen=True)
 class Step:
     """What one source (a rule, a recipe) gives for a module, planned before anything is written."""

@@ -6,11 +6,9 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from threading import local
 from typing import Any, NamedTuple
 
 import torch
@@ -65,27 +63,19 @@ def first_differences(
     """
     found: dict[str, Found] = {}
     work = _Work(seed, backend_on)
-    running: deque[Future[list[tuple[str, Found]]]] = deque()
+    running: deque[_Running] = deque()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for batch in _batches(piece for fill in fills for box in fill.boxes for piece in _pieces(fill, box)):
             advance(sum(piece.box.tensor.nbytes for piece in batch))
             # Of a tensor that differs, later pieces of a box cannot have an earlier element: not worth drawing.
             left = [piece for piece in batch if not _is_behind(piece, found.get(piece.fill.name))]
-            if left and left[0].box.tensor.is_cuda:  # one launch has all of it
-                for name, each in work.differences(left):
-                    note(found, name, each)
-            elif left:
-                running.append(pool.submit(partial(work.differences, left)))
+            if left:
+                running.append(work.start(left, pool))
             while len(running) > _AHEAD * torch.get_num_threads():
-                _note_all(found, running.popleft())
+                work.finish(running.popleft(), found)
         while running:
-            _note_all(found, running.popleft())
+            work.finish(running.popleft(), found)
     return found
-
-
-def _note_all(found: dict[str, Found], done: Future[list[tuple[str, Found]]]) -> None:
-    for name, each in done.result():
-        note(found, name, each)
 
 
 def note(found: dict[str, Found], name: str, difference: Found | None) -> None:
@@ -142,16 +132,31 @@ def _pieces(fill: Fill, box: Box) -> Iterator[_Piece]:
             yield from _pieces(fill, Box(part[0], first, box.steps[1:]))
 
 
+class _Running(NamedTuple):
+    """Pieces that are being drawn and compared."""
+
+    pieces: Sequence[_Piece]
+    expected: Sequence[torch.Tensor]
+    """What the pieces should hold, once they have been drawn."""
+    memory: torch.Tensor
+    """That holds it."""
+    are_equal: Callable[[], Sequence[bool]]
+    """Waits, and tells of each piece whether it holds that."""
+
+
 class _Work:
-    """Draws pieces into memory that is used again and again, each thread into its own, and compares."""
+    """Draws pieces into memory that is used again and again, and compares.
+
+    What runs in other threads knows addresses only: no function of torch, which a block that records would see.
+    """
 
     def __init__(self, seed: int | None, backend_on: Callable[[torch.device], str]) -> None:
         self._seed = 0 if seed is None else seed
         self._backend_on = backend_on
-        self._own = local()
+        self._free: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
 
-    def differences(self, pieces: Sequence[_Piece]) -> list[tuple[str, Found]]:
-        """Returns name and first difference of the pieces that do not hold their values."""
+    def start(self, pieces: Sequence[_Piece], pool: ThreadPoolExecutor) -> _Running:
+        """Begins with pieces of one device, dtype and seed; on a GPU it launches their kernel."""
         memory = self._memory(pieces[0].box.tensor, sum(piece.n_elements for piece in pieces))
         fills, start = [], 0
         for piece in pieces:
@@ -160,26 +165,39 @@ class _Work:
             start += piece.n_elements
             part = (Box(made, box.first_index, box.steps),)
             fills.append(Fill(fill.name, made, fill.distribution, fill.rule, fill.info, fill.shape, part, fill.stream))
+        here, there = [piece.box.tensor for piece in pieces], [fill.tensor for fill in fills]
         own = pieces[0].fill.seed
-        self._draw(fills, self._seed if own is None else own)
-        wrong = [(piece, fill) for piece, fill in zip(pieces, fills) if not _is_equal(piece.box.tensor, fill.tensor)]
-        found = [(piece.fill.name, difference(piece.box, fill.tensor)) for piece, fill in wrong]
-        return [(name, each) for name, each in found if each is not None]
-
-    def _draw(self, fills: Sequence[Fill], seed: int) -> None:
-        name = self._backend_on(fills[0].tensor.device)
-        if name == "cpp":
-            cpp_backend.run_in_this_thread(fills, seed)
-        else:
+        seed = self._seed if own is None else own
+        name = self._backend_on(memory.device)
+        if name != "cpp":
             BACKENDS[name].run(fills, seed)
+            return _Running(pieces, there, memory, lambda: list(map(_is_equal, here, there)))
+        spans = [(a.data_ptr(), b.data_ptr(), a.nbytes) for a, b in zip(here, there)]
+        if _memcmp is None or not all(tensor.is_contiguous() for tensor in here):
+            drawn = pool.submit(cpp_backend.prepared(fills, seed))
+            return _Running(pieces, there, memory, lambda: (drawn.result(), list(map(_is_equal, here, there)))[1])
+        done = pool.submit(_drawn_and_compared, cpp_backend.prepared(fills, seed), spans)
+        return _Running(pieces, there, memory, done.result)
+
+    def finish(self, running: _Running, found: dict[str, Found]) -> None:
+        """Waits for pieces, and notes those that differ."""
+        for piece, expected, is_equal in zip(running.pieces, running.expected, running.are_equal()):
+            if not is_equal:
+                note(found, piece.fill.name, difference(piece.box, expected))
+        self._free[running.memory.device, running.memory.dtype].append(running.memory)
 
     def _memory(self, tensor: torch.Tensor, n_elements: int) -> torch.Tensor:
-        kept = vars(self._own).setdefault("memory", {})
-        key = tensor.device, tensor.dtype
-        if key not in kept or len(kept[key]) < n_elements:
-            kept[key] = torch.empty(n_elements, dtype=tensor.dtype, device=tensor.device)
-        memory: torch.Tensor = kept[key]
-        return memory
+        free = self._free.setdefault((tensor.device, tensor.dtype), [])
+        found = next((at for at, memory in enumerate(free) if len(memory) >= n_elements), None)
+        if found is not None:
+            return free.pop(found)
+        return torch.empty(n_elements, dtype=tensor.dtype, device=tensor.device)
+
+
+def _drawn_and_compared(draw: Callable[[], object], spans: Sequence[tuple[int, int, int]]) -> list[bool]:
+    assert _memcmp is not None, "the caller has asked"
+    draw()
+    return [_memcmp(*span) == 0 for span in spans]
 
 
 def _is_equal(here: torch.Tensor, there: torch.Tensor) -> bool:

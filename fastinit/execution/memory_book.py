@@ -99,7 +99,7 @@ class MemoryBook:
     @property
     def is_paused(self) -> bool:
         """Whether what this thread does is fastinit's own work."""
-        return self._paused_by == threading.get_ident()
+        return self._paused_by is not None and self._paused_by == threading.get_ident()
 
     @contextmanager
     def sensing(self, ledger: Ledger) -> Iterator[None]:
@@ -231,7 +231,7 @@ class MemoryBook:
         if memory is None:
             return False
         # torch before 2.2 does not tell; there memory of numpy's, made before the block, is taken for torch's own.
-        return not memory.resizable() if hasattr(memory, "resizable") else memory.is_shared()
+        return not memory.resizable() if _TELLS_OWNER else memory.is_shared()
 
     def writes_at(self, place: Place) -> list[Write]:
         """Returns the writes that still show in a place, in order."""
@@ -338,6 +338,7 @@ class _Pause:
 
 
 _order_of = attrgetter("order")
+_TELLS_OWNER = hasattr(torch.UntypedStorage, "resizable")
 _is_gone = torch.UntypedStorage._expired
 """Tells whether the storage of an identity has been freed; ``StorageWeakRef.expired`` without its three calls."""
 

@@ -98,8 +98,9 @@ def fill_for(pending: PendingFill, owners: Owners, later: Sequence[Place] = ()) 
     if owner is not None and is_owner:
         name, tensor = owner.name, owner.tensor
         if is_sharded(tensor):
+            shape = tuple(tensor.shape)
             parts = tuple(_parts_left(boxes_of(tensor), place, tensor, later))
-            return _fill(pending, name, tensor, tuple(tensor.shape), parts, stream)
+            return _fill(pending, name, tensor, shape, parts, stream._replace(indices=Strided.whole(shape)))
         if not later and stream.indices == Strided.whole(place.shape):
             return _fill(pending, name, tensor, place.shape, None, stream)
     view = place.view()
@@ -144,7 +145,8 @@ def _fill(
 def fills_for(pending: Iterable[PendingFill], book: MemoryBook, owners: Owners) -> Iterator[tuple[PendingFill, Fill]]:
     """Yields pending fills with the fills that execute them; what later ones overwrite is cut away where it can be."""
     for each in pending:
-        later = [other.place for other in book.fills_at(each.place) if other.order > each.order]
+        writes = book.writes_at(each.place)
+        later = [write.place for write in writes if write.order > each.order and isinstance(write, PendingFill)]
         fill = fill_for(each, owners, later)
         if fill is not None:
             yield each, fill

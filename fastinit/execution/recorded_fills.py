@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..plans import Box, Distribution, Fill, Strided
+from ..plans import Box, Distribution, Fill, Region, Strided
 from ..plans.pieces import boxes_in
 from ..shards.dtensor import boxes_of, is_sharded, shard_fill, why_not_shards
 
@@ -59,7 +59,8 @@ class RecordedFill:
             boxes = None if is_plain else (self._box_in(name, tensor),)
         numbers = None if self.numbers == Strided.whole(self.shape) else self.numbers
         how = self.distribution, self.rule, self.info
-        return Fill(name, tensor, *how, self.shape, boxes, self.stream, self.seed, numbers)
+        region = None if self.is_whole else Region.of(self.part, self.full_shape)
+        return Fill(name, tensor, *how, self.shape, boxes, self.stream, self.seed, numbers, region)
 
     def _box_in(self, name: str, tensor: torch.Tensor) -> Box:
         """Returns the part of a tensor that is here in one piece."""

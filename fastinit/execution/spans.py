@@ -70,11 +70,12 @@ class Spans(Generic[Value]):
         self._numbered[self._n_added] = value
 
     def _among_few(self) -> Iterable[tuple[int, int, Value]]:
-        few = self._few
-        return ((few[0], few[1], few[2]),) if len(few) == 3 else zip(few[0::3], few[1::3], few[2::3])
+        return zip(self._few[0::3], self._few[1::3], self._few[2::3])
 
     def meeting(self, start: int, end: int) -> list[Value]:
         """Returns the values whose spans have a byte in common with one, or are empty and lie inside it."""
+        if len(few := self._few) == 3:  # as nearly always
+            return [few[2]] if few[0] < end and start < few[1] else []
         if self._classes is None:
             return [value for low, high, value in self._among_few() if low < end and start < high]
         found: list[tuple[int, int, int, Value]] = []

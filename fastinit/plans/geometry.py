@@ -26,6 +26,17 @@ class Region(NamedTuple):
         """Returns all of a tensor."""
         return Region((0,) * len(shape), tuple(shape))
 
+    @staticmethod
+    def of(part: Strided, shape: Sequence[int]) -> Region | None:
+        """Returns the rectangle of a tensor of a shape that has these row-major indices; None: it is none."""
+        if len(part.shape) != len(shape) or 0 in part.shape:
+            return None
+        if any(size > 1 and step != plain for size, step, plain in zip(part.shape, part.steps, row_major(shape))):
+            return None
+        starts = tuple(part.first // step % size for step, size in zip(row_major(shape), shape))
+        fits = all(start + size <= end for start, size, end in zip(starts, part.shape, shape))
+        return Region(starts, part.shape) if fits else None
+
     def indices(self, shape: Sequence[int]) -> Strided:
         """Returns the row-major indices of its elements in the tensor, which has this shape."""
         steps = row_major(shape)
@@ -44,12 +55,16 @@ class Strided(NamedTuple):
     @staticmethod
     def whole(shape: Sequence[int]) -> Strided:
         """Returns the row-major indices of all elements of a tensor."""
-        return Strided(0, tuple(shape), row_major(shape))
+        return _whole(shape if isinstance(shape, tuple) else tuple(shape))
 
     @staticmethod
     def of(tensor: torch.Tensor) -> Strided:
         """Returns the memory of a strided tensor, in elements from the beginning of its storage."""
-        return Strided(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+        first, steps = int(tensor.storage_offset()), tensor.stride()
+        whole = _whole(tensor.shape)
+        if not first and steps == whole.steps:  # as of nearly all, which share one object a shape
+            return whole
+        return Strided(first, whole.shape, steps)
 
     @property
     def numel(self) -> int:
@@ -212,6 +227,12 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     for dim in range(len(shape) - 1, 0, -1):
         steps[dim - 1] = steps[dim] * shape[dim]
     return tuple(steps)
+
+
+@lru_cache(maxsize=4096)  # as ``_row_major``
+def _whole(shape: tuple[int, ...]) -> Strided:
+    plain = tuple(shape)  # it may be a torch.Size
+    return Strided(0, plain, _row_major(plain))
 
 
 def may_overlap(shape: Sequence[int], stride: Sequence[int]) -> bool:

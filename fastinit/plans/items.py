@@ -81,6 +81,8 @@ class Fill:
     """Its own, which a block within a recorded one was given; None: the call's."""
     numbers: Final[Strided | None] = None
     """Which values of the stream are those of the part that is filled; None: where all is filled, all in order."""
+    region: Final[Region | None] = None
+    """The part that is filled, if it is a rectangle of the parameter; None: all of it, or another part."""
 
     @property
     def stream_name(self) -> str:
@@ -101,21 +103,6 @@ class Fill:
     def is_drawn(self) -> bool:
         """Whether its values depend on a seed."""
         return is_drawn(self.distribution)
-
-    @property
-    def region(self) -> Region | None:
-        """The rectangle of the tensor that is filled; None: it is none, or that is not known."""
-        shape = tuple(self.tensor.shape)
-        if not self.is_part:
-            return Region.whole(shape)
-        if self.stream or self.numbers is None or len(self.shape) != len(shape):
-            return None
-        steps = zip(self.shape, self.numbers.steps, row_major(shape))
-        if any(size > 1 and step != plain for size, step, plain in steps):
-            return None
-        starts = Box(self.tensor, self.numbers.first, self.numbers.steps).index(shape)
-        fits = all(start + size <= end for start, size, end in zip(starts, self.shape, shape))
-        return Region(starts, self.shape) if fits else None
 
     @staticmethod
     def whole(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:

@@ -143,7 +143,8 @@ class _Known:
         parts = None
         if part != whole or numbers != part:
             parts = (Box(tensor.as_strided(part.shape, part.steps, part.first), numbers.first, numbers.steps),)
-        return Fill(name, tensor, distribution, rule, info, tuple(part.shape), parts, stream, seed)
+        others = None if numbers == Strided.whole(part.shape) else numbers
+        return Fill(name, tensor, distribution, rule, info, tuple(part.shape), parts, stream, seed, others)
 
     def _computed(self, fields: Fields) -> ReplayEntry:
         name, tensor = self.tensor(fields)
@@ -155,7 +156,7 @@ class _Known:
         path, request = fields.text("module"), fields.request("request")
         entries, digests = [], {}
         for each in fields.records("tensors"):
-            name, tensor = self.tensor(each, may_be_known=True)
+            name, tensor = self.tensor(each)
             self._copied.add(name)
             entries.append(CopyEntry(name, tensor, each.text("key"), tuple(tensor.shape)))
             digest = each.take("sha256")

@@ -42,6 +42,9 @@ class Plan:
     names: tuple[str, ...] = field(default=(), repr=False)
     """The model's parameters and buffers, in its order."""
 
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self  # immutable: the configs of a tree, which are copied, may hold one with a whole model's tensors
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """The items as plain data, a row for each tensor or call, in the order in which they take effect."""

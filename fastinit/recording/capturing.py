@@ -95,7 +95,7 @@ def _capturing(
     *,
     is_lost: bool,
 ) -> Iterator[Recipe]:
-    """As ``capture``; ``is_lost`` as for ``recording``."""
+    """As ``capture``; ``is_lost`` as for ``recording``: the caller of ``build`` gets a model, and no recipe either."""
     if module is not None:
         check_module(module)
     opening = open_call(module, backend=backend, seed=seed, prefix=prefix, strict=strict)
@@ -109,7 +109,7 @@ def _capturing(
             yield recipe
         finally:
             recipe.is_open = False
-        _finish(watch, call, recipe, root=module)
+        _finish(watch, call, recipe, root=module, is_lost=is_lost)
 
 
 def build(
@@ -246,7 +246,7 @@ def _end(watch: Watch, outer: Watch | None, state: torch.Tensor | None) -> None:
         torch.default_generator.set_state(state)
 
 
-def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None) -> None:
+def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None, is_lost: bool) -> None:
     """Finds the names, executes what waits and makes the report."""
     if call.scope.effective is not call.scope:  # part of a larger block, which has the names
         return
@@ -257,12 +257,15 @@ def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None
     for each in [root] if root is not None else recipe.bound:
         initialize_like_its_library(each)
     with watch.book.paused(), uncollected():
-        _execute(watch, call, recipe, problem)
+        _execute(watch, call, problem)
+        if not is_lost or call.scope.is_part:  # a larger call reports what its part has done
+            recipe.keep(watch.pending, call.scope, watch.operators.journal)
+            recipe.finish(call.report())
     if problem:
         raise RuntimeError(problem)
 
 
-def _execute(watch: Watch, call: OpenCall, recipe: Recipe, problem: str) -> None:
+def _execute(watch: Watch, call: OpenCall, problem: str) -> None:
     watch.book.generation += 1  # the names are those of the models as they are now
     waiting = [entry for entry in watch.book.pending() if entry.scope is call.scope]
     large = (entry.place.view() for entry in waiting if entry.place.end - entry.place.start >= _LARGE_BYTES)
@@ -270,8 +273,6 @@ def _execute(watch: Watch, call: OpenCall, recipe: Recipe, problem: str) -> None
     if problem:
         call.scope.strict = False
     watch.pending.run(waiting)
-    recipe.keep(watch.pending, call.scope, watch.operators.journal)
-    recipe.finish(call.report())
 
 
 def _find_roots(watch: Watch, call: OpenCall, recipe: Recipe) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from math import copysign
 from typing import Any
 
 import torch
@@ -37,16 +38,21 @@ def _name_of(func: Operator) -> str:
     return str(func).split(".")[1]
 
 
+_NUMBERS = (float, int)
+
+
 @lru_cache(maxsize=4096, typed=True)  # the layers of a model are alike
 def _same_values(values: Callable[..., Distribution], *numbers: float) -> Distribution:
     return values(*numbers)
 
 
 def _distribution(values: Callable[..., Distribution], numbers: tuple[Any, ...]) -> Distribution:
-    """Returns the distribution with these numbers, made once where they are plain floats."""
-    # A cache takes -0.0 for 0.0; distributions do not.
-    are_plain = all(type(number) is float and number != 0.0 for number in numbers)
-    return _same_values(values, *numbers) if are_plain else values(*numbers)
+    """Returns the distribution with these numbers, made once where they are plain numbers."""
+    for number in numbers:
+        # A cache takes -0.0 for 0.0; distributions do not.
+        if type(number) not in _NUMBERS or (number == 0 and copysign(1.0, number) < 0):
+            return values(*numbers)
+    return _same_values(values, *numbers)
 
 
 def _filled(
@@ -55,9 +61,9 @@ def _filled(
     tensor = args[0]
     if kwargs.get("generator") is not None:  # its owner wants this generator's numbers
         return NOT_HANDLED
-    done = ops.fill(
-        tensor, lambda: _distribution(values, numbers), _name_of(func), lambda: ops.draw(func, args, kwargs)
-    )
+    # A constant needs no generator, and lending one to an operator takes longer than the operator.
+    run = partial(func, *args, **kwargs) if values is Constant else partial(ops.draw, func, args, kwargs)
+    done = ops.fill(tensor, lambda: _distribution(values, numbers), _name_of(func), run)
     return tensor if done else NOT_HANDLED
 
 

@@ -1,7 +1,7 @@
 """The journal: what a block computes on tensors without memory, kept so that it can run again on tensors that have it.
 
 Fills need no journal: a parameter that only they wrote gets them again by name. What other operators wrote
-(``orthogonal_``, ``torch.tensor(2.65)``, a table made by ``arange``, a change of a part) is computed again from the
+(a decomposition, ``torch.tensor(2.65)``, a table made by ``arange``, a change of a part) is computed again from the
 operators that led to it, with the same numbers wherever they draw.
 """
 

@@ -15,6 +15,7 @@ from ..backends import BACKENDS
 from ..execution.pending_by_memory import ByMemory
 from ..execution.places import Place
 from ..execution.scope import Scope
+from ..execution.seeds import Generators
 from ..execution.version_counters import tensors_in
 from ..execution.writes import PendingFill, State
 from ..plans import Constant, Distribution, is_drawn
@@ -94,22 +95,25 @@ class Operators:
                 written = arguments_written(effect, args, kwargs)
                 is_kept = self.journal.keep(func, args, kwargs, result, written, problem)
                 for tensor in tensors_in(written):
-                    self._note_write(func, tensor, is_unnamed)
+                    self.wrote(func, tensor, is_unnamed)
                 if (effect.is_random or is_kept) and not effect.written:
                     for tensor in tensors_in((result,)):
-                        self._note_write(func, tensor, is_unnamed)
+                        self.wrote(func, tensor, is_unnamed)
                 self.scalars.computed(func, args, kwargs, numbers, result)
         return result
 
+    @property
+    def generators(self) -> Generators | None:
+        """What draws come from: the innermost call's generators; None: torch's default ones."""
+        return None if self.seeding.is_own else self._scope().effective.seed.generators
+
     def own_generator(self) -> torch.Generator | None:
         """Returns the generator that draws on the CPU come from; None: torch's default one."""
-        generators = None if self.seeding.is_own else self._scope().effective.seed.generators
-        return None if generators is None else generators.own(torch.device("cpu"))
+        return None if self.generators is None else self.generators.own(torch.device("cpu"))
 
     def draw(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Runs an operator that draws, with the generators of the innermost call."""
-        generators = None if self.seeding.is_own else self._scope().effective.seed.generators
-        return draw(func, args, kwargs, generators)
+        return draw(func, args, kwargs, self.generators)
 
     def run_sharded(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what an operator makes of a distributed tensor, NOT_HANDLED where torch is to take it apart."""
@@ -152,13 +156,9 @@ class Operators:
         with self.book.lock:
             if tensor.is_meta:
                 self.journal.keep(aten.copy_.default, (tensor, values), {}, tensor, [tensor])
-                self._note_write("torch.tensor", tensor, False)
+                self.wrote("torch.tensor", tensor)
             if not values.dim():
                 self.scalars.made(tensor, values.item())
-
-    def wrote(self, what: str, tensor: torch.Tensor) -> None:
-        """Notes a write that no operator showed."""
-        self._note_write(what, tensor, False)
 
     def expose(self, tensor: torch.Tensor) -> None:
         """Somebody gets the address of the tensor's memory."""
@@ -167,7 +167,8 @@ class Operators:
             self.read_place(place)
             self.book.expose(place)
 
-    def _note_write(self, func: Operator | str, tensor: torch.Tensor, is_random: bool) -> None:
+    def wrote(self, func: Operator | str, tensor: torch.Tensor, is_random: bool = False) -> None:
+        """Notes a write that is no fill, by an operator or by what no operator shows."""
         place = self.book.place_of(tensor)
         if place is not None:
             self.book.wrote(place, f"`{func}` at {where()}", is_random)
@@ -294,9 +295,7 @@ class Operators:
             return NOT_HANDLED
         dtype = kwargs.get("dtype") or tensor.dtype
         values = [in_dtype(entry.distribution, tensor.dtype, dtype) for entry in sources]
-        if None in values or kwargs.get("pin_memory"):
-            return NOT_HANDLED
-        if kwargs.get("layout") not in (None, torch.strided):
+        if None in values or kwargs.get("pin_memory") or kwargs.get("layout") not in (None, torch.strided):
             return NOT_HANDLED
         device = torch.device(kwargs.get("device") or tensor.device)
         memory_format = kwargs.get("memory_format") or torch.preserve_format

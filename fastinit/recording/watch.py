@@ -53,19 +53,18 @@ current_watch: ContextVar[Watch | None] = ContextVar("fastinit_watch", default=N
 
 
 class Watch:
-    """What is installed while memory is watched, and what was seen."""
+    """What is installed while memory is watched, and what was seen, in the outermost call."""
 
     def __init__(self, call: OpenCall) -> None:
-        self._call = call
-        """The outermost one, which opened the watch."""
         self.book = MemoryBook()
         self.pending = ByMemory(self.book)
-        self.operators = Operators(self.pending, self._scope, HANDLERS, FILLS)
-        self.init_functions = InitFunctions(self.operators, self._scope)
+        scope = partial(_scope_within, call)
+        self.operators = Operators(self.pending, scope, HANDLERS, FILLS)
+        self.init_functions = InitFunctions(self.operators, scope)
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
-        self._modes = _Functions(self), _Dispatch(self)
+        self._modes: tuple[_Functions | _Dispatch, ...] = _Functions(self), _Dispatch(self)
 
     def open(self) -> None:
         """Begins to watch this thread.
@@ -96,15 +95,12 @@ class Watch:
         if self in _open_here():
             _open_here().remove(self)
         _uninstall_from(self)
+        self._modes = ()  # they refer to this: with no cycle, all that was recorded is freed at once
 
     @property
     def is_idle(self) -> bool:
         """Whether operators are to pass as they are: it is over, or they are fastinit's own."""
         return not self.is_open or self.book.is_paused
-
-    def _scope(self) -> Scope:
-        """Returns the scope of the innermost open call: the watch's own where code runs in a context of its own."""
-        return (current_call() or self._call).scope
 
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""
@@ -140,6 +136,11 @@ class Watch:
         return result
 
 
+def _scope_within(call: OpenCall) -> Scope:
+    """Returns the scope of the innermost open call: the watch's own where code runs in a context of its own."""
+    return (current_call() or call).scope
+
+
 # --- the two modes ---------------------------------------------------------------------------------------------------
 
 
@@ -167,17 +168,20 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             set_eval_frame(compiling)
 
     def _run(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self.watch.is_idle:
+        watch = self.watch
+        if watch.is_idle:
             return func(*args, **kwargs)
-        if types and any(kind.__name__ == "FakeTensor" for kind in types):
+        if not types:  # plain tensors only, as nearly always
+            with torch._C.DisableTorchFunction():
+                return watch.operators.run(func, tuple(args), kwargs)
+        if any(kind.__name__ == "FakeTensor" for kind in types):
             return func(*args, **kwargs)  # there is no memory behind it
-        operators = self.watch.operators
         with torch._C.DisableTorchFunction():
             if any(_is_wrapper(kind) for kind in types):
-                result = operators.run_sharded(func, tuple(args), kwargs)
+                result = watch.operators.run_sharded(func, tuple(args), kwargs)
                 # It takes itself apart first, and what it is made of comes by here.
                 return NotImplemented if result is NOT_HANDLED else result
-            return operators.run(func, tuple(args), kwargs)
+            return watch.operators.run(func, tuple(args), kwargs)
 
 
 def _is_wrapper(kind: type) -> bool:
@@ -218,7 +222,7 @@ class _Functions(TorchFunctionMode):
                 return False
             elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(asking()):
                 return _SOME_DEVICE
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 # --- what is installed for the whole process, while any block is open ------------------------------------------------

@@ -166,7 +166,7 @@ def part_fill(
             view = view.narrow(dim, start, size)
         boxes = (Box.at(view, region.starts, shape),)
     numbers = region.indices(shape)
-    return Fill(name, tensor, distribution, rule, info, region.shape, boxes, numbers=numbers)
+    return Fill(name, tensor, distribution, rule, info, region.shape, boxes, numbers=numbers, region=region)
 
 
 def shard_fill(name: str, tensor: torch.Tensor, distribution: Distribution, rule: str, info: str) -> Fill:

@@ -16,9 +16,11 @@ from written_models import built, by_name, contents, of_all_kinds, on_meta, plai
 
 import fastinit
 from fastinit import writing
+from fastinit.backends import cpp_backend
 from fastinit.checkpoint.writing import safetensors
-from fastinit.checkpoint.writing.contents import Drawn
+from fastinit.checkpoint.writing.contents import Draw, Drawn
 from fastinit.execution.scope import Scope
+from fastinit.plans import Strided
 
 st = needs.module("safetensors.torch")
 hub = needs.module("huggingface_hub")
@@ -174,6 +176,19 @@ def test_what_a_recipe_cannot_do_again_is_refused(tmp_path: Path) -> None:
             layer.weight.copy_(torch.linalg.qr(torch.randn(4, 4))[0])
     with pytest.raises(RuntimeError, match=r"1 tensors have no values that a plan knows: weight \(.*copy_"):
         fastinit.write(on_meta(lambda: nn.Linear(4, 4)), tmp_path, recipe, seed=3)
+
+
+def test_values_of_another_place_in_the_stream_are_drawn_for_any_range() -> None:
+    normal = fastinit.plans.Normal(0, 1)
+    fill = fastinit.plans.Fill("w", torch.empty(4, 6, device="meta"), normal, "", "", (4, 6))
+    draw = Draw(fill, Strided.whole((4, 6)), Strided(0, (4, 6), (1, 4)))  # the transposed values of a 6 x 4 parameter
+    expected = fastinit.values("w", (6, 4), normal, seed=3).t().reshape(-1)
+    for first, stop in [(0, 24), (3, 17), (7, 8), (5, 24)]:
+        memory = torch.empty(stop - first)
+        found = draw.at(memory, first, 24)
+        assert found is not None
+        cpp_backend.run([found], 3)
+        assert same_bits(memory, expected[first:stop])
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -231,6 +231,20 @@ def test_overwriting_leaves_nothing_of_what_was_there(tmp_path: Path, expected: 
     assert contents(tmp_path / "new") == {**expected, "config.json": b"kept"}
 
 
+def test_what_says_that_a_checkpoint_is_whole_is_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "new", seed=4)
+    removed: list[str] = []
+    original = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        removed.append(path.name)
+        original(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    write(tmp_path / "new", overwrite=True)
+    assert next(name for name in removed if name[0] != ".") == "model.safetensors.index.json"
+
+
 def test_while_it_is_overwritten_there_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "new", seed=4)
     stopping_at(1, KeyboardInterrupt(), monkeypatch)

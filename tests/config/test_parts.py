@@ -304,6 +304,19 @@ def test_a_parameter_that_parts_do_not_cover_is_not_reached() -> None:
     assert "0.qkv.weight" not in fastinit.initialize(model(), cfg).unreached
 
 
+def test_a_recorded_copy_of_one_part_onto_another_is_told_by_its_own_place() -> None:
+    def make() -> nn.Module:
+        made = nn.ParameterDict({"w": nn.Parameter(torch.empty(4, 4))})
+        with torch.no_grad():
+            nn.init.normal_(made["w"][2:4])
+            made["w"][0:2].copy_(made["w"][2:4])
+        return made
+
+    plan = fastinit.plan(make, backend="cpp", seed=0)
+    assert [row.values.get("part") for row in plan.rows] == [[[2, 4], [0, 4]], [[0, 2], [0, 4]]]
+    assert plan.unreached == ()
+
+
 def test_strict_complete_minds_what_parts_leave() -> None:
     cfg = [dict(type="Constant", val=0, param=["*.experts", "*.bias"]), dict(type="Normal", param="*.weight[1:]")]
     with pytest.raises(RuntimeError, match="2 parameters that no rule reaches: 0.qkv.weight, 1.qkv.weight"):

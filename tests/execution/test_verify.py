@@ -335,6 +335,14 @@ def test_copies_without_their_checkpoint_are_named(tmp_path: Path, change: Calla
 # --- what it costs ---------------------------------------------------------------------------------------------------
 
 
+def test_a_block_that_records_is_not_in_the_way() -> None:
+    model, plan = made()
+    with fastinit.capture(net(), backend="cpp", seed=1):
+        nn.init.zeros_(model[0].weight)  # pending until something reads it
+        found = fastinit.verify(model, plan)
+    assert [each.name for each in found.differs] == ["0.weight"]
+
+
 def test_the_model_and_the_generators_are_as_they_were() -> None:
     model, plan = made()
     versions, state = [parameter._version for parameter in model.parameters()], torch.get_rng_state()
@@ -366,13 +374,13 @@ def test_nothing_is_drawn_behind_a_difference(monkeypatch: pytest.MonkeyPatch) -
     from fastinit.backends import cpp_backend
 
     drawn: list[int] = []
-    run = cpp_backend.run_in_this_thread
+    prepared = cpp_backend.prepared
 
-    def counted(fills: Any, seed: int) -> None:
+    def counted(fills: Any, seed: int) -> Callable[[], object]:
         drawn.extend(fill.tensor.numel() for fill in fills)
-        run(fills, seed)
+        return prepared(fills, seed)
 
-    monkeypatch.setattr(cpp_backend, "run_in_this_thread", counted)
+    monkeypatch.setattr(cpp_backend, "prepared", counted)
     assert differing(model, plan) == [("weight", (0, 0))]
     at_once = (comparing._AHEAD + 1) * torch.get_num_threads() + 1
     assert sum(drawn) <= (1 << 8) * at_once < 256 * 256

@@ -31,7 +31,7 @@ LAYERS = [
     ["materializing"],
     ["planning", "written_contents"],
     ["writing"],
-    ["integrations", "demo"],
+    ["integrations", "demo", "mup"],
     ["command_line"],
     ["__init__", "__main__"],
 ]

@@ -77,3 +77,15 @@ def test_presets_give_the_same_bits_from_a_file(name: str, tmp_path: Path) -> No
     written = {row.parameter for row in plan.rows}
     ours, theirs = dict(model.named_parameters()), dict(expected.named_parameters())
     assert written and all(torch.equal(ours[each], theirs[each]) for each in written)
+
+
+def test_parts_by_rules_give_the_same_bits_from_a_file(tmp_path: Path) -> None:
+    import llama
+
+    plan = through_a_file(fastinit.plan(llama.on_meta(), llama.CONFIG, backend="cpp", seed=7), tmp_path)
+    models = [llama.on_meta().to_empty(device="cpu") for _ in range(2)]
+    fastinit.initialize(models[0], plan)
+    fastinit.initialize(models[1], llama.CONFIG, backend="cpp", seed=7)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    found = fastinit.verify(models[0], plan)
+    assert not found.differs and not found.unverified

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -50,6 +51,39 @@ def test_a_plan_with_torchs_numbers_has_those_of_its_seed() -> None:
     fastinit.initialize(model, fastinit.plan(net(), INIT_CFG, backend="torch", seed=7))
     fastinit.initialize(expected, INIT_CFG, backend="torch", seed=7)
     assert agree(model, expected)
+
+
+def test_a_plan_may_be_the_config_of_a_base_module(tmp_path: Path) -> None:
+    model = fastinit.Sequential(*net(), init_cfg=kept(tmp_path))
+    model.init_weights()
+    assert agree(model, initialized()) and model.last_init_report.numbers == "contract 1"
+
+
+def test_code_that_is_recorded_may_be_given_a_plan(tmp_path: Path) -> None:
+    plan = kept(tmp_path)
+
+    def make() -> nn.Module:
+        model = net()
+        fastinit.initialize(model, plan)
+        return model
+
+    for options in ({}, dict(backend="cpp", seed=4)):
+        assert agree(fastinit.build(make, **options), initialized())
+
+
+def test_two_plans_in_one_call_keep_their_seeds() -> None:
+    model = nn.ModuleDict(dict(x=nn.Linear(3, 3), y=nn.Linear(3, 3)))
+    plans = [
+        fastinit.plan(model, dict(type="Normal", std=1, param=f"{name}.*"), backend="cpp", seed=seed)
+        for name, seed in (("x", 1), ("y", 2))
+    ]
+    fastinit.initialize(model, plans)
+    assert all(not fastinit.verify(model, plan).differs for plan in plans)
+
+
+def test_copying_a_config_copies_no_plan(tmp_path: Path) -> None:
+    plan = kept(tmp_path)
+    assert copy.deepcopy([plan])[0] is plan
 
 
 def test_a_rule_after_a_plan_wins(tmp_path: Path) -> None:
@@ -131,6 +165,19 @@ def test_a_stream_in_the_file_gives_the_numbers_whatever_the_name(tmp_path: Path
         model.add_module(name, module)
     fastinit.initialize(model, Plan.load(tmp_path / "edited.json"))
     assert agree(model, initialized())
+
+
+def test_numbers_from_other_places_of_a_stream_are_kept(tmp_path: Path) -> None:
+    document = json.loads(kept(tmp_path)._text(True))
+    weight, bias = document["items"][:2]
+    at = {"first": 1, "steps": [4]}  # the second column of the weight
+    bias.update(values=weight["values"], stream="0.weight", drawn_at=at)
+    (tmp_path / "edited.json").write_text(json.dumps(document))
+    Plan.load(tmp_path / "edited.json").save(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["items"][1]["drawn_at"] == at
+    model = net()
+    fastinit.initialize(model, Plan.load(tmp_path / "again.json"))
+    assert same_bits(model[0].bias, model[0].weight[:, 1])
 
 
 def test_a_part_of_a_model_takes_its_part_of_the_plan(tmp_path: Path) -> None:

@@ -113,6 +113,22 @@ def test_a_copy_into_a_part_goes_there_again(tmp_path: Path) -> None:
     assert same_bits(again[0][0].weight, torch.arange(32.0).view(8, 4))
 
 
+def test_planning_with_a_checkpoint_that_lacks_a_tensor_is_refused_as_well(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    state = torch.load(tmp_path / "net.pth")
+    del state["state_dict"]["1.bias"]
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(RuntimeError, match=r"1 tensors have other names, shapes or values: 1.bias$"):
+        fastinit.plan(net(), plan)
+
+
+def test_a_meta_model_gets_the_copy_and_the_rest(tmp_path: Path) -> None:
+    plan, model, expected = plan_of(tmp_path), net("meta"), net()
+    fastinit.materialize(model, plan)
+    fastinit.initialize(expected, plan)
+    assert all(map(same_bits, model.parameters(), expected.parameters()))
+
+
 def test_options_of_the_copy_are_kept(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, revise_keys=[(r"^module\.", "")], dtype="bfloat16", key="state_dict")
     model = net()
@@ -122,7 +138,7 @@ def test_options_of_the_copy_are_kept(tmp_path: Path) -> None:
 
 def test_a_plan_of_a_kept_copy_reads_names_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(tmp_path)
-    monkeypatch.setattr("fastinit.checkpoint.storage.digests._digest_of", lambda tensor: pytest.fail("it was read"))
+    monkeypatch.setattr("fastinit.checkpoint.storage.digests._bytes_of", lambda tensor: pytest.fail("it was read"))
     assert len(fastinit.plan(net(), plan).rows) == 7
 
 

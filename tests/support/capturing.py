@@ -40,6 +40,7 @@ def is_uninstalled():
         and watching.current_watch.get() is None
         and threading.Thread.start.__module__ == "threading"
         and nn.init._no_grad_trunc_normal_.__module__ == "torch.nn.init"
+        and nn.init.orthogonal_.__code__.co_filename == nn.init.__file__
         and torch._C._len_torch_function_stack() == 0
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.nn.modules.module._global_parameter_registration_hooks

@@ -36,6 +36,51 @@ def init_code_after_sharding_is_captured(rank, world):
     must_equal(model, dict(plain.named_parameters()))
 
 
+@check(2, 3, 4)
+def orthogonal_init_code_goes_by_name_on_shards(rank, world):
+    from torch.distributed.fsdp import fully_shard
+
+    def plain():
+        return nn.Sequential(nn.Linear(10, 24), nn.Conv1d(8, 12, 3), nn.Linear(6, 9), nn.LSTM(5, 6))
+
+    def code(m):
+        nn.init.orthogonal_(m[0].weight, 2)
+        nn.init.dirac_(m[1].weight, groups=2)
+        nn.init.sparse_(m[2].weight, 0.3)
+        nn.init.eye_(m[3].weight_ih_l0)
+        nn.init.orthogonal_(m[3].weight_hh_l0)
+        for name, parameter in m.named_parameters():
+            if "bias" in name:
+                nn.init.normal_(parameter)
+
+    model, whole = plain(), plain()
+    fully_shard(model, mesh=mesh_of(world))
+    for each in (model, whole):
+        with fastinit.capture(each, backend="cpp", seed=2, strict=True), torch.no_grad():
+            code(each)
+    must_equal(model, dict(whole.named_parameters()))
+
+
+@check(2, 3)
+def a_recipe_of_orthogonal_parts_runs_on_shards(rank, world):
+    from torch.distributed.fsdp import fully_shard
+
+    def factory():
+        lstm = nn.LSTM(6, 5)
+        for gate in lstm.weight_hh_l0.chunk(4):
+            nn.init.orthogonal_(gate)
+        nn.init.orthogonal_(lstm.weight_ih_l0[:, 1:5].t(), 2)
+        nn.init.sparse_(lstm.weight_ih_l0[3:12], 0.5)
+        return lstm
+
+    with fastinit.capture() as recorded, torch.device("meta"):
+        model = factory()
+    assert not recorded.unknown and not recorded.computed
+    fully_shard(model, mesh=mesh_of(world))
+    fastinit.materialize(model, recipe=recorded, backend="cpp", seed=0)
+    must_equal(model, dict(fastinit.build(factory, backend="cpp", seed=0).named_parameters()))
+
+
 @check(2)
 def models_whose_parameters_carry_their_init_functions(rank, world):
     """As torchtitan's do: made and cut on the meta device, given memory, then initialized parameter by parameter."""
