@@ -51,8 +51,15 @@ def test_what_is_told_controls_no_terminal(capsys):
     assert capsys.readouterr().out == "a\\x1b[2J\\u202eb\nc\n"
 
 
-def test_names_lose_their_middle():
-    assert re.match(r"lay\w*\.*.*\.\.\.\S*weight  8x8", output.fitted(TABLE, 44).splitlines()[2])
+def test_short_columns_keep_the_ends_of_names():
+    row = output.fitted(TABLE, 44).splitlines()[2]
+    assert re.match(r"\.\.\.\S+wo\.weight  8x8", row)
+
+
+def test_wide_columns_keep_both_ends_of_names():
+    name = f"layers.{'inner.' * 20}weight"
+    shown = output.fitted(f"parameter{' ' * (len(name) - 9)}\n{'-' * len(name)}\n{name}", 50).splitlines()[2]
+    assert len(shown) == 50 and shown.startswith("layers.inner") and shown.endswith("inner.weight") and "..." in shown
 
 
 @pytest.mark.parametrize(("n_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 KB"), (4_200_000, "4.2 MB")])
