@@ -16,6 +16,7 @@ from .plans import Digest, Plan
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
 from .redrawing import redraw
+from .signal_flow import Signals, signals
 from .verifying import verify
 from .version import __version__
 from .weight_init import (
@@ -84,6 +85,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Sequential",
+    "Signals",
     "SparseInit",
     "TruncNormalInit",
     "UniformInit",
@@ -113,6 +115,7 @@ __all__ = [
     "plans",
     "presets",
     "redraw",
+    "signals",
     "sparse_init",
     "trunc_normal_",
     "trunc_normal_init",

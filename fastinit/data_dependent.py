@@ -167,13 +167,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _called(model: nn.Module, batch: Any) -> None:
+def called(model: nn.Module, batch: Any) -> Any:
+    """Returns what a model makes of a batch: a tensor, a tuple of arguments, or a dict of keyword arguments."""
     if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    else:
-        model(batch)
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
 
 
 def _in_order(model: nn.Module, batch: Any, chosen: Mapping[nn.Module, str]) -> list[nn.Module]:
@@ -181,7 +181,7 @@ def _in_order(model: nn.Module, batch: Any, chosen: Mapping[nn.Module, str]) -> 
     order: dict[nn.Module, None] = {}
     hooks = [layer.register_forward_hook(lambda module, _, __: order.setdefault(module)) for layer in chosen]
     try:
-        _called(model, batch)
+        called(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -212,7 +212,7 @@ def _std_of(model: nn.Module, batch: Any, layer: nn.Module, name: str) -> float:
 
     handle = layer.register_forward_hook(hook)
     try:
-        _called(model, batch)
+        called(model, batch)
     except _Reached:
         pass
     finally:

@@ -18,6 +18,7 @@ from ..plans import (
     Item,
     Plan,
     Row,
+    html_of,
     n_bytes_of,
     names_line,
     row_json,
@@ -110,6 +111,10 @@ class Report:
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        """Returns what ``print`` shows as HTML: notebooks look for this name."""
+        return html_of(self.rows, self.summary())
 
 
 def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = None) -> Plan:

@@ -30,7 +30,7 @@ from .distributions import (
 from .geometry import Region, Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
 from .planned import Plan
-from .rows import COLUMNS, MAX_ROWS, Row, row_json, rows_of, table_of
+from .rows import COLUMNS, MAX_ROWS, Row, html_of, row_json, rows_of, table_of
 from .texts import MAX_NAMES, names_line, nothing_copied
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "Uniform",
     "byte_span",
     "describe",
+    "html_of",
     "is_drawn",
     "is_structured",
     "matrices_of",

@@ -16,7 +16,7 @@ from . import lock_file, lock_reader
 from .alike import alike
 from .differences import PlanDiff, between, effects_of
 from .items import Fill, Item
-from .rows import MAX_ROWS, Row, row_json, rows_of, table_of
+from .rows import MAX_ROWS, Row, html_of, row_json, rows_of, table_of
 from .texts import names_line
 
 
@@ -204,12 +204,17 @@ class Plan:
         return [*found, *sorted(fills, key=lambda fill: rank.get(fill.name, len(rank)))]
 
     def __str__(self) -> str:
+        return f"{self.table()}\n{self._summary}"
+
+    def _repr_html_(self) -> str:
+        """Returns what ``print`` shows as HTML: notebooks look for this name."""
+        return html_of(alike(self._values), self._summary)
+
+    @property
+    def _summary(self) -> str:
         rows, values = self.rows, self._values
         n_elements = sum(row.n_elements for row in values)
         line = f"{len(values):,} rows, {n_elements:,} elements; numbers: {self.numbers}; seed: {self.seed}"
         if len(rows) > len(values):
             line += f"; {len(rows) - len(values):,} more are replaced: plan.table(history=True)"
-        lines = [self.table(), line]
-        if self.unreached:
-            lines.append(names_line("parameters that no row writes", self.unreached))
-        return "\n".join(lines)
+        return line + (f"\n{names_line('parameters that no row writes', self.unreached)}" if self.unreached else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -126,16 +127,35 @@ MAX_ROWS = 60
 
 def table_of(rows: Sequence[Row], max_rows: int | None = MAX_ROWS) -> str:
     """Returns the rows as a table of aligned columns; of more than ``max_rows`` the middle is left out."""
-    cut = max_rows is not None and len(rows) > max_rows
-    head = len(rows) if max_rows is None or not cut else max_rows - max_rows // 4
-    tail = len(rows) if max_rows is None or not cut else len(rows) - max_rows // 4
+    head, tail = _shown(len(rows), max_rows)
     lines = [COLUMNS, *map(_cells, rows[:head]), *map(_cells, rows[tail:])]
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
-    if cut:
+    if tail > head:
         text.insert(2 + head, f"... {tail - head} more rows ...")
     return "\n".join(text)
+
+
+def html_of(rows: Sequence[Row], summary: str) -> str:
+    """Returns the rows that ``table_of`` shows as an HTML table, with a summary below; all texts are escaped."""
+    head, tail = _shown(len(rows), MAX_ROWS)
+    lines = [_html_line(COLUMNS, "th"), *(_html_line(_cells(row), "td") for row in rows[:head])]
+    if tail > head:
+        lines.append(f'<tr><td colspan="{len(COLUMNS)}">... {tail - head} more rows ...</td></tr>')
+    lines += [_html_line(_cells(row), "td") for row in rows[tail:]]
+    return "\n".join(["<table>", *lines, "</table>", f"<pre>{html.escape(summary)}</pre>"])
+
+
+def _html_line(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _shown(n_rows: int, max_rows: int | None) -> tuple[int, int]:
+    """Returns up to which row the head of a table goes, and from which on its tail; the same if all rows are shown."""
+    if max_rows is None or n_rows <= max_rows:
+        return n_rows, n_rows
+    return max_rows - max_rows // 4, n_rows - max_rows // 4
 
 
 def _cells(row: Row) -> tuple[str, ...]:

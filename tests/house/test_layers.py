@@ -25,7 +25,7 @@ LAYERS = [
     ["recording"],
     ["weight_init", "base_module", "parameter_values"],
     ["data_dependent", "redrawing"],
-    ["verifying"],
+    ["verifying", "signal_flow"],
     ["own_code"],
     ["own_init"],
     ["materializing"],
