@@ -1,4 +1,4 @@
-"""Records how the package ``mup`` scales models with their width, which tests/config/test_mup.py compares with ours.
+"""Records how the package ``mup`` scales models with their width, which tests/mup/test_mup.py compares with ours.
 
     python -m venv venv && venv/bin/pip install torch mup
     PYTHONPATH=tests/support venv/bin/python tools/check_mup.py > tests/data/mup.txt

@@ -15,7 +15,7 @@ COMPILED = {"_native", "_cuda"}
 
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
-    ["errors", "logs", "version", "registry", "naming", "plans", "presets"],
+    ["errors", "logs", "version", "registry", "naming", "plans", "presets", "progress"],
     ["contract", "shards", "kernels"],
     ["backends"],
     ["execution"],
@@ -32,6 +32,7 @@ LAYERS = [
     ["planning", "written_contents"],
     ["writing"],
     ["integrations", "demo", "mup"],
+    ["command_line"],
     ["__init__", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -67,6 +67,12 @@ def test_the_wheel_holds_extensions_tables_and_types_and_no_tests(project, tools
     assert names - metadata == kept | {f"fastinit/_native{SUFFIX}", f"fastinit/_cuda{SUFFIX}"}
 
 
+def test_the_wheel_installs_the_command(project, tools):
+    with zipfile.ZipFile(built(project, "wheel")) as file:
+        (name,) = [name for name in file.namelist() if name.endswith(".dist-info/entry_points.txt")]
+        assert b"[console_scripts]\nfastinit = fastinit.command_line:main\n" in file.read(name)
+
+
 def test_the_wheel_says_which_extensions_are_missing(project, tools):
     with zipfile.ZipFile(built(project, "wheel")) as file:
         assert b"no C++ compiler" in file.read("fastinit/native_missing.txt")

@@ -233,7 +233,7 @@ def test_llama_starts_shared_embeddings_as_the_output_layer():
 
 
 def test_the_plan_of_a_llama_as_json_is_this():
-    rows = json.loads(fastinit.plan(torchtitan_names(n_layers=1), presets.llama()).to_json())["rows"]
+    rows = json.loads(fastinit.plan(torchtitan_names(n_layers=1), presets.llama()).to_json(history=True))["rows"]
     scaled = 0.02 / math.sqrt(2)
     cut, ones = dict(kind="trunc_normal", mean=0.0), dict(kind="constant", value=1.0)
     w1, w2 = dict(cut, std=0.02, low=-2.0, high=2.0), dict(cut, std=scaled, low=-2.0, high=2.0)

@@ -13,7 +13,7 @@ import torch
 
 from ...plans import names_line
 from ..storage.files import File, checked_access
-from ..storage.stubs import Foreign, one_line, refuse
+from ..storage.stubs import Foreign, Refusal, one_line, refuse
 from . import distributed_folder, safetensors_file, torch_file
 from .pickles.names import imported
 from .sibling_files import is_beside
@@ -95,6 +95,7 @@ def read(
     wants: Wants | None = None,
     fetch: Fetch | None = None,
     is_shard: bool = False,
+    names: dict[str, None] | None = None,
 ) -> Any:
     """Returns the contents of a checkpoint file, of a sharded checkpoint by its index, or of a folder with either.
 
@@ -104,6 +105,8 @@ def read(
         wants: which keys are needed; of a sharded checkpoint, only files with such keys are opened.
         fetch: returns the paths of an index's shards; None: they are beside it.
         is_shard: the file is named by an index, so it must not be one.
+        names: gets the names of all that is not data, in the files' order; a file that holds nothing else is then
+            returned as its stub.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -117,6 +120,9 @@ def read(
         raise FileNotFoundError(f"{path} can not be found.")
     tree: Any = None
     weight_map: dict[str, str] | None = None
+    refusal = Refusal(path)
+    if names is not None:
+        refusal.names = names
     file = File(path, reading.access)
     head = file.bytes_at(0, _HEAD_BYTES)
     try:
@@ -126,9 +132,9 @@ def read(
         if safetensors_file.looks_like(head):
             return safetensors_file.read(file, reading.location_of("cpu"))
         if head.startswith(ZIP_HEAD):
-            tree = torch_file.read_zip(file, reading.location_of, reading.allow)
+            tree = torch_file.read_zip(file, reading.location_of, reading.allow, refusal)
         elif torch_file.LEGACY_HEAD.match(head):
-            tree = torch_file.read_legacy(file, reading.location_of, reading.allow)
+            tree = torch_file.read_legacy(file, reading.location_of, reading.allow, refusal)
         elif head.lstrip().startswith(b"{"):
             if is_shard:
                 raise ValueError("an index cannot be a shard of an index")
@@ -141,8 +147,8 @@ def read(
         # damaged bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
         raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
     if weight_map is not None:
-        return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath)
-    if isinstance(tree, Foreign):
+        return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath, names)
+    if isinstance(tree, Foreign) and names is None:
         refuse(tree)
     return tree
 
@@ -202,7 +208,12 @@ def _weight_map(file: File) -> dict[str, str]:
 
 
 def _sharded(
-    path: Path, weight_map: dict[str, str], reading: Reading, wants: Wants | None, fetch: Fetch
+    path: Path,
+    weight_map: dict[str, str],
+    reading: Reading,
+    wants: Wants | None,
+    fetch: Fetch,
+    names: dict[str, None] | None,
 ) -> OrderedDict[str, Any]:
     keys_of: dict[str, list[str]] = {}
     for key, name in weight_map.items():
@@ -213,7 +224,7 @@ def _sharded(
         shard_path = fetch(name)
         if not shard_path.is_file():
             raise FileNotFoundError(f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}")
-        shard = read(shard_path, reading, is_shard=True)
+        shard = read(shard_path, reading, is_shard=True, names=names)
         if not isinstance(shard, dict):
             raise RuntimeError(f"{path}: its shard {name!r} holds no dict")
         if absent := [key for key in keys if key not in shard]:

@@ -35,8 +35,13 @@ FOLDER = 0x10
 """The MS-DOS attribute of folders: for entries that have it, torch.load returns uninitialized memory."""
 
 
-def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> Any:
+def read_zip(file: File, location_of: Location, allow: Iterable[Any], refusal: Refusal) -> Any:
     """Returns the contents of a zip archive of ``torch.save``, with stubs for objects that are not data.
+
+    Args:
+        file: the open file.
+        location_of, allow: as for ``Context``.
+        refusal: of the file; it gets the names of all that is not data.
 
     Raises:
         ValueError, zipfile.BadZipFile, ...: it is damaged.
@@ -69,7 +74,7 @@ def read_zip(file: File, location_of: Location, allow: Iterable[Any] = ()) -> An
             raise ValueError(f"the storage {shown(key)} has {storages[key].n_bytes:,} bytes and not {n_bytes:,}")
         return storages[key]
 
-    context = Context(Refusal(file.path), storage_of, location_of, allow)
+    context = Context(refusal, storage_of, location_of, allow)
     start, n_bytes = records[root + "data.pkl"]
     tree, _ = context.load(_padded(file, start, n_bytes), n_bytes)
     return _checked(tree, context)
@@ -116,8 +121,8 @@ def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int,
     return records
 
 
-def read_legacy(file: File, location_of: Location, allow: Iterable[Any] = ()) -> Any:
-    """Returns the contents of a file of ``torch.save`` from before torch 1.6.
+def read_legacy(file: File, location_of: Location, allow: Iterable[Any], refusal: Refusal) -> Any:
+    """Returns the contents of a file of ``torch.save`` from before torch 1.6; arguments as for ``read_zip``.
 
     Raises:
         As ``read_zip``.
@@ -126,14 +131,16 @@ def read_legacy(file: File, location_of: Location, allow: Iterable[Any] = ()) ->
     while True:
         try:
             n_bytes = min(n_bytes, file.size)
-            return _read_legacy(file, _padded(file, 0, n_bytes), n_bytes, location_of, allow)
+            return _read_legacy(file, _padded(file, 0, n_bytes), n_bytes, location_of, allow, refusal)
         except TruncatedError:
             if n_bytes >= file.size:
                 raise
         n_bytes *= _LEGACY_GROWTH
 
 
-def _read_legacy(file: File, data: bytes, end: int, location_of: Location, allow: Iterable[Any]) -> Any:
+def _read_legacy(
+    file: File, data: bytes, end: int, location_of: Location, allow: Iterable[Any], refusal: Refusal
+) -> Any:
     storages: dict[str, FileStorage] = {}
 
     def storage_of(key: str, n_bytes: int) -> FileStorage:
@@ -144,7 +151,6 @@ def _read_legacy(file: File, data: bytes, end: int, location_of: Location, allow
 
     head = LEGACY_HEAD.match(data)
     assert head is not None
-    refusal = Refusal(file.path)
     trusting_nobody = Context(refusal, storage_of, location_of)
     context = Context(refusal, storage_of, location_of, allow)
     version, at = trusting_nobody.load(data, end, head.end())

@@ -13,6 +13,7 @@ from ...execution.runner import execute
 from ...execution.scope import Scope
 from ...plans import Box, Fill, Strided
 from ...plans.pieces import boxes_in
+from ...progress import advance
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,7 @@ class Values:
             else:
                 memory.copy_(self._whole(content)[first : first + memory.numel()])
         execute(fills, self._scope)
+        advance(sum(each.memory.nbytes for each in ranges))
 
     def _whole(self, content: Content) -> torch.Tensor:
         """Returns all values of a content in one dimension."""

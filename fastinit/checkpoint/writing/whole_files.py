@@ -19,6 +19,8 @@ from typing import IO, Any
 import filelock
 
 _FORMAT = 1
+JOURNALS = ".*.writing"
+"""Which files of a folder say that a checkpoint of it is not finished."""
 _PARTIAL = ".partial"
 
 

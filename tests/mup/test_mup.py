@@ -17,6 +17,7 @@ from torch import nn
 
 import fastinit
 from fastinit import mup
+from fastinit.mup import wide_config
 
 KEPT = [line for line in (Path(__file__).parents[1] / "data" / "mup.txt").read_text().splitlines() if line[0] != "#"]
 
@@ -237,3 +238,69 @@ def test_activations_stay_in_size_under_mup_and_grow_without() -> None:
     assert max(abs(slope) for slope in slopes[True].values()) < 0.35, slopes
     assert slopes[False]["attention"] > 0.8 and slopes[False]["feed-forward"] > 0.7, slopes
     assert slopes[False]["logits"] > 0.4, slopes
+
+
+def test_orthogonal_matrices_whose_sides_grow_unevenly_keep_the_factor_of_their_elements() -> None:
+    scaling = mup.scaling(mlp(64, 64), mlp(256, 4096))
+    config = scaling.config(
+        mlp(64, 64), [dict(type="Normal", std=1, param="*"), dict(type="Orthogonal", param="1.weight")]
+    )
+    row = next(row for row in scaling.rows if row.name == "1.weight")
+    gain = next(rule["gain"] for rule in config if rule["type"] == "Orthogonal")
+    longer = max(row.shape) / max(row.base_shape)
+    assert gain / longer**0.5 == pytest.approx(row.std)
+
+
+class SharedTable(nn.Module):
+    """An output layer whose weight is a parameter of another name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(50, width))
+        self.a, self.b, self.head = (nn.Linear(width, n, bias=False) for n in (width, width, 50))
+        self.head.weight = self.table
+
+
+def test_patterns_match_no_other_name_of_a_shared_parameter() -> None:
+    scaling = mup.scaling(lambda: SharedTable(64), lambda: SharedTable(256))
+    init_cfg = [
+        dict(type="Normal", std=1.0, param=["a.weight", "b.weight"]),
+        dict(type="Normal", std=7.0, param="table"),
+    ]
+    config = scaling.config(lambda: SharedTable(64), init_cfg)
+    rows = fastinit.plan(SharedTable(256), config).rows
+    assert {row.parameter: row.values["std"] for row in rows} == {"table": 7.0, "a.weight": 0.5, "b.weight": 0.5}
+
+
+def test_patterns_leave_out_names_with_signs_of_globs() -> None:
+    assert wide_config.patterns_of(["0.w[a]", "1.w[a]"], ["0.w[a]", "1.w[a]"]) == ["0.w[a]", "1.w[a]"]
+
+
+def test_experts_stacked_in_a_linear_class_need_their_inputs_told() -> None:
+    class GroupedLinear(nn.Module):
+        def __init__(self, out: int, inputs: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(4, out, inputs))
+
+    with pytest.raises(ValueError, match="give fan_in="):
+        mup.scaling(lambda: GroupedLinear(64, 128), lambda: GroupedLinear(128, 1024))
+
+
+def test_code_of_a_config_cannot_be_scaled() -> None:
+    def halve(module: nn.Module) -> None:
+        module[0].weight.data.mul_(0.5)
+
+    scaling = mup.scaling(mlp(16), mlp(64))
+    with pytest.raises(ValueError, match="what code does to the base model is not known"):
+        scaling.config(mlp(16), [dict(type="Normal", std=1, param="*"), halve])
+
+
+def test_the_table_asks_for_the_patterns_of_like_layers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(width: int) -> Callable[[], nn.Module]:
+        return lambda: nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(20)))
+
+    calls: list[object] = []
+    before = mup.patterns_of
+    monkeypatch.setattr(mup, "patterns_of", lambda *args: calls.append(args) or before(*args))
+    str(mup.scaling(deep(4), deep(8)))
+    assert len(calls) == 1

@@ -18,66 +18,23 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Union
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
 
 import torch
 from torch import nn
 
-from .config.matching import owner_of
-from .naming import named_parameters
-from .planning import plan
-from .plans import (
-    Call,
-    Constant,
-    Dirac,
-    Distribution,
-    Fill,
-    Identity,
-    Normal,
-    Orthogonal,
-    Plan,
-    TruncatedNormal,
-    Uniform,
-    describe,
-)
+from ..naming import named_parameters
+from ..planning import plan
+from ..plans import Call, Plan
+from .rows import OPTIMIZERS, Scaled, row_of
+from .wide_config import patterns_of, rule_of, scaled, shape_of_name, values_in
+
+__all__ = ["OPTIMIZERS", "Model", "Scaled", "Scaling", "attention_scale", "scaling"]
 
 Model = Union[nn.Module, Callable[[], nn.Module]]
 """A module, on the meta device or with memory, or a function without arguments that makes one."""
-OPTIMIZERS = ("adam", "sgd")
-# Layers whose weight is (in, out, ...), and not (out, in, ...).
-_TRANSPOSED = ("Conv1D", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-
-
-class Scaled(NamedTuple):
-    """How one parameter goes with the width."""
-
-    name: str
-    base_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-    kind: str
-    """"matrix" (two dimensions are widths), "input" (one is, that of the outputs; biases and norms too), "output" (one
-    is, that of the inputs), "tied" (an embedding that is the output layer's weight too), or "fixed" (none is)."""
-    std: float
-    """Factor of the standard deviation."""
-    adam: float
-    """Factor of the learning rate of Adam, and of what adapts to the size of gradients as it does."""
-    sgd: float
-    """Factor of the learning rate of SGD."""
-    output: float
-    """Factor of what the output layer gives, which the model has to apply; 1 for all but "output" and "tied"."""
-
-    def factor(self, optimizer: str) -> float:
-        """Returns the factor of the learning rate.
-
-        Raises:
-            ValueError: ``optimizer`` is none of ``OPTIMIZERS``.
-        """
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
-        return self.adam if optimizer == "adam" else self.sgd
 
 
 @dataclass(frozen=True)
@@ -172,7 +129,9 @@ class Scaling:
             {'type': 'Normal', 'param': '1.weight', 'mean': 0.0, 'std': 0.05}
         """
         planned = base if isinstance(base, Plan) else plan(base, init_cfg)
-        values = _values_in(planned)
+        values = values_in(planned)
+        if calls := [item.label for item in planned.items if isinstance(item, Call)]:
+            raise ValueError(f"what code does to the base model is not known, so it cannot be scaled: {calls[0]}")
         rules: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for row in self.rows:
             known = values.get(row.name)
@@ -180,12 +139,14 @@ class Scaling:
                 given = "nothing fills it" if row.name not in values else "not one rule fills it"
                 raise ValueError(f"the plan of the base model does not say what {row.name!r} starts as: {given}")
             try:
-                rule = _rule(_scaled(known, row))
+                rule = rule_of(scaled(known, row))
             except ValueError as error:
                 raise ValueError(f"{row.name}: {error}") from None
             rules.setdefault(json.dumps(rule), (rule, []))[1].append(row.name)
-        every = [row.name for row in self.rows]
-        return [{"type": rule.pop("type"), "param": _patterns(names, every), **rule} for rule, names in rules.values()]
+        every = [name for row in self.rows for name in (row.name, *row.aliases)]
+        return [
+            {"type": rule.pop("type"), "param": patterns_of(names, every), **rule} for rule, names in rules.values()
+        ]
 
     def to_json(self, indent: int | None = None) -> str:
         """Returns the rows as JSON; the format's version is in ``fastinit_mup``."""
@@ -194,15 +155,16 @@ class Scaling:
     def __str__(self) -> str:
         head = ("parameter", "base", "shape", "kind", "std", "lr (Adam)", "lr (SGD)", "output")
         lines = [head]
-        every = [row.name for row in self.rows]
+        every = [name for row in self.rows for name in (row.name, *row.aliases)]
         groups: dict[Any, list[str]] = {}
         for row in self.rows:
-            groups.setdefault((_shape_of_name(row.name), row[1:]), []).append(row.name)
+            groups.setdefault((shape_of_name(row.name), row[1:-1]), []).append(row.name)
         shown: dict[str, Scaled] = {}
+        patterns = {key: patterns_of(names, every) for key, names in groups.items()}
         for row in self.rows:
-            pattern = _patterns(groups[_shape_of_name(row.name), row[1:]], every)
+            pattern = patterns[shape_of_name(row.name), row[1:-1]]
             shown.setdefault(pattern if isinstance(pattern, str) else row.name, row)
-        for pattern, (_, base, shape, kind, *factors) in shown.items():
+        for pattern, (_, base, shape, kind, *factors, _) in shown.items():
             sizes = ("x".join(map(str, each)) or "()" for each in (base, shape))
             lines.append((pattern, *sizes, kind, *(f"{factor:.6g}" for factor in factors)))  # type: ignore[arg-type]
         widths = [max(map(len, column)) for column in zip(*lines)]
@@ -256,11 +218,13 @@ def scaling(
     rows = []
     for name, shape in shapes.items():
         each = [
-            _row(alias, of_base[name], shape, others[name], wide, (fan_in or {}).get(name)) for alias in names_of[name]
+            row_of(alias, of_base[name], shape, others[name], wide, (fan_in or {}).get(name))
+            for alias in names_of[name]
         ]
         kinds = {row.kind for row in each}
         tied = dict(kind="tied", output=min(row.output for row in each))
-        rows.append(each[0]._replace(**tied) if kinds == {"input", "output"} else each[0])  # type: ignore[arg-type]
+        row = each[0]._replace(**tied) if kinds == {"input", "output"} else each[0]  # type: ignore[arg-type]
+        rows.append(row._replace(aliases=tuple(names_of[name][1:])))
     return Scaling(tuple(rows))
 
 
@@ -298,136 +262,3 @@ def _compared(
         name = differing[0]
         raise ValueError(f"the {what} model's {name!r} has another number of dimensions: {one[name]} and {other[name]}")
     return one
-
-
-def _row(
-    name: str,
-    base: tuple[int, ...],
-    shape: tuple[int, ...],
-    other: tuple[int, ...],
-    model: nn.Module,
-    fan_in: int | None,
-) -> Scaled:
-    widths = [dim for dim, size in enumerate(base) if size != other[dim]]
-    if still := [dim for dim, size in enumerate(base) if size != shape[dim] and dim not in widths]:
-        raise ValueError(f"dimension {still[0]} of {name!r} differs in the target ({base} and {shape}), not in delta")
-    if 0 in base:
-        raise ValueError(f"{name!r} has no elements in the base model: its width cannot be compared")
-    factors = {dim: shape[dim] / base[dim] for dim in widths}
-    if not widths:
-        return Scaled(name, base, shape, "fixed", 1.0, 1.0, 1.0, 1.0)
-    inputs = _input_dim(name, base, model, fan_in)
-    if len(widths) == 1:
-        m = factors[widths[0]]
-        is_output = widths[0] == inputs
-        return Scaled(name, base, shape, "output" if is_output else "input", 1.0, 1.0, m, 1 / m if is_output else 1.0)
-    if len(widths) > 2:
-        raise ValueError(f"dimensions {widths} of {name!r} become wider ({base} to {shape}): muP has rules for two")
-    if inputs not in widths:
-        if len(set(factors.values())) > 1:
-            raise ValueError(
-                f"dimensions {widths} of {name!r} become wider by different factors ({base} to {shape}), and it is not "
-                f"known which the inputs are: give fan_in={{{name!r}: dimension}}"
-            )
-        inputs = widths[0]
-    (outputs,) = set(widths) - {inputs}
-    m = factors[inputs]  # type: ignore[index]
-    return Scaled(name, base, shape, "matrix", m**-0.5, 1 / m, factors[outputs] / m, 1.0)
-
-
-def _input_dim(name: str, shape: Sequence[int], model: nn.Module, given: int | None) -> int | None:
-    """Returns which dimension of a parameter the inputs are, None where that is not known or where there is none."""
-    if given is not None:
-        return given % len(shape)
-    owner = owner_of(model, name)
-    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) or len(shape) < 2:
-        return None
-    if type(owner).__name__ in _TRANSPOSED:
-        return 0
-    return 1 if isinstance(owner, nn.modules.conv._ConvNd) or "Linear" in type(owner).__name__ else None
-
-
-# --- as a config -----------------------------------------------------------------------------------------------------
-
-
-def _values_in(planned: Plan) -> dict[str, Distribution | None]:
-    """Returns by name what a plan fills parameters with in the end; None where that is not one distribution."""
-    found: dict[str, Distribution | None] = {}
-    for item in planned.items:
-        if isinstance(item, Fill):
-            found[item.name] = None if item.is_part else item.distribution
-        elif not isinstance(item, Call):
-            found.update(dict.fromkeys(entry.name for entry in item.entries))
-    return found
-
-
-def _scaled(known: Distribution, row: Scaled) -> Distribution:
-    """Returns the distribution of the wide model's parameter."""
-    factor = row.std
-    if isinstance(known, (Constant, Identity, Dirac)) and row.kind != "matrix":
-        return known
-    if isinstance(known, Constant) and known.value == 0:
-        return known
-    if isinstance(known, Orthogonal) and row.kind in ("matrix", "fixed"):
-        return known  # whose elements go with 1 / sqrt(fan_in) by themselves
-    if isinstance(known, Normal):
-        return Normal(known.mean * factor, known.std * factor)
-    if isinstance(known, Uniform):
-        return Uniform(known.low * factor, known.high * factor)
-    if isinstance(known, TruncatedNormal):
-        return replace(
-            known,
-            mean=known.mean * factor,
-            std=known.std * factor,
-            low=known.low * factor,
-            high=known.high * factor,
-        )
-    raise ValueError(f"muP does not say what {describe(known)} becomes where {row.base_shape} becomes {row.shape}")
-
-
-def _rule(values: Distribution) -> dict[str, Any]:
-    """Returns a distribution as the type and numbers of a rule."""
-    if isinstance(values, Constant):
-        return {"type": "Constant", "val": values.value}
-    if isinstance(values, Normal):
-        return {"type": "Normal", "mean": values.mean, "std": values.std}
-    if isinstance(values, Uniform):
-        return {"type": "Uniform", "a": values.low, "b": values.high}
-    if isinstance(values, TruncatedNormal):
-        return {"type": "TruncNormal", "mean": values.mean, "std": values.std, "a": values.low, "b": values.high}
-    if isinstance(values, Orthogonal):
-        batch = {"batch_dims": values.batch_dims} if values.batch_dims else {}
-        return {"type": "Orthogonal", "gain": values.gain, **batch}
-    if isinstance(values, Dirac):
-        return {"type": "Dirac", "groups": values.groups}
-    return {"type": "Identity"}
-
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-
-
-def _shape_of_name(name: str) -> str:
-    """Returns a name with its numbers left out."""
-    return _NUMBER.sub("*", name)
-
-
-def _patterns(names: Sequence[str], every: Iterable[str]) -> str | list[str]:
-    """Returns patterns that match the names and no other: one for those that differ only in the numbers of layers.
-
-    What matches is asked of the patterns' own language: ``*`` may stand for more than a number.
-    """
-    wanted = set(names)
-    others = set(every) - wanted
-    found: dict[str, None] = {}
-    for name in names:
-        tail = "*." + name.rpartition(".")[2]
-        glob = next((each for each in (tail, _shape_of_name(name)) if _fits(each, wanted, others)), name)
-        found[glob] = None
-    patterns = list(found)
-    return patterns[0] if len(patterns) == 1 else patterns
-
-
-def _fits(glob: str, wanted: set[str], others: set[str]) -> bool:
-    """Tells whether a glob matches several of the names, and none of the others."""
-    matches = re.compile(".*".join(map(re.escape, glob.split("*")))).fullmatch
-    return sum(map(bool, map(matches, wanted))) > 1 and not any(map(matches, others))
