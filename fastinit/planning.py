@@ -104,15 +104,17 @@ def planned_items(
     how = dict(how, is_dry=True, is_offline=True)
     scope = new_scope(root, meta=target, **how)
     rules = [] if recipe is None else [Rule("the function", recipe, root, False)]
-    steps = steps_of(rules, scope)
-    if recipe is None or init_cfg is not None:  # `build` runs no init_weights
-        steps += _steps_for(root, init_cfg, scope, is_needed=target is None)
-    items = [item for step in steps for item in step.items]
+    with uncollected():  # a record for each parameter: a full collection would take as long as planning
+        steps = steps_of(rules, scope)
+        if recipe is None or init_cfg is not None:  # `build` runs no init_weights
+            steps += _steps_for(root, init_cfg, scope, is_needed=target is None)
+        items = [item for step in steps for item in step.items]
     n_asked = len(items)
     if target is not None and recipe is None:
         items += own_items(root, items, target, how)
-    check(items, scope, needs_memory=False)
-    scope.check_complete(items)
+    with uncollected():
+        check(items, scope, needs_memory=False)
+        scope.check_complete(items)
     return Planned(items, scope, target, n_asked)
 
 

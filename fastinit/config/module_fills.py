@@ -91,12 +91,14 @@ def parameter_fills(
             f"the parameter {name!r} is a nested tensor, which has no single shape to draw values for: make its parts "
             f"parameters, or fill them with torch.nn.init"
         )
-    region = Region.whole(tuple(tensor.shape))
+    shape = tuple(tensor.shape)
+    regions: list[Region] = []  # none: all of it, as of nearly all
     try:
-        if part is not None:
-            region = part.of(region.shape)
-        regions = blocks_of(region, blocks) if blocks else [region]
-        values = distribution(regions[0].shape)
+        if part is not None or blocks:
+            region = Region.whole(shape) if part is None else part.of(shape)
+            regions = blocks_of(region, blocks) if blocks else [region]
+            shape = regions[0].shape
+        values = distribution(shape)
         if not isinstance(values, _DISTRIBUTIONS):
             raise TypeError(
                 f"weight_distribution must return a distribution of fastinit.plans, but returned {values!r}"
@@ -104,7 +106,7 @@ def parameter_fills(
     except Exception:  # `locating` is only entered on errors: a model has many parameters
         with locating(f"parameter {name!r}"):
             raise
-    if part is None and not blocks:
+    if not regions:
         return [shard_fill(name, tensor, values, rule, info)]
     if not is_structured(values):  # values of all blocks are of one distribution, and independent
         regions = [region]
