@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..naming import is_model_wrapper
+from ..replacing import replacing
 from ..shards.dtensor import is_sharded
 from .mmengine_log import log
 from .sources.addresses import as_path, shown_address
@@ -61,17 +62,8 @@ def save_checkpoint(
         return
     path = as_path(filename)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _save(checkpoint, file)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        _save(checkpoint, file)
 
 
 class _Pickler(pickle.Pickler):

@@ -15,20 +15,15 @@ from ..weight_init import initialize
 from .errors import CommandError
 from .models import CONFIG, model_of
 from .progress import bar
-from .sources import config_of, trusting
+from .sources import config_of, head_of, trusting
 
 _TEXT_HEAD = b"# fastinit digest "
 _JSON_KEY = b'"fastinit_digest"'
-_HEAD_BYTES = 256
 
 
 def is_digest_file(text: str) -> bool:
     """Tells whether a path is that of a digest's text or JSON."""
-    path = Path(text)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+    head = head_of(text)
     return head.startswith(_TEXT_HEAD) or (head.lstrip().startswith(b"{") and _JSON_KEY in head)
 
 

@@ -30,12 +30,17 @@ _HEAD_BYTES = 256
 
 def is_lock_file(text: str) -> bool:
     """Tells whether a path is that of a plan's lock file."""
+    head = head_of(text)
+    return head.lstrip().startswith(b"{") and _LOCK_KEY in head
+
+
+def head_of(text: str) -> bytes:
+    """Returns the first bytes of a file, by which its kind is known; none where a path is that of no file."""
     path = Path(text)
     if not path.is_file():
-        return False
+        return b""
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    return head.lstrip().startswith(b"{") and _LOCK_KEY in head
+        return file.read(_HEAD_BYTES)
 
 
 def seed(text: str) -> int:

@@ -89,8 +89,7 @@ def selected_parameters(module: nn.Module, patterns: Sequence[str]) -> list[Sele
         found: dict[Part | None, Selected] = {}
         for name, matcher in product(names, matchers):
             if matcher.part not in found and (match := matcher.matches(name)):
-                captured = tuple(match.groupdict().items()) if matcher.captures else ()
-                found[matcher.part] = Selected(parameter, name, matcher.part, captured)
+                found[matcher.part] = Selected(parameter, name, matcher.part, matcher.captured(match))
                 if len(found) == n_parts:
                     break
         selected += found.values()
@@ -109,7 +108,7 @@ def selected_by_name(name: str, patterns: Sequence[str]) -> tuple[Part | None, C
     """Returns what the first pattern that matches a parameter's name selects of it, and captures; None if none does."""
     for matcher in (_matcher(pattern, (name,)) for pattern in patterns):
         if match := matcher.matches(name):
-            return matcher.part, tuple(match.groupdict().items()) if matcher.captures else ()
+            return matcher.part, matcher.captured(match)
     return None
 
 
@@ -133,6 +132,10 @@ class _Matcher(NamedTuple):
     part: Part | None = None
     captures: bool = False
     """Whether it is a regular expression, and not a glob, which has groups of fnmatch's own."""
+
+    def captured(self, match: Any) -> Captured:
+        """Returns the named groups of a match."""
+        return tuple(match.groupdict().items()) if self.captures else ()
 
 
 def _matcher(pattern: str, present: Container[str]) -> _Matcher:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ..replacing import replacing
 from .distributions import Distribution, TorchTruncatedNormal, numbers_of
 from .geometry import Strided
 from .items import Call, Copy, CopyEntry, Fill, Item, Replay, tensors_of
@@ -85,21 +85,11 @@ _HOW: dict[str, Any] = dict(ensure_ascii=False, allow_nan=False)
 
 
 def write(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file whole or not at all: to a temporary one beside it, which then takes its name."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Writes a file whole or not at all, and onto the disk."""
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # --- records --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lock_files import INIT_CFG, net
+from lock_files import INIT_CFG, Opaque, net
 from torch import nn
 
 import fastinit
@@ -276,15 +276,6 @@ def test_computed_buffers_are_named_and_no_fault() -> None:
     plan = fastinit.plan(lambda: Table(), backend="cpp", seed=1)
     found = fastinit.verify(fastinit.build(Table, backend="cpp", seed=1), plan)
     assert found and found.unverified == {"table": "computed by the model's own code"}
-
-
-class Opaque(fastinit.BaseModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(2, 2)
-
-    def init_weights(self) -> None:
-        nn.init.ones_(self.a.weight)
 
 
 def test_calls_are_named() -> None:

@@ -13,7 +13,7 @@ import needs
 import pytest
 import torch
 from helpers import same_bits
-from lock_files import INIT_CFG, agree, initialized, kept, net
+from lock_files import INIT_CFG, Opaque, agree, initialized, kept, net
 from torch import nn
 
 import fastinit
@@ -47,15 +47,6 @@ def test_constants_need_neither_seed_nor_contract(tmp_path: Path) -> None:
     model = net()
     fastinit.initialize(model, Plan.load(tmp_path / "plan.json"))
     assert all((parameter == 2).all() for parameter in model.parameters())
-
-
-class Opaque(fastinit.BaseModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(2, 2)
-
-    def init_weights(self) -> None:
-        nn.init.ones_(self.a.weight)
 
 
 def opaque_plan() -> Plan:

@@ -45,3 +45,14 @@ def initialized(seed: int = 7) -> nn.Module:
     model = net()
     fastinit.initialize(model, INIT_CFG, backend="cpp", seed=seed)
     return model
+
+
+class Opaque(fastinit.BaseModule):
+    """Initializes itself by code that a plan cannot see into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+
+    def init_weights(self) -> None:
+        nn.init.ones_(self.a.weight)
