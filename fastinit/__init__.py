@@ -7,6 +7,7 @@ from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
 from .digesting import digest
+from .errors import Error
 from .execution.defaults import use
 from .execution.reports import Report
 from .materializing import materialize
@@ -70,6 +71,7 @@ __all__ = [
     "DeltaOrthogonalInit",
     "Digest",
     "DiracInit",
+    "Error",
     "GlorotInit",
     "HeInit",
     "IdentityInit",

@@ -1,7 +1,12 @@
-"""Errors and warnings that name their origin: the place in the config, and the user's line."""
+"""What fastinit raises on purpose: ``Error`` and its kinds; and errors and warnings that name their origin.
+
+Each kind is also the built-in type in its name, which is mmengine's and torch's for the same mistake: ``except
+KeyError`` catches ``InitKeyError``, and the text is that of a KeyError. A test looks for other errors in the source.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import warnings
@@ -10,20 +15,162 @@ from contextlib import contextmanager
 
 from torch import nn
 
+
+class Error(Exception):
+    """Base of all errors that fastinit raises on purpose, each of which is a built-in error, too.
+
+    Args:
+        arguments: those of the built-in error; the last one is the message.
+        place: where it is: in a config, a file or a model. It is not added to the message.
+        hint: the end of the message, with the signs that join it to what is before. It is added.
+
+    Example:
+        >>> import fastinit, torch
+        >>> try:
+        ...     fastinit.plan(torch.nn.Linear(2, 2), [dict(type="Constnt", val=0, layer="Linear")])
+        ... except fastinit.Error as error:
+        ...     print(isinstance(error, KeyError), error.place, error.hint[:24], sep="; ")
+        True; init_cfg[0]; Did you mean 'Constant'?
+    """
+
+    place: str | None = None
+    """Where it is: ``init_cfg[2].override[0]``, a file, ``parameter 'head.weight'``; of several, from the outermost in,
+    with a comma between them. None where that is not known."""
+    hint: str | None = None
+    """What to do, or what was probably meant: the end of the message. None where it says nothing of the kind."""
+
+    def __init__(self, *arguments: object, place: object = None, hint: str = "") -> None:
+        if hint:
+            arguments = (*arguments[:-1], f"{arguments[-1]}{hint}")
+            self.hint = hint.lstrip(" .,;:\n") or None
+        super().__init__(*arguments)
+        if place is not None:
+            self.place = os.fspath(place) if isinstance(place, os.PathLike) else str(place)
+
+
+class InitAssertionError(Error, AssertionError):
+    """An argument that mmengine refuses by an assertion."""
+
+
+class InitAttributeError(Error, AttributeError):
+    """A module's attribute is not what a config takes it for."""
+
+
+class InitFileExistsError(Error, FileExistsError):
+    """A file is in the way of one that is to be written."""
+
+
+class InitFileNotFoundError(Error, FileNotFoundError):
+    """There is no such file, here or at its address."""
+
+
+class InitImportError(Error, ImportError):
+    """A package is not installed that only some need."""
+
+
+class InitIndexError(Error, IndexError):
+    """An index is out of a shape's bounds."""
+
+
+class InitKeyError(Error, KeyError):
+    """There is nothing of that name. As of every KeyError, ``str(error)`` is the message in quotes."""
+
+
+class InitNotImplementedError(Error, NotImplementedError):
+    """What was asked for does not exist (yet)."""
+
+
+class InitOSError(Error, OSError):
+    """A file cannot be read or written."""
+
+
+class InitOverflowError(Error, OverflowError):
+    """A number is too large."""
+
+
+class InitRuntimeError(Error, RuntimeError):
+    """A request cannot be met: a model, a file, a backend or another process is not as it must be for it."""
+
+
+class InitTypeError(Error, TypeError):
+    """An argument is of a wrong type."""
+
+
+class InitUnpicklingError(Error, pickle.UnpicklingError):
+    """A pickle cannot be read."""
+
+
+class InitValueError(Error, ValueError):
+    """An argument has a value that it must not have."""
+
+
+class InitZeroDivisionError(Error, ZeroDivisionError):
+    """A number is 0 that must not be."""
+
+
 # Errors whose only argument is a message can be rebuilt with the place in front. All others pass unchanged.
-_PLAIN_ERRORS = (
-    AssertionError,
-    AttributeError,
-    FileNotFoundError,
-    KeyError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ZeroDivisionError,
-    pickle.UnpicklingError,
-)
+_KINDS: dict[type[BaseException], type[Error]] = {
+    AssertionError: InitAssertionError,
+    AttributeError: InitAttributeError,
+    FileNotFoundError: InitFileNotFoundError,
+    KeyError: InitKeyError,
+    NotImplementedError: InitNotImplementedError,
+    OverflowError: InitOverflowError,
+    RuntimeError: InitRuntimeError,
+    TypeError: InitTypeError,
+    ValueError: InitValueError,
+    ZeroDivisionError: InitZeroDivisionError,
+    pickle.UnpicklingError: InitUnpicklingError,
+}
+_KINDS |= {kind: kind for kind in _KINDS.values()}
+
+
+def message_of(error: BaseException) -> str:
+    """Returns an error's message, that of a KeyError without its quotes."""
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def kind_of(error: BaseException) -> str:
+    """Returns the name of an error's type for messages, that of the built-in error for one of fastinit's kinds."""
+    kind = type(error)
+    return (kind.__bases__[1] if Error in kind.__bases__ and len(kind.__bases__) == 2 else kind).__name__
+
+
+def place_in(outer: object, error: BaseException | None = None) -> str:
+    """Returns a place within which an error has arisen, with the error's own place behind it."""
+    inner = error.place if isinstance(error, Error) else None
+    return f"{outer}, {inner}" if inner else str(outer)
+
+
+def hint_of(error: BaseException) -> str | None:
+    """Returns the hint of an error, None if it has none."""
+    return error.hint if isinstance(error, Error) else None
+
+
+@contextmanager
+def locating(where: str, *, is_place: bool = True) -> Iterator[None]:
+    """Prefixes the messages of errors in the block with ``where``; built-in type, hint, cause and traceback are kept.
+
+    Errors of others' code become ``Error`` by it, if they are of a built-in type. Of an OSError only the place is set.
+
+    Args:
+        where: the prefix.
+        is_place: whether it is also the errors' ``place``, in front of the one they have.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = _KINDS.get(type(error))
+        if kind is None:
+            if is_place and isinstance(error, Error):
+                error.place = place_in(where, error)
+            raise
+        message = message_of(error)
+        located = kind(f"{where}: {message}" if message else where)
+        located.__dict__.update(vars(error))  # hint, place and notes
+        if is_place:
+            located.place = place_in(where, error)
+        raise located.with_traceback(error.__traceback__) from error.__cause__
 
 
 def warn_user(message: str) -> None:
@@ -35,31 +182,19 @@ def warn_user(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level + 1)
 
 
-@contextmanager
-def locating(where: str) -> Iterator[None]:
-    """Prefixes the messages of errors in the block with ``where``; type and traceback are kept."""
-    try:
-        yield
-    except _PLAIN_ERRORS as error:
-        if type(error) not in _PLAIN_ERRORS:
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        located = type(error)(f"{where}: {message}" if str(message) else where)
-        raise located.with_traceback(error.__traceback__) from None
-
-
 def check_module(module: object) -> None:
     """Raises TypeError unless ``module`` is an ``nn.Module``, RuntimeError if FSDP1 has flattened its parameters."""
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"module must be a torch.nn.Module, but got {type(module)}. For a tensor use torch.nn.init or "
-            f"fastinit.trunc_normal_"
+        raise InitTypeError(
+            f"module must be a torch.nn.Module, but got {type(module)}",
+            hint=". For a tensor use torch.nn.init or fastinit.trunc_normal_",
         )
     # A module can only be an instance of an imported class.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None and any(isinstance(each, fsdp.FullyShardedDataParallel) for each in module.modules()):
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"{type(module).__name__} is wrapped in FullyShardedDataParallel, which flattens and splits parameters, so "
-            f"that their names and shapes are lost. Use fully_shard (FSDP2) instead; or initialize before wrapping, on "
-            f"rank 0, and wrap with sync_module_states=True"
+            f"that their names and shapes are lost",
+            hint=". Use fully_shard (FSDP2) instead; or initialize before wrapping, on rank 0, and wrap with "
+            "sync_module_states=True",
         )
