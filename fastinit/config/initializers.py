@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..errors import InitNotImplementedError, InitTypeError, InitValueError, InitZeroDivisionError
 from ..execution.scope import Scope
 from ..plans import Constant, Distribution, Fill, Item, Normal, Uniform
 from ..registry import WEIGHT_INITIALIZERS
@@ -79,14 +80,14 @@ class BaseInit(Planned):
     ) -> None:
         check_bias(bias)
         if bias_prob is not None and not isinstance(bias_prob, float):
-            raise TypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
+            raise InitTypeError(f"bias_prob type must be float, but got {type(bias_prob)}")
         if bias_prob is not None and not 0 < bias_prob < 1:
-            kind = ZeroDivisionError if bias_prob == 0 else ValueError  # mmengine's, where it has one
+            kind = InitZeroDivisionError if bias_prob == 0 else InitValueError  # mmengine's, where it has one
             raise kind(f"bias_prob must be a probability between 0 and 1, without these two, but got {bias_prob}")
         self.layer = _texts("layer", _names_of_classes(layer))
         self.param = _texts("param", param)
         if self.param and (self.layer or bias_prob is not None or bias != 0):
-            raise ValueError(
+            raise InitValueError(
                 "`param` selects parameters by name and the whole rule applies to each: `layer`, `bias` and "
                 "`bias_prob` can not be combined with it. Give biases a rule of their own, "
                 "e.g. dict(type='Constant', param='*.bias', val=0)"
@@ -103,7 +104,7 @@ class BaseInit(Planned):
         Args:
             shape: the weight's full shape, unsharded.
         """
-        raise NotImplementedError(
+        raise InitNotImplementedError(
             f"{type(self).__name__} has neither a weight_distribution(shape) nor a __call__(module) of its own"
         )
 
@@ -123,7 +124,7 @@ class BaseInit(Planned):
         def fills_of(tensor: torch.Tensor, name: str, part: Part | None, captured: Captured) -> list[Fill]:
             fan_shape = self._fan_shape(owner_of(module, name), tensor) if self._asks_layers else None
             if fan_shape is not None and part is not None:
-                raise ValueError(
+                raise InitValueError(
                     f"fan='layer' counts in whole layers, but {name + part.text!r} is a part: use fan_axes"
                 )
             distribution = texts.at(captured, fan_shape)
@@ -193,15 +194,15 @@ class FanInit(BaseInit):
     ) -> None:
         super().__init__(**kwargs)
         if fan not in ("torch", "layer"):
-            raise ValueError(f"fan must be 'torch' or 'layer', but got {fan!r}")
+            raise InitValueError(f"fan must be 'torch' or 'layer', but got {fan!r}")
         if fan == "layer" and (batch_dims or fan_axes or self.blocks):
-            raise ValueError(
+            raise InitValueError(
                 "fan='layer' knows the dimensions of a layer: batch_dims and fan_axes can not be combined with it, nor "
                 "can blocks"
             )
         self.fan = fan
         if not isinstance(batch_dims, int) or isinstance(batch_dims, bool) or batch_dims < 0:
-            raise ValueError(f"batch_dims must be the number of leading dimensions to skip, but got {batch_dims!r}")
+            raise InitValueError(f"batch_dims must be the number of leading dimensions to skip, but got {batch_dims!r}")
         self.batch_dims = batch_dims
         self.fan_axes = _two_axes(fan_axes)
 
@@ -280,7 +281,7 @@ class TruncNormalInit(BaseInit):
     ) -> None:
         super().__init__(**kwargs)
         if bounds not in ("absolute", "sigma"):
-            raise ValueError(f"bounds must be 'absolute' or 'sigma', but got {bounds!r}")
+            raise InitValueError(f"bounds must be 'absolute' or 'sigma', but got {bounds!r}")
         self.mean = mean
         self.std = std
         self.a = a
@@ -354,7 +355,7 @@ class Caffe2XavierInit(KaimingInit):
 
     def __init__(self, **kwargs: Any) -> None:
         if given := sorted(CAFFE2_XAVIER.keys() & kwargs.keys()):
-            raise TypeError(f"Caffe2XavierInit is Kaiming with {CAFFE2_XAVIER}, and takes no {', '.join(given)}")
+            raise InitTypeError(f"Caffe2XavierInit is Kaiming with {CAFFE2_XAVIER}, and takes no {', '.join(given)}")
         super().__init__(**CAFFE2_XAVIER, **kwargs)
 
 
@@ -362,7 +363,7 @@ def _two_axes(axes: Any) -> tuple[int, int] | None:
     if axes is None:
         return None
     if not isinstance(axes, (list, tuple)) or [type(axis) for axis in axes] != [int, int]:
-        raise ValueError(f"fan_axes must be two dimensions, (in, out), but got {axes!r}")
+        raise InitValueError(f"fan_axes must be two dimensions, (in, out), but got {axes!r}")
     return axes[0], axes[1]
 
 
@@ -379,13 +380,13 @@ def _texts(argument: str, value: object) -> list[str]:
         return []
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
-        raise TypeError(f"{argument} must be a str or a list of str, but got a {type(value)}")
+        raise InitTypeError(f"{argument} must be a str or a list of str, but got a {type(value)}")
     if not texts:
-        raise ValueError(f"{argument} is an empty list, which selects nothing: name something, or leave it out")
+        raise InitValueError(f"{argument} is an empty list, which selects nothing: name something, or leave it out")
     for text in texts:
         if not isinstance(text, str):
             hint = f"; write {text.__name__!r}" if isinstance(text, type) else ""
-            raise TypeError(f"{argument} must be a str or a list of str, but it holds {text!r}{hint}")
+            raise InitTypeError(f"{argument} must be a str or a list of str, but it holds {text!r}{hint}")
     return texts
 
 

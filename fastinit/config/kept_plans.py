@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..errors import InitRuntimeError
 from ..execution.recorded_fills import RecordedFill
 from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk
@@ -43,7 +44,7 @@ class KeptPlan:
         """
         plan = self.plan
         if calls := [item.label for item in plan.items if isinstance(item, Call)]:
-            raise RuntimeError(f"{names_line('calls of code that a plan holds the names of only', calls)}")
+            raise InitRuntimeError(f"{names_line('calls of code that a plan holds the names of only', calls)}")
         own_seed = self._settled(scope)
         held = bound(plan, module, scope.names, scope.prefix, ". Nothing is written")
         self._tell(held, scope, rule)
@@ -66,7 +67,7 @@ class KeptPlan:
         if plan.seed is None:  # nothing is drawn, or each fill has its own
             return None
         if asked is not None and asked != plan.seed:
-            raise RuntimeError(f"the plan has seed {plan.seed}, but the call was given seed={asked}: leave it out")
+            raise InitRuntimeError(f"the plan has seed {plan.seed}, but the call was given seed={asked}: leave it out")
         scope.backends.need(plan.numbers)
         scope.seed.expect(scope.meshes())
         scope.seed.keep(plan.seed)
@@ -107,7 +108,7 @@ class KeptPlan:
             Others: as for a ``Pretrained`` rule.
         """
         if not item.request:
-            raise RuntimeError(f"{item.rule}: a plan cannot hold this copy: {item.why_not_kept or item.unknown}")
+            raise InitRuntimeError(f"{item.rule}: a plan cannot hold this copy: {item.why_not_kept or item.unknown}")
         if at not in self._copying:
             self._copying[at] = PretrainedInit(**item.request)
         target = _module_at(module, item.path, scope.prefix)
@@ -135,7 +136,7 @@ class KeptPlan:
 
 def _must_be_same(item: Copy, others: Sequence[str]) -> None:
     if others:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"{item.rule}: {item.source} is not the checkpoint that the plan was made with: "
             f"{names_line('tensors have other names, shapes or values', others)}"
         )
@@ -206,7 +207,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequen
     )
     if absent or lacking or differing:
         texts = [names_line(what, found) for what, found in told if found]
-        raise RuntimeError(f"the plan does not fit {type(module).__name__}: {'; '.join(texts)}{consequence}")
+        raise InitRuntimeError(f"the plan does not fit {type(module).__name__}: {'; '.join(texts)}{consequence}")
     return held
 
 
@@ -249,4 +250,4 @@ def _module_at(root: nn.Module, path: str, prefix: Prefix) -> nn.Module:
     for here, module in walk(root):
         if path == here or (here and path == renamed(here, prefix)):
             return module
-    raise RuntimeError(f"the plan copies a checkpoint into {path!r}, which {type(root).__name__} lacks")
+    raise InitRuntimeError(f"the plan copies a checkpoint into {path!r}, which {type(root).__name__} lacks")

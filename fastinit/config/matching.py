@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Union
 import torch
 from torch import nn
 
+from ..errors import InitValueError
 from ..naming import named_parameters
 from .parts import Part, split
 
@@ -151,7 +152,7 @@ def _matcher(pattern: str, present: Container[str]) -> _Matcher:
     try:
         return _Matcher(re.compile(name.removeprefix(REGEX_PREFIX)).fullmatch, part, True)
     except re.error as error:
-        raise ValueError(f"param {pattern!r} is not a valid regular expression: {error}") from error
+        raise InitValueError(f"param {pattern!r} is not a valid regular expression: {error}") from error
 
 
 def _did_you_mean(wanted: Sequence[str], present: Iterable[str]) -> str:

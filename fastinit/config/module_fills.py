@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..errors import locating
+from ..errors import InitRuntimeError, InitTypeError, locating
 from ..execution.scope import Scope
 from ..plans import Distribution, Fill, Region, is_structured
 from ..shards.dtensor import part_fill, shard_fill
@@ -82,12 +82,12 @@ def parameter_fills(
         TypeError: ``distribution`` returns something other than a distribution of ``fastinit.plans``.
     """
     if nn.parameter.is_lazy(tensor):
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"the parameter {name!r} is lazy and has no shape yet: run the model once (a dry forward pass) before "
             f"initializing it"
         )
     if tensor.is_nested:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"the parameter {name!r} is a nested tensor, which has no single shape to draw values for: make its parts "
             f"parameters, or fill them with torch.nn.init"
         )
@@ -100,7 +100,7 @@ def parameter_fills(
             shape = regions[0].shape
         values = distribution(shape)
         if not isinstance(values, _DISTRIBUTIONS):
-            raise TypeError(
+            raise InitTypeError(
                 f"weight_distribution must return a distribution of fastinit.plans, but returned {values!r}"
             )
     except Exception:  # `locating` is only entered on errors: a model has many parameters

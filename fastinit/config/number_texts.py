@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
-from ..errors import locating
+from ..errors import InitTypeError, InitValueError, locating
 from ..plans import Constant, Distribution, real_number
 from .expressions import FUNCTIONS, SHAPE, Expression, ExpressionError, parse
 from .matching import Captured
@@ -65,7 +65,7 @@ def check_bias(bias: object) -> None:
         return
     if not isinstance(bias, str) or _expression("bias", bias).is_plain_number:
         hint = f"; write {bias.strip()} without quotes" if isinstance(bias, str) else ""
-        raise TypeError(f"bias must be a number, but got a {type(bias)}{hint}")
+        raise InitTypeError(f"bias must be a number, but got a {type(bias)}{hint}")
 
 
 def checked_variables(variables: Any) -> dict[str, float]:
@@ -76,16 +76,16 @@ def checked_variables(variables: Any) -> dict[str, float]:
         ValueError: a name is reserved, or a number is not finite.
     """
     if not isinstance(variables, Mapping):
-        raise TypeError(f"vars must be a dict of names and numbers, but got {variables!r} of {type(variables)}")
+        raise InitTypeError(f"vars must be a dict of names and numbers, but got {variables!r} of {type(variables)}")
     found = {}
     for name, value in variables.items():
         if not isinstance(name, str) or not name.isidentifier():
-            raise TypeError(f"the keys of vars must be names, but it has {name!r}")
+            raise InitTypeError(f"the keys of vars must be names, but it has {name!r}")
         if name in (*_FACTS, SHAPE, *_CONSTANTS, *FUNCTIONS):
-            raise ValueError(f"vars can not define {name!r}, which has a meaning of its own in expressions")
+            raise InitValueError(f"vars can not define {name!r}, which has a meaning of its own in expressions")
         found[name] = real_number(f"vars[{name!r}]", value)
         if not math.isfinite(found[name]):
-            raise ValueError(f"vars[{name!r}] must be finite, but got {value}")
+            raise InitValueError(f"vars[{name!r}] must be finite, but got {value}")
     return found
 
 
@@ -271,7 +271,7 @@ def _error(argument: str, text: str, fault: ExpressionError, values: str = "") -
         f"    {line}\n"
         f"    {' ' * (fault.position - start)}^"
     )
-    return ValueError(message) if fault.is_value else TypeError(message)
+    return InitValueError(message) if fault.is_value else InitTypeError(message)
 
 
 def _shown_values(expression: Expression, place: Place) -> str:

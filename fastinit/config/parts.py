@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple, Union
 
+from ..errors import InitTypeError, InitValueError
 from ..plans import Region
 
 _BOUNDS = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*")
@@ -31,7 +32,7 @@ class Part(NamedTuple):
             ValueError: the tensor has fewer dimensions, or ends before the part does.
         """
         if len(self.bounds) > len(shape):
-            raise ValueError(
+            raise InitValueError(
                 f"the part {self.text} has {len(self.bounds)} dimensions, but the shape is {tuple(shape)}: give at "
                 f"most one start:stop for each of its dimensions"
             )
@@ -39,7 +40,7 @@ class Part(NamedTuple):
         for dim, (size, (start, stop)) in enumerate(zip(shape, self.bounds)):
             begin, end = (_from_start(bound, size, default) for bound, default in ((start, 0), (stop, size)))
             if not 0 <= begin < end <= size:
-                raise ValueError(
+                raise InitValueError(
                     f"the part {self.text} goes from {begin} to {end} along dimension {dim}, which has the indices 0 "
                     f"to {size - 1} (the shape is {tuple(shape)})"
                 )
@@ -71,7 +72,7 @@ def split(pattern: str, is_regex: bool) -> tuple[str, Part | None]:
     if None in bounds:
         if is_regex:
             return pattern, None
-        raise ValueError(
+        raise InitValueError(
             f"param {pattern!r} ends in [{inner}], which is no part of a parameter: write [start:stop] with whole "
             f"numbers for its first dimension, [:, start:stop] for the second; one index is a part, too: [3:4]"
         )
@@ -92,9 +93,9 @@ def checked_blocks(blocks: Any) -> tuple[int, ...]:
     numbers = [blocks] if isinstance(blocks, int) and not isinstance(blocks, bool) else blocks
     is_list = isinstance(numbers, (list, tuple)) and all(type(each) is int for each in numbers)
     if not is_list:
-        raise TypeError(f"blocks must be a whole number, or a list of one for each dimension, but got {blocks!r}")
+        raise InitTypeError(f"blocks must be a whole number, or a list of one for each dimension, but got {blocks!r}")
     if not numbers or min(numbers) < 1:
-        raise ValueError(f"blocks are one or more along each dimension, but got {blocks!r}")
+        raise InitValueError(f"blocks are one or more along each dimension, but got {blocks!r}")
     return () if max(numbers) == 1 else tuple(numbers)
 
 
@@ -106,11 +107,11 @@ def blocks_of(region: Region, blocks: Sequence[int]) -> list[Region]:
     """
     shape = region.shape
     if len(blocks) > len(shape):
-        raise ValueError(f"blocks={list(blocks)} are along {len(blocks)} dimensions, but the shape is {shape}")
+        raise InitValueError(f"blocks={list(blocks)} are along {len(blocks)} dimensions, but the shape is {shape}")
     numbers = (*blocks, *[1] * (len(shape) - len(blocks)))
     for dim, (size, n) in enumerate(zip(shape, numbers)):
         if size % n:
-            raise ValueError(
+            raise InitValueError(
                 f"{n} equal blocks cannot be cut from dimension {dim} of the shape {shape}: {size} is no multiple of "
                 f"{n}. For parts of different sizes write rules with param='...[start:stop]'"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import checkpoint as checkpoints
+from ..errors import InitValueError
 from ..execution.scope import Scope
 from ..plans import Item
 from ..registry import WEIGHT_INITIALIZERS, imports_allowed
@@ -83,4 +84,4 @@ def _check_runs_no_code(weights_only: object, allow: Any) -> None:
     names = [allow] if isinstance(allow, str) else [each for each in allow if isinstance(each, str)]
     if weights_only is not True or names:
         what = f"allow={names!r} imports these names" if names else f"weights_only={weights_only!r} runs a file's code"
-        raise ValueError(f"{what}, which is not allowed here (allow_imports=False)")
+        raise InitValueError(f"{what}, which is not allowed here (allow_imports=False)")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import locating
+from ..errors import InitAttributeError, InitRuntimeError, InitTypeError, InitValueError, locating
 from ..execution.calls import Step
 from ..execution.scope import Scope
 from ..plans import Item, Plan
@@ -66,7 +66,7 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
         return [rule for index, item in enumerate(init_cfg) for rule in _parse_item(module, item, f"{where}[{index}]")]
     if isinstance(init_cfg, (dict, Plan)) or _is_initializer(init_cfg):
         return _parse_item(module, init_cfg, where)
-    raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+    raise InitTypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
 
 
 def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:
@@ -84,21 +84,23 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
             return [Rule(where, KeptPlan(item), module, False)]
         if not isinstance(item, dict):
             if not _is_initializer(item):
-                raise TypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
+                raise InitTypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
             return [Rule(where, item, module, isinstance(item, PretrainedInit))]
         if others := [key for key in item if not isinstance(key, str)]:
-            raise TypeError(f"the keys of a rule must be texts, but it has {others[0]!r} of {type(others[0])}")
+            raise InitTypeError(f"the keys of a rule must be texts, but it has {others[0]!r} of {type(others[0])}")
         cfg = copy.deepcopy(item)
         override = cfg.pop("override", None)
         if cfg.get("param", "") is None:  # the same as absent, as for `layer` and `override`
             del cfg["param"]
         if "param" in cfg and (beside := sorted({"layer", "bias", "bias_prob"} & cfg.keys())):
-            raise ValueError(
+            raise InitValueError(
                 f"`param` selects parameters by name and the whole rule applies to each: {_quoted(beside)} can not "
                 f"be combined with it. Use two rules"
             )
         if "param" in cfg and override is not None:
-            raise ValueError("`override` can not be combined with `param`: write a second rule with its own `param`")
+            raise InitValueError(
+                "`override` can not be combined with `param`: write a second rule with its own `param`"
+            )
         initializer = _build(cfg)
         main = Rule(where, initializer, module, isinstance(initializer, PretrainedInit))
         if override is None:
@@ -123,7 +125,7 @@ def parse_overrides(main: Rule, main_cfg: dict[str, Any], override: Any, where: 
     if isinstance(override, dict):
         return [_parse_override(main, main_cfg, override, where)]
     if not isinstance(override, list):
-        raise TypeError(
+        raise InitTypeError(
             f"{where.removesuffix('.override')}: override must be a dict or a list of dict, but got {type(override)}"
         )
     return [_parse_override(main, main_cfg, entry, f"{where}[{index}]") for index, entry in enumerate(override)]
@@ -133,31 +135,31 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
     module = main.target
     with locating(where):
         if not isinstance(entry, dict):
-            raise TypeError(f"override must be a dict or a list of dict, but it holds {entry!r} of {type(entry)}")
+            raise InitTypeError(f"override must be a dict or a list of dict, but it holds {entry!r} of {type(entry)}")
         cfg = copy.deepcopy(entry)
         name = cfg.pop("name", None)
         if name is None:
-            raise ValueError(f'`override` must contain the key "name",but got {cfg}')
+            raise InitValueError(f'`override` must contain the key "name",but got {cfg}')
         if "param" in cfg:
-            raise ValueError("`param` is not allowed in an override: write a separate rule with it")
+            raise InitValueError("`param` is not allowed in an override: write a separate rule with it")
         if not cfg:
             cfg = main_cfg  # only a name: the main rule, applied there
         elif "type" not in cfg:
-            raise ValueError(f'`override` need "type" key, but got {cfg}')
+            raise InitValueError(f'`override` need "type" key, but got {cfg}')
         if not isinstance(name, str):
-            raise TypeError(
+            raise InitTypeError(
                 f"`name` of an override must be the name of one attribute, but got {name!r} of {type(name)}. For "
                 f"several write a list of overrides, one for each"
             )
         if not hasattr(module, name):
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"module did not have attribute {name}, but init_cfg is {cfg}. It must be a direct attribute of "
                 f"{type(module).__name__}, one of: {', '.join(module._modules)}"
             )
         target = getattr(module, name)
         if not isinstance(target, nn.Module):
             advice = f". For a parameter write a rule with param={name!r}" if name in module._parameters else ""
-            raise AttributeError(
+            raise InitAttributeError(
                 f"the attribute {name} of {type(module).__name__} is a {type(target).__name__}, not a module{advice}"
             )
         initializer = _build(cfg)
@@ -172,10 +174,10 @@ def _build(cfg: dict[str, Any]) -> Any:
     except TypeError as error:
         kind = WEIGHT_INITIALIZERS.resolve(cfg["type"]) if "type" in cfg else None
         if "unexpected keyword" in str(error) and isinstance(kind, type):
-            raise TypeError(f"{error}. {kind.__name__} takes {', '.join(_arguments(kind))}") from error
+            raise InitTypeError(f"{error}. {kind.__name__} takes {', '.join(_arguments(kind))}") from error
         raise
     if not callable(built):
-        raise TypeError(f"type {cfg['type']!r} builds {built!r}, which can not be called on a module")
+        raise InitTypeError(f"type {cfg['type']!r} builds {built!r}, which can not be called on a module")
     return built
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from ..errors import warn_user
+from ..errors import InitAssertionError, InitTypeError, InitValueError, warn_user
 from ..plans import Distribution, Normal, TruncatedNormal, Uniform, real_number
 
 FAN_MODES = ("fan_in", "fan_out")
@@ -117,11 +117,13 @@ def variance_scaling(
         ValueError: an unknown mode or distribution, a negative scale, or fewer than two dimensions.
     """
     if mode not in SCALING_MODES:
-        raise ValueError(f"mode must be one of {', '.join(SCALING_MODES)}, but got {mode!r}")
+        raise InitValueError(f"mode must be one of {', '.join(SCALING_MODES)}, but got {mode!r}")
     if distribution not in SCALING_DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of {', '.join(SCALING_DISTRIBUTIONS)}, but got {distribution!r}")
+        raise InitValueError(
+            f"distribution must be one of {', '.join(SCALING_DISTRIBUTIONS)}, but got {distribution!r}"
+        )
     if not real_number("scale", scale) >= 0:
-        raise ValueError(f"scale must not be negative, but got {scale}")
+        raise InitValueError(f"scale must not be negative, but got {scale}")
     if _is_empty(shape):
         return Normal(0.0, 0.0)
     fan_in, fan_out = fans(shape, batch_dims, fan_axes)
@@ -178,7 +180,7 @@ def gain_of(nonlinearity: str, a: float) -> float:
     try:
         return float(torch.nn.init.calculate_gain(nonlinearity, a))  # type: ignore[arg-type]
     except ValueError as error:
-        raise ValueError(f"{error}. The gains that are known: {', '.join((*NONLINEARITIES, *_GAINS))}") from error
+        raise InitValueError(f"{error}. The gains that are known: {', '.join((*NONLINEARITIES, *_GAINS))}") from error
 
 
 # --- fans and standard deviations ------------------------------------------------------------------------------------
@@ -202,14 +204,14 @@ def fans(shape: Sequence[int], batch_dims: int = 0, fan_axes: tuple[int, int] | 
     own = shape[batch_dims:]
     if len(own) < 2:
         behind = f" after batch_dims={batch_dims}" if batch_dims else ""
-        raise ValueError(
+        raise InitValueError(
             f"Fan in and fan out can not be computed for tensor with fewer than 2 dimensions{behind}, but the shape is "
             f"{shape}. Use a type without fans for it (Constant, Normal, TruncNormal or Uniform)."
         )
     if fan_axes is not None:
         axes = tuple(axis + len(shape) if axis < 0 else axis for axis in fan_axes)
         if axes[0] == axes[1] or not all(batch_dims <= axis < len(shape) for axis in axes):
-            raise ValueError(
+            raise InitValueError(
                 f"fan_axes={fan_axes} must be two different dimensions from {batch_dims} to {len(shape) - 1} of the "
                 f"shape {shape}"
             )
@@ -226,7 +228,7 @@ def centred(distribution: str) -> Callable[[float], Distribution]:
         AssertionError: the name is neither "normal" nor "uniform".
     """
     if not isinstance(distribution, str) or distribution not in ("uniform", "normal"):
-        raise AssertionError(f"distribution must be 'uniform' or 'normal', but got {distribution!r}")
+        raise InitAssertionError(f"distribution must be 'uniform' or 'normal', but got {distribution!r}")
     return _CENTRED[distribution]
 
 
@@ -240,9 +242,9 @@ def _is_empty(shape: Sequence[int]) -> bool:
 
 def _fan(shape: Sequence[int], mode: str, batch_dims: int, fan_axes: tuple[int, int] | None) -> int:
     if not isinstance(mode, str):
-        raise TypeError(f"mode must be one of {list(FAN_MODES)}, but got {mode!r} of {type(mode)}")
+        raise InitTypeError(f"mode must be one of {list(FAN_MODES)}, but got {mode!r} of {type(mode)}")
     if mode.lower() not in FAN_MODES:
-        raise ValueError(f"Mode {mode.lower()} not supported, please use one of {list(FAN_MODES)}")
+        raise InitValueError(f"Mode {mode.lower()} not supported, please use one of {list(FAN_MODES)}")
     return fans(shape, batch_dims, fan_axes)[FAN_MODES.index(mode.lower())]
 
 
