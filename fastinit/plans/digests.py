@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from ..errors import InitValueError
 from .rows import MAX_ROWS
 from .texts import names_line
 
@@ -155,15 +156,17 @@ class Digest:
         """
         lines = text.splitlines()
         if not lines or lines[0] != _HEADER:
-            raise ValueError(f"line 1: expected {_HEADER!r}, but got {lines[0] if lines else ''!r}")
+            raise InitValueError(f"line 1: expected {_HEADER!r}, but got {lines[0] if lines else ''!r}")
         total = _TOTAL.fullmatch(lines[1]) if len(lines) > 1 else None
         if total is None:
-            raise ValueError(f"line 2: expected 'total' and 32 digits, but got {lines[1] if len(lines) > 1 else ''!r}")
+            raise InitValueError(
+                f"line 2: expected 'total' and 32 digits, but got {lines[1] if len(lines) > 1 else ''!r}"
+            )
         tensors: dict[str, TensorDigest] = {}
         for number, line in enumerate(lines[2:], start=3):
             name, tensor = _read_line(line, number)
             if name in tensors:
-                raise ValueError(f"line {number}: {name!r} stands there twice")
+                raise InitValueError(f"line {number}: {name!r} stands there twice")
             tensors[name] = tensor
         return Digest(tensors)._checked(total[1])
 
@@ -186,18 +189,20 @@ class Digest:
         document = json.loads(text)
         version = document.get("fastinit_digest") if isinstance(document, dict) else None
         if version != VERSION:
-            raise ValueError(f"expected JSON with 'fastinit_digest': {VERSION}, but got {version!r}")
+            raise InitValueError(f"expected JSON with 'fastinit_digest': {VERSION}, but got {version!r}")
         try:
             tensors = {name: _from_json(name, entry) for name, entry in document["tensors"].items()}
             total = document["total"]
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"expected 'total' and 'tensors' with hex, dtype and shape: {error!r}") from None
+            raise InitValueError(f"expected 'total' and 'tensors' with hex, dtype and shape: {error!r}") from None
         return Digest(tensors)._checked(total)
 
     def _checked(self, total: str) -> Digest:
         """Returns the digest; raises ValueError if its total is not the one that was written with it."""
         if self.total != total:
-            raise ValueError(f"expected the total {self.total} of these tensors, but got {total}: lines were changed")
+            raise InitValueError(
+                f"expected the total {self.total} of these tensors, but got {total}: lines were changed"
+            )
         return self
 
     def __str__(self) -> str:
@@ -231,18 +236,18 @@ def _line(name: str, tensor: TensorDigest) -> str:
 def _read_line(line: str, number: int) -> tuple[str, TensorDigest]:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"line {number}: expected 16 digits, dtype[shape] and a name, but got {line!r}")
+        raise InitValueError(f"line {number}: expected 16 digits, dtype[shape] and a name, but got {line!r}")
     digits, dtype, shape, name = match.groups()
     if name.startswith('"'):
         try:
             name = json.loads(name)
         except ValueError:
-            raise ValueError(f"line {number}: expected a name, but got {name}") from None
+            raise InitValueError(f"line {number}: expected a name, but got {name}") from None
     return name, TensorDigest(digits, dtype, tuple(map(int, shape.split(",") if shape else ())))
 
 
 def _from_json(name: str, entry: Any) -> TensorDigest:
     tensor = TensorDigest(entry["hex"], entry["dtype"], tuple(entry["shape"]))
     if not _LINE.fullmatch(f"{tensor} name"):
-        raise ValueError(f"{name!r}: expected 16 digits, a dtype and a shape, but got {entry!r}")
+        raise InitValueError(f"{name!r}: expected 16 digits, a dtype and a shape, but got {entry!r}")
     return tensor

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard, Union, get_args
 
+from ..errors import InitRuntimeError, InitTypeError, InitValueError, InitZeroDivisionError
+
 Number = Union[bool, int, float, complex]
 
 
@@ -61,7 +63,7 @@ class Uniform(_Numbers):
     def __post_init__(self) -> None:
         self._settle(low=real_number("low", self.low), high=real_number("high", self.high))
         if not self.low <= self.high:
-            raise RuntimeError(f"uniform expects low <= high, but found low={self.low}, high={self.high}")
+            raise InitRuntimeError(f"uniform expects low <= high, but found low={self.low}, high={self.high}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ class Normal(_Numbers):
     def __post_init__(self) -> None:
         self._settle(mean=real_number("mean", self.mean), std=real_number("std", self.std))
         if not self.std >= 0:
-            raise RuntimeError(f"normal expects std >= 0.0, but found std {self.std}")
+            raise InitRuntimeError(f"normal expects std >= 0.0, but found std {self.std}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +98,11 @@ class TruncatedNormal(_Numbers):
             high=real_number("high", self.high),
         )
         if self.std == 0:
-            raise ZeroDivisionError("trunc_normal expects std > 0.0, but found std 0.0; a Constant needs no std")
+            raise InitZeroDivisionError("trunc_normal expects std > 0.0, but found std 0.0; a Constant needs no std")
         if not self.std > 0:
-            raise RuntimeError(f"trunc_normal expects std > 0.0, but found std {self.std}")
+            raise InitRuntimeError(f"trunc_normal expects std > 0.0, but found std {self.std}")
         if not self.low <= self.high:
-            raise RuntimeError(f"trunc_normal expects bounds a <= b, but found a={self.low}, b={self.high}")
+            raise InitRuntimeError(f"trunc_normal expects bounds a <= b, but found a={self.low}, b={self.high}")
 
 
 class TorchTruncatedNormal(TruncatedNormal):
@@ -139,9 +141,9 @@ class Sparse(_Numbers):
     def __post_init__(self) -> None:
         self._settle(sparsity=real_number("sparsity", self.sparsity), std=real_number("std", self.std))
         if not 0 <= self.sparsity <= 1:
-            raise ValueError(f"sparsity is the share of zeros, from 0 to 1, but got {self.sparsity}")
+            raise InitValueError(f"sparsity is the share of zeros, from 0 to 1, but got {self.sparsity}")
         if not self.std >= 0:
-            raise RuntimeError(f"sparse expects std >= 0.0, but found std {self.std}")
+            raise InitRuntimeError(f"sparse expects std >= 0.0, but found std {self.std}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,22 +203,22 @@ def matrices_of(distribution: Structured, shape: Sequence[int]) -> tuple[int, in
         own = shape[distribution.batch_dims :]
         if len(own) < 2:
             behind = f" after batch_dims={distribution.batch_dims}" if distribution.batch_dims else ""
-            raise ValueError(f"{kind} needs at least 2 dimensions{behind}, but the shape is {shape}")
+            raise InitValueError(f"{kind} needs at least 2 dimensions{behind}, but the shape is {shape}")
         return math.prod(shape[: distribution.batch_dims]), own[0], math.prod(own[1:])
     if isinstance(distribution, (Identity, Sparse)):
         if len(shape) != 2:
-            raise ValueError(f"{kind} needs a matrix, with 2 dimensions, but the shape is {shape}")
+            raise InitValueError(f"{kind} needs a matrix, with 2 dimensions, but the shape is {shape}")
         return 1, shape[0], shape[1]
     if len(shape) not in (3, 4, 5):
-        raise ValueError(
+        raise InitValueError(
             f"{kind} needs the weight of a convolution, with 3, 4 or 5 dimensions, but the shape is {shape}"
         )
     if isinstance(distribution, Dirac) and shape[0] % distribution.groups:
-        raise ValueError(
+        raise InitValueError(
             f"{kind} needs out channels divisible by groups={distribution.groups}, but the shape is {shape}"
         )
     if isinstance(distribution, DeltaOrthogonal) and shape[1] > shape[0]:
-        raise ValueError(f"{kind} needs as many out channels as in channels, or more, but the shape is {shape}")
+        raise InitValueError(f"{kind} needs as many out channels as in channels, or more, but the shape is {shape}")
     return 1, shape[0], math.prod(shape[1:])
 
 
@@ -225,17 +227,17 @@ def _scalar(what: str, value: Any) -> Any:
     if hasattr(value, "item"):
         n = value.numel() if hasattr(value, "numel") else getattr(value, "size", 1)
         if n != 1:
-            raise TypeError(f"{what} must be one number, but got {n}, in a {type(value)}")
+            raise InitTypeError(f"{what} must be one number, but got {n}, in a {type(value)}")
         value = value.item()
     if not isinstance(value, (bool, int, float, complex)):
-        raise TypeError(f"{what} must be a number, but got {value!r} of {type(value)}")
+        raise InitTypeError(f"{what} must be a number, but got {value!r} of {type(value)}")
     return value
 
 
 def _count(what: str, value: Any, least: int) -> int:
     """Returns a whole number that is at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{what} must be a whole number of at least {least}, but got {value!r}")
+        raise InitValueError(f"{what} must be a whole number of at least {least}, but got {value!r}")
     return value
 
 
@@ -251,7 +253,7 @@ def real_number(what: str, value: Any) -> float:
     """
     number = _scalar(what, value)
     if isinstance(number, complex):
-        raise TypeError(f"{what} must be a real number, but got {number!r}")
+        raise InitTypeError(f"{what} must be a real number, but got {number!r}")
     return float(number)
 
 

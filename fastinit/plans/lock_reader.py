@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from torch import nn
 
+from ..errors import InitRuntimeError, InitValueError
 from .geometry import Strided
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, Replay, ReplayEntry
 from .lock_fields import MAX_ELEMENTS, Fields, RefusedError, finite, no_constant, no_key_twice, shown, whole_number
@@ -40,11 +41,11 @@ def read(text: str | bytes, source: str) -> Contents:
         )
         return _contents(document)
     except RefusedError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise InitValueError(f"{source}: {error}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{source}: not the JSON text of a plan: {error}") from None
+        raise InitValueError(f"{source}: not the JSON text of a plan: {error}") from None
     except RecursionError:
-        raise ValueError(f"{source}: not the text of a plan: nested too deeply") from None
+        raise InitValueError(f"{source}: not the text of a plan: nested too deeply") from None
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
@@ -182,4 +183,4 @@ class _Known:
 
 
 def _only_names() -> NoReturn:
-    raise RuntimeError("a plan from a file has names only: give it to fastinit.initialize or fastinit.materialize")
+    raise InitRuntimeError("a plan from a file has names only: give it to fastinit.initialize or fastinit.materialize")

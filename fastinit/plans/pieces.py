@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..errors import InitOverflowError
 from .geometry import Strided, merged, row_major
 from .items import Box
 
@@ -97,7 +98,7 @@ def boxes_in(box: Box, part: Strided, numbers: Strided, shape: Sequence[int]) ->
             left += pieces[::-1]
             n += 1
             if n > MAX_PIECES:
-                raise OverflowError(f"more than {MAX_PIECES} pieces")
+                raise InitOverflowError(f"more than {MAX_PIECES} pieces")
         elif all(first <= piece.begin[dim] and piece.end(dim) < stop for dim, (first, stop) in enumerate(bounds)):
             yield piece.within(box, corner)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InitTypeError, InitValueError
 from . import lock_file, lock_reader
 from .alike import alike
 from .differences import PlanDiff, between, effects_of
@@ -111,7 +112,7 @@ class Plan:
             False
         """
         if not isinstance(other, Plan):
-            raise TypeError(f"diff needs another plan, but got {type(other)}")
+            raise InitTypeError(f"diff needs another plan, but got {type(other)}")
         draws: dict[str, Any] = {}
         pair = [each for each in (self, other) if any(isinstance(i, Fill) and i.is_drawn for i in each.items)]
         if len(pair) == 2:
@@ -167,7 +168,7 @@ class Plan:
             ('contract 1', 1)
         """
         if exact and self.why_not_exact:
-            raise ValueError(
+            raise InitValueError(
                 f"the plan cannot promise its bits: {self.why_not_exact}. exact=False keeps what can be kept"
             )
         lock_file.write(path, self._text(exact))
