@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..errors import InitRuntimeError
 from ..execution.collector import uncollected
 from ..execution.defaults import default_strict
 from ..execution.version_counters import version_of
@@ -106,7 +107,7 @@ def load_checkpoint(
     tree = request.tree(logger=logger)
     result, _ = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
     if default_strict() and not result.copied:
-        raise RuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
+        raise InitRuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
     _log_notes(request, tree, result, logger)
     return tree
 
@@ -143,7 +144,7 @@ def _load(
     check_taken(match.state_dict, (slot.name_in_file for slot in taken))
     _check_assign(assign, taken)
     if not assign and (metas := [slot.name for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
             f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
         )
@@ -164,7 +165,7 @@ def _load(
         # Without modules' own code, all mismatches are known by now, and nothing has been written.
         text = found.text(_without_tied(missing, tree.slots, match.state_dict))
         if strict and text and not tree.own_code:
-            raise RuntimeError(text)
+            raise InitRuntimeError(text)
         descent.commit()
         if assign:
             _settle(module, tree.slots)
@@ -175,7 +176,7 @@ def _load(
     missing = _without_tied(missing, now, copied)
     if text := found.text(missing):
         if strict:
-            raise RuntimeError(text + descent.own_code_line())
+            raise InitRuntimeError(text + descent.own_code_line())
         if is_rank_zero():
             log(text, logger, logging.WARNING)
     mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
@@ -298,7 +299,7 @@ def plan_copy(
     except NotDownloaded:
 
         def not_yet() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
-            raise RuntimeError(f"{source} was not downloaded when the plan was made")
+            raise InitRuntimeError(f"{source} was not downloaded when the plan was made")
 
         return Copy(module, (), source, rule, info, request.assign, False, not_yet, "not downloaded yet")
 
@@ -381,7 +382,7 @@ def _planned(
 def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:
     for slot in slots:
         if assign and is_sharded(slot.tensor):
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{slot.name!r} is distributed, and assign=True would replace its local part by the whole tensor: "
                 f"leave assign out, so that each rank reads its part"
             )

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import InitRuntimeError
+
 # torch passes this option to loading code in the same dict; a file must not set it.
 _NOT_A_FILES = "assign_to_params_buffers"
 
@@ -36,7 +38,7 @@ def checked_metadata(metadata: Any, source: object) -> dict[str, dict[str, Any]]
             if problem:
                 break
     if problem:
-        raise RuntimeError(f"{source}: the versions of modules in its `_metadata` are damaged: {problem}")
+        raise InitRuntimeError(f"{source}: the versions of modules in its `_metadata` are damaged: {problem}")
     return {
         path: {name: value for name, value in local.items() if name != _NOT_A_FILES} for path, local in metadata.items()
     }

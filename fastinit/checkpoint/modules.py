@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
+from ..errors import InitRuntimeError
 from ..naming import WRAPPED, wrapper_classes
 from ..plans import names_line
 from .messages import listed
@@ -175,7 +176,7 @@ class Descent:
 
     def _stop_if_strict(self) -> None:
         if self._strict and self.found.errors:
-            raise RuntimeError(self.found.text([]) + self.own_code_line())
+            raise InitRuntimeError(self.found.text([]) + self.own_code_line())
 
     def own_code_line(self) -> str:
         """Returns the line for an error about modules whose own code has already run, "" if none has."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InitAssertionError, InitRuntimeError, InitTypeError, InitValueError
 from ..execution.collector import uncollected
 from .formats.by_content import Reading
 from .messages import listed
@@ -51,18 +52,18 @@ class Request:
         for name, kind in (("prefix", str), ("key", str), ("strict", bool), ("assign", bool)):
             value = getattr(self, name)
             if not isinstance(value, kind) and (value is not None or kind is bool):
-                raise TypeError(f"{name} must be a {kind.__name__}, but got {value!r}")
+                raise InitTypeError(f"{name} must be a {kind.__name__}, but got {value!r}")
         for revision in self.revise_keys or ():
             if not isinstance(revision, (tuple, list)) or len(revision) != 2:
-                raise TypeError(f"revise_keys must hold (pattern, replacement) pairs, but it holds {revision!r}")
+                raise InitTypeError(f"revise_keys must hold (pattern, replacement) pairs, but it holds {revision!r}")
             try:
                 re.compile(revision[0])
             except re.error as error:
-                raise ValueError(f"revise_keys: {revision[0]!r} is no regular expression: {error}") from error
+                raise InitValueError(f"revise_keys: {revision[0]!r} is no regular expression: {error}") from error
         if isinstance(self.dtype, str):
             object.__setattr__(self, "dtype", getattr(torch, self.dtype.removeprefix("torch."), self.dtype))
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
-            raise TypeError(
+            raise InitTypeError(
                 f"dtype must be a floating-point dtype of torch, such as 'bfloat16', but got {self.dtype!r}"
             )
 
@@ -90,13 +91,13 @@ class Request:
         """
         checkpoint = os.fspath(self.checkpoint)
         if not isinstance(checkpoint, str) or shown_address(checkpoint) != checkpoint:
-            raise ValueError(f"the address {shown_address(checkpoint)!r} holds a secret, or what is no text")
+            raise InitValueError(f"the address {shown_address(checkpoint)!r} holds a secret, or what is no text")
         if self.reading.weights_only is not True or self.reading.allow:
-            raise ValueError(f"{shown_address(checkpoint)}: weights_only=False and allow=... may run code")
+            raise InitValueError(f"{shown_address(checkpoint)}: weights_only=False and allow=... may run code")
         found: dict[str, Any] = {"checkpoint": checkpoint, "prefix": self.prefix, "key": self.key}
         revisions = None if self.revise_keys is None else [list(each) for each in self.revise_keys]
         if not all(isinstance(text, str) for each in revisions or () for text in each):
-            raise ValueError(f"{checkpoint}: revise_keys holds a function or a compiled pattern")
+            raise InitValueError(f"{checkpoint}: revise_keys holds a function or a compiled pattern")
         dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
         found |= {"revise_keys": revisions, "dtype": dtype}
         found |= {name: True for name in ("strict", "assign") if getattr(self, name)}
@@ -155,7 +156,7 @@ class Request:
             state_dict = state_dict_of(tree, self.checkpoint, (), self.key)
             if found := _cut(state_dict, partial(below, prefix=prefix)):
                 return found
-        raise AssertionError(f"{prefix} is not in the pretrained model")
+        raise InitAssertionError(f"{prefix} is not in the pretrained model")
 
 
 def _cut(state_dict: OrderedDict[str, Any], rest: Callable[[str], str | None]) -> OrderedDict[str, Any]:
@@ -196,14 +197,16 @@ def state_dict_of(
         RuntimeError: there are none, they are of a class that is not data, or their module versions are damaged.
     """
     if not isinstance(checkpoint, Mapping):
-        raise RuntimeError(f"No state_dict found in checkpoint file {filename}")
+        raise InitRuntimeError(f"No state_dict found in checkpoint file {filename}")
     found = _nested(checkpoint, filename, key)
     if isinstance(found, Foreign):
         refuse(found)
     if not isinstance(found, Mapping):
-        raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}")
+        raise InitRuntimeError(
+            f"No state_dict found in checkpoint file {filename}: its 'state_dict' is a {type(found)}"
+        )
     if not all(isinstance(name, str) for name in found):
-        raise RuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
+        raise InitRuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
     compiled = _compiled(revisions)
     revised = OrderedDict((_revised(name, compiled), value) for name, value in found.items())
     return with_metadata(revised, checked_metadata(getattr(found, "_metadata", None), filename))
@@ -230,7 +233,7 @@ def _nested(checkpoint: Mapping[Any, Any], filename: object, key: str | None) ->
     for part in key.split("."):
         if not isinstance(found, Mapping) or part not in found:
             keys = [repr(name) for name, value in checkpoint.items() if isinstance(value, Mapping)]
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{filename}: the checkpoint has no key {key!r}. Those that hold dicts are: {', '.join(keys) or 'none'}"
             )
         found = found[part]

@@ -16,6 +16,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from ..errors import InitNotImplementedError, InitRuntimeError, InitValueError
 from ..naming import is_model_wrapper
 from ..replacing import replacing
 from ..shards.dtensor import is_sharded
@@ -46,10 +47,12 @@ def save_checkpoint(
             logging.WARNING,
         )
         if backend_args is not None:
-            raise ValueError('"file_client_args" and "backend_args" cannot be set at the same time.')
+            raise InitValueError('"file_client_args" and "backend_args" cannot be set at the same time.')
     text = os.fspath(filename)
     if text.startswith(("pavi://", "petrel://")):
-        raise NotImplementedError(f"{shown_address(text)}: this storage is not supported. Save to a path or to s3://")
+        raise InitNotImplementedError(
+            f"{shown_address(text)}: this storage is not supported. Save to a path or to s3://"
+        )
     if "://" in text and not text.lower().startswith("file://"):
         options = {key: value for key, value in (backend_args or {}).items() if key != "backend"}
         system, remote = fsspec_for(text).core.url_to_fs(text, **options)
@@ -92,7 +95,7 @@ def check_whole(value: object, name: str = "") -> None:
     if is_sharded(value) or (sharded is not None and isinstance(value, sharded.ShardedTensor)):
         called = f"{name!r} is" if name else f"the checkpoint holds a {type(value).__name__} of shape "
         called += " a distributed tensor" if name else f"{tuple(getattr(value, 'shape', ()))},"
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"{called} of which each rank has its own part only: a file of one rank would hold that part, and every "
             f"rank would write the same file. Gather first, on all ranks: "
             f"torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...errors import InitFileNotFoundError, InitRuntimeError, InitTypeError, InitValueError
 from ...plans import names_line
 from ..storage.files import File, checked_access
 from ..storage.stubs import Foreign, Refusal, one_line, refuse
@@ -67,12 +68,12 @@ class Reading:
         checked_access(self.access)
         object.__setattr__(self, "allow", imported(self.allow))
         if not isinstance(self.weights_only, bool):
-            raise TypeError(f"weights_only must be True or False, but got {self.weights_only!r}")
+            raise InitTypeError(f"weights_only must be True or False, but got {self.weights_only!r}")
         where = self.map_location
         if isinstance(where, (str, torch.device, int)) and not isinstance(where, bool):
             torch.device(where)  # raises if it is no device
         elif not (where is None or callable(where) or isinstance(where, dict)):
-            raise TypeError(f"map_location must be a device, a dict, a function or None, but got {where!r}")
+            raise InitTypeError(f"map_location must be a device, a dict, a function or None, but got {where!r}")
 
     def location_of(self, saved: str) -> torch.device:
         """Returns the device for a tensor that was saved from a device; without a mapping, the CPU.
@@ -117,7 +118,7 @@ def read(
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} can not be found.")
+        raise InitFileNotFoundError(f"{path} can not be found.")
     tree: Any = None
     weight_map: dict[str, str] | None = None
     refusal = Refusal(path)
@@ -137,15 +138,15 @@ def read(
             tree = torch_file.read_legacy(file, reading.location_of, reading.allow, refusal)
         elif head.lstrip().startswith(b"{"):
             if is_shard:
-                raise ValueError("an index cannot be a shard of an index")
+                raise InitValueError("an index cannot be a shard of an index")
             weight_map = _weight_map(file)
         else:
-            raise ValueError(_what_else(head))
+            raise InitValueError(_what_else(head))
     except OSError:  # the file cannot be read, which says nothing about its contents
         raise
     except Exception as error:
         # damaged bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
-        raise RuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
+        raise InitRuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
     if weight_map is not None:
         return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath, names)
     if isinstance(tree, Foreign) and names is None:
@@ -173,9 +174,9 @@ def _in_folder(folder: Path) -> Path:
     names = [entry.name for entry in folder.iterdir()]
     found = chosen_name(names)
     if found is None and (reason := distributed_folder.why_no_list(names)) is not None:
-        raise FileNotFoundError(f"{folder} can not be loaded: {reason}")
+        raise InitFileNotFoundError(f"{folder} can not be loaded: {reason}")
     if found is None:
-        raise FileNotFoundError(
+        raise InitFileNotFoundError(
             f"{folder} can not be loaded: the folder holds none of {', '.join(NAMES_IN_FOLDER)}, and not exactly one "
             f"file that ends with {', '.join(_CHECKPOINT_ENDINGS)}. Give the path of the file"
         )
@@ -194,16 +195,16 @@ def chosen_name(names: Iterable[str]) -> str | None:
 def _weight_map(file: File) -> dict[str, str]:
     """Returns which file holds each key, from an index."""
     if file.size > _MAX_INDEX_BYTES:
-        raise ValueError(f"it begins like an index, but {file.size:,} bytes are no index")
+        raise InitValueError(f"it begins like an index, but {file.size:,} bytes are no index")
     index = file.json_at(0, file.size, "the index has one key twice: {!r}")
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError("it is JSON, but no index of a sharded checkpoint: it has no `weight_map`")
+        raise InitValueError("it is JSON, but no index of a sharded checkpoint: it has no `weight_map`")
     for key, name in weight_map.items():
         if not isinstance(name, str) or not is_beside(name):
-            raise ValueError(f"the index says that {key!r} is in {name!r}, which is not a file beside it")
+            raise InitValueError(f"the index says that {key!r} is in {name!r}, which is not a file beside it")
         if any(unicodedata.category(each) in _UNPRINTED for each in name):
-            raise ValueError(f"the index says that {key!r} is in {name!r}, a name that moves cursors or hides text")
+            raise InitValueError(f"the index says that {key!r} is in {name!r}, a name that moves cursors or hides text")
     return weight_map
 
 
@@ -223,11 +224,13 @@ def _sharded(
     for name, keys in keys_of.items():
         shard_path = fetch(name)
         if not shard_path.is_file():
-            raise FileNotFoundError(f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}")
+            raise InitFileNotFoundError(
+                f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}"
+            )
         shard = read(shard_path, reading, is_shard=True, names=names)
         if not isinstance(shard, dict):
-            raise RuntimeError(f"{path}: its shard {name!r} holds no dict")
+            raise InitRuntimeError(f"{path}: its shard {name!r} holds no dict")
         if absent := [key for key in keys if key not in shard]:
-            raise RuntimeError(f"{path}: its shard {name!r} lacks {names_line('keys', absent)}")
+            raise InitRuntimeError(f"{path}: its shard {name!r} lacks {names_line('keys', absent)}")
         found.update((key, shard[key]) for key in keys)
     return OrderedDict((key, found[key]) for key in weight_map if key in found)

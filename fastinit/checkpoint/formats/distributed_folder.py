@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ...errors import InitFileNotFoundError, InitOSError, InitRuntimeError, InitValueError
 from ...plans import names_line
 from ...shards.dtensor import boxes_of, is_sharded, why_not_shards
 from ..storage.copying import fill
@@ -112,7 +113,7 @@ class FolderStorage(OnDisk):
             OSError, RuntimeError: as ``check``; or the destination's placements are not supported.
         """
         if (reason := why_not_shards(destination)) is not None:
-            raise RuntimeError(reason)
+            raise InitRuntimeError(reason)
         met = sorted(self._meeting(destination), key=lambda each: _place(each[0]))
         pieces = ((view, self._stored(chunk).part(*box)) for chunk, view, box in met)
         return [(view, part if part.dtype == source.dtype else part.turned_into(source.dtype)) for view, part in pieces]
@@ -147,7 +148,7 @@ class FolderStorage(OnDisk):
                 found = saved_tensor.find(file, chunk.offset, chunk.n_bytes)
                 stored = found.of(file)
                 if tuple(stored.shape) != chunk.shape or stored.dtype != self.entry.dtype:
-                    raise ValueError(
+                    raise InitValueError(
                         f"it holds {stored.dtype} of {tuple(stored.shape)}, where the folder's list says "
                         f"{self.entry.dtype} of {chunk.shape}"
                     )
@@ -157,7 +158,7 @@ class FolderStorage(OnDisk):
         except OSError:
             raise
         except Exception as error:  # damaged bytes fail in many ways
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{self.folder.path}: {shown(self.key)} can not be read: its chunk at {chunk.first}, in "
                 f"{shown(chunk.file)} at byte {chunk.offset:,}, is damaged: {one_line(error)}. Nothing can be loaded "
                 f"without it: copy the folder again, or save it anew"
@@ -204,19 +205,19 @@ class Folder:
         try:
             path, status = status_beside(self.path, name, self.path / LIST)
         except FileNotFoundError:
-            raise FileNotFoundError(
+            raise InitFileNotFoundError(
                 f"{self.path}: {shown(name)} can not be found, which {LIST} names for {names_line('keys', keys)}: "
                 f"the folder is incomplete; copy it again"
             ) from None
         except OSError as error:  # a loop of links, a name that is too long, no permission
-            raise OSError(error.errno, f"{self.path}: {shown(name)} can not be opened: {error.strerror}") from None
+            raise InitOSError(error.errno, f"{self.path}: {shown(name)} can not be opened: {error.strerror}") from None
         except ValueError as error:
             listed = names_line("keys", keys)
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{self.path}: {listed} can not be read: {LIST} says they are in {shown(name)}, {error}"
             ) from None
         if end > status.st_size:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{self.path}: {shown(key)} can not be read: it ends at byte {end:,} of {shown(name)}, which has "
                 f"{status.st_size:,}: the file was cut off or is another; copy the folder again"
             )
@@ -234,7 +235,7 @@ class Folder:
                 path, n_bytes, changed = self._found[name]
                 status = os.stat(path)
                 if (status.st_size, status.st_mtime_ns) != (n_bytes, changed):
-                    raise OSError(
+                    raise InitOSError(
                         f"{path}: the file was changed while it was being loaded. Write checkpoints to a new folder"
                     )
                 file = File(path, self._access)
@@ -251,7 +252,7 @@ def _entries_of(folder: Path) -> dict[str, Entry]:
     except OSError:
         raise
     except Exception as error:  # damaged bytes fail in many ways
-        raise RuntimeError(f"{folder / LIST}: the file is damaged or no list: {one_line(error)}") from error
+        raise InitRuntimeError(f"{folder / LIST}: the file is damaged or no list: {one_line(error)}") from error
 
 
 def _list_of(folder: Path) -> bytes:
@@ -259,7 +260,7 @@ def _list_of(folder: Path) -> bytes:
         head = file.read(len(_PICKLE_HEAD))
         n_bytes = os.fstat(file.fileno()).st_size
         if head != _PICKLE_HEAD or n_bytes > _MAX_LIST_BYTES:
-            raise ValueError(f"a file of {n_bytes:,} bytes that begins with {head!r} is no list of contents")
+            raise InitValueError(f"a file of {n_bytes:,} bytes that begins with {head!r} is no list of contents")
         return head + file.read()
 
 
@@ -288,7 +289,7 @@ def read(path: Path, location: torch.device, access: str = "auto") -> OrderedDic
         try:
             found[key] = FolderStorage(folder, key, entry).tensor(location)
         except Exception as error:  # quantized dtypes, sizes that overflow
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{path}: {shown(key)} can not be read: torch makes no tensor of {entry.dtype} of {entry.shape}: "
                 f"{one_line(error)}"
             ) from error

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from ...errors import InitValueError
 from ...execution.collector import uncollected
 from ..storage.stubs import Foreign, Name, Refusal, name_of, shown
 from . import pickles
@@ -179,17 +180,17 @@ def tensors_of(data: bytes, path: object) -> dict[str, Entry]:
 def _checked(contents: Any, refusal: Refusal, n_bytes: int) -> dict[str, Entry]:
     if type(contents) is not _Metadata:
         names = [shown(name)[1:-1] for name in [*refusal.names][:_MAX_NAMES]]
-        raise ValueError(f"it asks for {', '.join(names)}" if names else f"it is {shown(contents)}")
+        raise InitValueError(f"it asks for {', '.join(names)}" if names else f"it is {shown(contents)}")
     state = _fields(contents, "the list")
     listed, places = state.get("state_dict_metadata"), state.get("storage_data")
     if type(listed) is not dict or type(places) is not dict:
-        raise ValueError(f"it lists {shown(listed)}, which lie at {shown(places)}")
+        raise InitValueError(f"it lists {shown(listed)}, which lie at {shown(places)}")
     return _tensors(listed, _places(places), n_bytes)
 
 
 def _fields(record: _Record, what: str) -> Mapping[Any, Any]:
     if type(record.state) is not dict:
-        raise ValueError(f"{what} has the state {shown(record.state)}")
+        raise InitValueError(f"{what} has the state {shown(record.state)}")
     return cast(Mapping[Any, Any], record.state)
 
 
@@ -198,19 +199,19 @@ def _places(places: dict[Any, Any]) -> dict[str, list[Chunk]]:
     found: dict[str, list[Chunk]] = {}
     for index, place in places.items():
         if type(index) is not _Index or type(place) is not _Place:
-            raise ValueError(f"it says that {shown(index)} lies at {shown(place)}")
+            raise InitValueError(f"it says that {shown(index)} lies at {shown(place)}")
         of, at = _fields(index, "an index"), _fields(place, "a place")
         key, first = of.get("fqn"), of.get("offset")
         name, offset, n_bytes = at.get("relative_path"), at.get("offset"), at.get("length")
         if type(key) is not str or type(of.get("index")) not in (int, type(None)):
-            raise ValueError(f"it has a place for {shown(key)}, of the index {shown(of.get('index'))}")
+            raise InitValueError(f"it has a place for {shown(key)}, of the index {shown(of.get('index'))}")
         if first is None:  # not a tensor
             continue
         if type(name) is not str or type(offset) is not int or type(n_bytes) is not int or min(offset, n_bytes) < 0:
-            raise ValueError(f"{shown(key)} lies in {shown(name)} at {shown(offset)}, {shown(n_bytes)} long")
+            raise InitValueError(f"{shown(key)} lies in {shown(name)} at {shown(offset)}, {shown(n_bytes)} long")
         changed = at.get("transform_descriptors")
         if changed is not None and not (type(changed) in (list, tuple) and len(changed) == 0):
-            raise ValueError(
+            raise InitValueError(
                 f"{shown(key)} was transformed by extensions when it was saved: {shown(changed)} (compression, "
                 f"encryption): load it with torch.distributed.checkpoint and the same extensions, and save it without"
             )
@@ -223,22 +224,22 @@ def _tensors(listed: dict[Any, Any], places: dict[str, list[Chunk]], n_bytes: in
     n_chunks = 0
     for key, entry in listed.items():
         if type(key) is not str:
-            raise ValueError(f"it has the key {shown(key)}")
+            raise InitValueError(f"it has the key {shown(key)}")
         if type(entry) is _Bytes:
             continue
         if type(entry) is not _Tensor:
-            raise ValueError(f"its key {shown(key)} is {shown(entry)}")
+            raise InitValueError(f"its key {shown(key)} is {shown(entry)}")
         fields = _fields(entry, shown(key))
         chunks = fields.get("chunks")
         n_chunks += len(chunks) if type(chunks) is list else 0
         if n_chunks > n_bytes:  # many keys can share one list of chunks
-            raise ValueError("it has more chunks than bytes")
+            raise InitValueError("it has more chunks than bytes")
         try:
             shape = _numbers(key, fields.get("size"))
             found[key] = Entry(_dtype(fields.get("properties")), shape, ())
             found[key] = found[key]._replace(chunks=_chunks(key, found[key], chunks, places.get(key, [])))
         except ValueError as error:
-            raise ValueError(f"{shown(key)}: {error}") from None
+            raise InitValueError(f"{shown(key)}: {error}") from None
     return found
 
 
@@ -246,20 +247,20 @@ def _dtype(properties: Any) -> torch.dtype:
     """Returns the dtype among the properties of a tensor; the others describe its memory."""
     state = properties.state if type(properties) is _Properties else None
     if type(state) is not tuple or len(state) != 5:
-        raise ValueError(f"its properties are {shown(state)}")
+        raise InitValueError(f"its properties are {shown(state)}")
     dtype, layout, requires_grad, memory_format, is_pinned = state
     if type(layout) is not str or layout != "torch.strided" or type(dtype) is not torch.dtype:
-        raise ValueError(f"its dtype is {shown(dtype)} and its layout {shown(layout)}, and not torch.strided")
+        raise InitValueError(f"its dtype is {shown(dtype)} and its layout {shown(layout)}, and not torch.strided")
     is_known = type(memory_format) is int and memory_format in _MEMORY_FORMATS.values()
     if not is_known or type(requires_grad) is not bool or type(is_pinned) is not bool:
-        raise ValueError(f"its properties are {shown(state)}")
+        raise InitValueError(f"its properties are {shown(state)}")
     return dtype
 
 
 def _numbers(key: str, numbers: Any) -> tuple[int, ...]:
     is_short = type(numbers) is tuple and len(numbers) <= _MAX_DIMENSIONS
     if not is_short or not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
-        raise ValueError(f"{shown(key)} has a chunk or size of {shown(numbers)}")
+        raise InitValueError(f"{shown(key)} has a chunk or size of {shown(numbers)}")
     return cast(tuple[int, ...], numbers)
 
 
@@ -270,15 +271,15 @@ def _chunks(key: str, tensor: Entry, boxes: Any, places: list[Chunk]) -> tuple[C
         ValueError: they do not tile it, or one has no place, or one that is too short.
     """
     if type(boxes) is not list:
-        raise ValueError(f"its chunks are {shown(boxes)}")
+        raise InitValueError(f"its chunks are {shown(boxes)}")
     found = []
     for box in boxes:
         if type(box) is not _Box:
-            raise ValueError(f"it has the chunk {shown(box)}")
+            raise InitValueError(f"it has the chunk {shown(box)}")
         fields = _fields(box, "a chunk")
         found.append((_numbers(key, fields.get("offsets")), _numbers(key, fields.get("sizes"))))
     if (problem := why_not_tiled(tensor.shape, found)) is not None:
-        raise ValueError(problem)
+        raise InitValueError(problem)
     # Sorted rather than looked up in a dict, where a file could force collisions.
     found = sorted(box for box in found if 0 not in box[1])
     places = sorted(places)
@@ -287,13 +288,13 @@ def _chunks(key: str, tensor: Entry, boxes: Any, places: list[Chunk]) -> tuple[C
         while at < len(places) and places[at].first < first:
             at += 1
         if at == len(places) or places[at].first != first:
-            raise ValueError(f"its chunk at {first} has no place in a file")
+            raise InitValueError(f"its chunk at {first} has no place in a file")
         if at + 1 < len(places) and places[at + 1].first == first:
-            raise ValueError(f"its chunk at {first} has two places")
+            raise InitValueError(f"its chunk at {first} has two places")
         chunk = places[at]._replace(shape=shape)
         n_bytes = math.prod(shape) * tensor.dtype.itemsize
         if chunk.n_bytes < n_bytes:
-            raise ValueError(
+            raise InitValueError(
                 f"its chunk at {first} has {n_bytes:,} bytes, and {chunk.n_bytes:,} in {shown(chunk.file)}"
             )
         chunks.append(chunk)

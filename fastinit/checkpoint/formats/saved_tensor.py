@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...errors import InitValueError
 from ..storage.files import File
 from ..storage.on_disk import FileStorage
 from ..storage.stored import StoredTensor
@@ -84,7 +85,7 @@ def find(file: File, offset: int, n_bytes: int) -> SavedTensor:
     table = _table(stretch)
     roots = [name.removesuffix("data.pkl") for name in table if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        raise ValueError("its archive has no data.pkl in its only folder")
+        raise InitValueError("its archive has no data.pkl in its only folder")
     below = {name[len(roots[0]) :]: line for name, line in table.items() if name.startswith(roots[0])}
     places = {
         name: _bytes_of(stretch, roots[0] + name, *line)
@@ -93,10 +94,10 @@ def find(file: File, offset: int, n_bytes: int) -> SavedTensor:
     }
     start, length = places.get("byteorder", (0, 0))
     if length and stretch.at(start - offset, min(length, len(_LITTLE) + 1)) != _LITTLE:
-        raise ValueError("it was saved on a big-endian machine")
+        raise InitValueError("it was saved on a big-endian machine")
     start, length = places.pop("data.pkl")
     if length > _MAX_PICKLE_BYTES:
-        raise ValueError(f"its pickle of {length:,} bytes is not that of one tensor")
+        raise InitValueError(f"its pickle of {length:,} bytes is not that of one tensor")
     found = SavedTensor(stretch.at(start - offset, length), places)
     found.of(file)  # raises
     return found
@@ -115,7 +116,7 @@ class _Stretch:
     def at(self, offset: int, n_bytes: int) -> bytes:
         """Returns bytes; ValueError if some are outside."""
         if not 0 <= offset <= offset + n_bytes <= self.n_bytes:
-            raise ValueError("its archive reaches beyond its bytes")
+            raise InitValueError("its archive reaches beyond its bytes")
         if offset + n_bytes <= len(self._head):
             return self._head[offset : offset + n_bytes]
         if offset >= self._tail_at:
@@ -128,34 +129,34 @@ def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
     at_end = stretch.n_bytes - _END.size
     magic, *_, n_entries, n_table, at, n_comment = _END.unpack(stretch.at(at_end, _END.size))
     if magic != b"PK\5\6" or n_comment:
-        raise ValueError("it is no archive of torch.save")
+        raise InitValueError("it is no archive of torch.save")
     if at_end >= _LOCATOR.size:
         magic, at_end_64 = _LOCATOR.unpack(stretch.at(at_end - _LOCATOR.size, _LOCATOR.size))
         if magic == b"PK\6\7":
             magic, _, n_entries, n_table, at = _END_64.unpack(stretch.at(at_end_64, _END_64.size))
             if magic != b"PK\6\6":
-                raise ValueError("its archive has no table")
+                raise InitValueError("its archive has no table")
     if n_table > _MAX_TABLE_BYTES:
-        raise ValueError(f"its archive has {n_entries:,} entries, and not one tensor")
+        raise InitValueError(f"its archive has {n_entries:,} entries, and not one tensor")
     lines, found, at = stretch.at(at, n_table), {}, 0
     while at + _LINE.size <= len(lines):
         magic, method, packed, unpacked, n_name, n_extra, n_comment, kind, head = _LINE.unpack_from(lines, at)
         name = str(lines[at + _LINE.size : at + _LINE.size + n_name], "utf-8", "surrogateescape")
         extra = lines[at + _LINE.size + n_name :][:n_extra]
         if magic != b"PK\1\2":
-            raise ValueError("its archive's table is damaged")
+            raise InitValueError("its archive's table is damaged")
         if _IN_EXTRA_32 in (packed, unpacked, head):
             unpacked, packed, head = _long(extra, (unpacked, packed, head))
         if method or packed != unpacked:
-            raise ValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
+            raise InitValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
         if kind & FOLDER and unpacked:
-            raise ValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
+            raise InitValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
         if name in found:
-            raise ValueError(f"its archive has two entries {shown(name)}")
+            raise InitValueError(f"its archive has two entries {shown(name)}")
         found[name] = head, packed
         at += _LINE.size + n_name + n_extra + n_comment
     if at != len(lines) or len(found) != n_entries:
-        raise ValueError("its archive's table is damaged")
+        raise InitValueError("its archive's table is damaged")
     return found
 
 
@@ -171,7 +172,7 @@ def _long(extra: bytes, numbers: tuple[int, ...]) -> tuple[int, ...]:
             if len(long) < numbers.count(_IN_EXTRA_32):
                 break
             return tuple(long.pop(0) if each == _IN_EXTRA_32 else each for each in numbers)
-    raise ValueError("its archive's table is damaged")
+    raise InitValueError("its archive's table is damaged")
 
 
 def _bytes_of(stretch: _Stretch, name: str, head: int, n_bytes: int) -> tuple[int, int]:
@@ -180,16 +181,16 @@ def _bytes_of(stretch: _Stretch, name: str, head: int, n_bytes: int) -> tuple[in
     magic, n_name, n_extra = _LOCAL.unpack(stretch.at(head, _LOCAL.size))
     start = head + _LOCAL.size + n_name + n_extra
     if magic != b"PK\3\4" or n_name != len(encoded) or stretch.at(head + _LOCAL.size, n_name) != encoded:
-        raise ValueError(f"its entry {shown(name)} is not where its archive says")
+        raise InitValueError(f"its entry {shown(name)} is not where its archive says")
     if start + n_bytes > stretch.n_bytes:
-        raise ValueError(f"its entry {shown(name)} reaches beyond its bytes")
+        raise InitValueError(f"its entry {shown(name)} reaches beyond its bytes")
     return stretch.offset + start, n_bytes
 
 
 def _place(places: Places, name: str, n_bytes: int) -> tuple[int, int]:
     start, length = places.get(name, (0, -1))
     if n_bytes > length:
-        raise ValueError(f"its archive has no {shown(name)} of {n_bytes:,} bytes")
+        raise InitValueError(f"its archive has no {shown(name)} of {n_bytes:,} bytes")
     return start, length
 
 
@@ -215,5 +216,5 @@ def _loaded(pickle: bytes, storage_of: Any) -> StoredTensor:
     context = Context(Refusal("a folder"), storage_of, lambda saved: _CPU)
     made, end = context.load(pickle + PADDING, len(pickle))
     if not isinstance(made, StoredTensor) or end != len(pickle) or context.late:
-        raise ValueError(f"it holds {shown(made)}, and not one plain tensor")
+        raise InitValueError(f"it holds {shown(made)}, and not one plain tensor")
     return made

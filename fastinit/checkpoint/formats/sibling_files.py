@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path, PurePosixPath
 
+from ...errors import InitValueError
+
 
 def is_beside(name: str) -> bool:
     """Returns whether a relative path stays below its folder, on every operating system."""
@@ -30,12 +32,12 @@ def status_beside(folder: Path, name: str, listed_in: Path) -> tuple[Path, os.st
         ValueError: it is outside the folder, or no regular file.
     """
     if not is_beside(name):
-        raise ValueError("which is not a path below the folder")
+        raise InitValueError("which is not a path below the folder")
     path = os.path.realpath(folder / name)
     roots = [os.path.realpath(folder), os.path.dirname(os.path.realpath(listed_in))]
     if not any(os.path.commonpath([root, path]) == root for root in roots):
-        raise ValueError(f"which is a link out of the folder, to {path}: copy the folder with the files themselves")
+        raise InitValueError(f"which is a link out of the folder, to {path}: copy the folder with the files themselves")
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("which is no regular file")
+        raise InitValueError("which is no regular file")
     return Path(path), status

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterable
 from typing import Any
 
+from ...errors import InitValueError
 from ..storage.files import File
 from ..storage.on_disk import FileStorage
 from ..storage.stubs import Refusal, shown
@@ -50,28 +51,28 @@ def read_zip(file: File, location_of: Location, allow: Iterable[Any], refusal: R
         entries = archive.infolist()
     names = {entry.filename for entry in entries}
     if len(names) != len(entries):
-        raise ValueError("its archive has two entries of one name")
+        raise InitValueError("its archive has two entries of one name")
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise ValueError("the zip archive was not made by torch.save: it has no data.pkl in its only folder")
+        raise InitValueError("the zip archive was not made by torch.save: it has no data.pkl in its only folder")
     root = pickles[0].removesuffix("data.pkl")
     if root + "constants.pkl" in names:
-        raise ValueError("it is a TorchScript archive: load it with torch.jit.load and take its state_dict()")
+        raise InitValueError("it is a TorchScript archive: load it with torch.jit.load and take its state_dict()")
     records = _records(file, entries)
     # Checksums are not verified: torch can leave them out (set_crc32_options).
     start, n_bytes = records.get(root + "byteorder", (0, 0))
     if n_bytes and file.bytes_at(start, min(n_bytes, len(_LITTLE) + 1)) != _LITTLE:
-        raise ValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
+        raise InitValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
     storages: dict[str, FileStorage] = {}
 
     def storage_of(key: str, n_bytes: int) -> FileStorage:
         if key not in storages:
             place = records.get(f"{root}data/{key}")
             if place is None:
-                raise ValueError(f"its pickle names the storage {shown(key)}, which the archive does not hold")
+                raise InitValueError(f"its pickle names the storage {shown(key)}, which the archive does not hold")
             storages[key] = FileStorage(file, *place)
         if n_bytes > storages[key].n_bytes:
-            raise ValueError(f"the storage {shown(key)} has {storages[key].n_bytes:,} bytes and not {n_bytes:,}")
+            raise InitValueError(f"the storage {shown(key)} has {storages[key].n_bytes:,} bytes and not {n_bytes:,}")
         return storages[key]
 
     context = Context(refusal, storage_of, location_of, allow)
@@ -100,22 +101,22 @@ def _records(file: File, entries: list[zipfile.ZipInfo]) -> dict[str, tuple[int,
     for entry in sorted(entries, key=lambda entry: (entry.header_offset, entry.file_size)):
         name = entry.orig_filename
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise ValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
+            raise InitValueError(f"its entry {shown(name)} is compressed, which torch.save never does")
         if entry.external_attr & FOLDER and entry.file_size:
-            raise ValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
+            raise InitValueError(f"its entry {shown(name)} is marked as a folder, whose bytes torch would not read")
         if entry.header_offset < end:
-            raise ValueError(f"its entry {shown(name)} overlaps the one before it")
+            raise InitValueError(f"its entry {shown(name)} overlaps the one before it")
         # Names are UTF-8 if flagged, else ASCII, which zipfile decodes as cp437.
         encoded = name.encode("utf-8" if entry.flag_bits & _UTF8_FLAG else "cp437")
         header = file.bytes_at(entry.header_offset, _LOCAL_HEADER.size + len(encoded))
         if len(header) < _LOCAL_HEADER.size:
-            raise ValueError(f"its entry {shown(name)} does not lie within the file")
+            raise InitValueError(f"its entry {shown(name)} does not lie within the file")
         magic, n_name, n_extra = _LOCAL_HEADER.unpack_from(header)
         start = entry.header_offset + _LOCAL_HEADER.size + n_name + n_extra
         if magic != ZIP_HEAD or start + entry.file_size > file.size:
-            raise ValueError(f"its entry {shown(name)} does not lie within the file")
+            raise InitValueError(f"its entry {shown(name)} does not lie within the file")
         if n_name != len(encoded) or header[_LOCAL_HEADER.size :] != encoded:
-            raise ValueError(f"its entry {shown(name)} has another name in front of its bytes")
+            raise InitValueError(f"its entry {shown(name)} has another name in front of its bytes")
         end = start + entry.file_size
         records[entry.filename] = (start, entry.file_size)
     return records
@@ -146,7 +147,7 @@ def _read_legacy(
     def storage_of(key: str, n_bytes: int) -> FileStorage:
         storage = storages.setdefault(key, FileStorage(file, -1, n_bytes))
         if storage.n_bytes != n_bytes:
-            raise ValueError(f"the storage {shown(key)} has two lengths")
+            raise InitValueError(f"the storage {shown(key)} has two lengths")
         return storage
 
     head = LEGACY_HEAD.match(data)
@@ -155,21 +156,23 @@ def _read_legacy(
     context = Context(refusal, storage_of, location_of, allow)
     version, at = trusting_nobody.load(data, end, head.end())
     if type(version) is not int or version != _LEGACY_PROTOCOL:
-        raise ValueError("it has an unknown version")
+        raise InitValueError("it has an unknown version")
     system, at = trusting_nobody.load(data, end, at)
     if type(system) is not dict or system.get("little_endian") is not True:
-        raise ValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
+        raise InitValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
     tree, at = context.load(data, end, at)
     keys, at = trusting_nobody.load(data, end, at)
     is_list = type(keys) is list and len(keys) == len(storages) and all(type(key) is str for key in keys)
     if not is_list or set(keys) != set(storages):
-        raise ValueError("it does not hold the storages that its pickle names")
+        raise InitValueError("it does not hold the storages that its pickle names")
     for key in keys:
         storage = storages[key]
         n_elements = int.from_bytes(file.bytes_at(at, 8), "little")
         storage.offset, at = at + 8, at + 8 + storage.n_bytes
         if at > file.size:
-            raise ValueError(f"it ends before the storage {shown(key)} does")
+            raise InitValueError(f"it ends before the storage {shown(key)} does")
         if storage.n_bytes % max(n_elements, 1) or (n_elements == 0) != (storage.n_bytes == 0):
-            raise ValueError(f"the storage {shown(key)} of {storage.n_bytes:,} bytes claims {n_elements:,} elements")
+            raise InitValueError(
+                f"the storage {shown(key)} of {storage.n_bytes:,} bytes claims {n_elements:,} elements"
+            )
     return _checked(tree, context)

@@ -9,6 +9,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...errors import InitValueError
 from ..messages import MAX_SHOWN, shown
 
 # RFC 3986's reserved and unreserved characters, which are sent unchanged. Others are percent-encoded, as in browsers;
@@ -52,9 +53,9 @@ class Address:
         """Parses an address from a user, or from a redirect."""
         safe_text = shown_address(text)
         if text != text.strip():
-            raise ValueError(f"the address {safe_text!r} begins or ends with a blank or a line end")
+            raise InitValueError(f"the address {safe_text!r} begins or ends with a blank or a line end")
         if any(ord(character) < 32 or ord(character) == 127 for character in text):
-            raise ValueError(f"the address {safe_text} holds a control character, which no address can")
+            raise InitValueError(f"the address {safe_text} holds a control character, which no address can")
         try:
             text.encode("utf-8")
             parts = urllib.parse.urlsplit(text)
@@ -62,10 +63,10 @@ class Address:
             port = urllib.parse.urlsplit(f"//{host_and_port}").port
         except ValueError as error:  # its message may quote the password
             why = "a character that cannot be sent" if isinstance(error, UnicodeError) else "an invalid host or port"
-            raise ValueError(f"the address {safe_text} holds {why}") from None
+            raise InitValueError(f"the address {safe_text} holds {why}") from None
         scheme = parts.scheme.lower()
         if scheme not in _DEFAULT_PORTS:
-            raise ValueError(f"the address {safe_text} is neither http nor https")
+            raise InitValueError(f"the address {safe_text} is neither http nor https")
         host = _ascii_host(host_and_port, safe_text)
         netloc = host if port is None else f"{host}:{port}"
         path = _encoded(parts.path, safe=_SAFE.replace("?", "").replace("#", ""))
@@ -88,7 +89,7 @@ class Address:
         """
         name = urllib.parse.unquote(urllib.parse.urlsplit(self.url).path.rpartition("/")[2])
         if not name or name in (".", "..") or any(character in name for character in "/\\\0"):
-            raise ValueError(f"the address {self.shown!r} names no file")
+            raise InitValueError(f"the address {self.shown!r} names no file")
         return "".join(each if each.isprintable() else urllib.parse.quote(each) for each in name)
 
     @property
@@ -132,7 +133,7 @@ def _ascii_host(host_and_port: str, safe_text: str) -> str:
         except UnicodeError:
             host = ""
     if not _HOST.fullmatch(host):
-        raise ValueError(f"the address {safe_text} has no valid host")
+        raise InitValueError(f"the address {safe_text} has no valid host")
     return host
 
 

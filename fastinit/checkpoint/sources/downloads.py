@@ -13,6 +13,7 @@ from pathlib import Path
 import filelock
 import torch
 
+from ...errors import InitRuntimeError
 from ..messages import shown
 from ..mmengine_log import log
 from .addresses import Address
@@ -120,7 +121,7 @@ def cached(path: Path, source: str, fetch: Callable[[Path], None], *, offline: b
                 if (problem := _problem_of(partial, path.name, source)) is not None:
                     partial.unlink()
                     note_of(partial).unlink(missing_ok=True)
-                    raise RuntimeError(problem)
+                    raise InitRuntimeError(problem)
                 partial.replace(path)
                 note_of(partial).unlink(missing_ok=True)
     return path
@@ -173,7 +174,7 @@ def _fetch(address: Address, partial: Partial, progress: bool) -> None:
             except Changed as change:
                 partial.forget()
                 if is_anew:
-                    raise RuntimeError(
+                    raise InitRuntimeError(
                         f"{source}: the file does not stay the same while it is downloaded: {change}. Nothing was kept"
                     ) from None
                 is_anew = True
@@ -183,7 +184,7 @@ def _fetch(address: Address, partial: Partial, progress: bool) -> None:
                 problem, wait = str(interrupted), max(pause, interrupted.wait_s)
             if attempt == ATTEMPTS or wait > MAX_PAUSE_S:
                 asks = f" and asks to wait for {wait:,.0f} seconds" if wait > MAX_PAUSE_S else ""
-                raise RuntimeError(
+                raise InitRuntimeError(
                     f"{source}: the download failed {attempt} times, at last because: {problem}{asks}. "
                     f"{partial.settled()}"
                 )

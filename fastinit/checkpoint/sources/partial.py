@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...errors import InitRuntimeError
+
 # A Last-Modified within a second of the answer cannot distinguish two versions of that second (RFC 9110, 8.8.2.2).
 _STRONG_AFTER_S = 1.0
 # Entity tags are hashes or times; servers refuse longer headers.
@@ -118,7 +120,7 @@ class Partial:
         except OSError:
             return
         if n_bytes > free:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{self.source}: {n_bytes:,} bytes are to be downloaded, and the disk of {self.path.parent} has room "
                 f"for {free:,}. Make room, or set TORCH_HOME to a folder elsewhere"
             )
@@ -170,11 +172,11 @@ def on_disk(folder: Path, source: str, kept: Callable[[], str] | None = None) ->
         reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno in _FULL:
             rest = f" {kept()}." if kept is not None else ""
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{source}: the disk of {folder} is full ({reason}).{rest} Make room, or set TORCH_HOME to a folder "
                 f"elsewhere"
             ) from error
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"{source}: the cache of downloads, {folder}, cannot be made or written ({reason}). Set TORCH_HOME to a "
             f"folder that can, or download the file and give its path"
         ) from error

@@ -8,6 +8,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from ...errors import InitFileNotFoundError, InitImportError, InitNotImplementedError, InitRuntimeError, InitValueError
 from ..formats.by_content import NAMES_IN_FOLDER, chosen_name
 from ..messages import listed, shown
 from .addresses import shown_address
@@ -31,10 +32,10 @@ def locate_hf(filename: str, offline: bool) -> Located:
         import huggingface_hub
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
-        raise ImportError(f"{shown(filename)} needs huggingface_hub: pip install 'torch-fastinit[hf]'") from error
+        raise InitImportError(f"{shown(filename)} needs huggingface_hub: pip install 'torch-fastinit[hf]'") from error
     found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/(.+))?", filename)
     if found is None:
-        raise ValueError(
+        raise InitValueError(
             f"{shown_address(filename)!r} must be hf://org/name, hf://org/name@revision or either with /path/of/a/file"
         )
     repository, revision, name = found[1], found[2] and found[2].replace("%2F", "/"), found[3]
@@ -60,7 +61,7 @@ def locate_hf(filename: str, offline: bool) -> Located:
         held = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
         name = chosen_name(held)
         if name is None:
-            raise FileNotFoundError(
+            raise InitFileNotFoundError(
                 f"{shown(filename)}: none of its files is named as checkpoints are. Name one: "
                 f"{listed(sorted(held), 20)}"
             )
@@ -73,7 +74,9 @@ def fsspec_for(filename: str) -> Any:
     try:
         import fsspec
     except ImportError as error:
-        raise ImportError(f"{shown_address(filename)} needs fsspec: pip install 'torch-fastinit[remote]'") from error
+        raise InitImportError(
+            f"{shown_address(filename)} needs fsspec: pip install 'torch-fastinit[remote]'"
+        ) from error
     return fsspec
 
 
@@ -87,7 +90,7 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
     try:
         system, remote = fsspec.core.url_to_fs(filename)
     except (ImportError, ValueError) as error:
-        raise ImportError(
+        raise InitImportError(
             f"{shown_address(filename)}: fsspec cannot reach {protocol}:// as it is installed: {shown(error)}"
         ) from None
 
@@ -96,7 +99,7 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
         try:
             version = system.ukey(path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"{source} can not be found.") from None
+            raise InitFileNotFoundError(f"{source} can not be found.") from None
         except NotImplementedError:
             version = repr(sorted(system.info(path).items(), key=str))
         folder = hashlib.sha256(f"{protocol}://{path} {version}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -106,7 +109,7 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
                 system.get_file(path, str(partial))
                 n_bytes, size = partial.stat().st_size, system.info(path).get("size")
                 if size is not None and n_bytes != size:
-                    raise RuntimeError(f"{source}: {n_bytes:,} of {size:,} bytes came. Nothing was kept; try again")
+                    raise InitRuntimeError(f"{source}: {n_bytes:,} of {size:,} bytes came. Nothing was kept; try again")
             except BaseException:
                 partial.unlink(missing_ok=True)  # it cannot be resumed
                 raise
@@ -123,7 +126,7 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
 def locate_ceph(filename: str, offline: bool) -> Located:
     """Refuses addresses of petrel, which only runs inside one company."""
     address = shown_address("s3://" + filename.partition("://")[2])
-    raise NotImplementedError(
+    raise InitNotImplementedError(
         f"{shown_address(filename)}: petrel's storage is not supported. If the server speaks S3, use {address!r} "
         f"(pip install s3fs; its address is FSSPEC_S3_ENDPOINT_URL), else download the file and give its path"
     )
@@ -131,6 +134,6 @@ def locate_ceph(filename: str, offline: bool) -> Located:
 
 def locate_pavi(filename: str, offline: bool) -> Located:
     """Refuses addresses of pavi, which only runs inside one company."""
-    raise NotImplementedError(
+    raise InitNotImplementedError(
         f"{shown_address(filename)}: pavi's model cloud is not supported. Download the file and give its path"
     )

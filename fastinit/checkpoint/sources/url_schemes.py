@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...errors import InitFileNotFoundError, InitKeyError, InitRuntimeError, InitTypeError
 from ..formats.by_content import Reading, Wants, read
 from ..mmengine_log import log
 from ..storage.trees import read_everything
@@ -88,7 +89,7 @@ class CheckpointLoader:
         prefixes = [prefixes] if isinstance(prefixes, str) else list(prefixes)
         for prefix in prefixes:
             if prefix in cls._schemes and not force:
-                raise KeyError(
+                raise InitKeyError(
                     f'{prefix} is already registered as a loader backend, add "force=True" if you want to override it'
                 )
         cls._schemes.update(dict.fromkeys(prefixes, loader))
@@ -148,7 +149,7 @@ def tree_of(
     """
     text = os.fspath(filename)
     if not isinstance(text, str):
-        raise TypeError(f"a checkpoint's name must be text or a path, but got {filename!r}")
+        raise InitTypeError(f"a checkpoint's name must be text or a path, but got {filename!r}")
     loader = CheckpointLoader._get_checkpoint_loader(text)
     scheme = next(
         (scheme for own, scheme in SCHEMES.items() if own is loader), None
@@ -169,7 +170,7 @@ def _tree_at(located: Located, reading: Reading, wants: Wants | None = None) -> 
         if not located.is_copy or _DAMAGED not in str(error):
             raise
         link = " and the file it links to" if located.path.is_symlink() else ""  # as in the Hub's cache
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"{error}. It is a file of the cache: delete it{link}, and the next call gets it again"
         ) from error.__cause__
     return tree if located.below is None else only_below(tree, located.below)
@@ -190,7 +191,7 @@ def _locate_local(filename: str, offline: bool) -> Located:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", filename)
     known = ", ".join(sorted(prefix for prefix in CheckpointLoader._schemes if prefix.endswith("://")))
     hint = f" The scheme {scheme[1]}:// is not known; known are {known}" if scheme and scheme[1] != "file" else ""
-    raise FileNotFoundError(f"{shown_address(filename)} can not be found.{hint}")
+    raise InitFileNotFoundError(f"{shown_address(filename)} can not be found.{hint}")
 
 
 # --- the loaders, with mmengine's names ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ...errors import InitFileNotFoundError, InitKeyError, InitRuntimeError
 from ..messages import shown
 from ..mmengine_log import log
 from .addresses import as_path
@@ -37,9 +38,9 @@ def table_of(name: str) -> dict[str, str]:
         try:
             added = json.loads(own.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise RuntimeError(f"{own}: the file should be JSON, names with addresses: {error}") from error
+            raise InitRuntimeError(f"{own}: the file should be JSON, names with addresses: {error}") from error
         if not isinstance(added, dict) or not all(isinstance(value, str) for value in added.values()):
-            raise RuntimeError(f"{own}: the file should be a dict of names with addresses")
+            raise InitRuntimeError(f"{own}: the file should be a dict of names with addresses")
         table |= added
     return table
 
@@ -105,7 +106,7 @@ def address_of(table: Mapping[str, str], name: str, scheme: str) -> str:
     if name not in table:
         near = difflib.get_close_matches(name, table, 3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Known are: {', '.join(sorted(table))}"
-        raise KeyError(f"{scheme}://{shown(name)}: no checkpoint of that name.{hint}")
+        raise InitKeyError(f"{scheme}://{shown(name)}: no checkpoint of that name.{hint}")
     return table[name]
 
 
@@ -122,7 +123,7 @@ def _at(address: str, offline: bool, below: str | None = None) -> Located:
         return Located(download(address, offline=offline), below=below, is_copy=True)
     path = home() / as_path(address)
     if not path.is_file():
-        raise FileNotFoundError(f"{shown(path)} can not be found.")
+        raise InitFileNotFoundError(f"{shown(path)} can not be found.")
     return Located(path, below=below)
 
 

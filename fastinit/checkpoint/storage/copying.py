@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ...errors import InitOSError, InitRuntimeError
 from ...execution.allocation import allocate_like
 from ...shards.dtensor import is_sharded, why_not_shards
 from .batches import run
@@ -61,13 +62,13 @@ class Copies:
             RuntimeError: it cannot be made, as far as shapes, dtypes and placements show.
         """
         if nn.parameter.is_lazy(destination):
-            raise RuntimeError("it has no shape yet, and its module takes none from the checkpoint")
+            raise InitRuntimeError("it has no shape yet, and its module takes none from the checkpoint")
         if is_sharded(destination):
             if type(source) is StoredTensor and not source.is_read:
                 if destination.shape != source.geometry.shape:
-                    raise RuntimeError(f"shapes {tuple(destination.shape)} and {source.geometry.shape}")
+                    raise InitRuntimeError(f"shapes {tuple(destination.shape)} and {source.geometry.shape}")
                 if (reason := why_not_shards(destination)) is not None:
-                    raise RuntimeError(reason)
+                    raise InitRuntimeError(reason)
         else:
             dtype = source.geometry.dtype if type(source) is StoredTensor else getattr(source, "dtype", None)
             into = destination.dtype
@@ -77,7 +78,7 @@ class Copies:
                 and is_memory(destination)
                 and (problem := _why_not_turned(dtype, into))
             ):
-                raise RuntimeError(problem)
+                raise InitRuntimeError(problem)
         self._noted.append(_Copy(destination, source, name))
 
     def make(self, *, all_or_nothing: bool = False) -> list[Failed]:
@@ -169,7 +170,7 @@ def _check(copies: Iterable[_Copy]) -> None:
         storage = source.storage_in_file
         n_elements = storage.n_bytes // source.dtype_in_file.itemsize
         if not 0 <= source.offset_in_storage <= n_elements - _span(source):
-            raise RuntimeError(f"{storage.path}: {copy.name!r} does not lie within its bytes of the file")
+            raise InitRuntimeError(f"{storage.path}: {copy.name!r} does not lie within its bytes of the file")
         storage.check(copy.destination, unchanged)
 
 
@@ -198,7 +199,8 @@ def partly_loaded(error: Exception) -> Exception:
     line = "The model may be partly loaded"
     if line in str(error) or not isinstance(error, (OSError, RuntimeError)):
         return error
-    return (OSError if isinstance(error, OSError) else RuntimeError)(f"{error}. {line}")
+    kind = InitOSError if isinstance(error, OSError) else InitRuntimeError
+    return kind(f"{error}. {line}", place=getattr(error, "place", None))
 
 
 def _reported(error: Exception, has_begun: bool) -> Exception:

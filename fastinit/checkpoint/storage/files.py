@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ...errors import InitOSError, InitValueError
+
 ACCESS = ("auto", "map", "read")
 # On these, a page fault is a round trip to a server for 4 to 64 KiB, and some let another machine truncate a mapped
 # file without notice.
@@ -67,7 +69,7 @@ class File:
         """
         status = os.fstat(self.fd)
         if status.st_size != self.size or status.st_mtime_ns != self._changed:
-            raise OSError(
+            raise InitOSError(
                 f"{self.path}: the file was changed while it was being loaded (it had {self.size:,} bytes, and has "
                 f"{status.st_size:,}). Write checkpoints to a new file and rename it, so that readers keep the old one"
             )
@@ -82,7 +84,7 @@ class File:
         def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             found = dict(pairs)
             if len(found) != len(pairs):
-                raise ValueError(twice.format(Counter(name for name, _ in pairs).most_common(1)[0][0]))
+                raise InitValueError(twice.format(Counter(name for name, _ in pairs).most_common(1)[0][0]))
             return found
 
         return json.loads(self.bytes_at(offset, n_bytes).decode("utf-8"), object_pairs_hook=without_duplicates)
@@ -99,7 +101,9 @@ class File:
             n_read = os.preadv(self.fd, destinations, offset)
             if n_read == 0:
                 self.check()
-                raise OSError(f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read")
+                raise InitOSError(
+                    f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read"
+                )
 
     def hurry(self) -> None:
         """Advises the system that most of the file will be read sequentially, so that it reads ahead."""
@@ -139,7 +143,7 @@ class File:
 def checked_access(access: str) -> str:
     """Returns ``access`` if it is a known one, else raises ValueError."""
     if access not in ACCESS:
-        raise ValueError(f"access must be one of {', '.join(map(repr, ACCESS))}, but got {access!r}")
+        raise InitValueError(f"access must be one of {', '.join(map(repr, ACCESS))}, but got {access!r}")
     return access
 
 

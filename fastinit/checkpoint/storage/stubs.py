@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from ...errors import InitRuntimeError, kind_of
+
 # A longer name or key is no use to a reader.
 _MAX_SHOWN_CHARACTERS = 100
 # More than shapes usually have.
@@ -56,7 +58,7 @@ def _one(value: object, n_items: int) -> str:
 
 def one_line(error: BaseException) -> str:
     """Returns an error's message as one printable line of bounded length; the error's name if it has none."""
-    return printable(str(error), _MAX_LINE) or type(error).__name__
+    return printable(str(error), _MAX_LINE) or kind_of(error)
 
 
 def printable(text: str, longest: int) -> str:
@@ -81,7 +83,7 @@ class Refusal:
         # Only names in the file can be allowed; others (a dtype of objects) describe a value.
         allowable = [each for each in names if each in self.names]
         instead = f"; or allow-list the types, e.g. allow=[{allowable[0]!r}]" if allowable else ""
-        return RuntimeError(
+        return InitRuntimeError(
             f"{self.path}: the file holds more than tensors and plain containers: it asks for {listed}, and loading "
             f"that could run code that came with the file. If you trust it, pass weights_only=False{instead}"
         )

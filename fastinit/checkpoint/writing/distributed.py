@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import torch
 
+from ...errors import InitRuntimeError
 from .behind import Behind
 from .contents import Content, Made, Range, Values
 from .safetensors import shards_of
@@ -95,7 +96,7 @@ def _classes() -> tuple[Any, Any]:
     try:
         found = [importlib.import_module(f"torch.distributed.checkpoint.{name}") for name in ("metadata", "filesystem")]
     except ImportError as error:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"write: format='dcp' needs torch.distributed.checkpoint, which this torch lacks: {error}"
         ) from error
     return found[0], found[1]

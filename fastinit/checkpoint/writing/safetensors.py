@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from ...errors import InitTypeError
 from ...plans import names_line
 from ..formats.safetensors_file import DTYPES
 from .behind import PIECES, Behind
@@ -103,7 +104,7 @@ def layout_of(
         TypeError: a dtype is none that the format has.
     """
     if unknown := [f"{each.name} ({each.dtype})" for each in contents if each.dtype not in _CODE_OF]:
-        raise TypeError(f"write: {names_line('tensors have dtypes that safetensors does not have', unknown)}")
+        raise InitTypeError(f"write: {names_line('tensors have dtypes that safetensors does not have', unknown)}")
     shards = shards_of(contents, max_shard_bytes)
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:

@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import filelock
 
+from ...errors import InitFileExistsError, InitRuntimeError
+
 _FORMAT = 1
 JOURNALS = ".*.writing"
 """Which files of a folder say that a checkpoint of it is not finished."""
@@ -70,7 +72,7 @@ def write_files(folder: Path, layout: Layout, *, overwrite: bool) -> list[str]:
             if writer.is_same and folder / layout.final in there:  # a call was killed between its last two steps
                 writer.forget()
                 return list(layout.jobs)
-            raise FileExistsError(
+            raise InitFileExistsError(
                 f"{there[0]}: there is a checkpoint already. Pass overwrite=True to replace it, or another path"
             )
         writer.clear(there)
@@ -189,7 +191,7 @@ def _sole_writer(folder: Path, layout: Layout) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"{folder}: another process is writing this checkpoint. Under torchrun, call write on one rank only"
         ) from None
     try:

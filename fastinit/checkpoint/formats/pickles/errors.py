@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ....errors import InitValueError
 
-class PickleError(ValueError):
+
+class PickleError(InitValueError):
     """A pickle is damaged, or does more than data ever need."""
 
 

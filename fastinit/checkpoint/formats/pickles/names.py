@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ....errors import InitTypeError, InitValueError
 from ...storage.stored import Storage
 from ...storage.stubs import Foreign, Name, Refusal, like, name_of, shown
 from ...storage.trees import PlainObject
@@ -240,8 +241,8 @@ def imported(allow: Iterable[Any]) -> tuple[Any, ...]:
             try:
                 each = getattr(importlib.import_module(module), name)
             except (ImportError, AttributeError, ValueError) as error:
-                raise ValueError(f"allow={each!r} cannot be imported: {error}") from error
+                raise InitValueError(f"allow={each!r} cannot be imported: {error}") from error
         if not hasattr(each, "__qualname__"):
-            raise TypeError(f"allow must hold classes, functions or import paths, but it holds {each!r}")
+            raise InitTypeError(f"allow must hold classes, functions or import paths, but it holds {each!r}")
         found.append(each)
     return tuple(found)
