@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from ..errors import InitRuntimeError, InitTypeError, InitValueError
 from ..plans import Fill
 from ..shards.dtensor import why_not_shards
 from . import cpp_backend, cuda_backend, torch_backend, triton_backend
@@ -84,9 +85,9 @@ def checked(name: str) -> str:
         ValueError: there is no backend of that name.
     """
     if not isinstance(name, str):
-        raise TypeError(f"backend must be a str, but got {name!r} of {type(name)}")
+        raise InitTypeError(f"backend must be a str, but got {name!r} of {type(name)}")
     if name != AUTO and name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose from {', '.join([AUTO, *BACKENDS])}")
+        raise InitValueError(f"unknown backend {name!r}; choose from {', '.join([AUTO, *BACKENDS])}")
     return name
 
 
@@ -115,13 +116,13 @@ class Choice:
             RuntimeError: none has them, or the one that was asked for has others.
         """
         if self.asked != AUTO and numbers != BACKENDS[self.asked].NUMBERS:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"the plan has the numbers of {numbers!r}, and the backend {self.asked!r} gives those of "
                 f"{BACKENDS[self.asked].NUMBERS!r}: leave backend out, or name another"
             )
         if all(numbers != backend.NUMBERS for backend in BACKENDS.values()):
             known = dict.fromkeys(backend.NUMBERS for backend in BACKENDS.values())
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"the plan has the numbers of {numbers!r}, which this version of fastinit does not have; it has: "
                 f"{', '.join(known)}"
             )

@@ -10,6 +10,7 @@ import torch
 
 from ..contract import records as lowering
 from ..contract.gpu_work import Trips, device_work
+from ..errors import InitRuntimeError
 from ..plans import Fill
 from . import structured
 
@@ -62,7 +63,7 @@ def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
         return 0
     device = fills[0].tensor.device
     if reason := why_not_now(device):  # the fills were checked earlier, and may have been pending since
-        raise RuntimeError(reason)
+        raise InitRuntimeError(reason)
 
     def draw(plain: Sequence[Fill]) -> int:
         n_launches = 0

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..errors import InitRuntimeError
 from ..plans import (
     Constant,
     DeltaOrthogonal,
@@ -263,7 +264,7 @@ def _truncated_normal_through_float32(
 ) -> None:
     # bfloat16 has 256 numbers in [0.5, 1): drawn in bfloat16, one value in 500 would land on a bound 100 sigma out.
     if not tensor.is_floating_point():
-        raise RuntimeError(f"trunc_normal needs a floating-point dtype, but the tensor is {tensor.dtype}")
+        raise InitRuntimeError(f"trunc_normal needs a floating-point dtype, but the tensor is {tensor.dtype}")
     for part in _parts(tensor):
         if part.dtype in (torch.float32, torch.float64):
             _truncated_normal(part, distribution, generator, open_low=True)

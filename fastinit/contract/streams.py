@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InitTypeError, InitValueError
+
 MASK32 = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF
 MAX_SEED = MASK64
@@ -115,8 +117,8 @@ def check_seed(seed: object) -> int:
         ValueError: it is not within 0 to 2^64 - 1.
     """
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an integer from 0 to 2**64 - 1, but got {seed!r} of {type(seed)}")
+        raise InitTypeError(f"seed must be an integer from 0 to 2**64 - 1, but got {seed!r} of {type(seed)}")
     number = seed.__index__()
     if not 0 <= number <= MAX_SEED:
-        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, but got {number}")
+        raise InitValueError(f"seed must be an integer from 0 to 2**64 - 1, but got {number}")
     return int(number)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
 
+from ..errors import InitValueError
+
 # 50 digits: Q(7) is taken from 1/2 and loses 12 of them, and what is left is rounded to a float.
 _CONTEXT = Context(prec=50, Emin=MIN_EMIN, Emax=MAX_EMAX)
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097")
@@ -70,7 +72,7 @@ def truncation(mean: float, std: float, low: float, high: float, double: bool = 
         if alpha >= 0:
             alpha, beta, sign = -beta, -alpha, -1
         if beta < -MAX_SIGMA:
-            raise ValueError(f"[{low}, {high}] lies more than {MAX_SIGMA:.0e} standard deviations from the mean")
+            raise InitValueError(f"[{low}, {high}] lies more than {MAX_SIGMA:.0e} standard deviations from the mean")
         lower, upper = upper_tail(-alpha), upper_tail(beta)
         below = 1 - upper if beta > 0 else upper_tail(-beta)  # the probability below beta
         if beta > -_TAIL_BEYOND:

@@ -11,6 +11,7 @@ from typing import Literal, Union
 
 from ..backends import checked
 from ..contract.streams import check_seed, fold_in
+from ..errors import InitValueError
 from ..registry import allowing_imports
 
 ENVIRONMENT_VARIABLE = "FASTINIT_BACKEND"
@@ -93,7 +94,7 @@ def check_default_backend() -> None:
     try:
         checked(name or "auto")
     except ValueError as error:
-        raise ValueError(f"the environment variable {ENVIRONMENT_VARIABLE}: {error}") from None
+        raise InitValueError(f"the environment variable {ENVIRONMENT_VARIABLE}: {error}") from None
 
 
 def default_strict() -> Strict:
@@ -103,7 +104,7 @@ def default_strict() -> Strict:
         return defaults.strict
     text = os.environ.get(STRICT_VARIABLE, "").lower()
     if text not in _STRICT_TEXTS:
-        raise ValueError(f"{STRICT_VARIABLE} must be one of 0, 1 and complete, but it is {text!r}")
+        raise InitValueError(f"{STRICT_VARIABLE} must be one of 0, 1 and complete, but it is {text!r}")
     return _STRICT_TEXTS[text]
 
 
@@ -115,7 +116,7 @@ def check_strict(strict: object) -> Strict:
     """
     if strict is True or strict is False or strict == "complete":
         return strict  # type: ignore[return-value]
-    raise ValueError(f"strict must be False, True or 'complete', but got {strict!r}")
+    raise InitValueError(f"strict must be False, True or 'complete', but got {strict!r}")
 
 
 def default_seed(*, own_names: bool, take: bool) -> int | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from ..backends import BACKENDS
+from ..errors import InitRuntimeError, kind_of
 from ..logs import logger
 from ..naming import Names
 from ..plans import Call, Copy, Fill, Replay, describe, names_line
@@ -102,7 +103,7 @@ class ByMemory:
                 logger.warning(
                     "%s: %d fills that were requested and not yet written are dropped; their tensors are not "
                     "initialized: %s",
-                    type(error).__name__,
+                    kind_of(error),
                     len(fills),
                     names_line("tensors", self._names_of(fills)),
                 )
@@ -148,7 +149,7 @@ class ByMemory:
         if scope.strict:
             for each, fill in found:
                 if each.stream is not None and not each.stream.is_name:
-                    raise RuntimeError(
+                    raise InitRuntimeError(
                         f"strict: {each.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the "
                         f"numbers are needed before it is known what the tensor will be called. Without strict they "
                         f"come from the stream {fill.stream_name!r}, by order"
@@ -169,7 +170,7 @@ class ByMemory:
                 names = self._names_of([each for each, _ in found])
                 logger.warning(
                     "%s stopped a launch: %s",
-                    type(error).__name__,
+                    kind_of(error),
                     names_line("tensors are initialized only in part or not at all", names),
                 )
             raise

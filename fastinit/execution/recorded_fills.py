@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..errors import InitRuntimeError
 from ..plans import Box, Distribution, Fill, Region, Strided
 from ..plans.pieces import boxes_in
 from ..shards.dtensor import boxes_of, is_sharded, shard_fill, why_not_shards
@@ -48,7 +49,9 @@ class RecordedFill:
             RuntimeError: the shape is another, or a part does not fit the tensor's layout.
         """
         if tuple(tensor.shape) != self.full_shape:
-            raise RuntimeError(f"{name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here")
+            raise InitRuntimeError(
+                f"{name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
+            )
         if is_sharded(tensor):
             if self.is_whole and self.numbers == self.part:
                 fill = shard_fill(name, tensor, self.distribution, self.rule, self.info)
@@ -68,7 +71,7 @@ class RecordedFill:
         if not self.is_whole:
             here = self.part.laid_out(self.full_shape, tensor.stride())
             if here is None:
-                raise RuntimeError(
+                raise InitRuntimeError(
                     f"a part of {name!r} was recorded that no view has ({self.shape}, steps {self.part.steps}) "
                     f"where the tensor's strides are {tuple(tensor.stride())}: make it contiguous before"
                 )
@@ -78,13 +81,13 @@ class RecordedFill:
     def _boxes_in(self, name: str, tensor: torch.Tensor) -> tuple[Box, ...]:
         """Returns what is here of the part, in the boxes that are here of a distributed tensor."""
         if (reason := why_not_shards(tensor)) is not None:
-            raise RuntimeError(f"the distributed tensor {name!r} cannot be filled: {reason}")
+            raise InitRuntimeError(f"the distributed tensor {name!r} cannot be filled: {reason}")
         try:
             return tuple(
                 piece for box in boxes_of(tensor) for piece in boxes_in(box, self.part, self.numbers, self.full_shape)
             )
         except OverflowError as error:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"a part of {name!r} was recorded ({self.shape}, steps {self.part.steps}), and the tensor is "
                 f"distributed here: {error}. Materialize before sharding"
             ) from None

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ..backends import BACKENDS
 from ..contract.streams import streams_of
+from ..errors import InitRuntimeError
 from ..plans import Copy, Fill, Item, describe, tensors_of
 from ..shards.dtensor import is_sharded, mesh_of
 from .scope import Scope
@@ -29,13 +30,13 @@ def check(items: Iterable[Item], scope: Scope, *, needs_memory: bool = True) -> 
         if needs_memory and not (isinstance(item, Copy) and item.replaces):
             for tensor in (item.tensor,) if isinstance(item, Fill) else tensors_of(item):
                 if tensor.is_meta:
-                    raise RuntimeError(
+                    raise InitRuntimeError(
                         f"{item.rule}: the parameter {scope.parameters().get(tensor, '')!r} is on the meta device and "
                         f"has no memory to write: fastinit.materialize(model, init_cfg) gives it memory and values; "
                         f"fastinit.plan works on meta models as they are"
                     )
         if isinstance(item, Fill) and (reason := scope.backends.why_not(item, needs_memory=needs_memory)) is not None:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{item.rule}: the backend {scope.backends.of(item)!r} cannot fill the parameter {item.name!r} "
                 f"({tuple(item.shape)}, {item.tensor.dtype}, {item.tensor.device}) with "
                 f"{describe(item.distribution)}: {reason}"
@@ -82,7 +83,7 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
         by_place = _grouped(chosen, lambda fill: (fill.tensor.device, fill.seed))
         for device, _ in by_place:
             if reason := backend.why_not_now(device):  # they were checked earlier, and may have been pending since
-                raise RuntimeError(reason)
+                raise InitRuntimeError(reason)
         for (device, own_seed), group in by_place.items():
             seed = scope.seed.drawn() if own_seed is None else own_seed
             scope.note_write()
@@ -98,7 +99,7 @@ def _check_streams(fills: Sequence[Fill]) -> None:
     first_of: dict[int, str] = {}
     for name, stream in zip(by_name, streams_of(by_name).tolist()):
         if first_of.setdefault(stream, name) != name:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{by_name[name].rule}: the names {name!r} and {first_of[stream]!r} have the same random stream: "
                 f"rename one of them"
             )

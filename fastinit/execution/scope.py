@@ -10,7 +10,7 @@ from torch import nn
 
 from ..backends import AUTO, BACKENDS, Choice
 from ..contract.streams import check_seed
-from ..errors import warn_user
+from ..errors import InitRuntimeError, InitTypeError, warn_user
 from ..naming import Names, Prefix
 from ..plans import Call, Copy, Item, names_line, written_in_full
 from ..shards.dtensor import is_sharded, mesh_of
@@ -54,7 +54,7 @@ class Scope:
         meta: torch.device | None = None,
     ) -> None:
         if not isinstance(prefix, (str, Mapping)):
-            raise TypeError(f"prefix must be a str or a map of names, but got {prefix!r} of {type(prefix)}")
+            raise InitTypeError(f"prefix must be a str or a map of names, but got {prefix!r} of {type(prefix)}")
         # A block in another one that brings a seed has names of its own: under two seeds, one name is two streams.
         is_part = outer is not None and not prefix
         if is_part:
@@ -143,7 +143,7 @@ class Scope:
             message: what it does not match.
         """
         if self.strict:
-            raise RuntimeError(f"{f'{kind}: ' if kind else ''}{message} (an error under strict)")
+            raise InitRuntimeError(f"{f'{kind}: ' if kind else ''}{message} (an error under strict)")
         self.warn_once(f"{rule} ({kind})" if kind else rule, message)
 
     def check_complete(self, items: Iterable[Item]) -> None:
@@ -152,7 +152,7 @@ class Scope:
         Code of others may write whatever is below the module that it is called for.
         """
         if self.strict == "complete" and (left := self.not_reached(items)):
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"strict='complete': {names_line('parameters that no rule reaches', left)}. Add rules for them, e.g. "
                 f"dict(type='Constant', val=0, param={left[0]!r})"
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..errors import kind_of
 from ..logs import logger
 from ..shards.agreement import agreed_seed
 
@@ -71,7 +72,7 @@ class CallSeed:
             return False
         asked = dict(self._asked)
         self._asked.clear()
-        problem = f"rank {torch.distributed.get_rank()} failed with {type(error).__name__}: {str(error)[:500]}"
+        problem = f"rank {torch.distributed.get_rank()} failed with {kind_of(error)}: {str(error)[:500]}"
         try:
             agreed_seed(asked, 0, self._is_given, problem)
         except Exception as other:  # the caller has an error of its own to raise

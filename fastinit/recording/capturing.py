@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..errors import check_module
+from ..errors import InitRuntimeError, InitTypeError, InitValueError, check_module
 from ..execution.allocation import ask_for_huge_pages
 from ..execution.calls import OpenCall, open_call
 from ..execution.collector import uncollected
@@ -102,7 +102,7 @@ def _capturing(
     with opening as call, recording(call, is_lost=is_lost) as watch:
         scope = call.scope
         if (reason := scope.backends.why_not_here()) is not None:
-            raise RuntimeError(f"the backend {scope.backends.asked!r} cannot run on this machine: {reason}")
+            raise InitRuntimeError(f"the backend {scope.backends.asked!r} cannot run on this machine: {reason}")
         is_part = scope.effective is not scope  # whose names are those of the larger block
         recipe = Recipe(None if module is not None or is_part else scope.names, prefix, is_part)
         try:
@@ -151,12 +151,12 @@ def build(
         True
     """
     if device is not None and torch.device(device).type == "meta":
-        raise ValueError(
+        raise InitValueError(
             "device='meta' has no memory to fill: `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
             "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values"
         )
     if isinstance(factory, nn.Module):
-        raise TypeError(
+        raise InitTypeError(
             f"build needs a class or a function that makes a model, but got a {type(factory).__name__} that is made. "
             f"`fastinit.initialize` fills it by rules, and `with fastinit.capture(model):` records its own init code"
         )
@@ -164,7 +164,7 @@ def build(
         with _defaults(device, dtype):
             model = factory(*args, **kwargs)
         if not isinstance(model, nn.Module):
-            raise TypeError(f"build needs a factory that returns a torch.nn.Module, but it returned {type(model)}")
+            raise InitTypeError(f"build needs a factory that returns a torch.nn.Module, but it returned {type(model)}")
         recipe.bind(model)
     return model
 
@@ -262,7 +262,7 @@ def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None
             recipe.keep(watch.pending, call.scope, watch.operators.journal)
             recipe.finish(call.report())
     if problem:
-        raise RuntimeError(problem)
+        raise InitRuntimeError(problem)
 
 
 def _execute(watch: Watch, call: OpenCall, problem: str) -> None:

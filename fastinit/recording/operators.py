@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..backends import BACKENDS
+from ..errors import InitRuntimeError
 from ..execution.pending_by_memory import ByMemory
 from ..execution.places import Place
 from ..execution.scope import Scope
@@ -125,7 +126,7 @@ class Operators:
         scope = self._scope().effective
         for tensor in tensors_in(args):
             if scope.strict and scope.backends.is_contract(tensor.device):
-                raise RuntimeError(
+                raise InitRuntimeError(
                     f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
                     f"generator of torch's and so by order. Without strict it does, and the report lists it"
                 )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from ..errors import InitRuntimeError, InitTypeError
 from ..execution.owners import Owner, Owners, index_in, stream_of
 from ..execution.pending_by_memory import ByMemory
 from ..execution.recorded_fills import RecordedFill
@@ -84,12 +85,12 @@ class Recipe:
         how = {entry.name: made for entry, made in entries}
         for entry, made in entries:
             if is_sharded(entry.tensor):
-                raise RuntimeError(
+                raise InitRuntimeError(
                     f"{rule}: {entry.name!r} is computed ({made.info}), which cannot be done for a part of a "
                     f"distributed tensor. Give it values by a rule, or materialize before sharding"
                 )
             if tuple(entry.tensor.shape) != made.ref.place.shape:
-                raise RuntimeError(
+                raise InitRuntimeError(
                     f"recipe: {entry.name!r} was recorded with shape {made.ref.place.shape}, but is "
                     f"{tuple(entry.tensor.shape)} here"
                 )
@@ -114,13 +115,13 @@ class Recipe:
             RuntimeError: the block is over or got its module at the start, or two parameters would have one name.
         """
         if not isinstance(module, nn.Module):
-            raise TypeError(f"bind needs a torch.nn.Module, but got {type(module)}")
+            raise InitTypeError(f"bind needs a torch.nn.Module, but got {type(module)}")
         if self._is_part:  # names are those of the larger block
             return
         if self._names is None:
-            raise RuntimeError("bind: the module was given to capture itself")
+            raise InitRuntimeError("bind: the module was given to capture itself")
         if not self.is_open and self._report is not None:
-            raise RuntimeError("bind: the block is over, and its draws have been made. Call it in the block")
+            raise InitRuntimeError("bind: the block is over, and its draws have been made. Call it in the block")
         prefix = prefix or self._prefix
         self._names.add(module, prefix)
         self.bound.append(module)
@@ -133,7 +134,7 @@ class Recipe:
             RuntimeError: the block is not over, or is part of a larger one, which has the report.
         """
         if self._report is None:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 "the report is made when the block ends; that of a part of a larger block is the larger's"
             )
         return self._report

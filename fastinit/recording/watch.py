@@ -24,6 +24,7 @@ from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..errors import InitRuntimeError
 from ..execution.calls import OpenCall, current_call
 from ..execution.memory_book import MemoryBook
 from ..execution.modes import entered, entered_modes, leave
@@ -74,7 +75,7 @@ class Watch:
         """
         if _open_here():
             self.is_open = False
-            raise RuntimeError(
+            raise InitRuntimeError(
                 "another task of this thread has a block of fastinit open (capture, build, materialize), and torch "
                 "would mix up what both do. Let one end before the other begins, or run them in threads"
             )

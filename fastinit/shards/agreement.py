@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import InitRuntimeError
+
 # A drawn seed and problems are passed on among ranks that share a mesh, in the first rounds; in the last they compare.
 # Two are enough for the meshes of a grid and for chains of two.
 _ROUNDS = 3
@@ -65,7 +67,7 @@ def agreed_seed(asked: Mapping[Any, Sequence[str]], seed: int, is_given: bool, p
             if result.problem or is_alone:
                 left.remove(mesh)
     if found and not problem:
-        raise RuntimeError(f"the ranks of {where} do not agree, and nothing has been filled: {found}")
+        raise InitRuntimeError(f"the ranks of {where} do not agree, and nothing has been filled: {found}")
     return seed
 
 
@@ -100,7 +102,7 @@ def _vote(mesh: Any, vote: _Vote, *, must_be_same: bool) -> tuple[_Vote, bool]:
         groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
         is_planned = distributed.get_backend(groups[0]) == "fake"  # one process that plans for many
     except (RuntimeError, ValueError) as error:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"the process group of {mesh} is gone, so that its ranks cannot agree on what they fill: {error}"
         ) from None
     if is_planned:

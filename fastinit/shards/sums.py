@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InitRuntimeError
 from .dtensor import mesh_of
 
 _BITS = 64
@@ -43,7 +44,7 @@ def check_ranks(tensors: Mapping[str, Any], problem: str) -> None:
             elif others and not found:
                 found = f"rank {votes[0][0]} and rank {others[0]} have different distributed tensors"
     if found and not problem:
-        raise RuntimeError(f"digest: the ranks do not agree: {found}")
+        raise InitRuntimeError(f"digest: the ranks do not agree: {found}")
 
 
 def whole_sums(tensors: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, int]:
@@ -72,7 +73,7 @@ def whole_sums(tensors: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str
         wholes |= {name: value % (1 << _BITS) for name, value in zip(names, values.tolist())}
     if unequal:
         more = f", and {len(unequal) - 1} more" if len(unequal) > 1 else ""
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"digest: {unequal[0]!r}{more}: the ranks hold different values of what is replicated among them. Compare "
             f"the digests of their local tensors (tensor.to_local())"
         )
@@ -117,7 +118,7 @@ def _group(mesh: Any, dim: int) -> Any:
         group = mesh.get_group(dim)
         is_planned = torch.distributed.get_backend(group) == "fake"  # one process that plans for many
     except (RuntimeError, ValueError) as error:
-        raise RuntimeError(f"digest: the process group of {mesh} is gone: {error}") from None
+        raise InitRuntimeError(f"digest: the process group of {mesh} is gone: {error}") from None
     if is_planned:
-        raise RuntimeError(f"digest: the process group of {mesh} is fake: the values of other ranks are nowhere")
+        raise InitRuntimeError(f"digest: the process group of {mesh} is fake: the values of other ranks are nowhere")
     return group
