@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .config.module_fills import is_recomputed
-from .errors import check_module, warn_user
+from .errors import InitRuntimeError, check_module, warn_user
 from .naming import Prefix
 from .shards.dtensor import is_sharded
 from .weight_init import initialize
@@ -126,15 +126,17 @@ def _chosen(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn.Mod
             continue
         weight = getattr(module, "weight", None)
         if not isinstance(weight, torch.Tensor):
-            raise RuntimeError(f"lsuv: {name!r} of {type(module).__name__} has no tensor `weight` to scale")
+            raise InitRuntimeError(f"lsuv: {name!r} of {type(module).__name__} has no tensor `weight` to scale")
         if is_sharded(weight) or weight.is_meta:
             what = "is sharded" if is_sharded(weight) else "is on the meta device"
-            raise RuntimeError(f"lsuv: the weight of {name!r} {what}: scale the whole model first, with memory")
+            raise InitRuntimeError(f"lsuv: the weight of {name!r} {what}: scale the whole model first, with memory")
         if weight not in seen:
             seen.add(weight)
             found[module] = name
     if not found:
-        raise RuntimeError(f"lsuv: {type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in kinds)}")
+        raise InitRuntimeError(
+            f"lsuv: {type(model).__name__} has no layer of {', '.join(kind.__name__ for kind in kinds)}"
+        )
     return found
 
 
@@ -186,7 +188,7 @@ def _in_order(model: nn.Module, batch: Any, chosen: Mapping[nn.Module, str]) -> 
         for hook in hooks:
             hook.remove()
     if not order:
-        raise RuntimeError("lsuv: the batch reaches none of the layers")
+        raise InitRuntimeError("lsuv: the batch reaches none of the layers")
     return list(order)
 
 
@@ -219,7 +221,7 @@ def _std_of(model: nn.Module, batch: Any, layer: nn.Module, name: str) -> float:
         handle.remove()
     (std,) = found
     if not (math.isfinite(std) and std > 0):
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"lsuv: the output of {name!r} has standard deviation {std} on this batch, so its weight cannot be scaled. "
             f"Is the batch constant, or an earlier layer's output zero or not finite?"
         )

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from .backends.digests import sums, why_not
 from .checkpoint import Request
 from .checkpoint.loading import map_stored
-from .errors import check_module
+from .errors import InitRuntimeError, InitTypeError, check_module
 from .execution.collector import uncollected
 from .naming import Prefix, join, renamed, walk, without_wrappers
 from .plans import Box, Digest, TensorDigest
@@ -69,7 +69,7 @@ def _digest_of(tensors: Mapping[str, torch.Tensor]) -> Digest:
     if distributed:
         check_ranks(distributed, problem)
     if problem:
-        raise RuntimeError(f"digest: {problem}")
+        raise InitRuntimeError(f"digest: {problem}")
     totals = _sums_here(tensors)
     if distributed:
         totals |= whole_sums(distributed, totals)
@@ -89,7 +89,7 @@ def _tensors_of(source: Digestible, non_persistent_buffers: bool) -> dict[str, t
     if isinstance(source, Mapping):
         return _of_state_dict(source)
     if not isinstance(source, nn.Module):
-        raise TypeError(
+        raise InitTypeError(
             f"digest: expected a torch.nn.Module, a mapping of names to tensors or a path, but got {type(source)}"
         )
     check_module(source)
@@ -107,7 +107,7 @@ def _of_state_dict(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     tensors = OrderedDict(state_dict)
     for name, value in state_dict.items():
         if not isinstance(name, str) or not (isinstance(value, torch.Tensor) or _is_extra_state(name)):
-            raise TypeError(
+            raise InitTypeError(
                 f"digest: expected names with tensors, but got {name!r} with a {type(value).__name__}. Pass the part "
                 f"that holds the weights"
             )

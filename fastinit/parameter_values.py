@@ -19,7 +19,7 @@ from .config.number_texts import NumberTexts
 from .config.parts import blocks_of
 from .config.running import is_planned
 from .contract.streams import check_seed
-from .errors import locating
+from .errors import InitIndexError, InitRuntimeError, InitTypeError, InitValueError, locating
 from .execution.calls import current_call
 from .execution.defaults import default_backend
 from .execution.runner import check, execute, prepare
@@ -82,9 +82,9 @@ def values(
         (torch.float32, True)
     """
     if not isinstance(name, str) or not name:
-        raise TypeError(f"name must be a parameter's name, but got {name!r} of {type(name)}")
+        raise InitTypeError(f"name must be a parameter's name, but got {name!r} of {type(name)}")
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype, but got {dtype!r} of {type(dtype)}")
+        raise InitTypeError(f"dtype must be a torch.dtype, but got {dtype!r} of {type(dtype)}")
     full = _checked_shape(shape)
     given, blocks = _distribution(distribution, name, full)
     part = _part(box, full)
@@ -162,17 +162,17 @@ def _backend(asked: str | None, device: torch.device) -> str:
     if name != AUTO:
         if not BACKENDS[name].IS_CONTRACT:
             able = ", ".join(each for each, backend in BACKENDS.items() if backend.IS_CONTRACT)
-            raise ValueError(
+            raise InitValueError(
                 f"values: on the backend {name!r} a parameter's values depend on all that was drawn before them, so "
                 f"name and seed do not tell them: choose from {able}"
             )
         return name
     names = _OF_DEVICE.get(device.type)
     if names is None:
-        raise ValueError(f"values: device must be a CPU or a CUDA device, but got {str(device)!r}")
+        raise InitValueError(f"values: device must be a CPU or a CUDA device, but got {str(device)!r}")
     reasons = {each: BACKENDS[each].why_not(device) for each in names}
     if None not in reasons.values():
-        raise RuntimeError(f"values: {'; '.join(f'{each}: {reason}' for each, reason in reasons.items())}")
+        raise InitRuntimeError(f"values: {'; '.join(f'{each}: {reason}' for each, reason in reasons.items())}")
     return next(each for each, reason in reasons.items() if reason is None)
 
 
@@ -187,30 +187,32 @@ def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, li
     if isinstance(given, Mapping):
         beside = [key for key in _SELECTORS if given.get(key) is not None]
         if beside:
-            raise ValueError(
+            raise InitValueError(
                 f"values: the rule is for the one parameter {name!r}, and no module is known here: leave out "
                 f"{', '.join(map(repr, beside))}. The values of a bias are dict(type='Constant', val=...)"
             )
         with locating("values"):
             given = WEIGHT_INITIALIZERS.build(dict(given))
     if not isinstance(given, BaseInit) or not is_planned(given):
-        raise TypeError(
+        raise InitTypeError(
             f"values: distribution must be one of fastinit.plans, e.g. fastinit.plans.Normal(0, 0.02), or a rule, e.g. "
             f"dict(type='Xavier'), but got {given!r} of {type(given)}"
         )
     if given.layer:
-        raise ValueError(f"values: the rule selects the layers {given.layer}, and no module is known here: use `param`")
+        raise InitValueError(
+            f"values: the rule selects the layers {given.layer}, and no module is known here: use `param`"
+        )
     if getattr(given, "fan", "torch") == "layer":
-        raise ValueError(
+        raise InitValueError(
             "values: fan='layer' asks the parameter's module, and none is known here. Give the distribution of its row "
             "in fastinit.plan(model, ...)"
         )
     selected = selected_by_name(name, given.param) if given.param else (None, ())
     if selected is None:
-        raise ValueError(f"values: the rule's param {given.param} does not match the name {name!r}")
+        raise InitValueError(f"values: the rule's param {given.param} does not match the name {name!r}")
     part, captured = selected
     if part is not None:
-        raise ValueError(
+        raise InitValueError(
             f"values: the rule's param {given.param} is for a part of {name!r}, and the rest has another rule's "
             f"values. Give the distribution of the part's row in fastinit.plan(model, ...), and the part as box"
         )
@@ -219,7 +221,9 @@ def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, li
         blocks = blocks_of(whole, given.blocks) if given.blocks else [whole]
         found = texts.at(captured)(blocks[0].shape)
         if not isinstance(found, _DISTRIBUTIONS):
-            raise TypeError(f"weight_distribution must return a distribution of fastinit.plans, but returned {found!r}")
+            raise InitTypeError(
+                f"weight_distribution must return a distribution of fastinit.plans, but returned {found!r}"
+            )
     return found, blocks
 
 
@@ -230,9 +234,9 @@ def _checked_shape(shape: Any) -> Shape:
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
-        raise TypeError(f"shape must be a tuple of integers, but got {shape!r} of {type(shape)}") from None
+        raise InitTypeError(f"shape must be a tuple of integers, but got {shape!r} of {type(shape)}") from None
     if any(size < 0 for size in sizes) or math.prod(sizes) >= 2**63:
-        raise ValueError(f"shape must be sizes of 0 or more, of less than 2^63 elements in all, but got {sizes}")
+        raise InitValueError(f"shape must be sizes of 0 or more, of less than 2^63 elements in all, but got {sizes}")
     return sizes
 
 
@@ -243,7 +247,7 @@ def _part(box: Any, shape: Shape) -> _Part:
     for dim, (each, size, step) in enumerate(zip(index, shape, row_major(shape))):
         if not isinstance(each, slice):
             if not -size <= each < size:
-                raise IndexError(f"box: index {each} is out of bounds for dimension {dim} of size {size}")
+                raise InitIndexError(f"box: index {each} is out of bounds for dimension {dim} of size {size}")
             first += each % size * step
             continue
         along = range(size)[each]
@@ -260,10 +264,12 @@ def _spelled_out(index: tuple[Any, ...], shape: Shape) -> list[int | slice]:
     """Returns an integer or a slice for each dimension."""
     where = [at for at, each in enumerate(index) if each is Ellipsis]
     if len(where) > 1:
-        raise IndexError("box: an index can only have a single ellipsis ('...')")
+        raise InitIndexError("box: an index can only have a single ellipsis ('...')")
     left = len(shape) - (len(index) - len(where))
     if left < 0:
-        raise IndexError(f"box: too many indices: the shape {shape} has {len(shape)} dimensions, and {index} are given")
+        raise InitIndexError(
+            f"box: too many indices: the shape {shape} has {len(shape)} dimensions, and {index} are given"
+        )
     at = where[0] if where else len(index)
     spread = (*index[:at], *[slice(None)] * left, *index[at + 1 :])
     found: list[int | slice] = []
@@ -272,6 +278,6 @@ def _spelled_out(index: tuple[Any, ...], shape: Shape) -> list[int | slice]:
             found.append(each)
             continue
         if isinstance(each, (bool, torch.Tensor)) or not hasattr(each, "__index__"):
-            raise TypeError(f"box must hold integers, slices and '...', but it has {each!r} of {type(each)}")
+            raise InitTypeError(f"box must hold integers, slices and '...', but it has {each!r} of {type(each)}")
         found.append(operator.index(each))
     return found

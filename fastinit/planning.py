@@ -10,7 +10,7 @@ from torch import nn
 
 from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
-from .errors import check_module
+from .errors import InitTypeError, check_module
 from .execution.calls import Step, new_scope, open_call
 from .execution.collector import uncollected
 from .execution.defaults import Strict
@@ -129,7 +129,9 @@ def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", 
     with capture(**how) as recipe, torch.device("meta"):
         model = factory()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"{called} needs a module or a function that returns one, but it returned {type(model)}")
+            raise InitTypeError(
+                f"{called} needs a module or a function that returns one, but it returned {type(model)}"
+            )
         recipe.bind(model)
     return model, recipe
 
@@ -142,7 +144,7 @@ def _steps_for(module: nn.Module, init_cfg: Any, scope: Scope, *, is_needed: boo
     if has_own_configs(base):
         return steps_of_tree(base, scope)  # type: ignore[arg-type]
     if is_needed:
-        raise TypeError(
+        raise InitTypeError(
             f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own. For the plan of "
             f"`materialize`, which runs modules' own code, give a device"
         )

@@ -19,6 +19,8 @@ import copy
 import math
 from typing import Any
 
+from .errors import InitValueError
+
 Config = list[dict[str, Any]]
 
 OLMO_METHODS = ("normal", "normalized", "llama", "llama_depth", "fan_in")
@@ -133,7 +135,7 @@ def olmo(method: str, n_layers: int | None = None, std: float = 0.02, embedding_
     """
     _choice("method", method, OLMO_METHODS)
     if method in ("llama", "normalized") and n_layers is None:
-        raise ValueError(f"method {method!r} divides by the square root of 2 n_layers: give n_layers")
+        raise InitValueError(f"method {method!r} divides by the square root of 2 n_layers: give n_layers")
     first: float | str = "fan_in ** -0.5" if method in ("normalized", "fan_in") else "std"
     scaled, numbers = _scaled_by_depth(std, None if method == "llama_depth" else n_layers)
     if method in ("normal", "fan_in"):
@@ -315,7 +317,7 @@ def dummy(limit: float = 1e-3, param: str | list[str] = "*") -> Config:
         param: the parameters to fill, as in a rule. Leave out the integer ones of quantized models.
     """
     if (number := _positive("limit", limit)) > _LARGEST_IN_FLOAT8:
-        raise ValueError(f"limit must be at most {_LARGEST_IN_FLOAT8:g}, to be finite in float8; got {number:g}")
+        raise InitValueError(f"limit must be at most {_LARGEST_IN_FLOAT8:g}, to be finite in float8; got {number:g}")
     return [_rule("Uniform", param, a=-number, b=number)]
 
 
@@ -367,22 +369,22 @@ def _scaled_by_depth(std: float, n_layers: int | None) -> tuple[str, dict[str, f
 
 def _whole(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, but got {value!r}")
+        raise InitValueError(f"{name} must be a whole number of at least 1, but got {value!r}")
     return value
 
 
 def _finite(name: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, but got {value!r}")
+        raise InitValueError(f"{name} must be a finite number, but got {value!r}")
     return float(value)
 
 
 def _positive(name: str, value: object) -> float:
     if not (number := _finite(name, value)) > 0:
-        raise ValueError(f"{name} must be more than 0, but got {value!r}")
+        raise InitValueError(f"{name} must be more than 0, but got {value!r}")
     return number
 
 
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, but got {value!r}")
+        raise InitValueError(f"{name} must be {' or '.join(map(repr, allowed))}, but got {value!r}")

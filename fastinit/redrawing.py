@@ -10,7 +10,7 @@ from torch import nn
 
 from .backends import AUTO, BACKENDS, Choice
 from .config.kept_plans import Held, KeptPlan, bound, fill_for
-from .errors import check_module
+from .errors import InitRuntimeError, InitTypeError, check_module
 from .execution.calls import new_scope, not_recording
 from .execution.scope import Scope
 from .naming import Prefix
@@ -52,7 +52,7 @@ def redraw(
     """
     check_module(model)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating-point dtype of torch, but got {dtype!r}")
+        raise InitTypeError(f"dtype must be a floating-point dtype of torch, but got {dtype!r}")
     with not_recording(), torch.no_grad():
         return _redrawn(model, plan, dtype, prefix)
 
@@ -64,7 +64,7 @@ def _redrawn(model: nn.Module, plan: Plan, dtype: torch.dtype | None, prefix: Pr
     wanted = {name: here for name, here in planned.held.items() if here.name in parameters and name in planned.writers}
     why_not = {here.name: planned.why_not_redrawn(name, dtype) for name, here in wanted.items()}
     if left := [f"{name} ({reason})" for name, reason in why_not.items() if reason]:
-        raise RuntimeError(f"redraw: {names_line('parameters have values that the plan cannot give', left)}")
+        raise InitRuntimeError(f"redraw: {names_line('parameters have values that the plan cannot give', left)}")
     return {here.name: planned.made(name, here.tensor, dtype or planned.dtypes[name]) for name, here in wanted.items()}
 
 
@@ -80,7 +80,7 @@ class PlannedValues:
 
     def __init__(self, model: nn.Module, plan: Plan, scope: Scope, caller: str) -> None:
         if not isinstance(plan, Plan):
-            raise TypeError(f"{caller} needs a plan, of fastinit.plan or Plan.load, but got {type(plan)}")
+            raise InitTypeError(f"{caller} needs a plan, of fastinit.plan or Plan.load, but got {type(plan)}")
         self.plan = plan
         self.caller = caller
         self.vague: set[int] = set()
@@ -125,7 +125,9 @@ class PlannedValues:
         """
         name = self._choice.on(device)
         if (reason := BACKENDS[name].why_not(device)) is not None:
-            raise RuntimeError(f"{self.caller}: no backend with the numbers of {self._choice.needed!r} runs: {reason}")
+            raise InitRuntimeError(
+                f"{self.caller}: no backend with the numbers of {self._choice.needed!r} runs: {reason}"
+            )
         return name
 
     def why_not(self, name: str) -> str:

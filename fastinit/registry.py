@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from .errors import InitKeyError, InitTypeError, InitValueError
+
 IMPORTS_VARIABLE = "FASTINIT_ALLOW_IMPORTS"
 _IMPORTS_TEXTS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
@@ -30,7 +32,7 @@ def imports_allowed() -> bool:
     """
     text = os.environ.get(IMPORTS_VARIABLE, "").strip().lower()
     if text not in _IMPORTS_TEXTS:
-        raise ValueError(f"{IMPORTS_VARIABLE} must be 0 or 1, but it is {text!r}")
+        raise InitValueError(f"{IMPORTS_VARIABLE} must be 0 or 1, but it is {text!r}")
     return _imports.get() and _IMPORTS_TEXTS[text]
 
 
@@ -42,7 +44,7 @@ def allowing_imports(allow: bool | None) -> Iterator[None]:
         TypeError: ``allow`` is neither None nor a bool.
     """
     if allow is not None and not isinstance(allow, bool):
-        raise TypeError(f"allow_imports must be True or False, but got {allow!r}")
+        raise InitTypeError(f"allow_imports must be True or False, but got {allow!r}")
     token = _imports.set(_imports.get() and allow is not False)
     try:
         yield
@@ -112,14 +114,16 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """
         names = [name] if isinstance(name, str) else name
         if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
-            raise TypeError(f"name must be None, a str or a list of str, but got {name!r} of {type(name)}")
+            raise InitTypeError(f"name must be None, a str or a list of str, but got {name!r} of {type(name)}")
 
         def register(registered: Callable[..., Any]) -> Callable[..., Any]:
             if not callable(registered):
-                raise TypeError(f"module must be a class or a function, but got {registered!r} of {type(registered)}")
+                raise InitTypeError(
+                    f"module must be a class or a function, but got {registered!r} of {type(registered)}"
+                )
             for each in names or [registered.__name__]:
                 if not force and each in self._entries and each not in self.replaceable:
-                    raise KeyError(
+                    raise InitKeyError(
                         f"{each} is already registered in {self.name} as {self._entries[each]!r}; "
                         f"pass force=True to replace it"
                     )
@@ -146,7 +150,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if isinstance(kind, str):
             return self._resolve_name(kind, scope)
         if not callable(kind):
-            raise TypeError(f"type must be a str or valid type, but got {type(kind)}")
+            raise InitTypeError(f"type must be a str or valid type, but got {type(kind)}")
         return self._own(kind)
 
     def _resolve_name(self, name: str, scope: str | None) -> Callable[..., Any]:
@@ -178,7 +182,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         near = difflib.get_close_matches(name.rpartition(".")[2], self._entries, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         shown = name if name.isprintable() else ascii(name)
-        raise KeyError(
+        raise InitKeyError(
             f"{shown} is not in the fastinit::{self.name} registry.{reason}{hint} Registered are: "
             f"{', '.join(sorted(self._entries))}"
         )
@@ -218,7 +222,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         arguments = dict(cfg)
         scope = arguments.pop("_scope_", None)
         if "type" not in arguments:
-            raise KeyError(f'`cfg` must contain the key "type", but got {cfg}')
+            raise InitKeyError(f'`cfg` must contain the key "type", but got {cfg}')
         return self.resolve(arguments.pop("type"), scope)(**arguments)
 
     @property

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .data_dependent import called
-from .errors import check_module
+from .errors import InitImportError, InitRuntimeError, InitTypeError, check_module
 from .shards.dtensor import is_sharded
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Signals(tuple[Signal, ...]):
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError(
+            raise InitImportError(
                 "signals(...).plot() draws with matplotlib, which is not installed: pip install 'torch-fastinit[plot]'"
             ) from error
         figure = Figure(figsize=(max(6.0, 0.25 * len(self)), 5.5), layout="constrained")
@@ -146,7 +146,7 @@ def signals(
         with _watched(model, None if layers is None else tuple(layers), calls):
             output = called(model, batch)
         if not calls:
-            raise RuntimeError("signals: the batch reaches none of the layers that have an output of numbers")
+            raise InitRuntimeError("signals: the batch reaches none of the layers that have an output of numbers")
         gradients = _backward(model, output, loss)
     return Signals(_marked([call.row(gradients) for call in calls]))
 
@@ -249,11 +249,11 @@ def _backward(
     value = _default_loss(output) if loss is None else loss(output)
     if not (isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point()):
         given = f"one of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{type(value)}"
-        raise TypeError(f"signals: loss must return a floating-point tensor with one element, but returned {given}")
+        raise InitTypeError(f"signals: loss must return a floating-point tensor with one element, but returned {given}")
     if not value.requires_grad:
         if loss is None:
             return {}
-        raise RuntimeError("signals: what loss returns depends on no trainable parameter: is something detached?")
+        raise InitRuntimeError("signals: what loss returns depends on no trainable parameter: is something detached?")
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = torch.autograd.grad(value.reshape(()), parameters, allow_unused=True)
     return {p: gradient for p, gradient in zip(parameters, found) if gradient is not None}
@@ -265,7 +265,7 @@ def _default_loss(output: Any) -> torch.Tensor:
         return own
     tensors = list(_floats(output))
     if not tensors:
-        raise TypeError(
+        raise InitTypeError(
             f"signals: the model returns {type(output)} without a floating-point tensor in tuples or dicts: pass "
             f"loss=, a function that makes a scalar of it"
         )
@@ -280,10 +280,10 @@ def _default_loss(output: Any) -> torch.Tensor:
 def _check_memory(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
-            raise RuntimeError(f"signals: {name!r} has no shape yet: call the lazy model with a batch once")
+            raise InitRuntimeError(f"signals: {name!r} has no shape yet: call the lazy model with a batch once")
         if is_sharded(tensor) or tensor.is_meta:
             what = "is sharded" if is_sharded(tensor) else "is on the meta device"
-            raise RuntimeError(f"signals: {name!r} {what}: measure the whole model, with memory")
+            raise InitRuntimeError(f"signals: {name!r} {what}: measure the whole model, with memory")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import check_module
+from .errors import InitRuntimeError, check_module, kind_of
 from .execution.calls import new_scope, not_recording
 from .execution.comparing import Found, difference, first_differences, note
 from .execution.scope import Scope
@@ -128,12 +128,12 @@ def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "") -> Verification
             outcome = _outcome(PlannedValues(model, plan, scope, "verify"))
     except Exception as error:
         problem = error
-        outcome.problems[""] = f"{type(error).__name__}: {error}"
+        outcome.problems[""] = f"{kind_of(error)}: {error}"
     outcome = merged(meshes, outcome, _Outcome.merge)
     if problem is not None:
         raise problem
     if outcome.problems:
-        raise RuntimeError(f"verify: another rank failed with {next(iter(outcome.problems.values()))}")
+        raise InitRuntimeError(f"verify: another rank failed with {next(iter(outcome.problems.values()))}")
     return outcome.result(scope)
 
 

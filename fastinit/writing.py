@@ -18,6 +18,7 @@ from .checkpoint.writing import distributed, safetensors
 from .checkpoint.writing.contents import Content, Drawn, Values
 from .checkpoint.writing.whole_files import Layout, write_files
 from .contract.streams import check_seed
+from .errors import InitRuntimeError, InitTypeError, InitValueError
 from .execution.calls import current_call
 from .execution.defaults import Strict, default_backend, default_seed
 from .execution.runner import check, prepare
@@ -101,9 +102,9 @@ def write(
         (['model.safetensors'], True)
     """
     if current_call() is not None:
-        raise RuntimeError("write: an initialization is open around this call (capture, build): let it end first")
+        raise InitRuntimeError("write: an initialization is open around this call (capture, build): let it end first")
     if format not in ("safetensors", "dcp"):
-        raise ValueError(f"format must be 'safetensors' or 'dcp', but got {format!r}")
+        raise InitValueError(f"format must be 'safetensors' or 'dcp', but got {format!r}")
     max_bytes = _n_bytes(max_shard_size)
     backend = _backend(backend)
     seed = _seed(source, seed, prefix)
@@ -140,7 +141,7 @@ def _contents(
     """Returns what is to be written of what the user gave."""
     if isinstance(source, Plan):
         if init_cfg is not None or prefix or dtype is not None:
-            raise TypeError(
+            raise InitTypeError(
                 "write: a plan has its distributions, names and dtypes: init_cfg, prefix and dtype are for models"
             )
         return of_plan(source, scope)
@@ -150,7 +151,7 @@ def _contents(
         with default_dtype(dtype):
             model, recipe = made_without_memory(source, "write", **how)
     elif dtype is not None:
-        raise TypeError(
+        raise InitTypeError(
             "write: dtype is for functions that make a model; model.to(dtype) costs nothing on the meta device"
         )
     planned = planned_items(model, init_cfg, recipe, _CPU, how)
@@ -178,26 +179,26 @@ def _backend(asked: str | None) -> str:
         why = "values are drawn into the CPU's memory: leave backend out, the bits are the same"
         if not BACKENDS[name].IS_CONTRACT:
             why = "its values depend on what was drawn before, so no part can be drawn alone: backend='cpp' can"
-        raise ValueError(f"write: backend={name!r}: {why}")
+        raise InitValueError(f"write: backend={name!r}: {why}")
     if reason := cpp_backend.why_not(_CPU):
-        raise RuntimeError(f"write needs the backend 'cpp': {reason}")
+        raise InitRuntimeError(f"write needs the backend 'cpp': {reason}")
     return "cpp"
 
 
 def _seed(source: Any, seed: int | None, prefix: Prefix) -> int:
     given = source.seed if isinstance(source, Plan) else None
     if isinstance(source, Plan) and BACKENDS["cpp"].NUMBERS not in source.numbers:
-        raise ValueError(
+        raise InitValueError(
             f"write: the plan is for the numbers of {source.numbers!r}, which depend on the order of the draws: make "
             f"it with backend='cpp'"
         )
     if given is not None and seed is not None and seed != given:
-        raise ValueError(f"write: the plan has seed {given}, but the call was given seed={seed}: leave it out")
+        raise InitValueError(f"write: the plan has seed {given}, but the call was given seed={seed}: leave it out")
     seed = given if seed is None else check_seed(seed)
     if seed is None:
         seed = default_seed(own_names=bool(prefix), take=True)
     if seed is None:
-        raise ValueError(
+        raise InitValueError(
             "write: seed is missing: without one the same checkpoint could not be made, or gone on with, again"
         )
     return seed
@@ -206,7 +207,7 @@ def _seed(source: Any, seed: int | None, prefix: Prefix) -> int:
 def _metadata(given: Mapping[str, str] | None) -> dict[str, str]:
     metadata = {"format": "pt"} if given is None else dict(given)
     if not all(isinstance(each, str) for pair in metadata.items() for each in pair):
-        raise TypeError(f"metadata must be texts by name, but got {given!r}")
+        raise InitTypeError(f"metadata must be texts by name, but got {given!r}")
     return metadata
 
 
@@ -222,7 +223,7 @@ def _n_bytes(size: int | str) -> int:
     elif isinstance(size, int) and not isinstance(size, bool):
         number = size
     if number < 1:
-        raise ValueError(
+        raise InitValueError(
             f"max_shard_size must be a number of bytes, or a text such as '5GB' or '200MB', but got {size!r}"
         )
     return int(number)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .checkpoint.writing.contents import Content, Draw, Drawn, Made
+from .errors import InitRuntimeError
 from .execution.runner import execute
 from .execution.scope import Scope
 from .materializing import rebound
@@ -56,7 +57,7 @@ def of_model(
     _must_be_plain(items)
     named: dict[str, Any] = dict(model.state_dict())
     if others := [name for name, each in named.items() if not isinstance(each, torch.Tensor)]:
-        raise RuntimeError(f"write: {names_line('entries of the state dict are no tensors', others)}")
+        raise InitRuntimeError(f"write: {names_line('entries of the state dict are no tensors', others)}")
     _must_be_strided(named)
     kept, dropped = _without_ties(named, _tied_names(model))
     owners = {place_of(each): each for each in (*model.parameters(), *model.buffers()) if not is_sharded(each)}
@@ -79,7 +80,7 @@ def of_model(
             origin = _origin(owner, found, scope, view)
             contents.append(Content(name, tensor.dtype, tuple(tensor.shape), origin))
     if lost:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"write: {names_line('tensors have no values that a plan knows', lost)}. Add a rule with param=..., or put "
             f"tensors with values in their place before"
         )
@@ -94,7 +95,7 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
     """
     _must_be_plain(plan.items)
     if plan.unreached:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"write: {names_line('parameters have no values: no row of the plan writes', plan.unreached)}"
         )
     tensors: dict[Place, tuple[str, torch.Tensor]] = {}
@@ -105,7 +106,7 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
             tensors.setdefault(place_of(tensor), (name, tensor))
     _must_be_strided(dict(tensors.values()))
     if len(dict(tensors.values())) < len(tensors):
-        raise RuntimeError(
+        raise InitRuntimeError(
             "write: the plan has several tensors of one name: give the model with it, write(model, path, plan)"
         )
     of_place = _items_by_place(plan.items)
@@ -116,7 +117,7 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
         origin = _origin(tensor, of_place[place], scope, None)
         contents.append(Content(name, tensor.dtype, tuple(tensor.shape), origin))
     if lost:
-        raise RuntimeError(f"write: {names_line('tensors have no values that the plan knows', lost)}")
+        raise InitRuntimeError(f"write: {names_line('tensors have no values that the plan knows', lost)}")
     return ToWrite(contents)
 
 
@@ -126,12 +127,12 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
 def _must_be_plain(items: Iterable[Item]) -> None:
     for item in items:
         if isinstance(item, Copy):
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{item.rule}: write draws and computes values, and {item.source} would be copied: materialize the "
                 f"model, and save it"
             )
         if isinstance(item, Call):
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"{item.rule}: {item.label} is code whose effects are not known before it runs: materialize the model, "
                 f"and save it"
             )
@@ -139,7 +140,7 @@ def _must_be_plain(items: Iterable[Item]) -> None:
 
 def _must_be_strided(named: Mapping[str, torch.Tensor]) -> None:
     if sharded := [name for name, each in named.items() if is_sharded(each)]:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"write: {names_line('tensors are distributed over ranks', sharded)}. Give the model before it is sharded: "
             f"it has the same values, and needs no memory"
         )
@@ -149,7 +150,7 @@ def _must_be_strided(named: Mapping[str, torch.Tensor]) -> None:
         if is_traceable_wrapper_subclass(each) or each.layout != torch.strided or nn.parameter.is_lazy(each)
     }
     if others:
-        raise RuntimeError(f"write: {names_line('tensors are not plain strided ones', list(others))}")
+        raise InitRuntimeError(f"write: {names_line('tensors are not plain strided ones', list(others))}")
 
 
 def _why_not(owner: torch.Tensor | None, items: Sequence[Item]) -> str | None:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from .. import errors
 from ..checkpoint.messages import printable
+from ..errors import Error
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Of fastinit's own errors the message says all; of others the kind does, too.
-_OWN = (FileNotFoundError, FileExistsError, AssertionError, RuntimeError, TypeError, ValueError, KeyError)
 
 
-class CommandError(Exception):
+class CommandError(Error):
     """A command cannot do what it was asked for; the message says why, and what to do."""
 
 
-class DamagedError(Exception):
+class DamagedError(Error):
     """What a command was to look at is not whole; the message says where."""
 
 
 def message_of(error: BaseException) -> str:
     """Returns what to tell a user of an error: its message and, of other code's errors, the kind and the line."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = errors.message_of(error)
     if isinstance(error, OSError) and error.strerror:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     place = _place_of(error)
-    if not isinstance(error, (CommandError, DamagedError)) and (place or not isinstance(error, _OWN) or not text):
-        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    if place or not isinstance(error, Error) or not text:
+        text = f"{errors.kind_of(error)}: {text}".removesuffix(": ")
     return printable(f"{text} ({place}; --traceback shows more)" if place else text)
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from ..base_module import BaseModule, update_init_info
 from ..checkpoint.sources.url_schemes import further_loaders
 from ..checkpoint.sources.zoos import further_tables
+from ..errors import InitAssertionError, InitImportError
 from ..execution.hosts import hosts
 from ..execution.ledger import Ledger, check_no_new_parameters, computed_keys
 from ..logs import logger
@@ -42,7 +43,7 @@ class MMEngine:
             AssertionError: ``module`` is not in the tree, or has a parameter that was added since initialization began.
         """
         if not hasattr(module, "_params_init_info"):
-            raise AssertionError(f"Can not find `_params_init_info` in {module}")
+            raise InitAssertionError(f"Can not find `_params_init_info` in {module}")
         records: Any = module._params_init_info
         check_no_new_parameters(module, records)
         for parameter in module.parameters():
@@ -247,7 +248,7 @@ def _registry() -> Any:
         import mmengine.model  # noqa: F401  (fills the registry; its decorators refuse names that are taken before)
         from mmengine import registry
     except ImportError as error:
-        raise ImportError(
+        raise InitImportError(
             "fastinit.integrations.mmengine needs mmengine: pip install mmengine-lite, or onedl-mmengine, its fork"
         ) from error
     return registry.WEIGHT_INITIALIZERS

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InitImportError
 from ..recording.capturing import build, capture
 from ..recording.recipes import Recipe
 
@@ -68,5 +69,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError("fastinit.integrations.transformers needs transformers: pip install transformers") from error
+        raise InitImportError(
+            "fastinit.integrations.transformers needs transformers: pip install transformers"
+        ) from error
     return transformers

@@ -25,6 +25,7 @@ from typing import Any, Union
 import torch
 from torch import nn
 
+from ..errors import InitTypeError, InitValueError
 from ..naming import named_parameters
 from ..planning import plan
 from ..plans import Call, Plan
@@ -93,7 +94,7 @@ class Scaling:
         first = {names[0] for names in named_parameters(model).values()}
         if factors.keys() != first:
             absent, more = sorted(factors.keys() - first), sorted(first - factors.keys())
-            raise ValueError(f"the model lacks {absent}, and has {more} that were not compared")
+            raise InitValueError(f"the model lacks {absent}, and has {more} that were not compared")
         groups: dict[float, dict[str, Any]] = {}
         for name, factor in factors.items():
             decay = weight_decay if is_decoupled else weight_decay / factor
@@ -131,17 +132,17 @@ class Scaling:
         planned = base if isinstance(base, Plan) else plan(base, init_cfg)
         values = values_in(planned)
         if calls := [item.label for item in planned.items if isinstance(item, Call)]:
-            raise ValueError(f"what code does to the base model is not known, so it cannot be scaled: {calls[0]}")
+            raise InitValueError(f"what code does to the base model is not known, so it cannot be scaled: {calls[0]}")
         rules: dict[str, tuple[dict[str, Any], list[str]]] = {}
         for row in self.rows:
             known = values.get(row.name)
             if known is None:
                 given = "nothing fills it" if row.name not in values else "not one rule fills it"
-                raise ValueError(f"the plan of the base model does not say what {row.name!r} starts as: {given}")
+                raise InitValueError(f"the plan of the base model does not say what {row.name!r} starts as: {given}")
             try:
                 rule = rule_of(scaled(known, row))
             except ValueError as error:
-                raise ValueError(f"{row.name}: {error}") from None
+                raise InitValueError(f"{row.name}: {error}") from None
             rules.setdefault(json.dumps(rule), (rule, []))[1].append(row.name)
         every = [name for row in self.rows for name in (row.name, *row.aliases)]
         return [
@@ -213,7 +214,7 @@ def scaling(
     of_delta = of_base if delta is None else _compared(_shapes(_made(delta, "delta")), of_base, "delta")
     unknown = sorted(set(fan_in or {}) - shapes.keys())
     if unknown:
-        raise ValueError(f"fan_in names {unknown}, which the models have not")
+        raise InitValueError(f"fan_in names {unknown}, which the models have not")
     others = shapes if delta is None else of_delta
     rows = []
     for name, shape in shapes.items():
@@ -241,7 +242,9 @@ def _made(model: Model, what: str) -> nn.Module:
         with torch.device("meta"):
             model = model()
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{what} must be a module, or a function that returns one, but got {model!r} of {type(model)}")
+        raise InitTypeError(
+            f"{what} must be a module, or a function that returns one, but got {model!r} of {type(model)}"
+        )
     return model
 
 
@@ -255,10 +258,12 @@ def _compared(
     """Returns the first, if it has the names and numbers of dimensions of the other."""
     if one.keys() != other.keys():
         fewer, more = sorted(other.keys() - one.keys()), sorted(one.keys() - other.keys())
-        raise ValueError(
+        raise InitValueError(
             f"the {what} model must have the names of the other: it lacks {fewer[:5]}, and has {more[:5]} besides"
         )
     if differing := [name for name, shape in one.items() if len(shape) != len(other[name])]:
         name = differing[0]
-        raise ValueError(f"the {what} model's {name!r} has another number of dimensions: {one[name]} and {other[name]}")
+        raise InitValueError(
+            f"the {what} model's {name!r} has another number of dimensions: {one[name]} and {other[name]}"
+        )
     return one

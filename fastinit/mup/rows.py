@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..config.matching import owner_of
+from ..errors import InitValueError
 
 OPTIMIZERS = ("adam", "sgd")
 # Layers whose weight is (in, out, ...), and not (out, in, ...).
@@ -41,7 +42,7 @@ class Scaled(NamedTuple):
             ValueError: ``optimizer`` is none of ``OPTIMIZERS``.
         """
         if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
+            raise InitValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
         return self.adam if optimizer == "adam" else self.sgd
 
 
@@ -67,9 +68,11 @@ def row_of(
     """
     widths = [dim for dim, size in enumerate(base) if size != other[dim]]
     if still := [dim for dim, size in enumerate(base) if size != shape[dim] and dim not in widths]:
-        raise ValueError(f"dimension {still[0]} of {name!r} differs in the target ({base} and {shape}), not in delta")
+        raise InitValueError(
+            f"dimension {still[0]} of {name!r} differs in the target ({base} and {shape}), not in delta"
+        )
     if 0 in base:
-        raise ValueError(f"{name!r} has no elements in the base model: its width cannot be compared")
+        raise InitValueError(f"{name!r} has no elements in the base model: its width cannot be compared")
     factors = {dim: shape[dim] / base[dim] for dim in widths}
     if not widths:
         return Scaled(name, base, shape, "fixed", 1.0, 1.0, 1.0, 1.0)
@@ -79,10 +82,10 @@ def row_of(
         is_output = widths[0] == inputs
         return Scaled(name, base, shape, "output" if is_output else "input", 1.0, 1.0, m, 1 / m if is_output else 1.0)
     if len(widths) > 2:
-        raise ValueError(f"dimensions {widths} of {name!r} become wider ({base} to {shape}): muP has rules for two")
+        raise InitValueError(f"dimensions {widths} of {name!r} become wider ({base} to {shape}): muP has rules for two")
     if inputs not in widths:
         if len(set(factors.values())) > 1:
-            raise ValueError(
+            raise InitValueError(
                 f"dimensions {widths} of {name!r} become wider by different factors ({base} to {shape}), and it is not "
                 f"known which the inputs are: give fan_in={{{name!r}: dimension}}"
             )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..errors import InitValueError
 from ..plans import (
     Call,
     Constant,
@@ -66,7 +67,7 @@ def scaled(known: Distribution, row: Scaled) -> Distribution:
             low=known.low * factor,
             high=known.high * factor,
         )
-    raise ValueError(f"muP does not say what {describe(known)} becomes where {row.base_shape} becomes {row.shape}")
+    raise InitValueError(f"muP does not say what {describe(known)} becomes where {row.base_shape} becomes {row.shape}")
 
 
 def rule_of(values: Distribution) -> dict[str, Any]:
