@@ -33,6 +33,7 @@ from mutants import FORMATS, Honest, honest_checkpoints, model, mutant
 from other_readers import bytes_of, difference, read_by_others, same
 from torch import nn
 
+import fastinit
 from fastinit.checkpoint import CheckpointLoader, load_checkpoint, request
 
 # The promises of docs/checkpoints.md for small files.
@@ -44,7 +45,7 @@ _STOPPED_AFTER_S = 120.0
 # Mutants per child: a child takes a fork and 0.1 s of warm-up, but leftovers of a mutant affect the rest of its batch.
 BATCH = 500
 _LONGEST_MESSAGE = 5000
-# The errors that load_checkpoint documents. Subclasses such as RecursionError are failures.
+# The errors that load_checkpoint documents. Others' subclasses, such as RecursionError, are failures.
 DOCUMENTED = (RuntimeError, FileNotFoundError, OSError)
 # Forbidden while loading; Python's audit hooks report these before they happen.
 _FORBIDDEN = ("os.", "subprocess.", "socket.", "exec", "compile", "pickle.", "import", "shutil.", "ctypes.dlopen")
@@ -138,7 +139,8 @@ def examine(
 
 def _wrong_error(error: BaseException) -> str | None:
     text = str(error)
-    is_documented = type(error) in DOCUMENTED or isinstance(error, OSError)
+    is_own = isinstance(error, fastinit.Error) and isinstance(error, DOCUMENTED)
+    is_documented = is_own or type(error) in DOCUMENTED or isinstance(error, OSError)
     if not is_documented:
         return f"raised {type(error).__name__}: {text[:200]}"
     if len(text) > _LONGEST_MESSAGE or not text.replace("\n", "").replace("\t", "").isprintable():

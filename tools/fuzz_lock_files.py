@@ -164,8 +164,8 @@ def verdict(data: bytes, path: Path) -> str:
         plan = Plan.load(path)
     except ValueError as error:
         message = str(error)
-        is_right = type(error) is ValueError and message.startswith(f"{path}: ") and len(message) < _LONGEST_MESSAGE
-        return "refused" if is_right and message.isprintable() else f"refused badly: {message[:200]!r}"
+        is_right = isinstance(error, fastinit.Error) and message.startswith(f"{path}: ") and message.isprintable()
+        return "refused" if is_right and len(message) < _LONGEST_MESSAGE else f"refused badly: {message[:200]!r}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     plan.save(path, exact=False)

@@ -11,6 +11,8 @@ import needs
 import pytest
 from limits import in_limited_child, status_bytes
 
+from fastinit.errors import kind_of
+
 needs_linux = needs.mark(needs.LINUX)
 # What hostile input may take beyond its own size, as the documentation says.
 MOST_BYTES = 100 << 20
@@ -34,7 +36,7 @@ def run_limited(function: Callable[[], object]) -> Cost:
         try:
             result: object = function()
         except BaseException as error:
-            result = type(error).__name__, str(error)[:2000], len(str(error))
+            result = kind_of(error), str(error)[:2000], len(str(error))
         cost = Cost(result, max(0, status_bytes("VmHWM") - before))
         with os.fdopen(writer, "wb") as pipe:
             pickle.dump(cost, pipe)
