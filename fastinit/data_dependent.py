@@ -129,7 +129,9 @@ def _chosen(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn.Mod
             raise InitRuntimeError(f"lsuv: {name!r} of {type(module).__name__} has no tensor `weight` to scale")
         if is_sharded(weight) or weight.is_meta:
             what = "is sharded" if is_sharded(weight) else "is on the meta device"
-            raise InitRuntimeError(f"lsuv: the weight of {name!r} {what}: scale the whole model first, with memory")
+            raise InitRuntimeError(
+                f"lsuv: the weight of {name!r} {what}", hint=": scale the whole model first, with memory"
+            )
         if weight not in seen:
             seen.add(weight)
             found[module] = name
@@ -222,7 +224,7 @@ def _std_of(model: nn.Module, batch: Any, layer: nn.Module, name: str) -> float:
     (std,) = found
     if not (math.isfinite(std) and std > 0):
         raise InitRuntimeError(
-            f"lsuv: the output of {name!r} has standard deviation {std} on this batch, so its weight cannot be scaled. "
-            f"Is the batch constant, or an earlier layer's output zero or not finite?"
+            f"lsuv: the output of {name!r} has standard deviation {std} on this batch, so its weight cannot be scaled",
+            hint=". Is the batch constant, or an earlier layer's output zero or not finite?",
         )
     return std

@@ -108,8 +108,8 @@ def _of_state_dict(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     for name, value in state_dict.items():
         if not isinstance(name, str) or not (isinstance(value, torch.Tensor) or _is_extra_state(name)):
             raise InitTypeError(
-                f"digest: expected names with tensors, but got {name!r} with a {type(value).__name__}. Pass the part "
-                f"that holds the weights"
+                f"digest: expected names with tensors, but got {name!r} with a {type(value).__name__}",
+                hint=". Pass the part that holds the weights",
             )
         if _is_extra_state(name):
             del tensors[name]

@@ -6,7 +6,6 @@ KeyError`` catches ``InitKeyError``, and the text is that of a KeyError. A test 
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 import warnings
@@ -23,6 +22,7 @@ class Error(Exception):
         arguments: those of the built-in error; the last one is the message.
         place: where it is: in a config, a file or a model. It is not added to the message.
         hint: the end of the message, with the signs that join it to what is before. It is added.
+        of: the error whose message the end of this one is: its place is behind this one's, its hint is this one's.
 
     Example:
         >>> import fastinit, torch
@@ -39,13 +39,18 @@ class Error(Exception):
     hint: str | None = None
     """What to do, or what was probably meant: the end of the message. None where it says nothing of the kind."""
 
-    def __init__(self, *arguments: object, place: object = None, hint: str = "") -> None:
+    def __init__(
+        self, *arguments: object, place: object = None, hint: str = "", of: BaseException | None = None
+    ) -> None:
         if hint:
             arguments = (*arguments[:-1], f"{arguments[-1]}{hint}")
-            self.hint = hint.lstrip(" .,;:\n") or None
         super().__init__(*arguments)
-        if place is not None:
-            self.place = os.fspath(place) if isinstance(place, os.PathLike) else str(place)
+        inner = of if isinstance(of, Error) else None
+        if hint or inner:
+            self.hint = hint.lstrip(" .,;:\n") or (inner.hint if inner else None)
+        places = [str(each) for each in (place, inner and inner.place) if each is not None]
+        if places:
+            self.place = ", ".join(places)
 
 
 class InitAssertionError(Error, AssertionError):
@@ -136,17 +141,6 @@ def kind_of(error: BaseException) -> str:
     return (kind.__bases__[1] if Error in kind.__bases__ and len(kind.__bases__) == 2 else kind).__name__
 
 
-def place_in(outer: object, error: BaseException | None = None) -> str:
-    """Returns a place within which an error has arisen, with the error's own place behind it."""
-    inner = error.place if isinstance(error, Error) else None
-    return f"{outer}, {inner}" if inner else str(outer)
-
-
-def hint_of(error: BaseException) -> str | None:
-    """Returns the hint of an error, None if it has none."""
-    return error.hint if isinstance(error, Error) else None
-
-
 @contextmanager
 def locating(where: str, *, is_place: bool = True) -> Iterator[None]:
     """Prefixes the messages of errors in the block with ``where``; built-in type, hint, cause and traceback are kept.
@@ -163,13 +157,12 @@ def locating(where: str, *, is_place: bool = True) -> Iterator[None]:
         kind = _KINDS.get(type(error))
         if kind is None:
             if is_place and isinstance(error, Error):
-                error.place = place_in(where, error)
+                error.place = where if error.place is None else f"{where}, {error.place}"
             raise
         message = message_of(error)
-        located = kind(f"{where}: {message}" if message else where)
-        located.__dict__.update(vars(error))  # hint, place and notes
-        if is_place:
-            located.place = place_in(where, error)
+        located = kind(f"{where}: {message}" if message else where, place=where if is_place else None, of=error)
+        if notes := getattr(error, "__notes__", None):
+            located.__notes__ = notes  # type: ignore[attr-defined]
         raise located.with_traceback(error.__traceback__) from error.__cause__
 
 

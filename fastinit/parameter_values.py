@@ -164,7 +164,8 @@ def _backend(asked: str | None, device: torch.device) -> str:
             able = ", ".join(each for each, backend in BACKENDS.items() if backend.IS_CONTRACT)
             raise InitValueError(
                 f"values: on the backend {name!r} a parameter's values depend on all that was drawn before them, so "
-                f"name and seed do not tell them: choose from {able}"
+                f"name and seed do not tell them",
+                hint=f": choose from {able}",
             )
         return name
     names = _OF_DEVICE.get(device.type)
@@ -188,8 +189,9 @@ def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, li
         beside = [key for key in _SELECTORS if given.get(key) is not None]
         if beside:
             raise InitValueError(
-                f"values: the rule is for the one parameter {name!r}, and no module is known here: leave out "
-                f"{', '.join(map(repr, beside))}. The values of a bias are dict(type='Constant', val=...)"
+                f"values: the rule is for the one parameter {name!r}, and no module is known here",
+                hint=f": leave out "
+                f"{', '.join(map(repr, beside))}. The values of a bias are dict(type='Constant', val=...)",
             )
         with locating("values"):
             given = WEIGHT_INITIALIZERS.build(dict(given))
@@ -200,12 +202,12 @@ def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, li
         )
     if given.layer:
         raise InitValueError(
-            f"values: the rule selects the layers {given.layer}, and no module is known here: use `param`"
+            f"values: the rule selects the layers {given.layer}, and no module is known here", hint=": use `param`"
         )
     if getattr(given, "fan", "torch") == "layer":
         raise InitValueError(
-            "values: fan='layer' asks the parameter's module, and none is known here. Give the distribution of its row "
-            "in fastinit.plan(model, ...)"
+            "values: fan='layer' asks the parameter's module, and none is known here",
+            hint=". Give the distribution of its row in fastinit.plan(model, ...)",
         )
     selected = selected_by_name(name, given.param) if given.param else (None, ())
     if selected is None:
@@ -213,8 +215,8 @@ def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, li
     part, captured = selected
     if part is not None:
         raise InitValueError(
-            f"values: the rule's param {given.param} is for a part of {name!r}, and the rest has another rule's "
-            f"values. Give the distribution of the part's row in fastinit.plan(model, ...), and the part as box"
+            f"values: the rule's param {given.param} is for a part of {name!r}, and the rest has another rule's values",
+            hint=". Give the distribution of the part's row in fastinit.plan(model, ...), and the part as box",
         )
     texts = NumberTexts(given, given._fans)
     with locating("values"), texts.locating():

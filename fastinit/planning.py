@@ -145,8 +145,8 @@ def _steps_for(module: nn.Module, init_cfg: Any, scope: Scope, *, is_needed: boo
         return steps_of_tree(base, scope)  # type: ignore[arg-type]
     if is_needed:
         raise InitTypeError(
-            f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own. For the plan of "
-            f"`materialize`, which runs modules' own code, give a device"
+            f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own",
+            hint=". For the plan of `materialize`, which runs modules' own code, give a device",
         )
     return []
 

@@ -135,7 +135,7 @@ def olmo(method: str, n_layers: int | None = None, std: float = 0.02, embedding_
     """
     _choice("method", method, OLMO_METHODS)
     if method in ("llama", "normalized") and n_layers is None:
-        raise InitValueError(f"method {method!r} divides by the square root of 2 n_layers: give n_layers")
+        raise InitValueError(f"method {method!r} divides by the square root of 2 n_layers", hint=": give n_layers")
     first: float | str = "fan_in ** -0.5" if method in ("normalized", "fan_in") else "std"
     scaled, numbers = _scaled_by_depth(std, None if method == "llama_depth" else n_layers)
     if method in ("normal", "fan_in"):

@@ -124,8 +124,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
             for each in names or [registered.__name__]:
                 if not force and each in self._entries and each not in self.replaceable:
                     raise InitKeyError(
-                        f"{each} is already registered in {self.name} as {self._entries[each]!r}; "
-                        f"pass force=True to replace it"
+                        f"{each} is already registered in {self.name} as {self._entries[each]!r}",
+                        hint="; pass force=True to replace it",
                     )
                 self._entries[each] = registered
                 self.replaceable.discard(each)
@@ -183,8 +183,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         hint = f" Did you mean {near[0]!r}?" if near else ""
         shown = name if name.isprintable() else ascii(name)
         raise InitKeyError(
-            f"{shown} is not in the fastinit::{self.name} registry.{reason}{hint} Registered are: "
-            f"{', '.join(sorted(self._entries))}"
+            f"{shown} is not in the fastinit::{self.name} registry.{reason}",
+            hint=f"{hint} Registered are: {', '.join(sorted(self._entries))}",
         )
 
     def _own(self, kind: Callable[..., Any]) -> Callable[..., Any]:

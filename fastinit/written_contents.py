@@ -129,12 +129,14 @@ def _must_be_plain(items: Iterable[Item]) -> None:
         if isinstance(item, Copy):
             raise InitRuntimeError(
                 f"{item.rule}: write draws and computes values, and {item.source} would be copied: materialize the "
-                f"model, and save it"
+                f"model, and save it",
+                place=item.rule,
             )
         if isinstance(item, Call):
             raise InitRuntimeError(
                 f"{item.rule}: {item.label} is code whose effects are not known before it runs: materialize the model, "
-                f"and save it"
+                f"and save it",
+                place=item.rule,
             )
 
 

@@ -87,7 +87,7 @@ def checked(name: str) -> str:
     if not isinstance(name, str):
         raise InitTypeError(f"backend must be a str, but got {name!r} of {type(name)}")
     if name != AUTO and name not in BACKENDS:
-        raise InitValueError(f"unknown backend {name!r}; choose from {', '.join([AUTO, *BACKENDS])}")
+        raise InitValueError(f"unknown backend {name!r}", hint=f"; choose from {', '.join([AUTO, *BACKENDS])}")
     return name
 
 
@@ -118,7 +118,8 @@ class Choice:
         if self.asked != AUTO and numbers != BACKENDS[self.asked].NUMBERS:
             raise InitRuntimeError(
                 f"the plan has the numbers of {numbers!r}, and the backend {self.asked!r} gives those of "
-                f"{BACKENDS[self.asked].NUMBERS!r}: leave backend out, or name another"
+                f"{BACKENDS[self.asked].NUMBERS!r}",
+                hint=": leave backend out, or name another",
             )
         if all(numbers != backend.NUMBERS for backend in BACKENDS.values()):
             known = dict.fromkeys(backend.NUMBERS for backend in BACKENDS.values())

@@ -383,8 +383,9 @@ def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:
     for slot in slots:
         if assign and is_sharded(slot.tensor):
             raise InitRuntimeError(
-                f"{slot.name!r} is distributed, and assign=True would replace its local part by the whole tensor: "
-                f"leave assign out, so that each rank reads its part"
+                f"{slot.name!r} is distributed, and assign=True would replace its local part by the whole tensor",
+                place=f"parameter {slot.name!r}",
+                hint=": leave assign out, so that each rank reads its part",
             )
 
 

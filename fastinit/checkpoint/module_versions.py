@@ -38,7 +38,9 @@ def checked_metadata(metadata: Any, source: object) -> dict[str, dict[str, Any]]
             if problem:
                 break
     if problem:
-        raise InitRuntimeError(f"{source}: the versions of modules in its `_metadata` are damaged: {problem}")
+        raise InitRuntimeError(
+            f"{source}: the versions of modules in its `_metadata` are damaged: {problem}", place=source
+        )
     return {
         path: {name: value for name, value in local.items() if name != _NOT_A_FILES} for path, local in metadata.items()
     }

@@ -93,7 +93,10 @@ class Request:
         if not isinstance(checkpoint, str) or shown_address(checkpoint) != checkpoint:
             raise InitValueError(f"the address {shown_address(checkpoint)!r} holds a secret, or what is no text")
         if self.reading.weights_only is not True or self.reading.allow:
-            raise InitValueError(f"{shown_address(checkpoint)}: weights_only=False and allow=... may run code")
+            raise InitValueError(
+                f"{shown_address(checkpoint)}: weights_only=False and allow=... may run code",
+                place=shown_address(checkpoint),
+            )
         found: dict[str, Any] = {"checkpoint": checkpoint, "prefix": self.prefix, "key": self.key}
         revisions = None if self.revise_keys is None else [list(each) for each in self.revise_keys]
         if not all(isinstance(text, str) for each in revisions or () for text in each):
@@ -234,7 +237,9 @@ def _nested(checkpoint: Mapping[Any, Any], filename: object, key: str | None) ->
         if not isinstance(found, Mapping) or part not in found:
             keys = [repr(name) for name, value in checkpoint.items() if isinstance(value, Mapping)]
             raise InitRuntimeError(
-                f"{filename}: the checkpoint has no key {key!r}. Those that hold dicts are: {', '.join(keys) or 'none'}"
+                f"{filename}: the checkpoint has no key {key!r}",
+                place=filename,
+                hint=f". Those that hold dicts are: {', '.join(keys) or 'none'}",
             )
         found = found[part]
     return found

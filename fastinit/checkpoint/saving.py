@@ -51,7 +51,9 @@ def save_checkpoint(
     text = os.fspath(filename)
     if text.startswith(("pavi://", "petrel://")):
         raise InitNotImplementedError(
-            f"{shown_address(text)}: this storage is not supported. Save to a path or to s3://"
+            f"{shown_address(text)}: this storage is not supported",
+            place=shown_address(text),
+            hint=". Save to a path or to s3://",
         )
     if "://" in text and not text.lower().startswith("file://"):
         options = {key: value for key, value in (backend_args or {}).items() if key != "backend"}
@@ -97,10 +99,11 @@ def check_whole(value: object, name: str = "") -> None:
         called += " a distributed tensor" if name else f"{tuple(getattr(value, 'shape', ()))},"
         raise InitRuntimeError(
             f"{called} of which each rank has its own part only: a file of one rank would hold that part, and every "
-            f"rank would write the same file. Gather first, on all ranks: "
-            f"torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
-            f"full_state_dict=True, cpu_offload=True)), and save what rank 0 gets. Or save a folder with "
-            f"torch.distributed.checkpoint.save(state_dict, checkpoint_id=folder), which fastinit loads, too"
+            f"rank would write the same file",
+            hint=". Gather first, on all ranks: "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
+            "full_state_dict=True, cpu_offload=True)), and save what rank 0 gets. Or save a folder with "
+            "torch.distributed.checkpoint.save(state_dict, checkpoint_id=folder), which fastinit loads, too",
         )
 
 

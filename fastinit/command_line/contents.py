@@ -54,14 +54,14 @@ def contents_of(path: Path) -> Contents:
         OSError: it cannot be read.
     """
     if not path.exists():
-        raise CommandError(f"{path}: there is no such file or folder")
+        raise CommandError(f"{path}: there is no such file or folder", place=path)
     names: dict[str, None] = {}
     try:
         tree = by_content.read(path, Reading(access="map"), names=names)
         tensors = list(_tensors(tree))
         _check(tensor for _, tensor in tensors)
     except (FileNotFoundError, RuntimeError) as error:
-        raise DamagedError(f"{error}{_interrupted(path)}") from error
+        raise DamagedError(f"{error}{_interrupted(path)}", of=error) from error
     files = _files(path, tensors)
     found = tuple(_found(name, tensor) for name, tensor in tensors)
     return Contents(_format(path), len(files), sum(file.stat().st_size for file in files), found, tuple(names))

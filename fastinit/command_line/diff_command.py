@@ -51,8 +51,9 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if kinds[0] != kinds[1]:
         one, other = (options.old, options.new) if kinds[0] else (options.new, options.old)
         raise CommandError(
-            f"{one} holds values, and {other} says how a model starts: compare two plans or two checkpoints. `fastinit "
-            f"verify` tells whether a checkpoint holds what a plan says"
+            f"{one} holds values, and {other} says how a model starts",
+            hint=": compare two plans or two checkpoints. `fastinit "
+            "verify` tells whether a checkpoint holds what a plan says",
         )
     found = _values(options, configs) if kinds[0] else _plans(options, configs)
     if options.json:

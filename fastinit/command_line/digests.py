@@ -54,7 +54,7 @@ def digest_at(text: str, options: argparse.Namespace, config: str | None) -> Dig
         try:
             return Digest.from_json(document) if document.lstrip().startswith("{") else Digest.from_text(document)
         except ValueError as error:
-            raise CommandError(f"{text}: {error}") from None
+            raise CommandError(f"{text}: {error}", place=text, of=error) from None
     if is_checkpoint(text):
         with bar("digest", options):
             return digest(text)
@@ -67,7 +67,7 @@ def _of_model(text: str, options: argparse.Namespace, config: str | None) -> Dig
         raise CommandError(f"{text} is a model: its initial values depend on a seed, so --seed is missing")
     backend = options.backend if options.backend not in (None, AUTO) else "cpp"
     if isinstance(model, nn.Module):
-        raise CommandError(f"{text} is a module that was made already: give a function that makes it")
+        raise CommandError(f"{text} is a module that was made already", hint=": give a function that makes it")
     rules = config_of(config)
     made = build(model, backend=backend, seed=options.seed)
     if rules is not None:

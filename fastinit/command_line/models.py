@@ -75,7 +75,7 @@ def named(text: str) -> tuple[Any, tuple[list[Any], dict[str, Any]]]:
     except AttributeError:
         near = difflib.get_close_matches(what, [name for name in vars(module) if not name.startswith("_")], n=1)
         hint = f". Did you mean {near[0]!r}?" if near else ""
-        raise CommandError(f"{where} has no {what!r}{hint}") from None
+        raise CommandError(f"{where} has no {what!r}", hint=hint) from None
 
 
 def literals(call: str, text: str) -> tuple[list[Any], dict[str, Any]]:
@@ -109,7 +109,7 @@ def _imported(name: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise CommandError(f"{path}: there is no such file")
+        raise CommandError(f"{path}: there is no such file", place=path)
     path = path.resolve()
     name = f"fastinit_file_{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"
     if name in sys.modules:
@@ -137,7 +137,7 @@ def json_at(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CommandError(f"{path}: expected {what}, but it is no JSON: {error}") from None
+        raise CommandError(f"{path}: expected {what}, but it is no JSON: {error}", place=path) from None
 
 
 def _of_transformers(path: Path) -> Callable[[], nn.Module]:
@@ -148,11 +148,13 @@ def _of_transformers(path: Path) -> Callable[[], nn.Module]:
         )
     document = json_at(path, "a config of transformers")
     if not isinstance(document, dict) or not isinstance(document.get("model_type"), str):
-        raise CommandError(f"{path}: it is no config of transformers: it has no 'model_type'")
+        raise CommandError(f"{path}: it is no config of transformers: it has no 'model_type'", place=path)
     try:
         import transformers
     except ImportError as error:
-        raise CommandError(f"{path} is a config of transformers: pip install transformers ({error})") from None
+        raise CommandError(
+            f"{path} is a config of transformers", hint=f": pip install transformers ({error})"
+        ) from None
     config = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
     for name in getattr(config, "architectures", None) or ():
         kind = getattr(transformers, name, None) if isinstance(name, str) else None

@@ -63,8 +63,10 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _save(plan: Plan, options: argparse.Namespace) -> None:
     if not options.inexact and plan.why_not_exact:
         raise CommandError(
-            f"{options.save}: the plan cannot promise its bits: {plan.why_not_exact}. Usually --backend cpp and "
-            f"--seed N are missing; --inexact keeps what can be kept. Nothing was written"
+            f"{options.save}: the plan cannot promise its bits: {plan.why_not_exact}",
+            place=options.save,
+            hint=". Usually --backend cpp and "
+            "--seed N are missing; --inexact keeps what can be kept. Nothing was written",
         )
     plan.save(options.save, exact=not options.inexact)
 

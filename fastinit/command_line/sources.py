@@ -103,7 +103,9 @@ def _presets() -> list[str]:
 
 def _rules(document: Any, path: str) -> Any:
     if not isinstance(document, (dict, list)):
-        raise CommandError(f"{path}: expected a rule or a list of rules, but it is a {type(document).__name__}")
+        raise CommandError(
+            f"{path}: expected a rule or a list of rules, but it is a {type(document).__name__}", place=path
+        )
     return document
 
 

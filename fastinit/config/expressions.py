@@ -26,9 +26,11 @@ SHAPE = "shape"
 class ExpressionError(Exception):
     """What is wrong with a text, and where; ``number_texts`` turns it into the error that users see."""
 
-    def __init__(self, problem: str, position: int = 0, is_value: bool = False) -> None:
+    def __init__(self, problem: str, position: int = 0, is_value: bool = False, hint: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
+        self.hint = hint
+        """The end of the problem: what to write instead."""
         self.position = position
         self.is_value = is_value
         """Whether the text is sound, but has no value here."""
@@ -263,7 +265,8 @@ class _Parser:
     def _call(self, token: _Token) -> None:
         if token.text not in FUNCTIONS:
             known = ", ".join(FUNCTIONS)
-            raise ExpressionError(f"unknown function {_short(token.text)}. The functions are {known}", token.position)
+            hint = f"The functions are {known}"
+            raise ExpressionError(f"unknown function {_short(token.text)}. {hint}", token.position, hint=hint)
         function = FUNCTIONS[token.text]
         self._expect("(", "")
         n_arguments = 0
@@ -308,7 +311,7 @@ def _looked_up(step: _Look, value_of: Callable[[str, int | None], float]) -> flo
     try:
         return value_of(step.name, step.index)
     except ExpressionError as fault:
-        raise ExpressionError(fault.problem, step.position, fault.is_value) from None
+        raise ExpressionError(fault.problem, step.position, fault.is_value, fault.hint) from None
 
 
 def _operated(step: _Operate, left: float, right: float) -> float:

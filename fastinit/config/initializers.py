@@ -89,8 +89,8 @@ class BaseInit(Planned):
         if self.param and (self.layer or bias_prob is not None or bias != 0):
             raise InitValueError(
                 "`param` selects parameters by name and the whole rule applies to each: `layer`, `bias` and "
-                "`bias_prob` can not be combined with it. Give biases a rule of their own, "
-                "e.g. dict(type='Constant', param='*.bias', val=0)"
+                "`bias_prob` can not be combined with it",
+                hint=". Give biases a rule of their own, e.g. dict(type='Constant', param='*.bias', val=0)",
             )
         self.bias = bias if bias_prob is None else bias_init_with_prob(bias_prob)
         if vars is not None:
@@ -118,14 +118,14 @@ class BaseInit(Planned):
         if not chosen:
             message = f"no parameter of {type(module).__name__} matches param {_one_or_all(self.param)}"
             near = nearest_parameters(module, self.param)
-            scope.matches_nothing(rule, type(self).__name__, f"{message}; nothing is filled.{near}")
+            scope.matches_nothing(rule, type(self).__name__, f"{message}; nothing is filled.", near)
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
 
         def fills_of(tensor: torch.Tensor, name: str, part: Part | None, captured: Captured) -> list[Fill]:
             fan_shape = self._fan_shape(owner_of(module, name), tensor) if self._asks_layers else None
             if fan_shape is not None and part is not None:
                 raise InitValueError(
-                    f"fan='layer' counts in whole layers, but {name + part.text!r} is a part: use fan_axes"
+                    f"fan='layer' counts in whole layers, but {name + part.text!r} is a part", hint=": use fan_axes"
                 )
             distribution = texts.at(captured, fan_shape)
             full_name = scope.names.name_of(tensor, module, name)
@@ -139,7 +139,7 @@ class BaseInit(Planned):
         modules = post_order(module) if self.wholemodule else modules_of_layers(module, self.layer)
         if not modules and self.layer:
             message = f"no module of {tree} matches layer {_one_or_all(self.layer)}"
-            scope.matches_nothing(rule, kind, f"{message}; nothing is filled.{nearest_layers(module, self.layer)}")
+            scope.matches_nothing(rule, kind, f"{message}; nothing is filled.", nearest_layers(module, self.layer))
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
 
         def fills_of(each: object) -> Iterator[Fill]:
@@ -382,11 +382,13 @@ def _texts(argument: str, value: object) -> list[str]:
     if not isinstance(texts, list):
         raise InitTypeError(f"{argument} must be a str or a list of str, but got a {type(value)}")
     if not texts:
-        raise InitValueError(f"{argument} is an empty list, which selects nothing: name something, or leave it out")
+        raise InitValueError(
+            f"{argument} is an empty list, which selects nothing", hint=": name something, or leave it out"
+        )
     for text in texts:
         if not isinstance(text, str):
             hint = f"; write {text.__name__!r}" if isinstance(text, type) else ""
-            raise InitTypeError(f"{argument} must be a str or a list of str, but it holds {text!r}{hint}")
+            raise InitTypeError(f"{argument} must be a str or a list of str, but it holds {text!r}", hint=hint)
     return texts
 
 

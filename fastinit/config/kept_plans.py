@@ -67,7 +67,9 @@ class KeptPlan:
         if plan.seed is None:  # nothing is drawn, or each fill has its own
             return None
         if asked is not None and asked != plan.seed:
-            raise InitRuntimeError(f"the plan has seed {plan.seed}, but the call was given seed={asked}: leave it out")
+            raise InitRuntimeError(
+                f"the plan has seed {plan.seed}, but the call was given seed={asked}", hint=": leave it out"
+            )
         scope.backends.need(plan.numbers)
         scope.seed.expect(scope.meshes())
         scope.seed.keep(plan.seed)
@@ -108,7 +110,9 @@ class KeptPlan:
             Others: as for a ``Pretrained`` rule.
         """
         if not item.request:
-            raise InitRuntimeError(f"{item.rule}: a plan cannot hold this copy: {item.why_not_kept or item.unknown}")
+            raise InitRuntimeError(
+                f"{item.rule}: a plan cannot hold this copy: {item.why_not_kept or item.unknown}", place=item.rule
+            )
         if at not in self._copying:
             self._copying[at] = PretrainedInit(**item.request)
         target = _module_at(module, item.path, scope.prefix)
@@ -138,7 +142,8 @@ def _must_be_same(item: Copy, others: Sequence[str]) -> None:
     if others:
         raise InitRuntimeError(
             f"{item.rule}: {item.source} is not the checkpoint that the plan was made with: "
-            f"{names_line('tensors have other names, shapes or values', others)}"
+            f"{names_line('tensors have other names, shapes or values', others)}",
+            place=item.rule,
         )
 
 

@@ -83,13 +83,15 @@ def parameter_fills(
     """
     if nn.parameter.is_lazy(tensor):
         raise InitRuntimeError(
-            f"the parameter {name!r} is lazy and has no shape yet: run the model once (a dry forward pass) before "
-            f"initializing it"
+            f"the parameter {name!r} is lazy and has no shape yet",
+            place=f"parameter {name!r}",
+            hint=": run the model once (a dry forward pass) before initializing it",
         )
     if tensor.is_nested:
         raise InitRuntimeError(
-            f"the parameter {name!r} is a nested tensor, which has no single shape to draw values for: make its parts "
-            f"parameters, or fill them with torch.nn.init"
+            f"the parameter {name!r} is a nested tensor, which has no single shape to draw values for",
+            place=f"parameter {name!r}",
+            hint=": make its parts parameters, or fill them with torch.nn.init",
         )
     shape = tuple(tensor.shape)
     regions: list[Region] = []  # none: all of it, as of nearly all

@@ -65,7 +65,7 @@ def check_bias(bias: object) -> None:
         return
     if not isinstance(bias, str) or _expression("bias", bias).is_plain_number:
         hint = f"; write {bias.strip()} without quotes" if isinstance(bias, str) else ""
-        raise InitTypeError(f"bias must be a number, but got a {type(bias)}{hint}")
+        raise InitTypeError(f"bias must be a number, but got a {type(bias)}", hint=hint)
 
 
 def checked_variables(variables: Any) -> dict[str, float]:
@@ -114,7 +114,8 @@ class Place(NamedTuple):
         if name in self.variables:
             return self.variables[name]
         if not has_meaning:
-            raise ExpressionError(f"unknown name {name!r}. Names here: {self._names()}")
+            hint = f"Names here: {self._names()}"
+            raise ExpressionError(f"unknown name {name!r}. {hint}", hint=hint)
         return _CONSTANTS[name] if name in _CONSTANTS else self._fact(name, index)
 
     def _fact(self, name: str, index: int | None) -> float:
@@ -271,7 +272,9 @@ def _error(argument: str, text: str, fault: ExpressionError, values: str = "") -
         f"    {line}\n"
         f"    {' ' * (fault.position - start)}^"
     )
-    return InitValueError(message) if fault.is_value else InitTypeError(message)
+    error = InitValueError(message) if fault.is_value else InitTypeError(message)
+    error.hint = fault.hint or None  # in the midst of the message
+    return error
 
 
 def _shown_values(expression: Expression, place: Place) -> str:

@@ -33,8 +33,8 @@ class Part(NamedTuple):
         """
         if len(self.bounds) > len(shape):
             raise InitValueError(
-                f"the part {self.text} has {len(self.bounds)} dimensions, but the shape is {tuple(shape)}: give at "
-                f"most one start:stop for each of its dimensions"
+                f"the part {self.text} has {len(self.bounds)} dimensions, but the shape is {tuple(shape)}",
+                hint=": give at most one start:stop for each of its dimensions",
             )
         starts, sizes = [0] * len(shape), list(shape)
         for dim, (size, (start, stop)) in enumerate(zip(shape, self.bounds)):
@@ -73,8 +73,9 @@ def split(pattern: str, is_regex: bool) -> tuple[str, Part | None]:
         if is_regex:
             return pattern, None
         raise InitValueError(
-            f"param {pattern!r} ends in [{inner}], which is no part of a parameter: write [start:stop] with whole "
-            f"numbers for its first dimension, [:, start:stop] for the second; one index is a part, too: [3:4]"
+            f"param {pattern!r} ends in [{inner}], which is no part of a parameter",
+            hint=": write [start:stop] with whole "
+            "numbers for its first dimension, [:, start:stop] for the second; one index is a part, too: [3:4]",
         )
     numbers = (each.groups() for each in bounds if each is not None)
     return name, Part(f"[{inner}]", tuple((_whole(start), _whole(stop)) for start, stop in numbers))
@@ -113,7 +114,8 @@ def blocks_of(region: Region, blocks: Sequence[int]) -> list[Region]:
         if size % n:
             raise InitValueError(
                 f"{n} equal blocks cannot be cut from dimension {dim} of the shape {shape}: {size} is no multiple of "
-                f"{n}. For parts of different sizes write rules with param='...[start:stop]'"
+                f"{n}",
+                hint=". For parts of different sizes write rules with param='...[start:stop]'",
             )
     sizes = tuple(size // n for size, n in zip(shape, numbers))
     return [

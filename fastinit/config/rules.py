@@ -95,11 +95,12 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
         if "param" in cfg and (beside := sorted({"layer", "bias", "bias_prob"} & cfg.keys())):
             raise InitValueError(
                 f"`param` selects parameters by name and the whole rule applies to each: {_quoted(beside)} can not "
-                f"be combined with it. Use two rules"
+                f"be combined with it",
+                hint=". Use two rules",
             )
         if "param" in cfg and override is not None:
             raise InitValueError(
-                "`override` can not be combined with `param`: write a second rule with its own `param`"
+                "`override` can not be combined with `param`", hint=": write a second rule with its own `param`"
             )
         initializer = _build(cfg)
         main = Rule(where, initializer, module, isinstance(initializer, PretrainedInit))
@@ -141,26 +142,28 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
         if name is None:
             raise InitValueError(f'`override` must contain the key "name",but got {cfg}')
         if "param" in cfg:
-            raise InitValueError("`param` is not allowed in an override: write a separate rule with it")
+            raise InitValueError("`param` is not allowed in an override", hint=": write a separate rule with it")
         if not cfg:
             cfg = main_cfg  # only a name: the main rule, applied there
         elif "type" not in cfg:
             raise InitValueError(f'`override` need "type" key, but got {cfg}')
         if not isinstance(name, str):
             raise InitTypeError(
-                f"`name` of an override must be the name of one attribute, but got {name!r} of {type(name)}. For "
-                f"several write a list of overrides, one for each"
+                f"`name` of an override must be the name of one attribute, but got {name!r} of {type(name)}",
+                hint=". For several write a list of overrides, one for each",
             )
         if not hasattr(module, name):
             raise InitRuntimeError(
-                f"module did not have attribute {name}, but init_cfg is {cfg}. It must be a direct attribute of "
-                f"{type(module).__name__}, one of: {', '.join(module._modules)}"
+                f"module did not have attribute {name}, but init_cfg is {cfg}",
+                hint=f". It must be a direct attribute of "
+                f"{type(module).__name__}, one of: {', '.join(module._modules)}",
             )
         target = getattr(module, name)
         if not isinstance(target, nn.Module):
             advice = f". For a parameter write a rule with param={name!r}" if name in module._parameters else ""
             raise InitAttributeError(
-                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__}, not a module{advice}"
+                f"the attribute {name} of {type(module).__name__} is a {type(target).__name__}, not a module",
+                hint=advice,
             )
         initializer = _build(cfg)
         initializer.wholemodule = True
@@ -174,7 +177,7 @@ def _build(cfg: dict[str, Any]) -> Any:
     except TypeError as error:
         kind = WEIGHT_INITIALIZERS.resolve(cfg["type"]) if "type" in cfg else None
         if "unexpected keyword" in str(error) and isinstance(kind, type):
-            raise InitTypeError(f"{error}. {kind.__name__} takes {', '.join(_arguments(kind))}") from error
+            raise InitTypeError(f"{error}", hint=f". {kind.__name__} takes {', '.join(_arguments(kind))}") from error
         raise
     if not callable(built):
         raise InitTypeError(f"type {cfg['type']!r} builds {built!r}, which can not be called on a module")

@@ -180,7 +180,9 @@ def gain_of(nonlinearity: str, a: float) -> float:
     try:
         return float(torch.nn.init.calculate_gain(nonlinearity, a))  # type: ignore[arg-type]
     except ValueError as error:
-        raise InitValueError(f"{error}. The gains that are known: {', '.join((*NONLINEARITIES, *_GAINS))}") from error
+        raise InitValueError(
+            f"{error}", hint=f". The gains that are known: {', '.join((*NONLINEARITIES, *_GAINS))}"
+        ) from error
 
 
 # --- fans and standard deviations ------------------------------------------------------------------------------------
@@ -206,7 +208,8 @@ def fans(shape: Sequence[int], batch_dims: int = 0, fan_axes: tuple[int, int] | 
         behind = f" after batch_dims={batch_dims}" if batch_dims else ""
         raise InitValueError(
             f"Fan in and fan out can not be computed for tensor with fewer than 2 dimensions{behind}, but the shape is "
-            f"{shape}. Use a type without fans for it (Constant, Normal, TruncNormal or Uniform)."
+            f"{shape}",
+            hint=". Use a type without fans for it (Constant, Normal, TruncNormal or Uniform).",
         )
     if fan_axes is not None:
         axes = tuple(axis + len(shape) if axis < 0 else axis for axis in fan_axes)
@@ -244,7 +247,7 @@ def _fan(shape: Sequence[int], mode: str, batch_dims: int, fan_axes: tuple[int, 
     if not isinstance(mode, str):
         raise InitTypeError(f"mode must be one of {list(FAN_MODES)}, but got {mode!r} of {type(mode)}")
     if mode.lower() not in FAN_MODES:
-        raise InitValueError(f"Mode {mode.lower()} not supported, please use one of {list(FAN_MODES)}")
+        raise InitValueError(f"Mode {mode.lower()} not supported", hint=f", please use one of {list(FAN_MODES)}")
     return fans(shape, batch_dims, fan_axes)[FAN_MODES.index(mode.lower())]
 
 

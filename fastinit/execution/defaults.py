@@ -94,7 +94,7 @@ def check_default_backend() -> None:
     try:
         checked(name or "auto")
     except ValueError as error:
-        raise InitValueError(f"the environment variable {ENVIRONMENT_VARIABLE}: {error}") from None
+        raise InitValueError(f"the environment variable {ENVIRONMENT_VARIABLE}: {error}", of=error) from None
 
 
 def default_strict() -> Strict:

@@ -151,8 +151,8 @@ class ByMemory:
                 if each.stream is not None and not each.stream.is_name:
                     raise InitRuntimeError(
                         f"strict: {each.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the "
-                        f"numbers are needed before it is known what the tensor will be called. Without strict they "
-                        f"come from the stream {fill.stream_name!r}, by order"
+                        f"numbers are needed before it is known what the tensor will be called",
+                        hint=f". Without strict they come from the stream {fill.stream_name!r}, by order",
                     )
         try:
             prepare([fill for _, fill in found], scope)

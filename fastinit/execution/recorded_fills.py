@@ -73,7 +73,8 @@ class RecordedFill:
             if here is None:
                 raise InitRuntimeError(
                     f"a part of {name!r} was recorded that no view has ({self.shape}, steps {self.part.steps}) "
-                    f"where the tensor's strides are {tuple(tensor.stride())}: make it contiguous before"
+                    f"where the tensor's strides are {tuple(tensor.stride())}",
+                    hint=": make it contiguous before",
                 )
             target = tensor.detach().as_strided(self.shape, here.steps, tensor.storage_offset() + here.first)
         return Box(target, self.numbers.first, self.numbers.steps)
@@ -89,5 +90,6 @@ class RecordedFill:
         except OverflowError as error:
             raise InitRuntimeError(
                 f"a part of {name!r} was recorded ({self.shape}, steps {self.part.steps}), and the tensor is "
-                f"distributed here: {error}. Materialize before sharding"
+                f"distributed here: {error}",
+                hint=". Materialize before sharding",
             ) from None

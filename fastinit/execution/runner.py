@@ -32,14 +32,17 @@ def check(items: Iterable[Item], scope: Scope, *, needs_memory: bool = True) -> 
                 if tensor.is_meta:
                     raise InitRuntimeError(
                         f"{item.rule}: the parameter {scope.parameters().get(tensor, '')!r} is on the meta device and "
-                        f"has no memory to write: fastinit.materialize(model, init_cfg) gives it memory and values; "
-                        f"fastinit.plan works on meta models as they are"
+                        f"has no memory to write",
+                        place=item.rule,
+                        hint=": fastinit.materialize(model, init_cfg) gives it memory and values; "
+                        "fastinit.plan works on meta models as they are",
                     )
         if isinstance(item, Fill) and (reason := scope.backends.why_not(item, needs_memory=needs_memory)) is not None:
             raise InitRuntimeError(
                 f"{item.rule}: the backend {scope.backends.of(item)!r} cannot fill the parameter {item.name!r} "
                 f"({tuple(item.shape)}, {item.tensor.dtype}, {item.tensor.device}) with "
-                f"{describe(item.distribution)}: {reason}"
+                f"{describe(item.distribution)}: {reason}",
+                place=item.rule,
             )
 
 
@@ -100,8 +103,9 @@ def _check_streams(fills: Sequence[Fill]) -> None:
     for name, stream in zip(by_name, streams_of(by_name).tolist()):
         if first_of.setdefault(stream, name) != name:
             raise InitRuntimeError(
-                f"{by_name[name].rule}: the names {name!r} and {first_of[stream]!r} have the same random stream: "
-                f"rename one of them"
+                f"{by_name[name].rule}: the names {name!r} and {first_of[stream]!r} have the same random stream",
+                place=by_name[name].rule,
+                hint=": rename one of them",
             )
 
 

@@ -134,17 +134,20 @@ class Scope:
 
     # --- what has no effect -------------------------------------------------------------------------------------------
 
-    def matches_nothing(self, rule: str, kind: str, message: str) -> None:
+    def matches_nothing(self, rule: str, kind: str, message: str, hint: str = "") -> None:
         """Warns that a rule has no effect; in a strict call, raises RuntimeError.
 
         Args:
             rule: its place in the config, which the caller puts in front of errors.
             kind: the class of its initializer; "": it is none's.
             message: what it does not match.
+            hint: the end of the message: what was probably meant.
         """
         if self.strict:
-            raise InitRuntimeError(f"{f'{kind}: ' if kind else ''}{message} (an error under strict)")
-        self.warn_once(f"{rule} ({kind})" if kind else rule, message)
+            error = InitRuntimeError(f"{f'{kind}: ' if kind else ''}{message}{hint} (an error under strict)")
+            error.hint = hint.strip() or None
+            raise error
+        self.warn_once(f"{rule} ({kind})" if kind else rule, message + hint)
 
     def check_complete(self, items: Iterable[Item]) -> None:
         """Raises RuntimeError in a "complete" call if none of the items is known to write a parameter.
@@ -153,8 +156,8 @@ class Scope:
         """
         if self.strict == "complete" and (left := self.not_reached(items)):
             raise InitRuntimeError(
-                f"strict='complete': {names_line('parameters that no rule reaches', left)}. Add rules for them, e.g. "
-                f"dict(type='Constant', val=0, param={left[0]!r})"
+                f"strict='complete': {names_line('parameters that no rule reaches', left)}",
+                hint=f". Add rules for them, e.g. dict(type='Constant', val=0, param={left[0]!r})",
             )
 
     def not_reached(self, items: Iterable[Item]) -> list[str]:

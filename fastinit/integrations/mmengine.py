@@ -249,6 +249,7 @@ def _registry() -> Any:
         from mmengine import registry
     except ImportError as error:
         raise InitImportError(
-            "fastinit.integrations.mmengine needs mmengine: pip install mmengine-lite, or onedl-mmengine, its fork"
+            "fastinit.integrations.mmengine needs mmengine",
+            hint=": pip install mmengine-lite, or onedl-mmengine, its fork",
         ) from error
     return registry.WEIGHT_INITIALIZERS

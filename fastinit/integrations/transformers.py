@@ -70,6 +70,6 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise InitImportError(
-            "fastinit.integrations.transformers needs transformers: pip install transformers"
+            "fastinit.integrations.transformers needs transformers", hint=": pip install transformers"
         ) from error
     return transformers

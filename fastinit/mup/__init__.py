@@ -142,7 +142,7 @@ class Scaling:
             try:
                 rule = rule_of(scaled(known, row))
             except ValueError as error:
-                raise InitValueError(f"{row.name}: {error}") from None
+                raise InitValueError(f"{row.name}: {error}", place=row.name, of=error) from None
             rules.setdefault(json.dumps(rule), (rule, []))[1].append(row.name)
         every = [name for row in self.rows for name in (row.name, *row.aliases)]
         return [

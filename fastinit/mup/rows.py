@@ -87,7 +87,8 @@ def row_of(
         if len(set(factors.values())) > 1:
             raise InitValueError(
                 f"dimensions {widths} of {name!r} become wider by different factors ({base} to {shape}), and it is not "
-                f"known which the inputs are: give fan_in={{{name!r}: dimension}}"
+                f"known which the inputs are",
+                hint=f": give fan_in={{{name!r}: dimension}}",
             )
         inputs = widths[0]
     (outputs,) = set(widths) - {inputs}

@@ -98,7 +98,9 @@ class TruncatedNormal(_Numbers):
             high=real_number("high", self.high),
         )
         if self.std == 0:
-            raise InitZeroDivisionError("trunc_normal expects std > 0.0, but found std 0.0; a Constant needs no std")
+            raise InitZeroDivisionError(
+                "trunc_normal expects std > 0.0, but found std 0.0", hint="; a Constant needs no std"
+            )
         if not self.std > 0:
             raise InitRuntimeError(f"trunc_normal expects std > 0.0, but found std {self.std}")
         if not self.low <= self.high:

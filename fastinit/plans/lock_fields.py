@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from ..errors import Error
 from .distributions import (
     Constant,
     DeltaOrthogonal,
@@ -36,7 +37,7 @@ MAX_ELEMENTS = 2**62
 _MAX_DIMS = 64  # torch's own
 
 
-class RefusedError(Exception):
+class RefusedError(Error):
     """Something in the text is not as it has to be."""
 
 
@@ -45,18 +46,19 @@ class Fields:
 
     def __init__(self, record: object, where: str) -> None:
         if not isinstance(record, dict):
-            raise RefusedError(f"{where}: expected an object, but got {shown(record)}")
+            raise RefusedError(f"{where}: expected an object, but got {shown(record)}", place=where)
         self.left = dict(record)
         self.where = where
 
     def refuse(self, key: str, expected: str, given: object) -> NoReturn:
         """Raises the error for a value."""
-        raise RefusedError(f"{self.where}.{key}: expected {expected}, but got {shown(given)}")
+        place = f"{self.where}.{key}"
+        raise RefusedError(f"{place}: expected {expected}, but got {shown(given)}", place=place)
 
     def take(self, key: str) -> Any:
         """Returns the value of a key that must be there."""
         if key not in self.left:
-            raise RefusedError(f"{self.where}: the key {key!r} is missing")
+            raise RefusedError(f"{self.where}: the key {key!r} is missing", place=self.where)
         return self.left.pop(key)
 
     def optional(self, key: str) -> Any:
@@ -68,7 +70,7 @@ class Fields:
     def end(self) -> None:
         """Raises the error for keys that are not known."""
         if self.left:
-            raise RefusedError(f"{self.where}: the key {shown(next(iter(self.left)))} is not known")
+            raise RefusedError(f"{self.where}: the key {shown(next(iter(self.left)))} is not known", place=self.where)
 
     def text(self, key: str) -> str:
         """Returns a text, which may be empty."""
@@ -141,7 +143,7 @@ class Fields:
             at.refuse("steps", f"{len(part.shape)} numbers", len(part.steps))
         is_inside = part.first + part.span <= tensor.numel()
         if not is_inside or 0 in part.shape or may_overlap(part.shape, part.steps):
-            raise RefusedError(f"{at.where}: not a part of a tensor of shape {tuple(tensor.shape)}")
+            raise RefusedError(f"{at.where}: not a part of a tensor of shape {tuple(tensor.shape)}", place=at.where)
         return part
 
     def distribution(self, key: str, shape: tuple[int, ...]) -> Distribution:
@@ -158,7 +160,7 @@ class Fields:
             if is_structured(distribution):
                 matrices_of(distribution, shape)
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-            raise RefusedError(f"{fields.where}: {error}") from None
+            raise RefusedError(f"{fields.where}: {error}", place=fields.where, of=error) from None
         return distribution
 
     def number(self, key: str, made: type) -> Any:

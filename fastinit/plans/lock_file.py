@@ -105,7 +105,9 @@ def _record(item: Item, has_digests: bool) -> dict[str, Any]:
         tensors = [{**_tensor(each.name, each.tensor, each.tensor.shape), "by": each.info} for each in item.entries]
         return {"do": "compute", "tensors": tensors, "rule": item.rule, "info": item.info}
     if item.why_not_kept:
-        raise InitValueError(f"{item.rule}: a file cannot hold this request for a checkpoint: {item.why_not_kept}")
+        raise InitValueError(
+            f"{item.rule}: a file cannot hold this request for a checkpoint: {item.why_not_kept}", place=item.rule
+        )
     digests = item.digests() if has_digests else {}
     tensors = [_copy_record(entry, digests.get(entry.name)) for entry in item.entries]
     asked = {"module": item.path, "request": dict(item.request)}
@@ -163,8 +165,9 @@ def geometry_of(fill: Fill) -> tuple[Strided | None, Strided | None]:
     part = None if memory is None else Strided.of(fill.parts[0].tensor).within(memory)
     if part is None or part.shape != fill.shape:
         raise InitValueError(
-            f"{fill.rule}: a part of {fill.name!r} is filled, of which only what is on this rank is known: plan the "
-            f"model before it is distributed; the file then fits it on every mesh"
+            f"{fill.rule}: a part of {fill.name!r} is filled, of which only what is on this rank is known",
+            place=fill.rule,
+            hint=": plan the model before it is distributed; the file then fits it on every mesh",
         )
     numbers = fill.parts[0].indices
     return (None if part == whole else part), (None if numbers == part else numbers)

@@ -41,11 +41,11 @@ def read(text: str | bytes, source: str) -> Contents:
         )
         return _contents(document)
     except RefusedError as error:
-        raise InitValueError(f"{source}: {error}") from None
+        raise InitValueError(f"{source}: {error}", place=source, of=error) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InitValueError(f"{source}: not the JSON text of a plan: {error}") from None
+        raise InitValueError(f"{source}: not the JSON text of a plan: {error}", place=source) from None
     except RecursionError:
-        raise InitValueError(f"{source}: not the text of a plan: nested too deeply") from None
+        raise InitValueError(f"{source}: not the text of a plan: nested too deeply", place=source) from None
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
@@ -57,7 +57,8 @@ def _contents(document: object) -> Contents:
     if type(document["fastinit_lock"]) is not int or document["fastinit_lock"] != VERSION:
         raise RefusedError(
             f"fastinit_lock: version {VERSION} is known here, but this file is of version "
-            f"{shown(document['fastinit_lock'])}: read it with a newer fastinit"
+            f"{shown(document['fastinit_lock'])}",
+            hint=": read it with a newer fastinit",
         )
     fields = Fields(document, "the file")
     fields.take("fastinit_lock")
@@ -113,9 +114,9 @@ class _Known:
         if known is None:
             self.tensors[name] = known = torch.empty(shape, dtype=dtype, device="meta")
         elif not (may_be_known or name in self._copied):
-            raise RefusedError(f"{fields.where}.name: {name!r} is written twice")
+            raise RefusedError(f"{fields.where}.name: {name!r} is written twice", place=f"{fields.where}.name")
         elif tuple(known.shape) != shape or known.dtype != dtype:
-            raise RefusedError(f"{fields.where}: {name!r} has two shapes or dtypes")
+            raise RefusedError(f"{fields.where}: {name!r} has two shapes or dtypes", place=fields.where)
         return name, known
 
     def _fill(self, fields: Fields, rule: str, info: str) -> Fill:
@@ -136,7 +137,7 @@ class _Known:
             numbers = Strided(at.count("first"), part.shape, steps)
             at.end()
             if numbers.first + numbers.span > MAX_ELEMENTS:
-                raise RefusedError(f"{at.where}: there are no numbers that far")
+                raise RefusedError(f"{at.where}: there are no numbers that far", place=at.where)
         stream = fields.name("stream") if "stream" in fields.left else ""
         seed = None
         if "seed" in fields.left and (seed := fields.seed("seed")) is None:
@@ -183,4 +184,6 @@ class _Known:
 
 
 def _only_names() -> NoReturn:
-    raise InitRuntimeError("a plan from a file has names only: give it to fastinit.initialize or fastinit.materialize")
+    raise InitRuntimeError(
+        "a plan from a file has names only", hint=": give it to fastinit.initialize or fastinit.materialize"
+    )

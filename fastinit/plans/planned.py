@@ -169,7 +169,7 @@ class Plan:
         """
         if exact and self.why_not_exact:
             raise InitValueError(
-                f"the plan cannot promise its bits: {self.why_not_exact}. exact=False keeps what can be kept"
+                f"the plan cannot promise its bits: {self.why_not_exact}", hint=". exact=False keeps what can be kept"
             )
         lock_file.write(path, self._text(exact))
 

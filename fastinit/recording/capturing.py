@@ -152,13 +152,15 @@ def build(
     """
     if device is not None and torch.device(device).type == "meta":
         raise InitValueError(
-            "device='meta' has no memory to fill: `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
-            "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values"
+            "device='meta' has no memory to fill",
+            hint=": `with fastinit.capture() as recipe, torch.device('meta'): ...` makes "
+            "such a model, and `fastinit.materialize(model, recipe=recipe)` gives it memory and values",
         )
     if isinstance(factory, nn.Module):
         raise InitTypeError(
-            f"build needs a class or a function that makes a model, but got a {type(factory).__name__} that is made. "
-            f"`fastinit.initialize` fills it by rules, and `with fastinit.capture(model):` records its own init code"
+            f"build needs a class or a function that makes a model, but got a {type(factory).__name__} that is made",
+            hint=". `fastinit.initialize` fills it by rules, and `with fastinit.capture(model):` records its own init "
+            "code",
         )
     with _capturing(None, backend, seed, prefix, strict, is_lost=True) as recipe:
         with _defaults(device, dtype):

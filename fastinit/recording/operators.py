@@ -128,7 +128,8 @@ class Operators:
             if scope.strict and scope.backends.is_contract(tensor.device):
                 raise InitRuntimeError(
                     f"strict: `{func}` at {where()} draws into a tensor of shape {tuple(tensor.shape)}, from a "
-                    f"generator of torch's and so by order. Without strict it does, and the report lists it"
+                    f"generator of torch's and so by order",
+                    hint=". Without strict it does, and the report lists it",
                 )
 
     def read(self, tensor: torch.Tensor) -> None:

@@ -121,7 +121,9 @@ class Recipe:
         if self._names is None:
             raise InitRuntimeError("bind: the module was given to capture itself")
         if not self.is_open and self._report is not None:
-            raise InitRuntimeError("bind: the block is over, and its draws have been made. Call it in the block")
+            raise InitRuntimeError(
+                "bind: the block is over, and its draws have been made", hint=". Call it in the block"
+            )
         prefix = prefix or self._prefix
         self._names.add(module, prefix)
         self.bound.append(module)

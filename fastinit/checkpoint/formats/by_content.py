@@ -118,7 +118,7 @@ def read(
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
-        raise InitFileNotFoundError(f"{path} can not be found.")
+        raise InitFileNotFoundError(f"{path} can not be found.", place=path)
     tree: Any = None
     weight_map: dict[str, str] | None = None
     refusal = Refusal(path)
@@ -146,7 +146,9 @@ def read(
         raise
     except Exception as error:
         # damaged bytes fail in many ways: PickleError, BadZipFile, struct.error, RecursionError, ...
-        raise InitRuntimeError(f"{path}: the file is damaged or no checkpoint: {one_line(error)}") from error
+        raise InitRuntimeError(
+            f"{path}: the file is damaged or no checkpoint: {one_line(error)}", place=path, of=error
+        ) from error
     if weight_map is not None:
         return _sharded(path, weight_map, reading, wants, fetch or path.parent.joinpath, names)
     if isinstance(tree, Foreign) and names is None:
@@ -174,11 +176,13 @@ def _in_folder(folder: Path) -> Path:
     names = [entry.name for entry in folder.iterdir()]
     found = chosen_name(names)
     if found is None and (reason := distributed_folder.why_no_list(names)) is not None:
-        raise InitFileNotFoundError(f"{folder} can not be loaded: {reason}")
+        raise InitFileNotFoundError(f"{folder} can not be loaded: {reason}", place=folder)
     if found is None:
         raise InitFileNotFoundError(
             f"{folder} can not be loaded: the folder holds none of {', '.join(NAMES_IN_FOLDER)}, and not exactly one "
-            f"file that ends with {', '.join(_CHECKPOINT_ENDINGS)}. Give the path of the file"
+            f"file that ends with {', '.join(_CHECKPOINT_ENDINGS)}",
+            place=folder,
+            hint=". Give the path of the file",
         )
     return folder / found
 
@@ -225,12 +229,12 @@ def _sharded(
         shard_path = fetch(name)
         if not shard_path.is_file():
             raise InitFileNotFoundError(
-                f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}"
+                f"{shard_path} can not be found, which {path} names for {names_line('keys', keys)}", place=shard_path
             )
         shard = read(shard_path, reading, is_shard=True, names=names)
         if not isinstance(shard, dict):
-            raise InitRuntimeError(f"{path}: its shard {name!r} holds no dict")
+            raise InitRuntimeError(f"{path}: its shard {name!r} holds no dict", place=path)
         if absent := [key for key in keys if key not in shard]:
-            raise InitRuntimeError(f"{path}: its shard {name!r} lacks {names_line('keys', absent)}")
+            raise InitRuntimeError(f"{path}: its shard {name!r} lacks {names_line('keys', absent)}", place=path)
         found.update((key, shard[key]) for key in keys)
     return OrderedDict((key, found[key]) for key in weight_map if key in found)

@@ -161,7 +161,9 @@ class FolderStorage(OnDisk):
             raise InitRuntimeError(
                 f"{self.folder.path}: {shown(self.key)} can not be read: its chunk at {chunk.first}, in "
                 f"{shown(chunk.file)} at byte {chunk.offset:,}, is damaged: {one_line(error)}. Nothing can be loaded "
-                f"without it: copy the folder again, or save it anew"
+                f"without it",
+                place=self.folder.path,
+                hint=": copy the folder again, or save it anew",
             ) from error
 
 
@@ -207,19 +209,25 @@ class Folder:
         except FileNotFoundError:
             raise InitFileNotFoundError(
                 f"{self.path}: {shown(name)} can not be found, which {LIST} names for {names_line('keys', keys)}: "
-                f"the folder is incomplete; copy it again"
+                f"the folder is incomplete",
+                place=self.path,
+                hint="; copy it again",
             ) from None
         except OSError as error:  # a loop of links, a name that is too long, no permission
             raise InitOSError(error.errno, f"{self.path}: {shown(name)} can not be opened: {error.strerror}") from None
         except ValueError as error:
             listed = names_line("keys", keys)
             raise InitRuntimeError(
-                f"{self.path}: {listed} can not be read: {LIST} says they are in {shown(name)}, {error}"
+                f"{self.path}: {listed} can not be read: {LIST} says they are in {shown(name)}, {error}",
+                place=self.path,
+                of=error,
             ) from None
         if end > status.st_size:
             raise InitRuntimeError(
                 f"{self.path}: {shown(key)} can not be read: it ends at byte {end:,} of {shown(name)}, which has "
-                f"{status.st_size:,}: the file was cut off or is another; copy the folder again"
+                f"{status.st_size:,}: the file was cut off or is another",
+                place=self.path,
+                hint="; copy the folder again",
             )
         return path, status.st_size, status.st_mtime_ns
 
@@ -236,7 +244,9 @@ class Folder:
                 status = os.stat(path)
                 if (status.st_size, status.st_mtime_ns) != (n_bytes, changed):
                     raise InitOSError(
-                        f"{path}: the file was changed while it was being loaded. Write checkpoints to a new folder"
+                        f"{path}: the file was changed while it was being loaded",
+                        place=path,
+                        hint=". Write checkpoints to a new folder",
                     )
                 file = File(path, self._access)
                 while len(self._files) >= _MAX_OPEN_FILES:
@@ -252,7 +262,9 @@ def _entries_of(folder: Path) -> dict[str, Entry]:
     except OSError:
         raise
     except Exception as error:  # damaged bytes fail in many ways
-        raise InitRuntimeError(f"{folder / LIST}: the file is damaged or no list: {one_line(error)}") from error
+        raise InitRuntimeError(
+            f"{folder / LIST}: the file is damaged or no list: {one_line(error)}", place=folder / LIST, of=error
+        ) from error
 
 
 def _list_of(folder: Path) -> bytes:
@@ -291,7 +303,8 @@ def read(path: Path, location: torch.device, access: str = "auto") -> OrderedDic
         except Exception as error:  # quantized dtypes, sizes that overflow
             raise InitRuntimeError(
                 f"{path}: {shown(key)} can not be read: torch makes no tensor of {entry.dtype} of {entry.shape}: "
-                f"{one_line(error)}"
+                f"{one_line(error)}",
+                place=path,
             ) from error
     return found
 

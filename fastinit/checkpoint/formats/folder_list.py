@@ -213,7 +213,8 @@ def _places(places: dict[Any, Any]) -> dict[str, list[Chunk]]:
         if changed is not None and not (type(changed) in (list, tuple) and len(changed) == 0):
             raise InitValueError(
                 f"{shown(key)} was transformed by extensions when it was saved: {shown(changed)} (compression, "
-                f"encryption): load it with torch.distributed.checkpoint and the same extensions, and save it without"
+                f"encryption)",
+                hint=": load it with torch.distributed.checkpoint and the same extensions, and save it without",
             )
         found.setdefault(key, []).append(Chunk(_numbers(key, first), (), name, offset, n_bytes))
     return found
@@ -239,7 +240,7 @@ def _tensors(listed: dict[Any, Any], places: dict[str, list[Chunk]], n_bytes: in
             found[key] = Entry(_dtype(fields.get("properties")), shape, ())
             found[key] = found[key]._replace(chunks=_chunks(key, found[key], chunks, places.get(key, [])))
         except ValueError as error:
-            raise InitValueError(f"{shown(key)}: {error}") from None
+            raise InitValueError(f"{shown(key)}: {error}", of=error) from None
     return found
 
 

@@ -36,7 +36,9 @@ def status_beside(folder: Path, name: str, listed_in: Path) -> tuple[Path, os.st
     path = os.path.realpath(folder / name)
     roots = [os.path.realpath(folder), os.path.dirname(os.path.realpath(listed_in))]
     if not any(os.path.commonpath([root, path]) == root for root in roots):
-        raise InitValueError(f"which is a link out of the folder, to {path}: copy the folder with the files themselves")
+        raise InitValueError(
+            f"which is a link out of the folder, to {path}", hint=": copy the folder with the files themselves"
+        )
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise InitValueError("which is no regular file")

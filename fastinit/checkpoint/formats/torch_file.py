@@ -57,12 +57,14 @@ def read_zip(file: File, location_of: Location, allow: Iterable[Any], refusal: R
         raise InitValueError("the zip archive was not made by torch.save: it has no data.pkl in its only folder")
     root = pickles[0].removesuffix("data.pkl")
     if root + "constants.pkl" in names:
-        raise InitValueError("it is a TorchScript archive: load it with torch.jit.load and take its state_dict()")
+        raise InitValueError(
+            "it is a TorchScript archive", hint=": load it with torch.jit.load and take its state_dict()"
+        )
     records = _records(file, entries)
     # Checksums are not verified: torch can leave them out (set_crc32_options).
     start, n_bytes = records.get(root + "byteorder", (0, 0))
     if n_bytes and file.bytes_at(start, min(n_bytes, len(_LITTLE) + 1)) != _LITTLE:
-        raise InitValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
+        raise InitValueError("it was saved on a big-endian machine", hint=": load it with torch.load and save it anew")
     storages: dict[str, FileStorage] = {}
 
     def storage_of(key: str, n_bytes: int) -> FileStorage:
@@ -159,7 +161,7 @@ def _read_legacy(
         raise InitValueError("it has an unknown version")
     system, at = trusting_nobody.load(data, end, at)
     if type(system) is not dict or system.get("little_endian") is not True:
-        raise InitValueError("it was saved on a big-endian machine: load it with torch.load and save it anew")
+        raise InitValueError("it was saved on a big-endian machine", hint=": load it with torch.load and save it anew")
     tree, at = context.load(data, end, at)
     keys, at = trusting_nobody.load(data, end, at)
     is_list = type(keys) is list and len(keys) == len(storages) and all(type(key) is str for key in keys)

@@ -175,7 +175,8 @@ def _fetch(address: Address, partial: Partial, progress: bool) -> None:
                 partial.forget()
                 if is_anew:
                     raise InitRuntimeError(
-                        f"{source}: the file does not stay the same while it is downloaded: {change}. Nothing was kept"
+                        f"{source}: the file does not stay the same while it is downloaded: {change}. Nothing was kept",
+                        place=source,
                     ) from None
                 is_anew = True
                 log(f"{source}: {change}; the download starts over", "current")
@@ -186,7 +187,8 @@ def _fetch(address: Address, partial: Partial, progress: bool) -> None:
                 asks = f" and asks to wait for {wait:,.0f} seconds" if wait > MAX_PAUSE_S else ""
                 raise InitRuntimeError(
                     f"{source}: the download failed {attempt} times, at last because: {problem}{asks}. "
-                    f"{partial.settled()}"
+                    f"{partial.settled()}",
+                    place=source,
                 )
             attempt += 1
             log(f"{source}: {problem}; attempt {attempt} of {ATTEMPTS} follows", "current")

@@ -122,7 +122,9 @@ class Partial:
         if n_bytes > free:
             raise InitRuntimeError(
                 f"{self.source}: {n_bytes:,} bytes are to be downloaded, and the disk of {self.path.parent} has room "
-                f"for {free:,}. Make room, or set TORCH_HOME to a folder elsewhere"
+                f"for {free:,}",
+                place=self.source,
+                hint=". Make room, or set TORCH_HOME to a folder elsewhere",
             )
 
     def forget(self) -> None:
@@ -173,12 +175,14 @@ def on_disk(folder: Path, source: str, kept: Callable[[], str] | None = None) ->
         if error.errno in _FULL:
             rest = f" {kept()}." if kept is not None else ""
             raise InitRuntimeError(
-                f"{source}: the disk of {folder} is full ({reason}).{rest} Make room, or set TORCH_HOME to a folder "
-                f"elsewhere"
+                f"{source}: the disk of {folder} is full ({reason}).{rest}",
+                place=source,
+                hint=" Make room, or set TORCH_HOME to a folder elsewhere",
             ) from error
         raise InitRuntimeError(
-            f"{source}: the cache of downloads, {folder}, cannot be made or written ({reason}). Set TORCH_HOME to a "
-            f"folder that can, or download the file and give its path"
+            f"{source}: the cache of downloads, {folder}, cannot be made or written ({reason})",
+            place=source,
+            hint=". Set TORCH_HOME to a folder that can, or download the file and give its path",
         ) from error
 
 

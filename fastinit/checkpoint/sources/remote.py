@@ -32,7 +32,9 @@ def locate_hf(filename: str, offline: bool) -> Located:
         import huggingface_hub
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
-        raise InitImportError(f"{shown(filename)} needs huggingface_hub: pip install 'torch-fastinit[hf]'") from error
+        raise InitImportError(
+            f"{shown(filename)} needs huggingface_hub", place=shown(filename), hint=": pip install 'torch-fastinit[hf]'"
+        ) from error
     found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/(.+))?", filename)
     if found is None:
         raise InitValueError(
@@ -62,8 +64,9 @@ def locate_hf(filename: str, offline: bool) -> Located:
         name = chosen_name(held)
         if name is None:
             raise InitFileNotFoundError(
-                f"{shown(filename)}: none of its files is named as checkpoints are. Name one: "
-                f"{listed(sorted(held), 20)}"
+                f"{shown(filename)}: none of its files is named as checkpoints are",
+                place=shown(filename),
+                hint=f". Name one: {listed(sorted(held), 20)}",
             )
     folder = name.rpartition("/")[0]
     return Located(fetch(name), lambda shard: fetch(f"{folder}/{shard}" if folder else shard), is_copy=True)
@@ -75,7 +78,9 @@ def fsspec_for(filename: str) -> Any:
         import fsspec
     except ImportError as error:
         raise InitImportError(
-            f"{shown_address(filename)} needs fsspec: pip install 'torch-fastinit[remote]'"
+            f"{shown_address(filename)} needs fsspec",
+            place=shown_address(filename),
+            hint=": pip install 'torch-fastinit[remote]'",
         ) from error
     return fsspec
 
@@ -91,7 +96,8 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
         system, remote = fsspec.core.url_to_fs(filename)
     except (ImportError, ValueError) as error:
         raise InitImportError(
-            f"{shown_address(filename)}: fsspec cannot reach {protocol}:// as it is installed: {shown(error)}"
+            f"{shown_address(filename)}: fsspec cannot reach {protocol}:// as it is installed: {shown(error)}",
+            place=shown_address(filename),
         ) from None
 
     def fetch(path: str) -> Path:
@@ -99,7 +105,7 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
         try:
             version = system.ukey(path)
         except FileNotFoundError:
-            raise InitFileNotFoundError(f"{source} can not be found.") from None
+            raise InitFileNotFoundError(f"{source} can not be found.", place=source) from None
         except NotImplementedError:
             version = repr(sorted(system.info(path).items(), key=str))
         folder = hashlib.sha256(f"{protocol}://{path} {version}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -109,7 +115,11 @@ def locate_fsspec(filename: str, offline: bool) -> Located:
                 system.get_file(path, str(partial))
                 n_bytes, size = partial.stat().st_size, system.info(path).get("size")
                 if size is not None and n_bytes != size:
-                    raise InitRuntimeError(f"{source}: {n_bytes:,} of {size:,} bytes came. Nothing was kept; try again")
+                    raise InitRuntimeError(
+                        f"{source}: {n_bytes:,} of {size:,} bytes came. Nothing was kept",
+                        place=source,
+                        hint="; try again",
+                    )
             except BaseException:
                 partial.unlink(missing_ok=True)  # it cannot be resumed
                 raise
@@ -127,13 +137,17 @@ def locate_ceph(filename: str, offline: bool) -> Located:
     """Refuses addresses of petrel, which only runs inside one company."""
     address = shown_address("s3://" + filename.partition("://")[2])
     raise InitNotImplementedError(
-        f"{shown_address(filename)}: petrel's storage is not supported. If the server speaks S3, use {address!r} "
-        f"(pip install s3fs; its address is FSSPEC_S3_ENDPOINT_URL), else download the file and give its path"
+        f"{shown_address(filename)}: petrel's storage is not supported",
+        place=shown_address(filename),
+        hint=f". If the server speaks S3, use {address!r} "
+        f"(pip install s3fs; its address is FSSPEC_S3_ENDPOINT_URL), else download the file and give its path",
     )
 
 
 def locate_pavi(filename: str, offline: bool) -> Located:
     """Refuses addresses of pavi, which only runs inside one company."""
     raise InitNotImplementedError(
-        f"{shown_address(filename)}: pavi's model cloud is not supported. Download the file and give its path"
+        f"{shown_address(filename)}: pavi's model cloud is not supported",
+        place=shown_address(filename),
+        hint=". Download the file and give its path",
     )

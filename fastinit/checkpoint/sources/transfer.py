@@ -77,7 +77,10 @@ def transfer(address: Address, partial: Partial, timeout_s: float, advance: Adva
         while (total := _part(address, partial, timeout_s, advance, watch)) is not None:
             n_parts += 1
             if n_parts > _MAX_PARTS + total // _BYTES_PER_PART:
-                raise InitRuntimeError(f"{address.shown}: the server sends the file in more than {n_parts - 1:,} parts")
+                raise InitRuntimeError(
+                    f"{address.shown}: the server sends the file in more than {n_parts - 1:,} parts",
+                    place=address.shown,
+                )
 
 
 def _part(address: Address, partial: Partial, timeout_s: float, advance: Advance, watch: _Watch) -> int | None:
@@ -141,14 +144,18 @@ def _announced(answer: Any, n_had: int, known: Version, source: str) -> tuple[Ve
     if encoding != "identity":
         raise InitRuntimeError(
             f"{source}: the server sends the file compressed ({shown(encoding)}), although fastinit asked for it "
-            f"uncompressed. Nothing was kept. Get the file in another way, decompress it, and give its path"
+            f"uncompressed. Nothing was kept",
+            place=source,
+            hint=". Get the file in another way, decompress it, and give its path",
         )
     is_chunked = "chunked" in (headers.get("Transfer-Encoding") or "").lower()
     length = None if is_chunked else _length(headers.get_all("Content-Length") or [], source)
     if answer.status in (200, 203):  # the whole file, even if a part was requested
         return Version.of(headers, length), 0, length
     if answer.status != 206:
-        raise InitRuntimeError(f"{source}: the server answers {_status(answer.status, answer.reason)}, and no file")
+        raise InitRuntimeError(
+            f"{source}: the server answers {_status(answer.status, answer.reason)}, and no file", place=source
+        )
     found = _CONTENT_RANGE.fullmatch((headers.get("Content-Range") or "").strip())
     begin, end = (int(found[1]), int(found[2]) + 1) if found else (-1, -1)
     total = int(found[3]) if found and found[3] != "*" else known.total
@@ -163,14 +170,15 @@ def _announced(answer: Any, n_had: int, known: Version, source: str) -> tuple[Ve
         raise Changed("the file has changed on the server, or the server does not say that it has not")
     if not version.validator and not n_had and end < total:
         raise InitRuntimeError(
-            f"{source}: the server sends only a part of the file, without anything that identifies its version"
+            f"{source}: the server sends only a part of the file, without anything that identifies its version",
+            place=source,
         )
     return (replace(known, total=total) if n_had else version), n_had, end - begin
 
 
 def _unfit(n_had: int, source: str, problem: str) -> Exception:
     """Returns the error about an unusable part; after a resumed request, the whole file can still be requested."""
-    return Changed(problem) if n_had else InitRuntimeError(f"{source}: {problem}")
+    return Changed(problem) if n_had else InitRuntimeError(f"{source}: {problem}", place=source)
 
 
 def _length(values: list[str], source: str) -> int | None:
@@ -180,7 +188,9 @@ def _length(values: list[str], source: str) -> int | None:
         return None
     if len(lengths) > 1 or not _NUMBER.fullmatch(text := lengths.pop()):
         text = ", ".join(values)
-        raise InitRuntimeError(f"{source}: the server says that the file has {shown(text)!r} bytes, which is no number")
+        raise InitRuntimeError(
+            f"{source}: the server says that the file has {shown(text)!r} bytes, which is no number", place=source
+        )
     return int(text)
 
 
@@ -207,7 +217,7 @@ def _answer(address: Address, headers: dict[str, str], timeout_s: float, watch: 
         elif not target.may_send_credentials_of(address):
             authorization = None  # for good, even if that server redirects back
         address = target
-    raise InitRuntimeError(f"{source}: the server redirects more than {MAX_REDIRECTS} times")
+    raise InitRuntimeError(f"{source}: the server redirects more than {MAX_REDIRECTS} times", place=source)
 
 
 def _target(address: Address, location: str, source: str) -> Address:
@@ -217,11 +227,13 @@ def _target(address: Address, location: str, source: str) -> Address:
     try:
         target = Address.of(urllib.parse.urljoin(address.url, location))
     except ValueError as error:
-        raise InitRuntimeError(f"{source}: the server redirects, but {error}") from None
+        raise InitRuntimeError(f"{source}: the server redirects, but {error}", place=source, of=error) from None
     if address.scheme == "https" and target.scheme == "http":
         raise InitRuntimeError(
             f"{source}: the server redirects from https to {target.shown}, where anybody on the way could replace the "
-            f"file. If you want that, give that address"
+            f"file",
+            place=source,
+            hint=". If you want that, give that address",
         )
     return target
 
@@ -234,7 +246,7 @@ def _refusal(error: urllib.error.HTTPError, source: str, n_had: int) -> Exceptio
     if error.code in _PASSING:
         return Interrupted(f"the server answers {status}", _retry_after(error))
     hint = ". Credentials go in front of the host: https://user:password@..." if error.code == 401 else ""
-    return InitRuntimeError(f"{source}: the server answers {status}{hint}")
+    return InitRuntimeError(f"{source}: the server answers {status}", place=source, hint=hint)
 
 
 def _status(code: int, reason: object) -> str:
@@ -263,13 +275,21 @@ def _network(source: str, watch: _Watch) -> Iterator[None]:
         is_cut = isinstance(reason, (http.client.IncompleteRead, EOFError))
         text = "the connection ended early" if is_cut else shown(reason) or type(reason).__name__
         if isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN:
-            raise InitRuntimeError(f"{source}: the server cannot be found ({text}). Is this machine offline?") from None
+            raise InitRuntimeError(
+                f"{source}: the server cannot be found ({text})", place=source, hint=". Is this machine offline?"
+            ) from None
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise InitRuntimeError(f"{source}: the server's certificate is not trusted ({text})") from None
+            raise InitRuntimeError(
+                f"{source}: the server's certificate is not trusted ({text})", place=source
+            ) from None
         if isinstance(reason, ssl.SSLError) and getattr(reason, "reason", None) in _NO_TLS:
-            raise InitRuntimeError(f"{source}: the server does not speak https as this machine does ({text})") from None
+            raise InitRuntimeError(
+                f"{source}: the server does not speak https as this machine does ({text})", place=source
+            ) from None
         if not (is_cut or isinstance(reason, OSError)):
-            raise InitRuntimeError(f"{source}: the server's response is not valid HTTP ({text})") from error
+            raise InitRuntimeError(
+                f"{source}: the server's response is not valid HTTP ({text})", place=source
+            ) from error
         raise Interrupted(text) from error
     watch.check()
 

@@ -90,7 +90,8 @@ class CheckpointLoader:
         for prefix in prefixes:
             if prefix in cls._schemes and not force:
                 raise InitKeyError(
-                    f'{prefix} is already registered as a loader backend, add "force=True" if you want to override it'
+                    f"{prefix} is already registered as a loader backend",
+                    hint=', add "force=True" if you want to override it',
                 )
         cls._schemes.update(dict.fromkeys(prefixes, loader))
         cls._schemes = OrderedDict(sorted(cls._schemes.items(), reverse=True))
@@ -171,7 +172,7 @@ def _tree_at(located: Located, reading: Reading, wants: Wants | None = None) -> 
             raise
         link = " and the file it links to" if located.path.is_symlink() else ""  # as in the Hub's cache
         raise InitRuntimeError(
-            f"{error}. It is a file of the cache: delete it{link}, and the next call gets it again"
+            f"{error}. It is a file of the cache", hint=f": delete it{link}, and the next call gets it again"
         ) from error.__cause__
     return tree if located.below is None else only_below(tree, located.below)
 
@@ -191,7 +192,9 @@ def _locate_local(filename: str, offline: bool) -> Located:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", filename)
     known = ", ".join(sorted(prefix for prefix in CheckpointLoader._schemes if prefix.endswith("://")))
     hint = f" The scheme {scheme[1]}:// is not known; known are {known}" if scheme and scheme[1] != "file" else ""
-    raise InitFileNotFoundError(f"{shown_address(filename)} can not be found.{hint}")
+    raise InitFileNotFoundError(
+        f"{shown_address(filename)} can not be found.", place=shown_address(filename), hint=hint
+    )
 
 
 # --- the loaders, with mmengine's names ------------------------------------------------------------------------------

@@ -38,9 +38,11 @@ def table_of(name: str) -> dict[str, str]:
         try:
             added = json.loads(own.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InitRuntimeError(f"{own}: the file should be JSON, names with addresses: {error}") from error
+            raise InitRuntimeError(
+                f"{own}: the file should be JSON, names with addresses: {error}", place=own
+            ) from error
         if not isinstance(added, dict) or not all(isinstance(value, str) for value in added.values()):
-            raise InitRuntimeError(f"{own}: the file should be a dict of names with addresses")
+            raise InitRuntimeError(f"{own}: the file should be a dict of names with addresses", place=own)
         table |= added
     return table
 
@@ -106,7 +108,7 @@ def address_of(table: Mapping[str, str], name: str, scheme: str) -> str:
     if name not in table:
         near = difflib.get_close_matches(name, table, 3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else f" Known are: {', '.join(sorted(table))}"
-        raise InitKeyError(f"{scheme}://{shown(name)}: no checkpoint of that name.{hint}")
+        raise InitKeyError(f"{scheme}://{shown(name)}: no checkpoint of that name.", hint=hint)
     return table[name]
 
 
@@ -123,7 +125,7 @@ def _at(address: str, offline: bool, below: str | None = None) -> Located:
         return Located(download(address, offline=offline), below=below, is_copy=True)
     path = home() / as_path(address)
     if not path.is_file():
-        raise InitFileNotFoundError(f"{shown(path)} can not be found.")
+        raise InitFileNotFoundError(f"{shown(path)} can not be found.", place=shown(path))
     return Located(path, below=below)
 
 

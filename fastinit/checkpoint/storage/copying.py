@@ -170,7 +170,9 @@ def _check(copies: Iterable[_Copy]) -> None:
         storage = source.storage_in_file
         n_elements = storage.n_bytes // source.dtype_in_file.itemsize
         if not 0 <= source.offset_in_storage <= n_elements - _span(source):
-            raise InitRuntimeError(f"{storage.path}: {copy.name!r} does not lie within its bytes of the file")
+            raise InitRuntimeError(
+                f"{storage.path}: {copy.name!r} does not lie within its bytes of the file", place=storage.path
+            )
         storage.check(copy.destination, unchanged)
 
 
@@ -200,7 +202,7 @@ def partly_loaded(error: Exception) -> Exception:
     if line in str(error) or not isinstance(error, (OSError, RuntimeError)):
         return error
     kind = InitOSError if isinstance(error, OSError) else InitRuntimeError
-    return kind(f"{error}. {line}", place=getattr(error, "place", None))
+    return kind(f"{error}. {line}", of=error)
 
 
 def _reported(error: Exception, has_begun: bool) -> Exception:

@@ -71,7 +71,9 @@ class File:
         if status.st_size != self.size or status.st_mtime_ns != self._changed:
             raise InitOSError(
                 f"{self.path}: the file was changed while it was being loaded (it had {self.size:,} bytes, and has "
-                f"{status.st_size:,}). Write checkpoints to a new file and rename it, so that readers keep the old one"
+                f"{status.st_size:,})",
+                place=self.path,
+                hint=". Write checkpoints to a new file and rename it, so that readers keep the old one",
             )
 
     def bytes_at(self, offset: int, n_bytes: int) -> bytes:
@@ -102,7 +104,8 @@ class File:
             if n_read == 0:
                 self.check()
                 raise InitOSError(
-                    f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read"
+                    f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read",
+                    place=self.path,
                 )
 
     def hurry(self) -> None:

@@ -85,7 +85,9 @@ class Refusal:
         instead = f"; or allow-list the types, e.g. allow=[{allowable[0]!r}]" if allowable else ""
         return InitRuntimeError(
             f"{self.path}: the file holds more than tensors and plain containers: it asks for {listed}, and loading "
-            f"that could run code that came with the file. If you trust it, pass weights_only=False{instead}"
+            f"that could run code that came with the file",
+            place=self.path,
+            hint=f". If you trust it, pass weights_only=False{instead}",
         )
 
 

@@ -73,7 +73,9 @@ def write_files(folder: Path, layout: Layout, *, overwrite: bool) -> list[str]:
                 writer.forget()
                 return list(layout.jobs)
             raise InitFileExistsError(
-                f"{there[0]}: there is a checkpoint already. Pass overwrite=True to replace it, or another path"
+                f"{there[0]}: there is a checkpoint already",
+                place=there[0],
+                hint=". Pass overwrite=True to replace it, or another path",
             )
         writer.clear(there)
         return writer.run()
@@ -192,7 +194,9 @@ def _sole_writer(folder: Path, layout: Layout) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise InitRuntimeError(
-            f"{folder}: another process is writing this checkpoint. Under torchrun, call write on one rank only"
+            f"{folder}: another process is writing this checkpoint",
+            place=folder,
+            hint=". Under torchrun, call write on one rank only",
         ) from None
     try:
         for left in folder.glob(f".*{_PARTIAL}"):  # of a process that was killed

@@ -84,7 +84,7 @@ class Machine:
 
     def error(self, what: str) -> PickleError:
         """Returns an error about the current opcode."""
-        return PickleError(f"its pickle is damaged at byte {self.position:,}: {what}")
+        return PickleError(f"its pickle is damaged at byte {self.position:,}: {what}", place=f"byte {self.position:,}")
 
     def charge(self, n: int) -> None:
         """Charges the budget for work on ``n`` items or bytes, which a pickle can request repeatedly.
