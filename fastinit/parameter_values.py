@@ -193,7 +193,7 @@ def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, li
                 hint=f": leave out "
                 f"{', '.join(map(repr, beside))}. The values of a bias are dict(type='Constant', val=...)",
             )
-        with locating("values"):
+        with locating("values", is_place=False):
             given = WEIGHT_INITIALIZERS.build(dict(given))
     if not isinstance(given, BaseInit) or not is_planned(given):
         raise InitTypeError(
@@ -219,7 +219,7 @@ def _distribution(given: Any, name: str, shape: Shape) -> tuple[Distribution, li
             hint=". Give the distribution of the part's row in fastinit.plan(model, ...), and the part as box",
         )
     texts = NumberTexts(given, given._fans)
-    with locating("values"), texts.locating():
+    with locating("values", is_place=False), texts.locating():
         blocks = blocks_of(whole, given.blocks) if given.blocks else [whole]
         found = texts.at(captured)(blocks[0].shape)
         if not isinstance(found, _DISTRIBUTIONS):

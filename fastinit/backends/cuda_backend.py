@@ -9,6 +9,7 @@ import torch
 
 from ..contract import records as contract
 from ..contract.gpu_work import Trips
+from ..errors import InitRuntimeError
 from ..plans import Fill
 from . import extensions, gpu_launch, limits
 from .generators import Generators
@@ -55,7 +56,10 @@ def _trips() -> Trips:
 
 def _launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
     stream = torch.cuda.current_stream(records.device).cuda_stream
-    _core().launch(records.data_ptr(), work.data_ptr(), n_pieces, records.device.index, stream)
+    try:
+        _core().launch(records.data_ptr(), work.data_ptr(), n_pieces, records.device.index, stream)
+    except RuntimeError as error:
+        raise InitRuntimeError(str(error), place=records.device) from None
 
 
 def _core() -> Any:

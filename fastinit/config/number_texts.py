@@ -156,7 +156,7 @@ class NumberTexts:
         self._fans = fans
         kind: Any = type(initializer)
         arguments = {name: getattr(initializer, name, None) for name in _number_arguments(kind)}
-        with locating(kind.__name__):
+        with locating(kind.__name__, is_place=False):
             texts = expressions_of(arguments)
         self._bias = {"bias": texts.pop("bias")} if "bias" in texts else {}
         self._texts = texts
@@ -168,7 +168,7 @@ class NumberTexts:
     def locating(self) -> Iterator[None]:
         """Prefixes errors in the block with the initializer's class, if there are texts."""
         if self._texts or self._bias:
-            with locating(type(self._initializer).__name__):
+            with locating(type(self._initializer).__name__, is_place=False):
                 yield
         else:
             yield
@@ -215,7 +215,8 @@ class NumberTexts:
         try:
             return here.weight_distribution(fan_shape)  # type: ignore[no-any-return]
         except Exception:
-            with locating(", ".join(f"{name}={self._texts[name].text!r} is {values[name]:.6g}" for name in values)):
+            numbers = ", ".join(f"{name}={self._texts[name].text!r} is {values[name]:.6g}" for name in values)
+            with locating(numbers, is_place=False):
                 raise
 
     def _values(
