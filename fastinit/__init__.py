@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import integrations, mup, plans, presets
+from . import integrations, mup, plans, presets, rules
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
@@ -117,6 +117,7 @@ __all__ = [
     "plans",
     "presets",
     "redraw",
+    "rules",
     "signals",
     "sparse_init",
     "trunc_normal_",

@@ -63,6 +63,8 @@ class VarianceScalingInit(FanInit):
 class LecunInit(VarianceScalingInit):
     """Fills weights with variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp")."""
 
+    _fixed = ("scale", "mode")
+
     def __init__(self, distribution: str = "truncated_normal", **kwargs: Any) -> None:
         super().__init__(1.0, "fan_in", distribution, **kwargs)
 
@@ -71,6 +73,8 @@ class LecunInit(VarianceScalingInit):
 class GlorotInit(VarianceScalingInit):
     """Fills weights with variance 2 / (fan_in + fan_out) (Glorot & Bengio, AISTATS 2010), as Keras and JAX do."""
 
+    _fixed = ("scale", "mode")
+
     def __init__(self, distribution: str = "uniform", **kwargs: Any) -> None:
         super().__init__(1.0, "fan_avg", distribution, **kwargs)
 
@@ -78,6 +82,8 @@ class GlorotInit(VarianceScalingInit):
 @WEIGHT_INITIALIZERS.register_module(name="He")
 class HeInit(VarianceScalingInit):
     """Fills weights with variance 2 / fan_in (He et al., ICCV 2015), as Keras and JAX do."""
+
+    _fixed = ("scale", "mode")
 
     def __init__(self, distribution: str = "truncated_normal", **kwargs: Any) -> None:
         super().__init__(2.0, "fan_in", distribution, **kwargs)

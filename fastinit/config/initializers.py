@@ -5,7 +5,7 @@ Names, arguments, checks and info texts follow mmengine.model.weight_init; ``par
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -65,15 +65,17 @@ class BaseInit(Planned):
     """Whether every module is selected, whatever its class; set for the target of an ``override``."""
     _numbers: ClassVar[str] = ""
     """The numbers in the info text, as a format string of the initializer."""
+    _fixed: ClassVar[Collection[str]] = ()
+    """Arguments of its bases that it sets itself, and does not take."""
     vars: Mapping[str, float] = MappingProxyType({})
     blocks: Sequence[int] = ()
 
     def __init__(
         self,
         *,
-        bias: float = 0,
+        bias: float | str = 0,
         bias_prob: float | None = None,
-        layer: str | type | list[str | type] | None = None,
+        layer: str | type | list[str] | list[type] | list[str | type] | None = None,
         param: str | list[str] | None = None,
         vars: Mapping[str, float] | None = None,
         blocks: int | Sequence[int] = 1,
@@ -352,6 +354,8 @@ CAFFE2_XAVIER: dict[str, Any] = {
 @WEIGHT_INITIALIZERS.register_module(name="Caffe2Xavier")
 class Caffe2XavierInit(KaimingInit):
     """Fills weights as Caffe's xavier filler does: uniform, std = 1 / sqrt(fan_in)."""
+
+    _fixed = CAFFE2_XAVIER.keys()
 
     def __init__(self, **kwargs: Any) -> None:
         if given := sorted(CAFFE2_XAVIER.keys() & kwargs.keys()):

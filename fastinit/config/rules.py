@@ -177,23 +177,33 @@ def _build(cfg: dict[str, Any]) -> Any:
     except TypeError as error:
         kind = WEIGHT_INITIALIZERS.resolve(cfg["type"]) if "type" in cfg else None
         if "unexpected keyword" in str(error) and isinstance(kind, type):
-            raise InitTypeError(f"{error}", hint=f". {kind.__name__} takes {', '.join(_arguments(kind))}") from error
+            raise InitTypeError(f"{error}", hint=f". {kind.__name__} takes {', '.join(arguments_of(kind))}") from error
         raise
     if not callable(built):
         raise InitTypeError(f"type {cfg['type']!r} builds {built!r}, which can not be called on a module")
     return built
 
 
-def _arguments(kind: type) -> list[str]:
-    """Returns the names of a class's arguments, including those it passes to its bases as ``**kwargs``."""
-    names: dict[str, None] = {}
+def arguments_of(kind: type) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of a class by name, including those it passes to its bases as ``**kwargs``."""
+    found: dict[str, inspect.Parameter] = {}
     for each in kind.__mro__:
         own = inspect.signature(vars(each)["__init__"]).parameters.values() if "__init__" in vars(each) else ()
         if each is not object:
-            names.update(dict.fromkeys(p.name for p in own if p.name != "self" and p.kind is not p.VAR_KEYWORD))
+            for parameter in own:
+                if parameter.name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+                    found.setdefault(parameter.name, parameter)
             if own and not any(p.kind is p.VAR_KEYWORD for p in own):
                 break
-    return list(names)
+    fixed = getattr(kind, "_fixed", ())
+    return {name: parameter for name, parameter in found.items() if name not in fixed}
+
+
+def keys_of(kind: type) -> list[inspect.Parameter]:
+    """Returns what a rule of a type may have, ``override`` too, as keyword-only parameters of a function."""
+    found = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in arguments_of(kind).values()]
+    found.sort(key=lambda each: each.default is not inspect.Parameter.empty)
+    return [*found, inspect.Parameter("override", inspect.Parameter.KEYWORD_ONLY, default=None)]
 
 
 def _quoted(names: Sequence[str]) -> str:

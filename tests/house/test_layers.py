@@ -25,7 +25,7 @@ LAYERS = [
     ["config"],
     ["recording"],
     ["weight_init", "base_module", "parameter_values"],
-    ["data_dependent", "redrawing"],
+    ["data_dependent", "redrawing", "rules"],
     ["verifying", "signal_flow"],
     ["own_code"],
     ["own_init"],
