@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from . import integrations, mup, plans, presets, rules
+from . import errors, integrations, mup, plans, presets, rules
 from .backends import available_backends
 from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .data_dependent import lsuv
 from .digesting import digest
-from .errors import Error
+from .errors import Error, InitWarning
 from .execution.defaults import use
+from .execution.done import CheckpointReport
 from .execution.reports import Report
 from .materializing import materialize
 from .parameter_values import values
 from .planning import plan
-from .plans import Digest, Plan
+from .plans import Digest, DigestDiff, Plan, PlanDiff, Row
 from .recording.capturing import build, capture
 from .recording.recipes import Recipe
 from .redrawing import redraw
 from .signal_flow import Signals, signals
-from .verifying import verify
+from .verifying import Verification, verify
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,
@@ -67,14 +68,17 @@ __all__ = [
     "BaseInit",
     "BaseModule",
     "Caffe2XavierInit",
+    "CheckpointReport",
     "ConstantInit",
     "DeltaOrthogonalInit",
     "Digest",
+    "DigestDiff",
     "DiracInit",
     "Error",
     "GlorotInit",
     "HeInit",
     "IdentityInit",
+    "InitWarning",
     "KaimingInit",
     "LecunInit",
     "ModuleDict",
@@ -83,15 +87,18 @@ __all__ = [
     "OnesInit",
     "OrthogonalInit",
     "Plan",
+    "PlanDiff",
     "PretrainedInit",
     "Recipe",
     "Report",
+    "Row",
     "Sequential",
     "Signals",
     "SparseInit",
     "TruncNormalInit",
     "UniformInit",
     "VarianceScalingInit",
+    "Verification",
     "XavierInit",
     "ZerosInit",
     "__version__",
@@ -104,6 +111,7 @@ __all__ = [
     "delta_orthogonal_init",
     "digest",
     "dirac_init",
+    "errors",
     "identity_init",
     "initialize",
     "integrations",

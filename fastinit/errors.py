@@ -166,13 +166,17 @@ def locating(where: str, *, is_place: bool = True) -> Iterator[None]:
         raise located.with_traceback(error.__traceback__) from error.__cause__
 
 
+class InitWarning(UserWarning):
+    """Every warning of fastinit: to silence them, or to make them errors, without those of others."""
+
+
 def warn_user(message: str) -> None:
-    """Issues a UserWarning that points to the user's line, the innermost one outside fastinit."""
+    """Issues an InitWarning that points to the user's line, the innermost one outside fastinit."""
     level, frame = 1, sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastinit", "contextlib"):
         level += 1
         frame = frame.f_back  # type: ignore[assignment]
-    warnings.warn(message, UserWarning, stacklevel=level + 1)
+    warnings.warn(message, InitWarning, stacklevel=level + 1)
 
 
 def check_module(module: object) -> None:

@@ -174,3 +174,9 @@ def test_errors_have_a_place_and_a_hint(
     assert error.place == (place and place.format(tmp_path))
     assert error.hint == hint if hint is None else (error.hint or "").startswith(hint)
     assert (error.hint or "") in error.args[0]
+
+
+def test_warnings_have_a_class_of_their_own() -> None:
+    with pytest.warns(fastinit.InitWarning, match="Did you mean 'Linear'") as told:
+        initialize(dict(type="Normal", layer="Linaer"))
+    assert issubclass(fastinit.InitWarning, UserWarning) and told[0].filename == __file__
