@@ -94,7 +94,8 @@ class _Known:
             item = self._copy(fields, rule, info)
         elif kind == "compute":
             entries = [self._computed(each) for each in fields.records("tensors")]
-            item = Replay(nn.Module(), tuple(entries), rule, info, lambda entries, scope: _only_names())
+            why = "code computes it, and a plan from a file has its name only: give the model with the plan"
+            item = Replay(nn.Module(), tuple(entries), rule, info, lambda entries, scope: _only_names(), why)
         elif kind == "call":
             item = Call(nn.Module(), fields.text("call"), rule, info, _only_names)
         else:

@@ -111,6 +111,27 @@ def test_a_plan_that_leaves_parameters_out_is_refused(tmp_path: Path) -> None:
         fastinit.write(plan, tmp_path)
 
 
+class Tabled(nn.Linear):
+    """Computes a table from nothing but what recording sees."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("table", torch.arange(3.0) / 7)
+
+
+def test_what_a_plan_from_a_file_has_the_name_of_only_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    fastinit.plan(lambda: Tabled(), backend="cpp", seed=3).save(tmp_path / "plan.json")
+    plan = fastinit.Plan.load(tmp_path / "plan.json")
+    problem = (
+        r"1 tensors have no values that the plan knows: table \(code computes it, .* give the model with the plan\)"
+    )
+    with pytest.raises(RuntimeError, match=problem):
+        fastinit.write(plan, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (file,) = fastinit.write(lambda: Tabled(), tmp_path / "new", plan, seed=3)
+    assert st.load_file(file)["table"].tolist() == (torch.arange(3.0) / 7).tolist()
+
+
 def test_a_plan_for_torchs_numbers_is_refused(tmp_path: Path) -> None:
     plan = fastinit.plan(on_meta(plain), device="cpu", backend="torch", seed=3)
     with pytest.raises(ValueError, match="the plan is for the numbers of 'torch'"):
