@@ -153,7 +153,7 @@ def geometry_of(fill: Fill) -> tuple[Strided | None, Strided | None]:
     """Returns which part of the parameter a fill writes, and which numbers of the stream it gets; None: all, in order.
 
     Raises:
-        ValueError: it is part of a distributed tensor, of which only what is here is known.
+        ValueError: it is part of a distributed tensor and no rectangle: only what is here of it is known.
     """
     if fill.parts is None:
         return None, None
@@ -161,6 +161,9 @@ def geometry_of(fill: Fill) -> tuple[Strided | None, Strided | None]:
     whole = Strided.whole(tensor.shape)
     if not fill.is_part and all(box.steps == whole.steps for box in fill.parts) and _are_rectangles(fill):
         return None, None
+    if fill.region is not None:  # known on a mesh as well, where only some of its boxes are here
+        part, numbers = fill.region.indices(tensor.shape).canonical, fill.numbers or Strided.whole(fill.shape)
+        return part, (None if numbers == part else numbers)
     memory = Strided.of(tensor) if len(fill.parts) == 1 and not hasattr(tensor, "_local_tensor") else None
     part = None if memory is None else Strided.of(fill.parts[0].tensor).within(memory)
     if part is None or part.shape != fill.shape:

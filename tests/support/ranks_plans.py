@@ -53,6 +53,30 @@ def a_plan_of_a_sharded_model_is_that_of_the_whole(rank, world):
     assert not plan.diff(kept(fastinit.plan(model, CFG, backend="cpp", seed=5)))
 
 
+PARTS = [
+    dict(type="Normal", std=0.3, param="*.weight"),
+    dict(type="Xavier", param="*.q_proj.weight[8:24]"),
+    dict(type="Kaiming", param="*.k_proj.weight[:, 3:5]"),
+    dict(type="Xavier", param="*.o_proj.weight", blocks=[2, 2]),
+    dict(type="Zeros", param="*embed_tokens.weight[5:6]"),
+]
+
+
+@check(1, 2, 3, 4)
+def a_plan_of_parts_of_a_sharded_model_is_kept_as_that_of_the_whole(rank, world):
+    plain = llama()
+    plan = fastinit.plan(plain, PARTS, backend="cpp", seed=5)
+    fastinit.initialize(plain, plan)
+    model = llama()
+    fsdp(model, mesh_of(world))
+    on_mesh = fastinit.plan(model, PARTS, backend="cpp", seed=5)
+    assert on_mesh._text(True) == plan._text(True) and not on_mesh.diff(plan)
+    for source in (on_mesh, kept(on_mesh)):
+        fastinit.initialize(model, dict(type="Zeros", param="*"))
+        fastinit.initialize(model, source)
+        must_equal(model, dict(plain.named_parameters()))
+
+
 @check(2)
 def ranks_with_different_plans_are_told(rank, world):
     _, plan = whole()
