@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +65,33 @@ def test_a_fill_gives_fresh_memory_the_bits_of_any_other(mapping: np.ndarray) ->
             torch.nn.ParameterDict({"w": tensor}), dict(type="Normal", param="w"), backend="cpp", seed=3
         )
     assert torch.equal(fresh.view(torch.int32), touched.view(torch.int32))
+
+
+def has_flag(flag: str, begin: int, end: int) -> bool:
+    """Tells whether a mapping within an address range has a flag of /proc/self/smaps."""
+    is_inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *others = line.split()
+        if "-" in first and not first.endswith(":"):
+            start, stop = (int(part, 16) for part in first.split("-"))
+            is_inside = start < end and begin < stop
+        elif first == "VmFlags:" and is_inside and flag in others:
+            return True
+    return False
+
+
+@pytest.mark.skipif(
+    "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(), reason="there is no choice"
+)
+def test_huge_pages_are_tried_in_fresh_memory_and_not_asked_for_in_touched_one() -> None:
+    time.sleep(0.6)  # what earlier calls have found is forgotten
+    for is_fresh in (True, False):
+        tensor = torch.empty(128 << 20, dtype=torch.uint8)  # the allocator maps it alone
+        if not is_fresh:
+            tensor.zero_()
+        span = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        NATIVE.back(np.array([span], dtype=np.uint64), 2)
+        assert has_flag("hg", *span) is is_fresh
 
 
 @pytest.mark.parametrize("rows", [[1, 2, 3], [[1, 2, 3]]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import needs
 import pytest
@@ -233,21 +232,6 @@ def test_empty_models_and_empty_tensors_are_materialized():
     model = on_meta(nn.Linear, 0, 3)
     fastinit.materialize(model, CFG)
     assert model.weight.shape == (3, 0)
-
-
-@needs.mark(needs.LINUX, needs.CPP)
-def test_fresh_memory_is_marked_for_huge_pages():
-    model = on_meta(nn.Linear, 4096, 8192)  # 128 MiB: the allocator maps it alone
-    fastinit.materialize(model, dict(type="Constant", val=1, layer="Linear"), backend="cpp", seed=0)
-    address, flags = model.weight.data_ptr(), None
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field = line.split()[0]
-        if "-" in field and not field.endswith(":"):
-            start, end = (int(part, 16) for part in field.split("-"))
-            inside = start <= address < end
-        elif field == "VmFlags:" and inside:
-            flags = line.split()[1:]
-    assert "hg" in flags
 
 
 def test_a_gpu_that_torch_does_not_find_is_refused_by_name(monkeypatch):
