@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .config.rules import Rule, parse, steps_of
+from .errors import InitTypeError
 from .execution.calls import OpenCall, Step, open_call
 from .execution.defaults import Strict
 from .execution.hosts import host_of, hosts
@@ -244,7 +245,7 @@ def _check_arguments(module: nn.Module, label: str) -> None:
     try:
         signature.bind()
     except TypeError as error:
-        raise TypeError(
+        raise InitTypeError(
             f"{label}() of {type(module).__name__}: {error}; parents call it without arguments. Give it defaults"
         ) from None
 

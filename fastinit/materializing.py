@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
 from .digesting import digest as digest_of
-from .errors import check_module
+from .errors import InitRuntimeError, InitTypeError, InitValueError, check_module
 from .execution.allocation import allocate_like
 from .execution.calls import OpenCall, open_call
 from .execution.collector import uncollected
@@ -55,7 +55,7 @@ def materialize(
         model: any ``nn.Module``, e.g. made under ``torch.device("meta")``.
         init_cfg: as for ``initialize``.
         recipe: what ``capture`` recorded when the model was made, here or on another device.
-        device: where the memory is to be. On the CPU it is backed by huge pages where the system has them.
+        device: where the memory is to be. On the CPU its pages are huge or small, whichever cost less just now.
         backend, seed, prefix: as for ``initialize``.
         strict: as for ``initialize``, and as for ``capture`` of the modules' own code. Every tensor gets values or the
             call fails, so "complete" asks for no more than True.
@@ -78,10 +78,10 @@ def materialize(
     check_module(model)
     target = with_memory(device)
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"device={str(device)!r}: torch {torch.__version__} finds no CUDA device")
+        raise InitRuntimeError(f"device={str(device)!r}: torch {torch.__version__} finds no CUDA device")
     strict = bool(default_strict() if strict is None else check_strict(strict))
     if recipe is not None and not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
+        raise InitTypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
     slots = list(slots_of(model))
     is_tree = init_cfg is None and has_own_configs(unwrapped(model))
     opening = open_call(model, backend=backend, seed=seed, prefix=prefix, strict=strict, devices={target})
@@ -152,7 +152,7 @@ def _must_be_known(rest: Sequence[Slot], rules: Sequence[Rule], call: OpenCall) 
         lost = {slot.name: recipe.why_unknown(slot.name, call.scope.prefix) for slot in rest}
         told = [f"{name} ({why})" for name, why in lost.items() if why is not None]
         if told:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"materialize: {names_line('tensors were given values by code that cannot be run again', told)}. Add a "
                 f"rule with param=..., or put tensors with values in their place before"
             )
@@ -173,7 +173,7 @@ def with_memory(device: torch.device | str) -> torch.device:
     """
     target = torch.device(device)
     if target.type == "meta":
-        raise ValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
+        raise InitValueError("device='meta' has no memory: give the device that the model is to be on, e.g. 'cpu'")
     return target
 
 
@@ -194,13 +194,13 @@ def slots_of(model: nn.Module) -> Iterator[Slot]:
                     continue
                 slot = Slot(module, path, tensors, attribute)
                 if nn.parameter.is_lazy(tensor):
-                    raise RuntimeError(f"{slot.name!r} is lazy: it has no shape before the model has seen an input")
+                    raise InitRuntimeError(f"{slot.name!r} is lazy: it has no shape before the model has seen an input")
                 if is_sharded(tensor):
                     yield slot
                     continue
                 if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided:
                     kind = type(tensor).__name__ if tensor.layout == torch.strided else tensor.layout
-                    raise RuntimeError(f"materialize makes plain strided tensors, but {slot.name!r} is a {kind}")
+                    raise InitRuntimeError(f"materialize makes plain strided tensors, but {slot.name!r} is a {kind}")
                 yield slot
 
 
@@ -275,7 +275,7 @@ def _must_not_be_empty(slots: Sequence[Slot], why: str, recipe: Recipe | None) -
     put = "put tensors with values in their place before"
     is_for_rule = any(slot.tensors is slot.module._parameters for slot in slots)
     advice = f"Add a rule with param=..., or {put}" if is_for_rule else f"No rule writes buffers: {put}"
-    raise RuntimeError(
+    raise InitRuntimeError(
         f"materialize: {names_line('tensors would get memory but no values', names)}. No rule reaches them, and "
         f"{why}.{by_code} {advice}"
     )

@@ -9,6 +9,8 @@ from typing import Any, Union
 import torch
 from torch import nn
 
+from .errors import InitRuntimeError
+
 # A child under one of these names is the wrapped module itself: torch.compile, FSDP1, activation checkpointing,
 # Lightning Fabric (which keeps two, the original and its strategy's).
 WRAPPED = frozenset(
@@ -135,7 +137,7 @@ class Names:
         """
         taken = set(self._table().values())
         if taken and (both := sorted(taken & {renamed(names[0], prefix) for names in named_parameters(root).values()})):
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"two roots have a parameter called {both[0]!r}: give each its own prefix, e.g. "
                 f"recipe.bind({type(root).__name__.lower()}, prefix={type(root).__name__.lower()!r})"
             )

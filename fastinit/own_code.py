@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import InitRuntimeError
 from .execution.calls import OpenCall
 from .execution.memory_book import MemoryBook
 from .execution.recorded_fills import RecordedFill
@@ -62,7 +63,7 @@ def by_reach(slots: Sequence[Slot], items: Iterable[Item]) -> tuple[list[Slot], 
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
     in_full = {id(tensor) for tensor in written_in_full(items)}
     if left := [slot.name for slot in slots if id(slot.tensor) in reached - in_full]:
-        raise RuntimeError(
+        raise InitRuntimeError(
             f"materialize: {names_line('parameters of which rules fill a part only', left)}. Add rules for the rest, "
             f"e.g. one for all of it before them"
         )
@@ -232,7 +233,7 @@ def adopt(replaced: Sequence[Slot], target: torch.device, call: OpenCall, watch:
         if tensor is None:
             continue
         if tensor.is_meta:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 f"materialize: {slot.name!r} has no values: code of {type(slot.module).__name__} has replaced it by a "
                 f"tensor on the meta device. Have it made on the device of the module's parameters"
             )

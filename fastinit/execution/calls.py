@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import InitRuntimeError
 from ..logs import logger
 from ..naming import Prefix
 from ..plans import Call, Copy, Fill, Item, Replay, nothing_copied
@@ -178,7 +179,7 @@ class OpenCall:
             self.pending.overwritten(entry.tensor, item.info)
         self.done.loaded(CheckpointReport(item.source, item.rule, result))
         if self.scope.strict and not result.copied:
-            raise RuntimeError(f"{item.rule}: {nothing_copied(item.source, result)} (an error under strict)")
+            raise InitRuntimeError(f"{item.rule}: {nothing_copied(item.source, result)} (an error under strict)")
         self.done.add([replace(item, entries=entries)])
 
     def flush(self) -> None:
@@ -248,7 +249,7 @@ def open_call(
             scope.seed.expect(scope.meshes())
         yield call
         if _current.get() is not call:
-            raise RuntimeError(
+            raise InitRuntimeError(
                 "a block of fastinit ends while one that was opened within it is still open (two generators that take "
                 "turns?): let the inner one end first"
             )

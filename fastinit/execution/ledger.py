@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import InitAssertionError
 from ..logs import is_rank_zero, logger
 from ..plans import byte_span
 from .hosts import host_of
@@ -264,7 +265,7 @@ def update_init_info(module: nn.Module, init_info: str) -> None:
         return
     ledger = ledger_of(module)
     if ledger is None:
-        raise AssertionError(f"Can not find `{_ATTRIBUTE}` in {module}")
+        raise InitAssertionError(f"Can not find `{_ATTRIBUTE}` in {module}")
     check_no_new_parameters(module, ledger)
     ledger.claim(module, init_info)
 
@@ -273,7 +274,7 @@ def check_no_new_parameters(module: nn.Module, known: Mapping[torch.Tensor, Any]
     """Raises AssertionError if ``module`` has a parameter that was added since initialization began."""
     for name, parameter in module.named_parameters():
         if parameter not in known:
-            raise AssertionError(
+            raise InitAssertionError(
                 f"Find a new :obj:`Parameter` named `{name}` during executing the `init_weights` of "
                 f"`{type(module).__name__}`. Please do not add or replace parameters during executing the "
                 f"`init_weights`. "
