@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
+from .config.trees import has_own_configs, steps_of_tree
 from .digesting import digest as digest_of
 from .errors import check_module
 from .execution.allocation import allocate_like

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .base_module import has_own_configs
+from .config.trees import has_own_configs
 from .execution.scope import Scope
 from .own_code import Slot
 from .recording.libraries import is_pretrained

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
+from .config.trees import has_own_configs, steps_of_tree
 from .errors import check_module
 from .execution.calls import Step, new_scope, open_call
 from .execution.collector import uncollected

@@ -64,9 +64,9 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
     """
     if isinstance(init_cfg, list):
         return [rule for index, item in enumerate(init_cfg) for rule in _parse_item(module, item, f"{where}[{index}]")]
-    if isinstance(init_cfg, (dict, Plan)) or _is_initializer(init_cfg):
-        return _parse_item(module, init_cfg, where)
-    raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+    if not isinstance(init_cfg, (dict, Plan)) and not _is_initializer(init_cfg):
+        raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+    return _parse_item(module, init_cfg, where)
 
 
 def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:
@@ -80,12 +80,11 @@ def _is_initializer(item: object) -> bool:
 
 def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
     with locating(where):
-        if isinstance(item, Plan):
-            return [Rule(where, KeptPlan(item), module, False)]
         if not isinstance(item, dict):
-            if not _is_initializer(item):
+            if not isinstance(item, Plan) and not _is_initializer(item):
                 raise TypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
-            return [Rule(where, item, module, isinstance(item, PretrainedInit))]
+            initializer = KeptPlan(item) if isinstance(item, Plan) else item
+            return [Rule(where, initializer, module, isinstance(initializer, PretrainedInit))]
         if others := [key for key in item if not isinstance(key, str)]:
             raise TypeError(f"the keys of a rule must be texts, but it has {others[0]!r} of {type(others[0])}")
         cfg = copy.deepcopy(item)
