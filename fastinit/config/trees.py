@@ -17,18 +17,12 @@ from ..execution.calls import OpenCall, Step
 from ..execution.hosts import host_of, inside
 from ..execution.scope import Scope
 from ..logs import logger
-from ..naming import join, unwrapped
+from ..naming import join
 from ..plans import Call
 from .rules import Rule, parse, steps_of
 
 own_methods: list[object] = []
 """The ``init_weights`` that do what ``run_tree`` does: BaseModule's, which is above."""
-
-
-def tree_in(model: nn.Module) -> nn.Module | None:
-    """Returns the model inside all wrappers if it has configs of its own, else None."""
-    base = unwrapped(model)
-    return base if has_own_configs(base) else None
 
 
 def has_own_configs(module: nn.Module) -> bool:
