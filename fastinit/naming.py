@@ -40,10 +40,14 @@ wrapper_sources: list[Callable[[], Iterable[type]]] = [_wrappers_of_torch]
 """Functions that return model wrapper classes; integrations append their library's."""
 
 
-def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
+Walk = list[tuple[str, nn.Module]]
+"""Every place in a tree of modules: its canonical path and the module there."""
+
+
+def walk(root: nn.Module) -> Walk:
     """Returns (canonical path, module) for every place in the tree, parents first; shared modules appear repeatedly."""
     wrappers = wrapper_classes()
-    found: list[tuple[str, nn.Module]] = []
+    found: Walk = []
     _visit("", root, wrappers, set(), found)
     return found
 
@@ -138,8 +142,9 @@ class Names:
         taken = set(self._table().values())
         if taken and (both := sorted(taken & {renamed(names[0], prefix) for names in named_parameters(root).values()})):
             raise InitRuntimeError(
-                f"two roots have a parameter called {both[0]!r}: give each its own prefix, e.g. "
-                f"recipe.bind({type(root).__name__.lower()}, prefix={type(root).__name__.lower()!r})"
+                f"two roots have a parameter called {both[0]!r}",
+                hint=f": give each its own prefix, e.g. "
+                f"recipe.bind({type(root).__name__.lower()}, prefix={type(root).__name__.lower()!r})",
             )
         self._roots.append((root, prefix))
         self.root = root if len(self._roots) == 1 else None
