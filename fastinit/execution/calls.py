@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InitRuntimeError
+from ..errors import InitRuntimeError, kind_of
 from ..logs import logger
 from ..naming import Prefix
 from ..plans import Fill, Item
@@ -200,7 +200,7 @@ def open_call(
             n_done = len(call.done.items)
             logger.warning(
                 "%s stopped the initialization of %s%s: it is only partly initialized",
-                type(error).__name__,
+                kind_of(error),
                 what,
                 f" after {n_done} fills, copies and calls" if n_done else "",
             )

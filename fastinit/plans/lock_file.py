@@ -162,8 +162,8 @@ def geometry_of(fill: Fill) -> tuple[Strided | None, Strided | None]:
     if not fill.is_part and all(box.steps == whole.steps for box in fill.parts) and _are_rectangles(fill):
         return None, None
     if fill.region is not None:  # known on a mesh as well, where only some of its boxes are here
-        part, numbers = fill.region.indices(tensor.shape).canonical, fill.numbers or Strided.whole(fill.shape)
-        return part, (None if numbers == part else numbers)
+        region, drawn_at = fill.region.indices(tensor.shape).canonical, fill.numbers or Strided.whole(fill.shape)
+        return region, (None if drawn_at == region else drawn_at)
     memory = Strided.of(tensor) if len(fill.parts) == 1 and not hasattr(tensor, "_local_tensor") else None
     part = None if memory is None else Strided.of(fill.parts[0].tensor).within(memory)
     if part is None or part.shape != fill.shape:
