@@ -18,7 +18,7 @@ from bench_materialize import CONTEXT, LAYERS, VOCABULARY, WIDTH
 from tables import write
 
 import fastinit
-from fastinit import materializing, plans
+from fastinit import plans, slots
 from fastinit.demo import GPT, config
 from fastinit.execution.allocation import allocate_like
 
@@ -50,7 +50,7 @@ def small_only(model: GPT) -> GPT:
 
 def huge_only(model: GPT) -> GPT:
     """In memory that asked for huge pages before anyone touched it."""
-    setattr(materializing, "allocate_like", _allocate_huge)  # noqa: B010  (mypy: it is not exported)
+    setattr(slots, "allocate_like", _allocate_huge)  # noqa: B010  (mypy: it is not exported)
     return chosen(model)
 
 

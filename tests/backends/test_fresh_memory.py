@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import sys
 import time
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -16,7 +16,7 @@ from cpp_core import NATIVE
 import fastinit
 from fastinit.backends import cpp_backend, fresh_memory
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are asked for on Linux")
+pytestmark = needs.mark(needs.LINUX)
 
 PAGE = mmap.PAGESIZE
 BLOCK = 2 << 20
@@ -80,9 +80,7 @@ def has_flag(flag: str, begin: int, end: int) -> bool:
     return False
 
 
-@pytest.mark.skipif(
-    "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(), reason="there is no choice"
-)
+@needs.mark(needs.HUGE_PAGES)
 def test_huge_pages_are_tried_in_fresh_memory_and_not_asked_for_in_touched_one() -> None:
     time.sleep(0.6)  # what earlier calls have found is forgotten
     for is_fresh in (True, False):

@@ -12,7 +12,7 @@ from helpers import same_bits
 from torch import nn
 
 import fastinit
-from fastinit import materializing
+from fastinit import slots
 from fastinit.backends import torch_backend
 from fastinit.materializing import rebound
 from fastinit.plans import Box, Call, Constant, Copy, CopyEntry, Fill, LoadResult
@@ -28,13 +28,13 @@ def linear(**options: Any) -> nn.Sequential:
 def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tensors were allocated, for each time."""
     counts: list[int] = []
-    original = materializing.allocate_like
+    original = slots.allocate_like
 
     def allocate_like(metas: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
         counts.append(len(metas))
         return original(metas, device)
 
-    monkeypatch.setattr(materializing, "allocate_like", allocate_like)
+    monkeypatch.setattr(slots, "allocate_like", allocate_like)
     return counts
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -72,6 +73,14 @@ def mark(*needs: Need) -> pytest.MarkDecorator:
     return pytest.mark.needs(*needs)
 
 
+def _text_of(path: str) -> str:
+    """Returns what a file of the system says, "" if there is none."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
 # --- what was asked for -----------------------------------------------------------------------------------------------
 
 _device = "cpu"
@@ -124,6 +133,12 @@ NO_GPU = Need(Kind.NO_GPU, lambda: "torch finds one" if torch.cuda.is_available(
 EMULATION = Need(Kind.EMULATION, lambda: None if _device == "cpu" else "this run is on a GPU")
 LINUX = Need(
     Kind.SYSTEM, lambda: None if sys.platform == "linux" else f"it reads Linux's /proc, and this is {sys.platform}"
+)
+HUGE_PAGES = Need(
+    Kind.SYSTEM,
+    lambda: (
+        None if "[madvise]" in _text_of("/sys/kernel/mm/transparent_hugepage/enabled") else "huge pages are no choice"
+    ),
 )
 FORK = Need(Kind.SYSTEM, lambda: None if hasattr(os, "fork") else f"{sys.platform} has no fork")
 
