@@ -104,7 +104,9 @@ def load_checkpoint(
     reading = Reading(map_location, access, weights_only, tuple(allow))
     request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
     tree = request.tree(logger=logger)
-    result, _ = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
+    with uncollected():
+        state_dict = request.state_dict(tree)
+    result, _ = _load(model, state_dict, strict, logger, assign, request.checkpoint)
     if default_strict() and not result.copied:
         raise RuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
     _log_notes(request, tree, result, logger)
@@ -137,20 +139,15 @@ def _load(
     source: object = "the state dict",
 ) -> tuple[LoadResult, list[Slot]]:
     """Returns the copied and the mismatched names, and the model's slots after the load."""
-    tree = Tree.of(module)
-    match = matched(state_dict, tree, source)
-    taken = [slot for slot in tree.slots if slot.name_in_file in match.state_dict]
-    check_taken(match.state_dict, (slot.name_in_file for slot in taken))
-    _check_assign(assign, taken)
-    if not assign and (metas := [slot.name for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
-        raise RuntimeError(
-            f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
-            f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
-        )
+    with uncollected():
+        tree = Tree.of(module)
+        match = matched(state_dict, tree, source)
+        taken = [slot for slot in tree.slots if slot.name_in_file in match.state_dict]
+        _check_taken(module, taken, match.state_dict, assign)
+        before = {slot.name: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
     if tree.own_code:  # some copies run before it: everything must be readable before the first one
         held = (slot for slot in taken if not is_lazy(slot.tensor))
         check((slot.tensor, match.state_dict[slot.name_in_file], slot.name) for slot in held)
-    before = {slot.name: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
     # A copy, as the modules' own code may add and remove keys.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current, nullcontext() if tree.own_code else uncollected():
@@ -168,11 +165,12 @@ def _load(
         descent.commit()
         if assign:
             _settle(module, tree.slots)
-    # By versions, as hooks rename keys and copies may fail: this is what was really written.
-    now = Tree.of(module).slots if assign or tree.own_code else tree.slots
-    changed = (slot for slot in now if before.get(slot.name) != (id(slot.tensor), version_of(slot.tensor)))
-    copied = tuple(slot.name for slot in changed)
-    missing = _without_tied(missing, now, copied)
+    with uncollected():
+        # By versions, as hooks rename keys and copies may fail: this is what was really written.
+        now = Tree.of(module).slots if assign or tree.own_code else tree.slots
+        changed = (slot for slot in now if before.get(slot.name) != (id(slot.tensor), version_of(slot.tensor)))
+        copied = tuple(slot.name for slot in changed)
+        missing = _without_tied(missing, now, copied)
     if text := found.text(missing):
         if strict:
             raise RuntimeError(text + descent.own_code_line())
@@ -180,6 +178,17 @@ def _load(
             log(text, logger, logging.WARNING)
     mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
     return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped), now
+
+
+def _check_taken(module: nn.Module, taken: Sequence[Slot], state_dict: Mapping[str, Any], assign: bool) -> None:
+    """Raises RuntimeError if one of these slots cannot take its value."""
+    check_taken(state_dict, (slot.name_in_file for slot in taken))
+    _check_assign(assign, taken)
+    if not assign and (metas := [slot.name for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
+        raise RuntimeError(
+            f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
+            f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
+        )
 
 
 def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:
