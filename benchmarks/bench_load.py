@@ -104,33 +104,41 @@ def must_be_right(way: Way, path: Path, expected: dict[str, torch.Tensor]) -> No
             raise SystemExit(f"{way.label}, {way.file}: {key} has other values than the file")
 
 
-def measured_group(load: str, rounds: int) -> list[dict[str, Any]]:
-    """Writes the files of a group, measures its ways in turns, and returns its rows."""
-    ways = [(index, way) for index, way in enumerate(WAYS) if way.load == load]
-    found: dict[tuple[int, bool], list[Measured]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file in dict.fromkeys(way.file for _, way in ways):
-            source = source_of(file)
-            save(source, folder / file)
-            for _, way in ways:
-                if way.file == file:
-                    must_be_right(way, folder / file, source.state_dict())
-        os.sync()
-        for turn in range(rounds):
-            for index, way in ways:
-                for cold in (False, True):
-                    found.setdefault((index, cold), []).append(measure(index, folder / way.file, cold))
-            print(f"{load}: round {turn + 1} of {rounds}", file=sys.stderr)
-        n_bytes = {path.name: sum(file.stat().st_size for file in _files(path)) for path in folder.iterdir()}
+Found = dict[tuple[int, bool], list[Measured]]
+"""The loads of each way, by its index and whether the file was cold."""
+
+
+def prepared(load: str, folder: Path) -> list[int]:
+    """Writes the files of a group, checks that each way gives their values, and returns the indices of the ways."""
+    ways = [way for way in WAYS if way.load == load]
+    for file in dict.fromkeys(way.file for way in ways):
+        source = source_of(file)
+        save(source, folder / file)
+        for way in ways:
+            if way.file == file:
+                must_be_right(way, folder / file, source.state_dict())
+    os.sync()
+    return [index for index, way in enumerate(WAYS) if way.load == load]
+
+
+def measure_once(indices: list[int], folder: Path, found: Found) -> None:
+    """Measures each way once, warm and cold."""
+    for index in indices:
+        for cold in (False, True):
+            found.setdefault((index, cold), []).append(measure(index, folder / WAYS[index].file, cold))
+
+
+def rows_of(indices: list[int], folder: Path, found: Found) -> list[dict[str, Any]]:
+    """Returns the rows of a group."""
     middle = {key: Measured(*map(statistics.median, zip(*each))) for key, each in found.items()}
-    base, rows = middle[ways[0][0], False].seconds, []
-    for index, way in ways:
-        warm, from_disk = middle[index, False], middle[index, True]
+    base, rows = middle[indices[0], False].seconds, []
+    for index in indices:
+        way, warm, from_disk = WAYS[index], middle[index, False], middle[index, True]
+        n_bytes = sum(file.stat().st_size for file in _files(folder / way.file))
         rows.append(
             {
-                "load": load,
-                "file": f"{way.file.rpartition('.')[2]}, {n_bytes[way.file] / 1e9:.2f} GB",
+                "load": way.load,
+                "file": f"{way.file.rpartition('.')[2]}, {n_bytes / 1e9:.2f} GB",
                 "way": way.label,
                 "warm, s": f"{warm.seconds:.3f}",
                 "cold, s": f"{from_disk.seconds:.3f}",
@@ -139,8 +147,17 @@ def measured_group(load: str, rounds: int) -> list[dict[str, Any]]:
                 "times faster, warm": f"{base / warm.seconds:.1f}",
             }
         )
-    print_table(rows)
     return rows
+
+
+def write_rows(measured: list[dict[str, Any]]) -> None:
+    """Replaces the rows of a group in the table, and keeps those of this machine's other groups."""
+    here, groups = machine.describe(), list(dict.fromkeys(way.load for way in WAYS))
+    kept = [row for row in read(RESULTS / CSV) if row["machine"] == here and row["load"] in groups]
+    kept = [row for row in kept if row["load"] != measured[0]["load"]]
+    rows = [*kept, *({**row, "machine": here} for row in measured)]
+    save_table(RESULTS / CSV, sorted(rows, key=lambda row: groups.index(str(row["load"]))))
+    print_table(measured)
 
 
 def main() -> None:
@@ -157,14 +174,13 @@ def main() -> None:
     wanted = [load for load in groups if arguments.only in load]
     if not wanted:
         parser.error(f"--only {arguments.only!r} matches no group; there are: {'; '.join(groups)}")
-    here = machine.describe()
-    rows = [row for row in read(RESULTS / CSV) if row["machine"] == here and row["load"] in groups]
     for load in wanted:
-        measured = [{**row, "machine": here} for row in measured_group(load, arguments.rounds)]
-        rows = sorted(
-            [*(row for row in rows if row["load"] != load), *measured], key=lambda row: groups.index(row["load"])
-        )
-        save_table(RESULTS / CSV, rows)
+        with tempfile.TemporaryDirectory() as name:
+            indices, found = prepared(load, Path(name)), Found()
+            for turn in range(arguments.rounds):
+                measure_once(indices, Path(name), found)
+                print(f"{load}: round {turn + 1} of {arguments.rounds}", file=sys.stderr)
+            write_rows(rows_of(indices, Path(name), found))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def model_of(what: str) -> nn.Module:
     if what == "meta":
         return model
     if what == "columns":
-        return _cut_into_columns(model)
+        _cut_into_columns(model)
+        model.head.weight = model.tokens.weight
+        return model
     part: nn.Module = model.blocks[0] if what == "part" else model
     if what == "half":
         part.to(torch.bfloat16)
@@ -58,8 +60,8 @@ def model_of(what: str) -> nn.Module:
     return part
 
 
-def _cut_into_columns(model: nn.Module) -> nn.Module:
-    """Returns a model on the meta device as one of eight ranks holds it, matrices cut along their columns."""
+def _cut_into_columns(model: nn.Module) -> None:
+    """Gives a model on the meta device what one of eight ranks holds, of matrices an eighth of the columns."""
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -79,8 +81,6 @@ def _cut_into_columns(model: nn.Module) -> nn.Module:
             local = torch.zeros(shape)
             cut = DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
             module._parameters[name] = nn.Parameter(cut)
-    model.head.weight = model.tokens.weight
-    return model
 
 
 def local_of(tensor: Any) -> torch.Tensor:

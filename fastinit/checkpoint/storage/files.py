@@ -170,7 +170,7 @@ def _mounts(listed: str) -> tuple[tuple[str, str], ...]:
     """Returns where file systems are mounted, and of which kind they are."""
     found = []
     for line in listed.splitlines():
-        # 36 35 98:0 /root /mount/point options - type source options; blanks are written \\040
+        # 36 35 98:0 /root /mount/point options - type source options; blanks are written \040
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if len(fields) >= 5 and after:
