@@ -79,8 +79,9 @@ def load_checkpoint(
             used, training does not change the file, and models on the meta device get values. The file must not change
             while the model lives: truncating it kills the process (SIGBUS).
         dtype: floating-point tensors are rounded to it first; None: the model's (with ``assign``: the file's).
-        access: "map", "read" (by ``pread``: for files that another process might truncate), or "auto": copied tensors
-            are read, and adopted ones are mapped, except on network file systems.
+        access: "map", "read" (by ``pread``: for files that another process might truncate), or "auto": tensors that
+            are copied unchanged are read, converted ones are read or mapped, whichever is faster, and adopted ones are
+            mapped; on network file systems all are read.
         weights_only: False unpickles everything in the file, which can run code that the file brings.
         allow: further classes and functions that a pickle may use, or their import paths.
 

@@ -38,8 +38,8 @@ _MAX_LIST_BYTES = 2 << 30
 _PICKLE_HEAD = b"\x80"
 # A process may usually open 1,024 files, and other code needs some of them.
 _MAX_OPEN_FILES = 128
-# Every rank checks all chunks of the tensors it loads, at 25 us each, so that damage is an error on every rank. In
-# larger folders, which thousands of ranks may share over a network, each rank checks only the chunks it needs.
+# Every rank checks all chunks of the tensors it loads, so that damage is an error on every rank. In larger folders,
+# which thousands of ranks may share over a network, each rank checks only the chunks it needs.
 _MAX_CHUNKS_FOR_EACH_RANK = 1 << 16
 
 

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 
-from ...plans import Strided
 from .files import File
 
 # With one thread, pread reaches 2.5 GB/s in pieces of 256 KiB, 4.4 in 4 MiB and 5 in 16 MiB; with two threads 9 to 9.6
@@ -39,7 +38,8 @@ _MAX_GAP_BYTES = 4096
 _MAX_APART_BYTES = 64 << 10
 # The system is advised to read further ahead if a batch takes this much of a file, and at least half of the range it
 # spans: 512 MiB, uncached, took 0.28 s instead of 0.46 (medians of 8; disk of a virtual machine). Do not give a mapping
-# the same advice (MADV_SEQUENTIAL): two threads in one took 20 s.
+# the same advice (MADV_SEQUENTIAL): two threads in one took 20 s. Reading past the page cache (O_DIRECT, 2 to 8
+# threads, 2 to 32 MiB at a time) was no faster, 2 GiB in 1.2 to 2.2 s both ways, and leaves nothing for the next process.
 _FAR_BYTES = 64 << 20
 # How many elements of a file one thread converts at a time. torch shares 32,768 and more among its own threads, which
 # then compete with those that read: 268 MB of float32 into bfloat16 took 0.25 s in pieces of 8 MiB, 0.09 in these,
@@ -79,12 +79,9 @@ class Turned(NamedTuple):
 
     @property
     def is_for_one_thread(self) -> bool:
-        """Whether a thread should copy it block by block: of several, in the order of the file or with gaps."""
-        n_elements = self.n_bytes // self.dtype_in_file.itemsize
-        if n_elements <= _BLOCK_ELEMENTS or self.destination.device.type != "cpu":
-            return False
+        """Whether a thread should convert it block by block: of several, in the order of the file."""
         is_flat = len(self.shape) == 1 and self.strides[0] == 1 and self.destination.is_contiguous()
-        return is_flat or self.destination.numel() <= n_elements // 2
+        return is_flat and self.shape[0] > _BLOCK_ELEMENTS and self.destination.device.type == "cpu"
 
     def copy_from(self, storage: torch.UntypedStorage, first_byte: int, **options: bool) -> None:
         """Copies the values out of memory in which they begin at a byte."""
@@ -210,15 +207,15 @@ def _read(job: _Job) -> torch.Tensor | None:
 def _read_in_blocks(piece: Turned) -> None:
     """Reads and converts a piece through a buffer that stays in the thread's cache."""
     piece.file.check()
-    item_bytes = piece.dtype_in_file.itemsize
+    destination, (n_elements,), item_bytes = piece.destination, piece.shape, piece.dtype_in_file.itemsize
     block = torch.empty(_BLOCK_ELEMENTS, dtype=piece.dtype_in_file, device="cpu")
-    storage, memory = block.untyped_storage(), memory_at(block.data_ptr(), block.nbytes)
+    memory = memory_at(block.data_ptr(), block.nbytes)
     # Both belong to a thread.
-    with torch.no_grad(), torch.inference_mode(piece.destination.is_inference()):
-        for part, shape, at in places(item_bytes, piece.destination, piece.shape, piece.strides, 0, block.nbytes):
-            n_bytes = Strided(0, tuple(shape), tuple(piece.strides)).span * item_bytes
-            piece.file.read_into([memory[:n_bytes]], piece.offset + at * item_bytes)
-            piece._replace(destination=part, shape=shape).copy_from(storage, 0)
+    with torch.no_grad(), torch.inference_mode(destination.is_inference()):
+        for begin in range(0, n_elements, _BLOCK_ELEMENTS):
+            n = min(_BLOCK_ELEMENTS, n_elements - begin)
+            piece.file.read_into([memory[: n * item_bytes]], piece.offset + begin * item_bytes)
+            destination.narrow(0, begin, n).copy_(block.narrow(0, 0, n).to(piece.dtype))
 
 
 def _scatter(file: File, parts: Sequence[tuple[int, int, int]]) -> None:
@@ -270,20 +267,25 @@ def _pool_of(process: int, n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="fastinit-read")
 
 
+def piece_bytes(is_mapped: bool) -> int:
+    """Returns how many bytes of a file a converted piece may span."""
+    return MAPPED_PIECE_BYTES if is_mapped else PIECE_BYTES
+
+
 def places(
     item_bytes: int,
     view: torch.Tensor,
     shape: Sequence[int],
     strides: Sequence[int],
     first: int,
-    piece_bytes: int = PIECE_BYTES,
+    limit: int,
 ) -> Iterator[tuple[torch.Tensor, Sequence[int], int]]:
-    """Cuts a tensor in a file along its longest strides until each part spans at most one piece of the file.
+    """Cuts a tensor in a file along its longest strides until each part spans at most ``limit`` bytes of the file.
 
     Yields:
         (part of ``view``, its shape, index of its first element in the file).
     """
-    n_elements_at_once = max(1, piece_bytes // item_bytes)
+    n_elements_at_once = max(1, limit // item_bytes)
     span = 1 + sum((size - 1) * step for size, step in zip(shape, strides))
     dims = [dim for dim, size in enumerate(shape) if size > 1]
     longest = max(dims, key=lambda dim: strides[dim], default=-1)
@@ -298,7 +300,7 @@ def places(
         length = min(n, size - start)
         part = (*shape[:longest], length, *shape[longest + 1 :])
         narrow = view.narrow(longest, start, length)
-        yield from places(item_bytes, narrow, part, strides, first + start * step, piece_bytes)
+        yield from places(item_bytes, narrow, part, strides, first + start * step, limit)
 
 
 def is_apart(item_bytes: int, shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -37,8 +37,8 @@ class File:
     Args:
         path: of an existing regular file.
         access: "map" (tensors are copied out of a memory mapping), "read" (by ``pread``, straight into their
-            destination, and nothing is mapped), or "auto": copied tensors are read, and adopted ones are mapped, except
-            on network file systems.
+            destination, and nothing is mapped), or "auto": tensors that are copied unchanged are read, converted ones
+            are read or mapped, and adopted ones are mapped; on network file systems all are read.
 
     Raises:
         OSError: the file cannot be opened.

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...plans import Strided, byte_span, may_overlap
 from ...shards.dtensor import is_sharded, local_part
-from .batches import MAPPED_PIECE_BYTES, PIECE_BYTES, Stretch, Turned, is_apart, places, run
+from .batches import Stretch, Turned, is_apart, piece_bytes, places, run
 from .current import current
 from .files import File
 from .mapping import is_faster
@@ -173,8 +173,8 @@ class _Converted(NamedTuple):
             and self.first % item_bytes == 0
             and not is_apart(item_bytes, self.shape, self.steps)
         )
-        piece_bytes = MAPPED_PIECE_BYTES if is_mapped else PIECE_BYTES
-        for part, size, at in places(item_bytes, self.destination, self.shape, self.steps, 0, piece_bytes):
+        limit = piece_bytes(is_mapped)
+        for part, size, at in places(item_bytes, self.destination, self.shape, self.steps, 0, limit):
             n_bytes = Strided(at, tuple(size), tuple(self.steps)).span * item_bytes
             first = self.first + at * item_bytes
             types = source.dtype_in_file, source.dtype
