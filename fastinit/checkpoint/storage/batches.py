@@ -39,7 +39,7 @@ _MAX_APART_BYTES = 64 << 10
 # The system is advised to read further ahead if a batch takes this much of a file, and at least half of the range it
 # spans: 512 MiB, uncached, took 0.28 s instead of 0.46 (medians of 8; disk of a virtual machine). Do not give a mapping
 # the same advice (MADV_SEQUENTIAL): two threads in one took 20 s. Reading past the page cache (O_DIRECT, 2 to 8
-# threads, 2 to 32 MiB at a time) was no faster, 2 GiB in 1.2 to 2.2 s both ways, and leaves nothing for the next process.
+# threads, 2 to 32 MiB at a time) was no faster (2 GiB in 1.2 to 2.2 s both ways), and leaves the next process nothing.
 _FAR_BYTES = 64 << 20
 # How many elements of a file one thread converts at a time. torch shares 32,768 and more among its own threads, which
 # then compete with those that read: 268 MB of float32 into bfloat16 took 0.25 s in pieces of 8 MiB, 0.09 in these,
