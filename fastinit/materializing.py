@@ -55,7 +55,7 @@ def materialize(
         model: any ``nn.Module``, e.g. made under ``torch.device("meta")``.
         init_cfg: as for ``initialize``.
         recipe: what ``capture`` recorded when the model was made, here or on another device.
-        device: where the memory is to be. On the CPU it is backed by huge pages where the system has them.
+        device: where the memory is to be. On the CPU its pages are huge or small, whichever cost less just now.
         backend, seed, prefix: as for ``initialize``.
         strict: as for ``initialize``, and as for ``capture`` of the modules' own code. Every tensor gets values or the
             call fails, so "complete" asks for no more than True.

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...backends.fresh_memory import back, back_tensor
 from .files import File
 
 # With one thread, pread reaches 2.5 GB/s in pieces of 256 KiB, 4.4 in 4 MiB and 5 in 16 MiB; with two threads 9 to 9.6
@@ -45,6 +46,8 @@ _FAR_BYTES = 64 << 20
 # then compete with those that read: 268 MB of float32 into bfloat16 took 0.25 s in pieces of 8 MiB, 0.09 in these,
 # whose bytes stay in the thread's cache.
 _BLOCK_ELEMENTS = 31 << 10
+# Smaller destinations are not looked at for whether their memory is fresh: that would take as long as it saves.
+_LARGE_BYTES = 1 << 16
 # Of tensors in a staging buffer; as in torch's own allocator.
 _ALIGNMENT = 64
 # How many buffers one preadv may fill; POSIX promises 16.
@@ -194,6 +197,7 @@ def _read(job: _Job) -> torch.Tensor | None:
         first = staging.data_ptr()
     parts = [(offset, n, place if place >= 0 else first - 1 - place) for offset, n, place in job.parts]
     job.file.check()
+    back([(place, place + n) for _, n, place in parts if n >= _LARGE_BYTES], n_threads=1)
     if job.file.access == "map":
         base = job.file.mapped().data_ptr()
         for offset, n_bytes, address in parts:
@@ -209,7 +213,8 @@ def _read_in_blocks(piece: Turned) -> None:
     piece.file.check()
     destination, (n_elements,), item_bytes = piece.destination, piece.shape, piece.dtype_in_file.itemsize
     block = torch.empty(_BLOCK_ELEMENTS, dtype=piece.dtype_in_file, device="cpu")
-    memory = memory_at(block.data_ptr(), block.nbytes)
+    memory, address = memory_at(block.data_ptr(), block.nbytes), destination.data_ptr()
+    back([(address, address + destination.nbytes)], n_threads=1)
     # Both belong to a thread.
     with torch.no_grad(), torch.inference_mode(destination.is_inference()):
         for begin in range(0, n_elements, _BLOCK_ELEMENTS):
@@ -240,6 +245,7 @@ def _finish(job: _Job, staging: torch.Tensor | None) -> None:
     if job.alone is not None and job.alone.is_mapped:
         piece = job.alone
         job.file.check()
+        back_tensor(piece.destination)
         piece.copy_from(job.file.mapped().untyped_storage(), piece.offset)
         job.file.forget(piece.offset, piece.offset + piece.n_bytes)
     if staging is not None:
