@@ -122,9 +122,8 @@ class FolderStorage(OnDisk):
     def _meeting(self, destination: torch.Tensor) -> Iterator[tuple[Chunk, torch.Tensor, Any]]:
         """Yields the chunks that overlap a destination's local part: (chunk, destination, box within the chunk)."""
         destination = destination.detach()
-        if len(self.entry.chunks) == 1 and not is_sharded(
-            destination
-        ):  # as most tensors of a folder that one rank saved
+        # So are most tensors of a folder that one rank saved.
+        if len(self.entry.chunks) == 1 and not is_sharded(destination):
             (chunk,) = self.entry.chunks
             yield chunk, destination, (chunk.first, chunk.shape)
             return

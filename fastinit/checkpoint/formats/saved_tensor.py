@@ -38,6 +38,8 @@ _LOCATOR = struct.Struct("<4s4xQ4x")
 _END_64 = struct.Struct("<4s20xQQQQ")
 # Lengths of archives that are remembered; models have fewer shapes.
 _MAX_SEEN = 4096
+# Of each, which bounds the memory; torch's archives have about 1,300 bytes beside the values.
+_MAX_SEEN_BYTES = 4096
 _IN_EXTRA_32 = 0xFFFFFFFF
 _EXTRA_64 = 1
 
@@ -113,8 +115,11 @@ class Seen:
 
     def note(self, stretch: _Stretch, archive: _Archive) -> None:
         """Remembers an archive, and the bytes of the stretch that it was read from."""
-        if archive.plan is not None and (len(self._archives) < _MAX_SEEN or stretch.n_bytes in self._archives):
-            self._archives[stretch.n_bytes] = archive, stretch.parts_read()
+        if archive.plan is None or (len(self._archives) >= _MAX_SEEN and stretch.n_bytes not in self._archives):
+            return
+        parts = stretch.parts_read()
+        if sum(n_bytes for _, n_bytes, _ in parts) <= _MAX_SEEN_BYTES:
+            self._archives[stretch.n_bytes] = archive, parts
 
 
 def find(file: File, offset: int, n_bytes: int, seen: Seen | None = None) -> SavedTensor:

@@ -75,3 +75,15 @@ def test_archives_of_a_folder_are_parsed_once_for_each_kind_of_tensor(tmp_path, 
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), model.parameters()))
     assert len(parsed) == 2
     assert data_file(tmp_path / "folder").is_file()
+
+
+def test_what_is_remembered_is_bounded(two, monkeypatch):
+    path, n_bytes = two
+    for name, most in (("_MAX_SEEN", 0), ("_MAX_SEEN_BYTES", 100)):
+        with monkeypatch.context() as patch:
+            patch.setattr(saved_tensor, name, most)
+            seen = Seen()
+            outcome(path, 0, n_bytes, seen)
+            assert not seen._archives
+    outcome(path, 0, n_bytes, seen)
+    assert len(seen._archives) == 1
