@@ -114,5 +114,5 @@ def test_the_trial_keeps_no_pages_of_the_mapping(tmp_path):
     file = File(tmp_path / "file")
     forgotten = []
     file.forget = lambda start, end: forgotten.append((start, end))
-    mapping.is_faster(file, mmap.PAGESIZE, mapping.WORTH_TRYING_BYTES - mmap.PAGESIZE)
+    mapping.is_faster(file, mmap.PAGESIZE, mapping.WORTH_TRYING_BYTES)
     assert forgotten[-1] == (mmap.PAGESIZE, mmap.PAGESIZE + mapping._BLOCK_BYTES * mapping._N_BLOCKS)
