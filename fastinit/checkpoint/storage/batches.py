@@ -126,6 +126,9 @@ def run(pieces: Iterable[Stretch | Turned]) -> None:
     waiting: deque[tuple[_Job, Future[torch.Tensor | None]]] = deque()
     try:
         for job in jobs:
+            if job.alone is not None and job.alone.is_mapped:  # nothing to read: torch's threads share the copy
+                _finish(job, None)
+                continue
             if len(waiting) >= n_ahead:  # bounds the staging memory
                 done, future = waiting.popleft()
                 _finish(done, future.result())
