@@ -21,8 +21,9 @@ from torch import nn
 from ..base_module import BaseModule, update_init_info
 from ..checkpoint.sources.url_schemes import further_loaders
 from ..checkpoint.sources.zoos import further_tables
+from ..execution.attached_ledgers import check_no_new_parameters
 from ..execution.hosts import hosts
-from ..execution.ledger import Ledger, check_no_new_parameters, computed_keys
+from ..execution.ledger import Ledger, computed_keys
 from ..logs import logger
 from ..naming import wrapper_sources
 from ..registry import WEIGHT_INITIALIZERS, peers
