@@ -80,8 +80,9 @@ def load_checkpoint(
             used, training does not change the file, and models on the meta device get values. The file must not change
             while the model lives: truncating it kills the process (SIGBUS).
         dtype: floating-point tensors are rounded to it first; None: the model's (with ``assign``: the file's).
-        access: "map", "read" (by ``pread``: for files that another process might truncate), or "auto": copied tensors
-            are read, and adopted ones are mapped, except on network file systems.
+        access: "map", "read" (by ``pread``: for files that another process might truncate), or "auto": tensors that
+            are copied unchanged are read, converted ones are read or mapped, whichever is faster, and adopted ones are
+            mapped; on network file systems all are read.
         weights_only: False unpickles everything in the file, which can run code that the file brings.
         allow: further classes and functions that a pickle may use, or their import paths.
 
@@ -105,7 +106,9 @@ def load_checkpoint(
     reading = Reading(map_location, access, weights_only, tuple(allow))
     request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
     tree = request.tree(logger=logger)
-    result, _ = _load(model, request.state_dict(tree), strict, logger, assign, request.checkpoint)
+    with uncollected():
+        state_dict = request.state_dict(tree)
+    result, _ = _load(model, state_dict, strict, logger, assign, request.checkpoint)
     if default_strict() and not result.copied:
         raise InitRuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
     _log_notes(request, tree, result, logger)
@@ -138,20 +141,15 @@ def _load(
     source: object = "the state dict",
 ) -> tuple[LoadResult, list[Slot]]:
     """Returns the copied and the mismatched names, and the model's slots after the load."""
-    tree = Tree.of(module)
-    match = matched(state_dict, tree, source)
-    taken = [slot for slot in tree.slots if slot.name_in_file in match.state_dict]
-    check_taken(match.state_dict, (slot.name_in_file for slot in taken))
-    _check_assign(assign, taken)
-    if not assign and (metas := [slot.name for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
-        raise InitRuntimeError(
-            f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
-            f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
-        )
+    with uncollected():
+        tree = Tree.of(module)
+        match = matched(state_dict, tree, source)
+        taken = [slot for slot in tree.slots if slot.name_in_file in match.state_dict]
+        _check_taken(module, taken, match.state_dict, assign)
+        before = {slot.name: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
     if tree.own_code:  # some copies run before it: everything must be readable before the first one
         held = (slot for slot in taken if not is_lazy(slot.tensor))
         check((slot.tensor, match.state_dict[slot.name_in_file], slot.name) for slot in held)
-    before = {slot.name: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
     # A copy, as the modules' own code may add and remove keys.
     state = with_metadata(OrderedDict(match.state_dict), match.metadata)
     with loading() as current, nullcontext() if tree.own_code else uncollected():
@@ -169,11 +167,12 @@ def _load(
         descent.commit()
         if assign:
             _settle(module, tree.slots)
-    # By versions, as hooks rename keys and copies may fail: this is what was really written.
-    now = Tree.of(module).slots if assign or tree.own_code else tree.slots
-    changed = (slot for slot in now if before.get(slot.name) != (id(slot.tensor), version_of(slot.tensor)))
-    copied = tuple(slot.name for slot in changed)
-    missing = _without_tied(missing, now, copied)
+    with uncollected():
+        # By versions, as hooks rename keys and copies may fail: this is what was really written.
+        now = Tree.of(module).slots if assign or tree.own_code else tree.slots
+        changed = (slot for slot in now if before.get(slot.name) != (id(slot.tensor), version_of(slot.tensor)))
+        copied = tuple(slot.name for slot in changed)
+        missing = _without_tied(missing, now, copied)
     if text := found.text(missing):
         if strict:
             raise InitRuntimeError(text + descent.own_code_line())
@@ -181,6 +180,17 @@ def _load(
             log(text, logger, logging.WARNING)
     mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
     return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped), now
+
+
+def _check_taken(module: nn.Module, taken: Sequence[Slot], state_dict: Mapping[str, Any], assign: bool) -> None:
+    """Raises RuntimeError if one of these slots cannot take its value."""
+    check_taken(state_dict, (slot.name_in_file for slot in taken))
+    _check_assign(assign, taken)
+    if not assign and (metas := [slot.name for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
+        raise InitRuntimeError(
+            f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
+            f"assign=True to give the model the checkpoint's tensors, or fastinit.materialize(model, ...) for memory"
+        )
 
 
 def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:

@@ -11,3 +11,5 @@ from fastinit.checkpoint.storage import batches
 def pieces(request, monkeypatch):
     for name in ("PIECE_BYTES", "MAPPED_PIECE_BYTES"):
         monkeypatch.setattr(batches, name, request.param)
+    if request.param == 48:
+        monkeypatch.setattr(batches, "_BLOCK_ELEMENTS", 5)

@@ -204,11 +204,15 @@ def _weight_map(file: File) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InitValueError("it is JSON, but no index of a sharded checkpoint: it has no `weight_map`")
+    checked: set[str] = set()  # a file holds many keys
     for key, name in weight_map.items():
+        if isinstance(name, str) and name in checked:
+            continue
         if not isinstance(name, str) or not is_beside(name):
             raise InitValueError(f"the index says that {key!r} is in {name!r}, which is not a file beside it")
         if any(unicodedata.category(each) in _UNPRINTED for each in name):
             raise InitValueError(f"the index says that {key!r} is in {name!r}, a name that moves cursors or hides text")
+        checked.add(name)
     return weight_map
 
 

@@ -26,7 +26,7 @@ from ..storage.stored import StoredTensor
 from ..storage.stubs import one_line, shown
 from . import folder_list, saved_tensor
 from .folder_list import Chunk, Entry
-from .saved_tensor import SavedTensor
+from .saved_tensor import SavedTensor, Seen
 from .sibling_files import status_beside
 
 _CPU = torch.device("cpu")
@@ -39,8 +39,8 @@ _MAX_LIST_BYTES = 2 << 30
 _PICKLE_HEAD = b"\x80"
 # A process may usually open 1,024 files, and other code needs some of them.
 _MAX_OPEN_FILES = 128
-# Every rank checks all chunks of the tensors it loads, at 25 us each, so that damage is an error on every rank. In
-# larger folders, which thousands of ranks may share over a network, each rank checks only the chunks it needs.
+# Every rank checks all chunks of the tensors it loads, so that damage is an error on every rank. In larger folders,
+# which thousands of ranks may share over a network, each rank checks only the chunks it needs.
 _MAX_CHUNKS_FOR_EACH_RANK = 1 << 16
 
 
@@ -102,7 +102,7 @@ class FolderStorage(OnDisk):
         elif destination is not None and self._is_left_to_ranks and why_not_shards(destination) is None:
             chunks = [chunk for chunk, _, _ in self._meeting(destination)]
         for chunk in _by_file(chunks):
-            self._stored(chunk)
+            self._found(chunk)
 
     def pieces(self, destination: torch.Tensor, source: StoredTensor) -> list[tuple[torch.Tensor, StoredTensor]]:
         """Returns the copies out of single files that fill a destination, file by file and in the files' order.
@@ -115,12 +115,19 @@ class FolderStorage(OnDisk):
         if (reason := why_not_shards(destination)) is not None:
             raise InitRuntimeError(reason)
         met = sorted(self._meeting(destination), key=lambda each: _place(each[0]))
-        pieces = ((view, self._stored(chunk).part(*box)) for chunk, view, box in met)
-        return [(view, part if part.dtype == source.dtype else part.turned_into(source.dtype)) for view, part in pieces]
+        pieces = ((view, self._part(chunk, *box)) for chunk, view, box in met)
+        dtype = source.geometry.dtype
+        is_as_stored = dtype == self.entry.dtype
+        return [(view, part if is_as_stored else part.turned_into(dtype)) for view, part in pieces]
 
     def _meeting(self, destination: torch.Tensor) -> Iterator[tuple[Chunk, torch.Tensor, Any]]:
         """Yields the chunks that overlap a destination's local part: (chunk, destination, box within the chunk)."""
         destination = destination.detach()
+        # So are most tensors of a folder that one rank saved.
+        if len(self.entry.chunks) == 1 and not is_sharded(destination):
+            (chunk,) = self.entry.chunks
+            yield chunk, destination, (chunk.first, chunk.shape)
+            return
         boxes: Sequence[tuple[torch.Tensor, Sequence[int]]] = (
             [(box.tensor, box.index(destination.shape)) for box in boxes_of(destination)]
             if is_sharded(destination)
@@ -140,21 +147,23 @@ class FolderStorage(OnDisk):
                 first = [start - at for (start, _), at in zip(common, chunk.first)]
                 yield chunk, view, (first, [end - start for start, end in common])
 
-    def _stored(self, chunk: Chunk) -> StoredTensor:
-        """Returns a chunk's tensor; it is found and checked the first time."""
+    def _part(self, chunk: Chunk, first: Sequence[int], shape: Sequence[int]) -> StoredTensor:
+        """Returns a rectangle of a chunk."""
+        stored = self._found(chunk).of(self.folder.file(chunk.file))
+        return stored if tuple(shape) == chunk.shape else stored.part(first, shape)
+
+    def _found(self, chunk: Chunk) -> SavedTensor:
+        """Returns where a chunk's tensor is; it is found and checked the first time."""
+        if id(chunk) in self._saved:
+            return self._saved[id(chunk)]
         try:
             file = self.folder.file(chunk.file)
-            if id(chunk) not in self._saved:
-                found = saved_tensor.find(file, chunk.offset, chunk.n_bytes)
-                stored = found.of(file)
-                if tuple(stored.shape) != chunk.shape or stored.dtype != self.entry.dtype:
-                    raise InitValueError(
-                        f"it holds {stored.dtype} of {tuple(stored.shape)}, where the folder's list says "
-                        f"{self.entry.dtype} of {chunk.shape}"
-                    )
-                self._saved[id(chunk)] = found
-                return stored
-            return self._saved[id(chunk)].of(file)
+            found = saved_tensor.find(file, chunk.offset, chunk.n_bytes, self.folder.seen)
+            dtype, shape = found.kind(file)
+            if shape != chunk.shape or dtype != self.entry.dtype:
+                raise InitValueError(
+                    f"it holds {dtype} of {shape}, where the folder's list says {self.entry.dtype} of {chunk.shape}"
+                )
         except OSError:
             raise
         except Exception as error:  # damaged bytes fail in many ways
@@ -165,6 +174,8 @@ class FolderStorage(OnDisk):
                 place=self.folder.path,
                 hint=": copy the folder again, or save it anew",
             ) from error
+        self._saved[id(chunk)] = found
+        return found
 
 
 class Folder:
@@ -183,6 +194,8 @@ class Folder:
         self.path = path
         self.entries = _entries_of(path)
         self.n_chunks = sum(len(entry.chunks) for entry in self.entries.values())
+        self.seen = Seen()
+        """Archives of chunks that need not be parsed again."""
         self._access = access
         self._files: OrderedDict[str, File] = OrderedDict()
         """The open ones, least recently used first."""

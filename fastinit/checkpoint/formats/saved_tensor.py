@@ -1,11 +1,13 @@
 """One tensor in an archive of torch.save within a stretch of a file, of which a folder may have thousands.
 
-Tensors of one shape and dtype have identical pickles, which are read once.
+Archives of tensors of one shape and dtype differ only in the tensors' bytes, which are not read here, and in their
+checksums, which nobody reads: what one such archive says is parsed once.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,14 +32,20 @@ _LITTLE = b"little"
 # Of the zip format (APPNOTE 4.3): the heads of an entry's bytes, of its line in the table, and of what ends the table.
 _LOCAL = struct.Struct("<4s22xHH")
 _LINE = struct.Struct("<4s6xH8xIIHHH4xII")
+_CHECKSUM_AT, _CHECKSUM_BYTES = 16, 4
+"""In a line of the table."""
 _END = struct.Struct("<4s4xHHIIH")
 _LOCATOR = struct.Struct("<4s4xQ4x")
 _END_64 = struct.Struct("<4s20xQQQQ")
+# Lengths of archives that are remembered; models have fewer shapes.
+_MAX_SEEN = 4096
+# Of each, which bounds the memory; torch's archives have about 1,300 bytes beside the values.
+_MAX_SEEN_BYTES = 4096
 _IN_EXTRA_32 = 0xFFFFFFFF
 _EXTRA_64 = 1
 
 Places = dict[str, tuple[int, int]]
-"""Entries of the archive, without its one folder: (offset in the file, length)."""
+"""Entries of the archive, without its one folder: (offset in the archive, length)."""
 
 
 class _Plan(NamedTuple):
@@ -51,37 +59,93 @@ class _Plan(NamedTuple):
     dtype: torch.dtype
 
 
-class SavedTensor(NamedTuple):
-    """A tensor in a stretch of a file, whose archive has been checked."""
+class _Archive(NamedTuple):
+    """A checked archive, with places counted from its beginning."""
 
     pickle: bytes
     places: Places
+    plan: _Plan | None
+    """The tensor, if it is a plain one."""
+    at: int
+    """The first byte of a plain tensor's storage."""
+    n_bytes: int
+    """The length of a plain tensor's storage."""
+
+
+class SavedTensor(NamedTuple):
+    """A tensor in a stretch of a file, whose archive has been checked."""
+
+    archive: _Archive
+    offset: int
+    """Of the stretch in the file."""
 
     def of(self, file: File) -> StoredTensor:
         """Returns the tensor; ``file`` is the one it was found in, perhaps opened again."""
-        plan = _planned(self.pickle)
+        plan = self.archive.plan
         if plan is not None:
-            start, n_bytes = _place(self.places, f"data/{plan.key}", plan.n_bytes)
-            storage = FileStorage(file, start, n_bytes)
+            storage = FileStorage(file, self.offset + self.archive.at, self.archive.n_bytes)
             return StoredTensor.at(storage, plan.offset, plan.shape, plan.strides, plan.dtype, _CPU)
 
         def storage_of(key: str, n_bytes: int) -> FileStorage:
-            return FileStorage(file, *_place(self.places, f"data/{key}", n_bytes))
+            start, length = _place(self.archive.places, f"data/{key}", n_bytes)
+            return FileStorage(file, self.offset + start, length)
 
-        return _loaded(self.pickle, storage_of)
+        return _loaded(self.archive.pickle, storage_of)
+
+    def kind(self, file: File) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Returns the tensor's dtype and shape."""
+        if self.archive.plan is not None:
+            return self.archive.plan.dtype, self.archive.plan.shape
+        made = self.of(file)
+        return made.dtype, tuple(made.shape)
 
 
 _CPU = torch.device("cpu")
 
 
-def find(file: File, offset: int, n_bytes: int) -> SavedTensor:
+class Seen:
+    """The last archive of a plain tensor of each length, and the bytes that it was read from."""
+
+    def __init__(self) -> None:
+        self._archives: dict[int, tuple[_Archive, list[tuple[int, int, bytes]]]] = {}
+
+    def archive(self, stretch: _Stretch) -> _Archive | None:
+        """Returns an archive all of whose bytes that were read are the same in this stretch, None if there is none."""
+        archive, parts = self._archives.get(stretch.n_bytes, (None, []))
+        return archive if all(stretch.unread_at(start, n_bytes) == part for start, n_bytes, part in parts) else None
+
+    def note(self, stretch: _Stretch, archive: _Archive) -> None:
+        """Remembers an archive, and the bytes of the stretch that it was read from."""
+        if archive.plan is None or (len(self._archives) >= _MAX_SEEN and stretch.n_bytes not in self._archives):
+            return
+        parts = stretch.parts_read()
+        if sum(n_bytes for _, n_bytes, _ in parts) <= _MAX_SEEN_BYTES:
+            self._archives[stretch.n_bytes] = archive, parts
+
+
+def find(file: File, offset: int, n_bytes: int, seen: Seen | None = None) -> SavedTensor:
     """Finds the tensor in a stretch of a file, and checks its archive.
+
+    Args:
+        file, offset, n_bytes: the stretch.
+        seen: archives that need not be parsed again.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: there is none, or it is damaged.
     """
     stretch = _Stretch(file, offset, n_bytes)
+    archive = seen.archive(stretch) if seen is not None else None
+    if archive is None:
+        archive = _archive_in(stretch)
+        found = SavedTensor(archive, offset)
+        found.of(file)  # raises
+        if seen is not None:
+            seen.note(stretch, archive)
+    return SavedTensor(archive, offset)
+
+
+def _archive_in(stretch: _Stretch) -> _Archive:
     table = _table(stretch)
     roots = [name.removesuffix("data.pkl") for name in table if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
@@ -93,14 +157,15 @@ def find(file: File, offset: int, n_bytes: int) -> SavedTensor:
         if name in ("data.pkl", "byteorder") or name.startswith("data/")
     }
     start, length = places.get("byteorder", (0, 0))
-    if length and stretch.at(start - offset, min(length, len(_LITTLE) + 1)) != _LITTLE:
+    if length and stretch.at(start, min(length, len(_LITTLE) + 1)) != _LITTLE:
         raise InitValueError("it was saved on a big-endian machine")
     start, length = places.pop("data.pkl")
     if length > _MAX_PICKLE_BYTES:
         raise InitValueError(f"its pickle of {length:,} bytes is not that of one tensor")
-    found = SavedTensor(stretch.at(start - offset, length), places)
-    found.of(file)  # raises
-    return found
+    pickle = stretch.at(start, length)
+    plan = _planned(pickle)
+    at, n_bytes = (0, 0) if plan is None else _place(places, f"data/{plan.key}", plan.n_bytes)
+    return _Archive(pickle, places, plan, at, n_bytes)
 
 
 class _Stretch:
@@ -112,9 +177,16 @@ class _Stretch:
         self._tail_at = max(n_bytes - _WINDOW_BYTES, 0)
         is_short = n_bytes <= len(self._head)
         self._tail = self._head[self._tail_at :] if is_short else file.bytes_at(offset + self._tail_at, _WINDOW_BYTES)
+        self._read: list[tuple[int, int]] = []
+        """What was read: first byte, and the one behind the last."""
 
     def at(self, offset: int, n_bytes: int) -> bytes:
         """Returns bytes; ValueError if some are outside."""
+        self._read.append((offset, offset + n_bytes))
+        return self.unread_at(offset, n_bytes)
+
+    def unread_at(self, offset: int, n_bytes: int) -> bytes:
+        """Returns bytes as ``at`` does, without counting them as read."""
         if not 0 <= offset <= offset + n_bytes <= self.n_bytes:
             raise InitValueError("its archive reaches beyond its bytes")
         if offset + n_bytes <= len(self._head):
@@ -122,6 +194,21 @@ class _Stretch:
         if offset >= self._tail_at:
             return self._tail[offset - self._tail_at : offset - self._tail_at + n_bytes]
         return self.file.bytes_at(self.offset + offset, n_bytes)
+
+    def read_without(self, offset: int, n_bytes: int, left_out: Sequence[int]) -> None:
+        """Counts bytes as read, except checksums that begin at ``left_out``."""
+        starts = [offset, *(at + _CHECKSUM_BYTES for at in left_out)]
+        self._read.extend(zip(starts, [*left_out, offset + n_bytes]))
+
+    def parts_read(self) -> list[tuple[int, int, bytes]]:
+        """Returns all that was read, neighbours joined: (first byte, number of bytes, the bytes)."""
+        joined: list[list[int]] = []
+        for start, end in sorted(self._read):
+            if joined and start <= joined[-1][1]:
+                joined[-1][1] = max(joined[-1][1], end)
+            else:
+                joined.append([start, end])
+        return [(start, end - start, self.unread_at(start, end - start)) for start, end in joined]
 
 
 def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
@@ -138,7 +225,8 @@ def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
                 raise InitValueError("its archive has no table")
     if n_table > _MAX_TABLE_BYTES:
         raise InitValueError(f"its archive has {n_entries:,} entries, and not one tensor")
-    lines, found, at = stretch.at(at, n_table), {}, 0
+    begin, checksums = at, []
+    lines, found, at = stretch.unread_at(at, n_table), {}, 0
     while at + _LINE.size <= len(lines):
         magic, method, packed, unpacked, n_name, n_extra, n_comment, kind, head = _LINE.unpack_from(lines, at)
         name = str(lines[at + _LINE.size : at + _LINE.size + n_name], "utf-8", "surrogateescape")
@@ -154,9 +242,11 @@ def _table(stretch: _Stretch) -> dict[str, tuple[int, int]]:
         if name in found:
             raise InitValueError(f"its archive has two entries {shown(name)}")
         found[name] = head, packed
+        checksums.append(begin + at + _CHECKSUM_AT)
         at += _LINE.size + n_name + n_extra + n_comment
     if at != len(lines) or len(found) != n_entries:
         raise InitValueError("its archive's table is damaged")
+    stretch.read_without(begin, n_table, checksums)
     return found
 
 
@@ -176,7 +266,7 @@ def _long(extra: bytes, numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _bytes_of(stretch: _Stretch, name: str, head: int, n_bytes: int) -> tuple[int, int]:
-    """Returns the place of an entry's bytes in the file."""
+    """Returns the place of an entry's bytes in the stretch."""
     encoded = name.encode("utf-8", "surrogateescape")
     magic, n_name, n_extra = _LOCAL.unpack(stretch.at(head, _LOCAL.size))
     start = head + _LOCAL.size + n_name + n_extra
@@ -184,7 +274,7 @@ def _bytes_of(stretch: _Stretch, name: str, head: int, n_bytes: int) -> tuple[in
         raise InitValueError(f"its entry {shown(name)} is not where its archive says")
     if start + n_bytes > stretch.n_bytes:
         raise InitValueError(f"its entry {shown(name)} reaches beyond its bytes")
-    return stretch.offset + start, n_bytes
+    return start, n_bytes
 
 
 def _place(places: Places, name: str, n_bytes: int) -> tuple[int, int]:

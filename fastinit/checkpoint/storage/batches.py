@@ -1,7 +1,8 @@
 """One batch of reads: stretches of files into memory, in file order.
 
-A stretch is read directly into its destination if the bytes are the values; otherwise (another dtype, another layout, a
-GPU) into a small staging buffer, from which torch copies. All threads share a batch, in jobs of some megabytes.
+A stretch is read directly into its destination if the bytes are the values. Otherwise (another dtype, another layout, a
+GPU) torch copies them: out of a mapping where this machine does that faster than it reads, else out of a small staging
+buffer. All threads share a batch, in jobs of some megabytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...backends.fresh_memory import back
+from ...backends.fresh_memory import back, back_tensor
 from .files import File
 
 # With one thread, pread reaches 2.5 GB/s in pieces of 256 KiB, 4.4 in 4 MiB and 5 in 16 MiB; with two threads 9 to 9.6
@@ -38,8 +39,13 @@ _MAX_GAP_BYTES = 4096
 _MAX_APART_BYTES = 64 << 10
 # The system is advised to read further ahead if a batch takes this much of a file, and at least half of the range it
 # spans: 512 MiB, uncached, took 0.28 s instead of 0.46 (medians of 8; disk of a virtual machine). Do not give a mapping
-# the same advice (MADV_SEQUENTIAL): two threads in one took 20 s.
+# the same advice (MADV_SEQUENTIAL): two threads in one took 20 s. Reading past the page cache (O_DIRECT, 2 to 8
+# threads, 2 to 32 MiB at a time) was no faster (2 GiB in 1.2 to 2.2 s both ways), and leaves the next process nothing.
 _FAR_BYTES = 64 << 20
+# How many elements of a file one thread converts at a time. torch shares 32,768 and more among its own threads, which
+# then compete with those that read: 268 MB of float32 into bfloat16 took 0.25 s in pieces of 8 MiB, 0.09 in these,
+# whose bytes stay in the thread's cache.
+_BLOCK_ELEMENTS = 31 << 10
 # Smaller destinations are not looked at for whether their memory is fresh: that would take as long as it saves.
 _LARGE_BYTES = 1 << 16
 # Of tensors in a staging buffer; as in torch's own allocator.
@@ -71,6 +77,20 @@ class Turned(NamedTuple):
     dtype_in_file: torch.dtype
     dtype: torch.dtype
     """The dtype that the values are rounded to before the copy."""
+    is_mapped: bool = False
+    """They are copied out of a mapping of the file."""
+
+    @property
+    def is_for_one_thread(self) -> bool:
+        """Whether a thread should convert it block by block: of several, in the order of the file."""
+        is_flat = len(self.shape) == 1 and self.strides[0] == 1 and self.destination.is_contiguous()
+        return is_flat and self.shape[0] > _BLOCK_ELEMENTS and self.destination.device.type == "cpu"
+
+    def copy_from(self, storage: torch.UntypedStorage, first_byte: int, **options: bool) -> None:
+        """Copies the values out of memory in which they begin at a byte."""
+        values = torch.empty(0, dtype=self.dtype_in_file, device="cpu")
+        values.set_(storage, first_byte // self.dtype_in_file.itemsize, self.shape, self.strides)  # type: ignore[call-overload]
+        self.destination.copy_(values.to(self.dtype), **options)
 
 
 @dataclass
@@ -82,6 +102,8 @@ class _Job:
     """(offset in the file, bytes, address; if negative, -1 - position in the staging buffer)."""
     turned: list[tuple[int, Turned]] = field(default_factory=list)
     """(position in the staging buffer, piece)."""
+    alone: Turned | None = None
+    """The only piece, if it needs no staging buffer of its length: it is mapped, or converted block by block."""
     n_bytes: int = 0
     n_staged: int = 0
     is_pinned: bool = False
@@ -104,6 +126,9 @@ def run(pieces: Iterable[Stretch | Turned]) -> None:
     waiting: deque[tuple[_Job, Future[torch.Tensor | None]]] = deque()
     try:
         for job in jobs:
+            if job.alone is not None and job.alone.is_mapped:  # nothing to read: torch's threads share the copy
+                _finish(job, None)
+                continue
             if len(waiting) >= n_ahead:  # bounds the staging memory
                 done, future = waiting.popleft()
                 _finish(done, future.result())
@@ -125,8 +150,13 @@ def _jobs(pieces: Iterable[Stretch | Turned]) -> list[_Job]:
         limit = _job_bytes(piece.file)
         begin = 0
         while begin < piece.n_bytes:
+            if isinstance(piece, Turned) and (piece.is_mapped or piece.is_for_one_thread):
+                whole = [(piece.offset, piece.n_bytes, -1)]
+                jobs.append(_Job(piece.file, whole, alone=piece, n_bytes=piece.n_bytes))
+                break
             job = jobs[-1] if jobs else None
-            if job is None or job.file is not piece.file or job.n_bytes >= limit or len(job.parts) >= _MAX_PARTS:
+            is_full = job is None or job.n_bytes >= limit or len(job.parts) >= _MAX_PARTS
+            if job is None or is_full or job.file is not piece.file or job.alone is not None:
                 job = _Job(piece.file)
                 jobs.append(job)
             if isinstance(piece, Stretch):
@@ -160,6 +190,10 @@ def _job_bytes(file: File) -> int:
 
 def _read(job: _Job) -> torch.Tensor | None:
     """Runs a job's reads in any thread; returns the staging buffer, if it needs one."""
+    if job.alone is not None:
+        if not job.alone.is_mapped:
+            _read_in_blocks(job.alone)
+        return None
     staging, first = None, 0
     if job.turned:
         staging = torch.empty(job.n_staged, dtype=torch.uint8, device="cpu", pin_memory=job.is_pinned)
@@ -175,6 +209,21 @@ def _read(job: _Job) -> torch.Tensor | None:
     else:
         _scatter(job.file, parts)
     return staging
+
+
+def _read_in_blocks(piece: Turned) -> None:
+    """Reads and converts a piece through a buffer that stays in the thread's cache."""
+    piece.file.check()
+    destination, (n_elements,), item_bytes = piece.destination, piece.shape, piece.dtype_in_file.itemsize
+    block = torch.empty(_BLOCK_ELEMENTS, dtype=piece.dtype_in_file, device="cpu")
+    memory, address = memory_at(block.data_ptr(), block.nbytes), destination.data_ptr()
+    back([(address, address + destination.nbytes)], n_threads=1)
+    # Both belong to a thread.
+    with torch.no_grad(), torch.inference_mode(destination.is_inference()):
+        for begin in range(0, n_elements, _BLOCK_ELEMENTS):
+            n = min(_BLOCK_ELEMENTS, n_elements - begin)
+            piece.file.read_into([memory[: n * item_bytes]], piece.offset + begin * item_bytes)
+            destination.narrow(0, begin, n).copy_(block.narrow(0, 0, n).to(piece.dtype))
 
 
 def _scatter(file: File, parts: Sequence[tuple[int, int, int]]) -> None:
@@ -195,15 +244,17 @@ def _scatter(file: File, parts: Sequence[tuple[int, int, int]]) -> None:
 
 
 def _finish(job: _Job, staging: torch.Tensor | None) -> None:
-    """Copies converted values out of the staging buffer. Runs in the caller's thread: torch has its own threads."""
-    if staging is None:
-        return
-    storage = staging.untyped_storage()
-    for at, piece in job.turned:
-        values = torch.empty(0, dtype=piece.dtype_in_file, device="cpu")
-        values.set_(storage, at // piece.dtype_in_file.itemsize, piece.shape, piece.strides)  # type: ignore[call-overload]
-        # torch's pinned allocator reuses the buffer only after the GPU has copied from it.
-        piece.destination.copy_(values.to(piece.dtype), non_blocking=job.is_pinned)
+    """Copies what reading alone could not. Runs in the caller's thread: torch has its own threads."""
+    if job.alone is not None and job.alone.is_mapped:
+        piece = job.alone
+        job.file.check()
+        back_tensor(piece.destination)
+        piece.copy_from(job.file.mapped().untyped_storage(), piece.offset)
+        job.file.forget(piece.offset, piece.offset + piece.n_bytes)
+    if staging is not None:
+        for at, piece in job.turned:
+            # torch's pinned allocator reuses the buffer only after the GPU has copied from it.
+            piece.copy_from(staging.untyped_storage(), at, non_blocking=job.is_pinned)
 
 
 # One view of the whole address space: slicing it costs an eighth of making a view for each destination.
@@ -225,26 +276,46 @@ def _pool_of(process: int, n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="fastinit-read")
 
 
+def piece_bytes(is_mapped: bool) -> int:
+    """Returns how many bytes of a file a converted piece may span."""
+    return MAPPED_PIECE_BYTES if is_mapped else PIECE_BYTES
+
+
 def places(
-    item_bytes: int, view: torch.Tensor, shape: Sequence[int], strides: Sequence[int], first: int
+    item_bytes: int,
+    view: torch.Tensor,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    first: int,
+    limit: int,
 ) -> Iterator[tuple[torch.Tensor, Sequence[int], int]]:
-    """Cuts a tensor in a file along its longest strides until each part spans at most one piece of the file.
+    """Cuts a tensor in a file along its longest strides until each part spans at most ``limit`` bytes of the file.
 
     Yields:
         (part of ``view``, its shape, index of its first element in the file).
     """
-    n_elements_at_once = max(1, PIECE_BYTES // item_bytes)
+    n_elements_at_once = max(1, limit // item_bytes)
     span = 1 + sum((size - 1) * step for size, step in zip(shape, strides))
     dims = [dim for dim, size in enumerate(shape) if size > 1]
     longest = max(dims, key=lambda dim: strides[dim], default=-1)
     size, step = (shape[longest], strides[longest]) if longest >= 0 else (1, 0)
     below = span - (size - 1) * step  # the span of one index along it
-    is_apart = (step - below) * item_bytes > _MAX_APART_BYTES
-    if step == 0 or (span <= n_elements_at_once and not is_apart):
+    apart = is_apart(item_bytes, shape, strides)
+    if step == 0 or (span <= n_elements_at_once and not apart):
         yield view, shape, first
         return
-    n = 1 if is_apart else max(1, 1 + (n_elements_at_once - below) // step)
+    n = 1 if apart else max(1, 1 + (n_elements_at_once - below) // step)
     for start in range(0, size, n):
         length = min(n, size - start)
         part = (*shape[:longest], length, *shape[longest + 1 :])
-        yield from places(item_bytes, view.narrow(longest, start, length), part, strides, first + start * step)
+        narrow = view.narrow(longest, start, length)
+        yield from places(item_bytes, narrow, part, strides, first + start * step, limit)
+
+
+def is_apart(item_bytes: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Returns whether the gaps between the rows of a tensor in a file are too large to be read with them."""
+    span = 1 + sum((size - 1) * step for size, step in zip(shape, strides))
+    size, step = max(
+        ((size, step) for size, step in zip(shape, strides) if size > 1), key=lambda row: row[1], default=(1, 0)
+    )
+    return (step - (span - (size - 1) * step)) * item_bytes > _MAX_APART_BYTES

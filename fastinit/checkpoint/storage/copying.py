@@ -100,10 +100,11 @@ class Copies:
             batch = Batch()
             try:
                 for copy in noted:
-                    with _not_read():
-                        is_taken = batch.takes(copy.destination, copy.source)
-                    if is_taken:
-                        continue
+                    try:
+                        if batch.takes(copy.destination, copy.source):
+                            continue
+                    except Exception as error:
+                        raise _NotRead(error) from error
                     if batch.meets(copy.destination, copy.source):
                         has_begun = True
                         _run(batch)

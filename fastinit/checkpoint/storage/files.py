@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ class File:
     Args:
         path: of an existing regular file.
         access: "map" (tensors are copied out of a memory mapping), "read" (by ``pread``, straight into their
-            destination, and nothing is mapped), or "auto": copied tensors are read, and adopted ones are mapped, except
-            on network file systems.
+            destination, and nothing is mapped), or "auto": tensors that are copied are read, and adopted ones are mapped;
+            on network file systems all are read.
 
     Raises:
         OSError: the file cannot be opened.
@@ -165,13 +166,20 @@ def is_on_network(path: Path) -> bool:
     except OSError:
         return False
     kind, longest = "", -1
-    for line in mounts.splitlines():
+    for point, of_this in _mounts(mounts):
+        if (where == point or where.startswith(point + "/")) and len(point) >= longest:
+            kind, longest = of_this, len(point)
+    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+@lru_cache(maxsize=1)  # an index may name hundreds of files
+def _mounts(listed: str) -> tuple[tuple[str, str], ...]:
+    """Returns where file systems are mounted, and of which kind they are."""
+    found = []
+    for line in listed.splitlines():
         # 36 35 98:0 /root /mount/point options - type source options; blanks are written \040
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
-        if len(fields) < 5 or not after:
-            continue
-        point = fields[4].replace("\\040", " ").rstrip("/")
-        if (where == point or where.startswith(point + "/")) and len(point) >= longest:
-            kind, longest = after.split(" ", 1)[0], len(point)
-    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+        if len(fields) >= 5 and after:
+            found.append((fields[4].replace("\\040", " ").rstrip("/"), after.split(" ", 1)[0]))
+    return tuple(found)

@@ -10,8 +10,9 @@ from torch import nn
 
 from ...plans import Strided, byte_span, may_overlap
 from ...shards.dtensor import is_sharded, local_part
-from .batches import Stretch, Turned, places, run
+from .batches import Stretch, Turned, is_apart, piece_bytes, places, run
 from .current import current
+from .files import File
 from .stored import StoredTensor
 
 _PLAIN_TYPES = (torch.Tensor, nn.Parameter, getattr(nn, "Buffer", nn.Parameter))
@@ -146,10 +147,44 @@ def _independent(copies: list[_Copy]) -> Iterator[list[_Copy]]:
         yield [copies[index]]
 
 
+class _Converted(NamedTuple):
+    """A copy whose bytes in the file are not the values in memory."""
+
+    destination: torch.Tensor
+    source: StoredTensor
+    file: File
+    first: int
+    """Byte of the file at which its first element is."""
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """From its first byte in the file to its last."""
+        return Strided(0, self.shape, self.steps).span * self.source.dtype_in_file.itemsize
+
+    def pieces(self, is_mapped: bool) -> Iterator[Turned]:
+        """Cuts it into pieces of some megabytes."""
+        source, item_bytes = self.source, self.source.dtype_in_file.itemsize
+        is_mapped = (
+            is_mapped
+            and self.destination.device.type == "cpu"
+            and self.first % item_bytes == 0
+            and not is_apart(item_bytes, self.shape, self.steps)
+        )
+        limit = piece_bytes(is_mapped)
+        for part, size, at in places(item_bytes, self.destination, self.shape, self.steps, 0, limit):
+            n_bytes = Strided(at, tuple(size), tuple(self.steps)).span * item_bytes
+            first = self.first + at * item_bytes
+            types = source.dtype_in_file, source.dtype
+            yield Turned(self.file, first, n_bytes, part, size, self.steps, *types, is_mapped)
+
+
 def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
     """Runs copies whose order does not matter."""
     pieces: list[Stretch | Turned] = []
     straight: list[torch.Tensor] = []
+    converted: dict[int, list[_Converted]] = {}
     for destination, source in copies:
         n_elements, item_bytes = destination.numel(), source.dtype_in_file.itemsize
         if not n_elements:
@@ -161,25 +196,24 @@ def run_copies(copies: Iterable[tuple[torch.Tensor, StoredTensor]]) -> None:
         if (
             in_same_order
             and destination.device.type == "cpu"
-            and destination.dtype == source.dtype == source.dtype_in_file
+            and destination.dtype == source.geometry.dtype == source.dtype_in_file
             and destination.dtype != torch.bool  # bytes other than 0 and 1 must become 1, as in torch's copy
         ):
             pieces.append(Stretch(file, first, n_elements * item_bytes, destination.data_ptr()))
             straight.append(destination)
             continue
         # Not `.data`: writes must increment the version of the destination.
-        view, shape, steps = destination.detach(), tuple(source.shape), source.stride()
+        view, (shape, steps, _) = destination.detach(), source.geometry
         if in_same_order:
             view, shape, steps = view.as_strided((n_elements,), (1,)), (n_elements,), (1,)
-        for part, size, at in places(item_bytes, view, shape, steps, 0):
-            n_bytes = Strided(at, tuple(size), tuple(steps)).span * item_bytes
-            pieces.append(
-                Turned(file, first + at * item_bytes, n_bytes, part, size, steps, source.dtype_in_file, source.dtype)
-            )
+        converted.setdefault(id(file), []).append(_Converted(view, source, file, first, shape, steps))
     opened = current()
-    if opened is not None:
-        opened.files.update((id(piece.file), piece.file) for piece in pieces)
     try:
+        if opened is not None:
+            opened.files.update((id(of_one[0].file), of_one[0].file) for of_one in converted.values())
+            opened.files.update((id(piece.file), piece.file) for piece in pieces)
+        for of_one in converted.values():
+            pieces += [piece for each in of_one for piece in each.pieces(each.file.access == "map")]
         run(pieces)
     finally:
         for destination in straight:

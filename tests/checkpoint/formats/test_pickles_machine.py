@@ -125,7 +125,7 @@ def test_plain_data_looks_up_no_name():
 def test_every_opcode_of_pickle_is_known_or_refused_on_purpose():
     from fastinit.checkpoint.formats.pickles.opcodes import RARE, _unknown
 
-    flat = set("qrKhX(tRQMjJaesub.NG]})") | {chr(code) for code in (0x85, 0x86, 0x87, 0x88, 0x89, 0x94, 0x8C)}
+    flat = set("qrKhX(tRQMjJaesub.NG]})") | {chr(code) for code in (0x81, 0x85, 0x86, 0x87, 0x88, 0x89, 0x94, 0x8C)}
     refused = {op.name for op in pickletools.opcodes if op.code not in flat and RARE[ord(op.code)] is _unknown}
     assert refused == {"EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
 

@@ -48,12 +48,17 @@ def _run(machine: Machine) -> Any:
         elif opcode == 0x72:  # LONG_BINPUT
             memo[_U4(data, at)[0]] = stack[-1]
             at += 4
-        elif opcode == 0x4B:  # BININT1
-            stack.append(data[at])
-            at += 1
         elif opcode == 0x68:  # BINGET
             stack.append(memo[data[at]])
             at += 1
+        elif opcode == 0x94:  # MEMOIZE
+            memo[len(memo)] = stack[-1]
+        elif opcode == 0x4B:  # BININT1
+            stack.append(data[at])
+            at += 1
+        elif opcode == 0x6A:  # LONG_BINGET
+            stack.append(memo[_U4(data, at)[0]])
+            at += 4
         elif opcode == 0x58:  # BINUNICODE
             start = at + 4
             at = start + _U4(data, at)[0]
@@ -78,6 +83,13 @@ def _run(machine: Machine) -> Any:
             stack[-1] = (stack[-1], last)
         elif opcode == 0x85:  # TUPLE1
             stack[-1] = (stack[-1],)
+        elif opcode == 0x81:  # NEWOBJ
+            machine.after = at
+            arguments = stack.pop()
+            stack[-1] = machine.made_by(stack[-1], arguments, True)
+        elif opcode == 0x62:  # BUILD
+            state = stack.pop()
+            stack[-1] = machine.build(stack[-1], state)
         elif opcode == 0x89:  # NEWFALSE
             stack.append(False)
         elif opcode == 0x29:  # EMPTY_TUPLE
@@ -85,14 +97,9 @@ def _run(machine: Machine) -> Any:
         elif opcode == 0x4D:  # BININT2
             stack.append(_U2(data, at)[0])
             at += 2
-        elif opcode == 0x6A:  # LONG_BINGET
-            stack.append(memo[_U4(data, at)[0]])
-            at += 4
         elif opcode == 0x4A:  # BININT
             stack.append(_I4(data, at)[0])
             at += 4
-        elif opcode == 0x94:  # MEMOIZE
-            memo[len(memo)] = stack[-1]
         elif opcode == 0x8C:  # SHORT_BINUNICODE
             start = at + 1
             at = start + data[at]
@@ -127,9 +134,6 @@ def _run(machine: Machine) -> Any:
             items = stack
             machine.stack = stack = machine.marked.pop()
             machine.set_items(stack[-1], items[::2], items[1::2])
-        elif opcode == 0x62:  # BUILD
-            state = stack.pop()
-            stack[-1] = machine.build(stack[-1], state)
         elif opcode == 0x2E and at <= end:  # STOP
             machine.position = at
             if machine.marked or len(stack) != 1:

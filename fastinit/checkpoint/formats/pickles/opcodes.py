@@ -201,12 +201,6 @@ def _object(machine: Machine, at: int) -> int:
     return at
 
 
-def _new_object(machine: Machine, at: int) -> int:
-    arguments = machine.stack.pop()
-    machine.stack[-1] = machine.made_by(machine.stack[-1], arguments, is_new=True)
-    return at
-
-
 def _new_object_with_options(machine: Machine, at: int) -> int:
     options, arguments = machine.stack.pop(), machine.stack.pop()
     if type(options) is not dict or not all(type(each) is str for each in options):
@@ -258,7 +252,6 @@ _BY_OPCODE: dict[bytes, Opcode] = {
     b"\x93": _stack_global,
     b"i": _instance,
     b"o": _object,
-    b"\x81": _new_object,
     b"\x92": _new_object_with_options,
     b"P": _persistent,
 }
