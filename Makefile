@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check aarch64 bench clean
+.PHONY: demo test check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check wheel aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
@@ -42,9 +42,15 @@ sanitize: $(VENV)/.dev
 gpu-host-path: $(VENV)/.dev
 	PYTHONPATH=tests/support $(RUN) -m pytest -q -n auto -p cpp_as_gpu tests/recording tests/execution tests/config/test_param_rules.py
 
-# What a release would hold: builds the sdist, installs it in an empty environment, and compares with known answers.
+# What a release would hold: builds the sdist and from it a wheel, and uses that in an empty environment without compilers.
 sdist-check: $(VENV)/.dev
 	$(RUN) tests/house/try_sdist.py
+
+# A wheel of this machine's Python in dist/, with the CUDA kernel where nvcc is (a minute), named for the systems it runs on.
+wheel: $(VENV)/.dev
+	rm -rf build/wheel
+	env -u FASTINIT_CUDA_ARCHS $(RUN) -m pip wheel --no-deps --wheel-dir build/wheel .
+	PATH=$(VENV)/bin:$$PATH $(RUN) -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 # On an emulated processor; needs g++-aarch64-linux-gnu and qemu-user.
 aarch64: $(VENV)/.dev
