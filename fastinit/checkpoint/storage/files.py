@@ -39,8 +39,8 @@ class File:
     Args:
         path: of an existing regular file.
         access: "map" (tensors are copied out of a memory mapping), "read" (by ``pread``, straight into their
-            destination, and nothing is mapped), or "auto": tensors that are copied are read, and adopted ones are mapped;
-            on network file systems all are read.
+            destination, and nothing is mapped), or "auto": tensors that are copied are read, and adopted ones are
+            mapped; on network file systems all are read.
 
     Raises:
         OSError: the file cannot be opened.
