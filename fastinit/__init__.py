@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from . import errors, integrations, mup, plans, presets, rules
+from typing import TYPE_CHECKING
+
+from . import errors, integrations, plans
 from .backends import available_backends
-from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
-from .data_dependent import lsuv
-from .digesting import digest
+from .doors import door
 from .errors import Error, InitWarning
 from .execution.defaults import use
 from .execution.done import CheckpointReport
 from .execution.reports import Report
-from .materializing import materialize
-from .parameter_values import values
-from .planning import plan
 from .plans import Digest, DigestDiff, Plan, PlanDiff, Row
-from .recording.capturing import build, capture
+from .recording.capturing import build, capture  # now: it keeps torch.nn.init as it is before others change it
 from .recording.recipes import Recipe
-from .redrawing import redraw
-from .signal_flow import Signals, signals
-from .verifying import Verification, verify
 from .version import __version__
 from .weight_init import (
     WEIGHT_INITIALIZERS,
@@ -61,7 +55,40 @@ from .weight_init import (
     variance_scaling_init,
     xavier_init,
 )
-from .writing import write
+
+if TYPE_CHECKING:
+    from . import mup as mup
+    from . import presets as presets
+    from . import rules as rules
+    from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
+    from .data_dependent import lsuv
+    from .digesting import digest
+    from .materializing import materialize
+    from .parameter_values import values
+    from .planning import plan
+    from .redrawing import redraw
+    from .signal_flow import Signals, signals
+    from .verifying import Verification, verify
+    from .writing import write
+else:
+    __getattr__, __dir__ = door(
+        __name__,
+        {
+            "mup": (),
+            "presets": (),
+            "rules": (),
+            "base_module": ("BaseModule", "ModuleDict", "ModuleList", "Sequential"),
+            "data_dependent": ("lsuv",),
+            "digesting": ("digest",),
+            "materializing": ("materialize",),
+            "parameter_values": ("values",),
+            "planning": ("plan",),
+            "redrawing": ("redraw",),
+            "signal_flow": ("Signals", "signals"),
+            "verifying": ("Verification", "verify"),
+            "writing": ("write",),
+        },
+    )
 
 __all__ = [
     "WEIGHT_INITIALIZERS",

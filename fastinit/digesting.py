@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from . import checkpoint as checkpoints
 from .backends.digests import sums, why_not
-from .checkpoint import Request
-from .checkpoint.loading import map_stored
 from .errors import InitRuntimeError, InitTypeError, check_module
 from .execution.collector import uncollected
 from .naming import Prefix, join, renamed, walk, without_wrappers
@@ -84,7 +83,7 @@ def _digest_of(tensors: Mapping[str, torch.Tensor]) -> Digest:
 def _tensors_of(source: Digestible, non_persistent_buffers: bool) -> dict[str, torch.Tensor]:
     """Returns the tensors with their names."""
     if isinstance(source, (str, os.PathLike)):
-        request = Request(source)
+        request = checkpoints.Request(source)
         source = request.state_dict(request.tree())
     if isinstance(source, Mapping):
         return _of_state_dict(source)
@@ -113,7 +112,7 @@ def _of_state_dict(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             )
         if _is_extra_state(name):
             del tensors[name]
-    map_stored(tensors, set(tensors))
+    checkpoints.map_stored(tensors, set(tensors))
     return {without_wrappers(name): tensor for name, tensor in tensors.items()}
 
 

@@ -5,41 +5,93 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch.nn.modules.module import _IncompatibleKeys
 
-from .formats.by_content import Reading
-from .loading import (
-    _load_checkpoint,
-    _load_checkpoint_to_model,
-    _load_checkpoint_with_prefix,
-    load_checkpoint,
-    load_state_dict,
-    plan_copy,
-)
-from .mmengine_log import print_log
-from .request import Request
-from .saving import _save_to_state_dict, find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
-from .sources.addresses import shown_address
-from .sources.url_schemes import (
-    CheckpointLoader,
-    _process_mmcls_checkpoint,
-    load_from_ceph,
-    load_from_fsspec,
-    load_from_hf,
-    load_from_http,
-    load_from_local,
-    load_from_mmcls,
-    load_from_openmmlab,
-    load_from_pavi,
-    load_from_torchvision,
-)
-from .sources.zoos import (
-    _get_mmengine_home,
-    get_deprecated_model_names,
-    get_external_models,
-    get_mmcls_models,
-    get_torchvision_models,
-)
+from ..doors import door
+
+if TYPE_CHECKING:
+    from .formats.by_content import Reading
+    from .loading import (
+        _load_checkpoint,
+        _load_checkpoint_to_model,
+        _load_checkpoint_with_prefix,
+        load_checkpoint,
+        load_state_dict,
+        map_stored,
+        plan_copy,
+    )
+    from .mmengine_log import print_log
+    from .request import Request
+    from .saving import _save_to_state_dict, find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
+    from .sources.addresses import shown_address
+    from .sources.url_schemes import (
+        CheckpointLoader,
+        _process_mmcls_checkpoint,
+        load_from_ceph,
+        load_from_fsspec,
+        load_from_hf,
+        load_from_http,
+        load_from_local,
+        load_from_mmcls,
+        load_from_openmmlab,
+        load_from_pavi,
+        load_from_torchvision,
+    )
+    from .sources.zoos import (
+        _get_mmengine_home,
+        get_deprecated_model_names,
+        get_external_models,
+        get_mmcls_models,
+        get_torchvision_models,
+    )
+else:  # readers and sources of files take longer to load than all else, and few calls need them
+    __getattr__, __dir__ = door(
+        __name__,
+        {
+            "formats.by_content": ("Reading",),
+            "loading": (
+                "_load_checkpoint",
+                "_load_checkpoint_to_model",
+                "_load_checkpoint_with_prefix",
+                "load_checkpoint",
+                "load_state_dict",
+                "map_stored",
+                "plan_copy",
+            ),
+            "mmengine_log": ("print_log",),
+            "request": ("Request",),
+            "saving": (
+                "_save_to_state_dict",
+                "find_latest_checkpoint",
+                "get_state_dict",
+                "save_checkpoint",
+                "weights_to_cpu",
+            ),
+            "sources.addresses": ("shown_address",),
+            "sources.url_schemes": (
+                "CheckpointLoader",
+                "_process_mmcls_checkpoint",
+                "load_from_ceph",
+                "load_from_fsspec",
+                "load_from_hf",
+                "load_from_http",
+                "load_from_local",
+                "load_from_mmcls",
+                "load_from_openmmlab",
+                "load_from_pavi",
+                "load_from_torchvision",
+            ),
+            "sources.zoos": (
+                "_get_mmengine_home",
+                "get_deprecated_model_names",
+                "get_external_models",
+                "get_mmcls_models",
+                "get_torchvision_models",
+            ),
+        },
+    )
 
 __all__ = [
     "CheckpointLoader",
@@ -69,6 +121,7 @@ __all__ = [
     "load_from_pavi",
     "load_from_torchvision",
     "load_state_dict",
+    "map_stored",
     "plan_copy",
     "print_log",
     "save_checkpoint",

@@ -24,7 +24,7 @@ from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
 from .callers import where
 from .draws import Seeding, draw
-from .effects import arguments_written, effect_of, without_protected
+from .effects import Effect, arguments_written, effect_of, without_protected
 from .journal import Journal
 from .scalars import Scalars
 
@@ -61,13 +61,18 @@ class Operators:
         self._scope = scope
         self._handlers = handlers
         self._fills = fills
+        self._known: dict[int, tuple[Handler | None, Effect, Operator]] = {}
+        """By the identity of an operator, which is held: its handler, and what it does."""
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 
     def run(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns what ``func(*args, **kwargs)`` returns; what it writes may wait."""
-        handler = self._handlers.get(func)
-        if self.book.protected and (effect := effect_of(func)).written:
+        known = self._known.get(id(func))
+        if known is None:  # a hash of an operator is Python code, and asked for with each
+            known = self._known[id(func)] = self._handlers.get(func), effect_of(func), func
+        handler, effect, _ = known
+        if self.book.protected and effect.written:
             unprotected = without_protected(self.book, effect, args, kwargs)
             if unprotected is not None:
                 if func not in self._fills and func is not aten.copy_.default:  # whose results nobody needs
@@ -78,7 +83,6 @@ class Operators:
                 result = handler(self, func, args, kwargs)
                 if result is not NOT_HANDLED:
                     return result
-            effect = effect_of(func)
             if effect.moves:
                 self.book.generation += 1
             is_unnamed = effect.is_random and not self.seeding.is_own_in_fork
@@ -211,8 +215,9 @@ class Operators:
             if not wait:
                 return False  # torch takes it apart, and what it does to the part that is here comes by
             scope.seed.ask(mesh_of(tensor), f"{tuple(tensor.shape)} {tensor.dtype} {values!r}")
-        for entry in self.book.fills_at(place):
-            if isinstance(entry.values, Chain) and not place.covers(entry.place):
+        before = self.book.writes_at(place)
+        for entry in before:
+            if isinstance(entry, PendingFill) and isinstance(entry.values, Chain) and not place.covers(entry.place):
                 self.read_place(place)
                 break
         at = where()
@@ -221,7 +226,8 @@ class Operators:
             if self.book.is_exposed(place):
                 self.read_place(place)
         else:
-            self._overwrite(place)
+            if before:  # nearly all memory is new
+                self._overwrite(place)
             now()
             self.book.add(place, values, scope, at, f"`{what}` at {at}", state=State.RUN)
         return True

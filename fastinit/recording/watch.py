@@ -196,7 +196,9 @@ _ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _SOME_DEVICE = torch.device("cpu")
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _ASKS_FOR_DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
-_NOT_PLAIN = EXPOSE | READ | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE}
+_EMPTY = torch.empty
+_WITHOUT_DISPATCH = torch._C._DisableTorchDispatch
+_NOT_PLAIN = EXPOSE | READ | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE, _EMPTY}
 
 
 class _Functions(TorchFunctionMode):
@@ -223,6 +225,10 @@ class _Functions(TorchFunctionMode):
                 return False
             elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(asking()):
                 return _SOME_DEVICE
+            elif func is _EMPTY and torch._C._len_torch_dispatch_stack() == 1:
+                # It means nothing to any fill, and half of a constructor's operators are this one.
+                with _WITHOUT_DISPATCH():
+                    return func(*args, **kwargs) if kwargs else func(*args)
         return func(*args, **kwargs) if kwargs else func(*args)
 
 

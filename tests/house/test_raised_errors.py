@@ -19,6 +19,7 @@ CATCHING = {"isinstance", "issubclass", "suppress"}
 
 # What the source may use besides, with the reason.
 ALLOWED: dict[str, tuple[set[str] | None, str]] = {
+    "doors.py": ({"AttributeError"}, "what Python asks of a `__getattr__`"),
     "errors.py": (None, "the kinds of fastinit.Error derive from them"),
     "checkpoint/formats/pickles/loop.py": ({"IndexError", "KeyError"}, "what Python raises, by what it means here"),
     "checkpoint/sources/downloads.py": ({"Exception"}, "NotDownloaded: plans catch it, and go without the file"),

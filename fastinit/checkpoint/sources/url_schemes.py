@@ -17,6 +17,7 @@ from ..mmengine_log import log
 from ..storage.trees import read_everything
 from .addresses import as_path, shown_address
 from .downloads import NotDownloaded, download
+from .further import Loader, further_loaders
 from .located import Locate, Located
 from .remote import locate_ceph, locate_fsspec, locate_hf, locate_http, locate_pavi
 from .zoos import locate_mmcls, locate_openmmlab, locate_torchvision
@@ -24,13 +25,6 @@ from .zoos import locate_mmcls, locate_openmmlab, locate_torchvision
 # The readers' word for a file that is not as its format says; a file that asks for more than data is something else.
 _DAMAGED = "is damaged"
 _REMOTE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "sftp", "ssh", "ftp")
-
-Loader = Callable[..., Any]
-"""Reads a checkpoint: (filename, map_location)."""
-
-
-further_loaders: list[Callable[[str], Loader | None]] = []
-"""Functions that return what users registered in another library for a name; integrations append theirs."""
 
 
 @dataclass(frozen=True)

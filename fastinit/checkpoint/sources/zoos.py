@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...errors import InitFileNotFoundError, InitKeyError, InitRuntimeError
@@ -14,13 +14,10 @@ from ..messages import shown
 from ..mmengine_log import log
 from .addresses import as_path
 from .downloads import download
+from .further import further_tables
 from .located import Located
 
 _NAMES = Path(__file__).parent / "names"
-
-
-further_tables: list[Callable[[str], Mapping[str, str]]] = []
-"""Functions that return what an installed library has for a model zoo's table; integrations append theirs."""
 
 
 def table_of(name: str) -> dict[str, str]:
