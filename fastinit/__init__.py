@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from . import integrations, plans
 from .backends import available_backends
+from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .doors import door
 from .execution.defaults import use
 from .execution.reports import Report
@@ -57,7 +58,6 @@ from .weight_init import (
 if TYPE_CHECKING:
     from . import mup as mup
     from . import presets as presets
-    from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
     from .data_dependent import lsuv
     from .digesting import digest
     from .materializing import materialize
@@ -73,7 +73,6 @@ else:
         {
             "mup": (),
             "presets": (),
-            "base_module": ("BaseModule", "ModuleDict", "ModuleList", "Sequential"),
             "data_dependent": ("lsuv",),
             "digesting": ("digest",),
             "materializing": ("materialize",),
