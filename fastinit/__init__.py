@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from . import errors, integrations, plans
 from .backends import available_backends
+from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
 from .doors import door
 from .errors import Error, InitWarning
 from .execution.defaults import use
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from . import mup as mup
     from . import presets as presets
     from . import rules as rules
-    from .base_module import BaseModule, ModuleDict, ModuleList, Sequential
     from .data_dependent import lsuv
     from .digesting import digest
     from .materializing import materialize
@@ -77,7 +77,6 @@ else:
             "mup": (),
             "presets": (),
             "rules": (),
-            "base_module": ("BaseModule", "ModuleDict", "ModuleList", "Sequential"),
             "data_dependent": ("lsuv",),
             "digesting": ("digest",),
             "materializing": ("materialize",),

@@ -14,7 +14,6 @@ import fastinit.integrations
 from fastinit.doors import door
 
 LATER = [
-    "fastinit.base_module",
     "fastinit.checkpoint.formats.by_content",
     "fastinit.checkpoint.loading",
     "fastinit.checkpoint.sources.downloads",
