@@ -11,27 +11,65 @@ namespace fastinit {
 namespace FASTINIT_ISA {
 namespace {
 
-typedef uint16_t u16 __attribute__((vector_size(FASTINIT_VECTOR_BYTES / 2)));
-typedef uint8_t u8 __attribute__((vector_size(FASTINIT_VECTOR_BYTES / 4)));
+// Writes registers one after the other; a copy of the array as a whole would go through the stack.
+template <class Element, size_t N>
+FASTINIT_FN void store(Element* out, const f32 (&registers)[N]) {
+  for (size_t i = 0; i < N; ++i) std::memcpy(out + i * (sizeof(f32) / sizeof(Element)), &registers[i], sizeof(f32));
+}
 
-// --- element types: a register of float32 -> memory -----------------------------------------------------------------
+// --- element types: a tile's values, four registers of float32 -> memory ----------------------------------------------
+//
+// kElementBytes says which block each lane must hold (block_of_lane) for the elements to be in order.
 
 struct Float32 {
   typedef float T;
-  static FASTINIT_FN void store(float* out, f32 value) { std::memcpy(out, &value, sizeof value); }
+  static constexpr int kElementBytes = 4;
+  static FASTINIT_FN void write_tile(float* out, const f32 (&value)[4]) {
+    f32 ordered[4];
+    transpose(value, ordered);
+    store(out, ordered);
+  }
 };
 
 struct BFloat16 {
   typedef uint16_t T;
-  static FASTINIT_FN void store(uint16_t* out, f32 value) {
-    const u16 code = __builtin_convertvector(to_bfloat16<Lanes>(value), u16);
-    std::memcpy(out, &code, sizeof code);
+  static constexpr int kElementBytes = 2;
+  static FASTINIT_FN void write_tile(uint16_t* out, const f32 (&value)[4]) {
+    const u32 first = bfloat16_pair(value[0], value[1]), second = bfloat16_pair(value[2], value[3]);
+    const f32 ordered[2] = {Lanes::unpack_low32((f32)first, (f32)second), Lanes::unpack_high32((f32)first, (f32)second)};
+    store(out, ordered);
+  }
+
+ private:
+  // Each lane of `low` and `high` as two elements side by side.
+  static FASTINIT_FN u32 bfloat16_pair(f32 low, f32 high) {
+#if defined(__AVX512F__)
+    // As to_bfloat16, but after the two halves of two numbers have met: 5 instructions for two registers.
+    const __m512i swap = _mm512_set4_epi32(0x0D0C0F0E, 0x09080B0A, 0x05040706, 0x01000302);
+    const __m512i kept = _mm512_mask_shuffle_epi8((__m512i)high, 0x3333333333333333, (__m512i)low, swap);
+    const __m512i dropped = _mm512_mask_shuffle_epi8((__m512i)low, 0xCCCCCCCCCCCCCCCC, (__m512i)high, swap);
+    const __m512i one = _mm512_set1_epi16(1);
+    // Up if dropped > 1/2, or dropped == 1/2 and kept is odd: dropped | (kept & 1) > 1/2.
+    const __m512i with_odd = _mm512_ternarylogic_epi32(dropped, kept, one, 0xF8);
+    const __mmask32 up = _mm512_cmpgt_epu16_mask(with_odd, _mm512_set1_epi16(int16_t(0x8000)));
+    return (u32)_mm512_mask_add_epi16(kept, up, kept, one);
+#else
+    return to_bfloat16<Lanes>(low) | (rounded_to_bfloat16<Lanes>(high) & 0xFFFF0000u);
+#endif
   }
 };
 
 struct Float16 {
   typedef uint16_t T;
-  static FASTINIT_FN void store(uint16_t* out, f32 value) {
+  static constexpr int kElementBytes = 4;
+  static FASTINIT_FN void write_tile(uint16_t* out, const f32 (&value)[4]) {
+    f32 ordered[4];
+    transpose(value, ordered);
+    for (int i = 0; i < 4; ++i) store_half(out + i * Lanes::kWidth, ordered[i]);
+  }
+
+ private:
+  static FASTINIT_FN void store_half(uint16_t* out, f32 value) {
 #if defined(__AVX512F__)
     const __m256i code = _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__AVX2__)
@@ -39,6 +77,7 @@ struct Float16 {
 #elif defined(__aarch64__)
     const float16x4_t code = vcvt_f16_f32((float32x4_t)value);
 #else
+    typedef uint16_t u16 __attribute__((vector_size(FASTINIT_VECTOR_BYTES / 2)));
     const u16 code = __builtin_convertvector(to_format<Lanes>(value, kHalf), u16);
 #endif
     std::memcpy(out, &code, sizeof code);
@@ -48,9 +87,12 @@ struct Float16 {
 template <const Format& kFormat>
 struct Float8 {
   typedef uint8_t T;
-  static FASTINIT_FN void store(uint8_t* out, f32 value) {
-    const u8 code = __builtin_convertvector(to_format<Lanes>(value, kFormat), u8);
-    std::memcpy(out, &code, sizeof code);
+  static constexpr int kElementBytes = 1;
+  static FASTINIT_FN void write_tile(uint8_t* out, const f32 (&value)[4]) {
+    u32 code[4];
+    for (int i = 0; i < 4; ++i) code[i] = to_format<Lanes>(value[i], kFormat);
+    const u32 block = code[0] | code[1] << 8 | code[2] << 16 | code[3] << 24;
+    std::memcpy(out, &block, sizeof block);
   }
 };
 
@@ -60,54 +102,94 @@ constexpr int kTile = 4 * Lanes::kWidth;  // elements per step
 
 template <class Type, class Values>
 FASTINIT_FN void make_tile(const TileWords& words, const Values& values, typename Type::T* out) {
-  f32 value[4], ordered[4];
+  f32 value[4];
   values(words, value);
-  transpose(value, ordered);
-  for (int i = 0; i < 4; ++i) Type::store(out + i * Lanes::kWidth, ordered[i]);
+  Type::write_tile(out, value);
+}
+
+// Writes n elements from the skip-th of the tile whose first block has the counter `first`, whatever the counters are.
+template <class Type, class Values>
+__attribute__((noinline)) void make_part(uint64_t key, const Values& values, uint64_t first, int64_t skip, int64_t n,
+                                         typename Type::T* out) {
+  typename Type::T tile[kTile];
+  make_tile<Type>(words_of_tile(counters_of_tile<Type::kElementBytes>(first), key), values, tile);
+  std::copy(tile + skip, tile + skip + n, out);
 }
 
 // Writes elements [index, index + n) of the full tensor to contiguous memory. Takes the numbers by value: through a
 // reference, the compiler would have to assume that storing values changes them.
 template <class Type, class Values>
 void make_run(Key key, const Values values, uint64_t index, int64_t n, typename Type::T* out) {
-  typename Type::T tile[kTile];
-  uint64_t block = index / 4;
-  if (const int64_t skip = int64_t(index % 4)) {  // starts within a block: copy the rest of its tile
+  uint64_t counter = key.offset + index / 4;
+  if (const int64_t skip = int64_t(index % 4)) {  // starts within a block
     const int64_t some = std::min(n, kTile - skip);
-    make_tile<Type>(tile_words(key, block), values, tile);
-    std::copy(tile + skip, tile + skip + some, out);
-    n -= some, out += some, block += Lanes::kWidth;
+    make_part<Type>(key.seed, values, counter, skip, some, out);
+    n -= some, out += some, counter += Lanes::kWidth;
   }
-  for (; n >= kTile; n -= kTile, out += kTile, block += Lanes::kWidth) make_tile<Type>(tile_words(key, block), values, out);
-  if (n > 0) {
-    make_tile<Type>(tile_words(key, block), values, tile);
-    std::copy(tile, tile + n, out);
+  while (n >= kTile) {
+    int64_t tiles = std::min(n / kTile, counters_in_stretch(counter) / Lanes::kWidth);
+    if (tiles == 0) {
+      make_part<Type>(key.seed, values, counter, 0, kTile, out);
+      tiles = 1;
+    } else {
+      const Stretch stretch(key.seed, uint32_t(counter >> 32));
+      TileCounters counters = counters_of_tile<Type::kElementBytes>(counter);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        make_tile<Type>(words_of_tile(counters, stretch), values, out + tile * kTile);
+        counters.even += Lanes::kWidth, counters.odd += Lanes::kWidth;
+      }
+    }
+    n -= tiles * kTile, out += tiles * kTile, counter += uint64_t(tiles) * Lanes::kWidth;
   }
+  if (n > 0) make_part<Type>(key.seed, values, counter, 0, n, out);
 }
 
-// As make_run, with two values per block.
+// As above, with two values per block, and tiles of one register of blocks.
+constexpr int kTile64 = 2 * Lanes::kWidth64;
+
+template <class Values>
+FASTINIT_FN void make_tile64(const Block<Lanes::wide>& words, const Values& values, double* out) {
+  const auto joined = [](Lanes::wide high, Lanes::wide low) { return high << 32 | (low & 0xFFFFFFFFu); };
+  const Lanes::u64 v[2] = {joined(words.c0, words.c1), joined(words.c2, words.c3)};
+  Lanes::f64 value[2];
+  values(v, value);
+  const f32 even = (f32)value[0], odd = (f32)value[1];
+  const f32 ordered[2] = {Lanes::unpack_low64(even, odd), Lanes::unpack_high64(even, odd)};
+  store(out, ordered);
+}
+
+template <class Values>
+__attribute__((noinline)) void make_part64(uint64_t key, const Values& values, uint64_t first, int64_t skip, int64_t n,
+                                           double* out) {
+  double tile[kTile64];
+  make_tile64(philox4x32<Lanes>(counters_of_tile64(first), RoundKeys(key)), values, tile);
+  std::copy(tile + skip, tile + skip + n, out);
+}
+
 template <class Values>
 void make_run64(Key key, const Values values, uint64_t index, int64_t n, double* out) {
-  constexpr int kHalf = Lanes::kWidth64;  // blocks whose 64-bit numbers fill a register; a tile is twice that
-  while (n > 0) {
-    const TileWords tile = tile_words(key, index / 2);
-    double made[4 * kHalf];
-    for (int half = 0; half < 2; ++half) {
-      Lanes::u64 v[2];
-      for (int i = 0; i < kHalf; ++i) {
-        const int lane = lane_of_block(half * kHalf + i);
-        v[0][i] = uint64_t(tile.w[0][lane]) << 32 | tile.w[1][lane];
-        v[1][i] = uint64_t(tile.w[2][lane]) << 32 | tile.w[3][lane];
-      }
-      Lanes::f64 value[2];
-      values(v, value);
-      for (int i = 0; i < kHalf; ++i)
-        for (int j = 0; j < 2; ++j) made[2 * (half * kHalf + i) + j] = value[j][i];
-    }
-    const int64_t skip = int64_t(index % 2), some = std::min(n, 4 * kHalf - skip);
-    std::copy(made + skip, made + skip + some, out);
-    index += uint64_t(some), out += some, n -= some;
+  uint64_t counter = key.offset + index / 2;
+  if (const int64_t skip = int64_t(index % 2)) {
+    const int64_t some = std::min(n, kTile64 - skip);
+    make_part64(key.seed, values, counter, skip, some, out);
+    n -= some, out += some, counter += Lanes::kWidth64;
   }
+  while (n >= kTile64) {
+    int64_t tiles = std::min(n / kTile64, counters_in_stretch(counter) / Lanes::kWidth64);
+    if (tiles == 0) {
+      make_part64(key.seed, values, counter, 0, kTile64, out);
+      tiles = 1;
+    } else {
+      const Stretch stretch(key.seed, uint32_t(counter >> 32));
+      Lanes::wide counters = counters_of_tile64(counter);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        make_tile64(philox4x32_within<Lanes>(counters, stretch), values, out + tile * kTile64);
+        counters += Lanes::kWidth64;
+      }
+    }
+    n -= tiles * kTile64, out += tiles * kTile64, counter += uint64_t(tiles) * Lanes::kWidth64;
+  }
+  if (n > 0) make_part64(key.seed, values, counter, 0, n, out);
 }
 
 // --- boxes -----------------------------------------------------------------------------------------------------------
@@ -217,7 +299,7 @@ void use_words(const FillDesc& fill, const uint32_t* given) {
   for (int64_t done = 0; done < fill.n_elements; done += kTile) {
     TileWords words;
     for (int lane = 0; lane < Lanes::kWidth; ++lane)
-      for (int i = 0; i < 4; ++i) words.w[i][lane] = given[done + 4 * block_of_lane(lane) + i];
+      for (int i = 0; i < 4; ++i) words.w[i][lane] = given[done + 4 * block_of_lane<Type::kElementBytes>(lane) + i];
     make_tile<Type>(words, values, out + done);
   }
 }

@@ -7,10 +7,16 @@
 namespace fastinit {
 namespace FASTINIT_ISA {
 
+// In the upper half of each lane; the lower ones count for nothing.
+template <class L>
+FASTINIT_FN typename L::u32 rounded_to_bfloat16(typename L::f32 value) {
+  const typename L::u32 bits = L::bits(value);
+  return bits + 0x7FFFu + ((bits >> 16) & 1u);
+}
+
 template <class L>
 FASTINIT_FN typename L::u32 to_bfloat16(typename L::f32 value) {
-  const typename L::u32 bits = L::bits(value);
-  return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  return rounded_to_bfloat16<L>(value) >> 16;
 }
 
 // A format of a sign bit, exponent bits and mantissa bits.

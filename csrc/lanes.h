@@ -48,6 +48,7 @@ struct Lanes {
     asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(uint32_t(a)), "r"(b));
     return product;
   }
+  FASTINIT_FN static wide upper_half(wide a) { return a >> 32; }
   FASTINIT_FN static f32 fma(f32 a, f32 b, f32 c) { return ::fmaf(a, b, c); }
   // Correctly rounded for 2^-100 <= a <= 2^100, without the slow path that the compiler's root calls for other numbers:
   // two Markstein corrections, from a seed that may be off by four units in the last place (ten times NVIDIA's stated
@@ -183,6 +184,35 @@ struct Lanes {
     return (wide)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
 #else
     return (a & 0xFFFFFFFFu) * (wide{} + b);
+#endif
+  }
+
+  // The upper halves of 64-bit lanes, in the lower ones; what is then in the upper ones counts for nothing.
+  static FASTINIT_FN wide upper_half(wide a) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_shuffle_epi32((__m512i)a, _MM_PERM_DDBB);
+#else
+    return a >> 32;
+#endif
+  }
+
+  // Interleaves the lower (upper) halves of the 64-bit lanes of two registers.
+  static FASTINIT_FN u32 lower_halves(wide even, wide odd) {
+#if defined(__AVX512F__)
+    return (u32)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CCAA);
+#elif defined(__AVX2__)
+    return (u32)_mm256_blend_epi32((__m256i)even, _mm256_slli_epi64((__m256i)odd, 32), 0xAA);
+#else
+    return (u32)((even & 0xFFFFFFFFu) | (odd << 32));
+#endif
+  }
+  static FASTINIT_FN u32 upper_halves(wide even, wide odd) {
+#if defined(__AVX512F__)
+    return (u32)_mm512_mask_shuffle_epi32((__m512i)odd, 0x5555, (__m512i)even, _MM_PERM_DDBB);
+#elif defined(__AVX2__)
+    return (u32)_mm256_blend_epi32(_mm256_srli_epi64((__m256i)even, 32), (__m256i)odd, 0xAA);
+#else
+    return (u32)((even >> 32) | (odd & 0xFFFFFFFF00000000u));
 #endif
   }
 

@@ -29,14 +29,17 @@ struct Block {
 };
 
 template <class L, class Keys>
+FASTINIT_FN Block<typename L::wide> philox_round(const Block<typename L::wide>& c, const Keys& keys, int round) {
+  const auto p0 = L::mul_low32(c.c0, kM0), p1 = L::mul_low32(c.c2, kM1);
+  return {L::upper_half(p1) ^ c.c1 ^ keys.k0(round), p1, L::upper_half(p0) ^ c.c3 ^ keys.k1(round), p0};
+}
+
+template <class L, class Keys>
 FASTINIT_FN Block<typename L::wide> philox4x32(typename L::wide counter, const Keys& keys) {
   typedef typename L::wide wide;
   Block<wide> c{counter, counter >> 32, wide{}, wide{}};
 #pragma GCC unroll 10
-  for (int round = 0; round < kRounds; ++round) {
-    const wide p0 = L::mul_low32(c.c0, kM0), p1 = L::mul_low32(c.c2, kM1);
-    c = Block<wide>{(p1 >> 32) ^ c.c1 ^ keys.k0(round), p1, (p0 >> 32) ^ c.c3 ^ keys.k1(round), p0};
-  }
+  for (int round = 0; round < kRounds; ++round) c = philox_round<L>(c, keys, round);
   return c;
 }
 
@@ -60,25 +63,92 @@ FASTINIT_FN TileWords words_at(uint64_t counter, const Keys& keys) {
 
 #else
 
-// Maps lanes to blocks and back, among kWidth consecutive blocks, so that `transpose` yields natural order: lane 4 * L + j
-// (L counts 128-bit parts) holds block kWidth / 4 * j + L.
-constexpr int block_of_lane(int lane) { return Lanes::kWidth / 4 * (lane % 4) + lane / 4; }
-constexpr int lane_of_block(int block) { return 4 * (block % (Lanes::kWidth / 4)) + block / (Lanes::kWidth / 4); }
-
-FASTINIT_FN TileWords tile_words(Key key, uint64_t first_block) {
-  typedef Lanes::wide wide;
-  typedef Lanes::u32 u32;
-  constexpr int n = Lanes::kWidth / 2;  // 64-bit lanes per register
-  wide even{}, odd{};                   // lanes 2 * i and 2 * i + 1 of the 32-bit registers
-  for (int i = 0; i < n; ++i) {
-    even[i] = uint64_t(block_of_lane(2 * i));
-    odd[i] = uint64_t(block_of_lane(2 * i + 1));
+// The first and the second round where counters have the upper half in common, which then meets two products that all blocks
+// have in common: two multiplications fewer of twenty. (So do all but one in 2^32 of the blocks and the next; words_of_tile
+// takes the others.)
+struct Stretch {
+  RoundKeys keys;
+  uint32_t second, third;
+  FASTINIT_FN Stretch(uint64_t key, uint32_t upper_half) : keys(key) {
+    const uint64_t product = uint64_t(upper_half ^ keys.k0(0)) * kM0;
+    second = uint32_t(product >> 32) ^ keys.k1(1);
+    third = uint32_t(product) ^ keys.k1(2);
   }
-  const uint64_t base = key.offset + first_block;
-  const RoundKeys keys(key.seed);
-  const Block<wide> x = philox4x32<Lanes>(even + base, keys), y = philox4x32<Lanes>(odd + base, keys);
-  const auto pack = [](wide low, wide high) { return (u32)((low & 0xFFFFFFFFu) | (high << 32)); };
-  return TileWords{{pack(x.c0, y.c0), pack(x.c1, y.c1), pack(x.c2, y.c2), pack(x.c3, y.c3)}};
+};
+
+// How many counters from this one have its upper half.
+FASTINIT_FN int64_t counters_in_stretch(uint64_t counter) { return int64_t(0x100000000u - uint32_t(counter)); }
+
+// All rounds but the last.
+template <class L>
+FASTINIT_FN Block<typename L::wide> most_rounds(typename L::wide counter, const Stretch& s) {
+  typedef typename L::wide wide;
+  const wide first = L::mul_low32(counter, kM0);
+  const wide second = L::mul_low32(L::upper_half(first) ^ s.keys.k1(0), kM1);
+  const wide p0 = L::mul_low32(L::upper_half(second) ^ s.keys.k0(1), kM0), p1 = L::mul_low32(first ^ s.second, kM1);
+  Block<wide> c{L::upper_half(p1) ^ second ^ s.keys.k0(2), p1, L::upper_half(p0) ^ s.third, p0};
+#pragma GCC unroll 10
+  for (int round = 3; round < kRounds - 1; ++round) c = philox_round<L>(c, s.keys, round);
+  return c;
+}
+
+template <class L>
+FASTINIT_FN Block<typename L::wide> philox4x32_within(typename L::wide counter, const Stretch& s) {
+  return philox_round<L>(most_rounds<L>(counter, s), s.keys, kRounds - 1);
+}
+
+// Which block each lane holds, among kWidth consecutive ones, so that the lanes' values are in natural order once words and
+// then elements are put side by side (write_tile in fill_cpu.cpp). L counts parts of 128 bits, j lanes within them.
+template <int kElementBytes>
+constexpr int block_of_lane(int lane) {
+  constexpr int parts = Lanes::kWidth / 4;
+  const int part = lane / 4, j = lane % 4;
+  if (kElementBytes == 1) return lane;                                   // a block is a lane
+  if (kElementBytes == 2) return 2 * parts * (j / 2) + 2 * part + j % 2;  // two blocks are a part, lanes 0 and 1 of each first
+  return parts * j + part;                                               // a block is a part
+}
+
+// The counters of a tile's blocks: those of the even and those of the odd 32-bit lanes.
+struct TileCounters {
+  Lanes::wide even, odd;
+};
+
+template <int kElementBytes>
+FASTINIT_FN TileCounters counters_of_tile(uint64_t first) {
+  TileCounters counters{};
+  for (int i = 0; i < Lanes::kWidth / 2; ++i) {
+    counters.even[i] = uint64_t(block_of_lane<kElementBytes>(2 * i));
+    counters.odd[i] = uint64_t(block_of_lane<kElementBytes>(2 * i + 1));
+  }
+  counters.even += first, counters.odd += first;
+  return counters;
+}
+
+// The counters of as many blocks as there are 64-bit lanes; two doubles of a block are a part.
+FASTINIT_FN Lanes::wide counters_of_tile64(uint64_t first) {
+  Lanes::wide counters{};
+  for (int lane = 0; lane < Lanes::kWidth64; ++lane) counters[lane] = uint64_t(Lanes::kWidth64 / 2 * (lane % 2) + lane / 2);
+  return counters + first;
+}
+
+// For any counters.
+FASTINIT_FN TileWords words_of_tile(const TileCounters& counters, uint64_t key) {
+  const RoundKeys keys(key);
+  const auto x = philox4x32<Lanes>(counters.even, keys), y = philox4x32<Lanes>(counters.odd, keys);
+  return TileWords{{Lanes::lower_halves(x.c0, y.c0), Lanes::lower_halves(x.c1, y.c1), Lanes::lower_halves(x.c2, y.c2),
+                    Lanes::lower_halves(x.c3, y.c3)}};
+}
+
+// For counters within a stretch. The last round works on the words of both registers at once.
+FASTINIT_FN TileWords words_of_tile(const TileCounters& counters, const Stretch& stretch) {
+  const auto x = most_rounds<Lanes>(counters.even, stretch), y = most_rounds<Lanes>(counters.odd, stretch);
+  const auto x0 = Lanes::mul_low32(x.c0, kM0), x1 = Lanes::mul_low32(x.c2, kM1);
+  const auto y0 = Lanes::mul_low32(y.c0, kM0), y1 = Lanes::mul_low32(y.c2, kM1);
+  const RoundKeys& keys = stretch.keys;
+  return TileWords{{Lanes::upper_halves(x1, y1) ^ Lanes::lower_halves(x.c1, y.c1) ^ keys.k0(kRounds - 1),
+                    Lanes::lower_halves(x1, y1),
+                    Lanes::upper_halves(x0, y0) ^ Lanes::lower_halves(x.c3, y.c3) ^ keys.k1(kRounds - 1),
+                    Lanes::lower_halves(x0, y0)}};
 }
 
 // Turns the values of words 0, 1, 2, 3 of each block into four registers of consecutive elements.
