@@ -22,4 +22,9 @@ void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_th
 void run_digest(const Kernels& kernels, const FillDesc* boxes, size_t n_boxes, int n_threads, uint64_t* sums,
                 bool (*must_stop)() = nullptr);
 
+// Writes, for each record, its first element whose bytes in memory are not those that `run` would write, or -1; memory is
+// read only, and what is behind a difference is mostly left out. As run otherwise; after a stop the numbers mean nothing.
+void run_compare(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, int64_t* first,
+                 bool (*must_stop)() = nullptr);
+
 }  // namespace fastinit
