@@ -70,6 +70,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_fill.py
 	$(RUN) benchmarks/bench_digest.py
 	$(RUN) benchmarks/bench_fresh.py
+	$(RUN) benchmarks/bench_verify.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
 	$(RUN) benchmarks/bench_load.py

@@ -1,8 +1,8 @@
 """A checkpoint of initial weights on the disk: a model is made and saved, or ``fastinit.write`` writes it unmade.
 
 Each measurement runs in its own process (see fresh.py) and ends when the bytes are on the disk. The files are compared
-first. Writes ``results/bench_write.csv``. ``--large`` writes 20 GB once instead, checks parts of them, and removes
-them.
+first. Writes ``results/bench_write.csv``. Each part takes a minute or two and keeps the rows of the others: ``--only
+580M`` measures that model, ``--large`` writes 20 GB once, checks parts of them, and removes them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import transformers
 from bench_build import llama
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tables import write
+from tables import RESULTS, read, write
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports it at first use)
 
 import fastinit
 
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
-ROUNDS = 5
+ROUNDS = 3
 SMALL = partial(llama, 256, 512, 2, "float32")
 MODELS = {
     "Llama, 580M, float32": partial(llama, 1536, 4096, 17, "float32"),
@@ -83,12 +83,11 @@ def must_be_right() -> None:
                 raise SystemExit("the folder differs")
 
 
-def large(folder: Path) -> None:
-    """Writes a checkpoint of 20 GB, checks rows of all of its weights, and prints time and peak memory."""
+def large(folder: Path) -> dict[str, Any]:
+    """Writes a checkpoint of 20 GB, checks rows of all of its weights, and returns its row."""
     config = LARGE()
     seconds, gigabytes = fresh.seconds_and_gigabytes(lambda: fastinit.write(partial(_of, config), folder, seed=0), 1)
     n_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{n_bytes / 1e9:.1f} GB in {seconds:.0f} s, {gigabytes:.2f} GB of memory", flush=True)
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (it is no dict)
@@ -100,6 +99,27 @@ def large(folder: Path) -> None:
                 values = fastinit.values(name, shape, NORMAL, seed=0, dtype=torch.bfloat16, box=row)
                 if not torch.equal(part[row], values):
                     raise SystemExit(f"{name}: row {row} differs")
+    return row_of(f"Llama, {n_bytes / 2e9:.0f}B, bfloat16", "write", n_bytes, seconds, gigabytes, "")
+
+
+def row_of(label: str, way: str, n_bytes: int, seconds: float, gigabytes: float, faster: str) -> dict[str, Any]:
+    """Returns a row of the table."""
+    return {
+        "model": label,
+        "way": way,
+        "seconds": f"{seconds:.2f}",
+        "GB/s": f"{n_bytes / 1e9 / seconds:.2f}",
+        "peak memory, GB": f"{gigabytes:.2f}",
+        "times faster": faster,
+    }
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Writes rows into the table, in the place of those of the same model and way."""
+    known = {(row["model"], row["way"]): row for row in read(RESULTS / "bench_write.csv")}
+    for row in known.values():
+        row.pop("machine")
+    write("bench_write.csv", list({**known, **{(row["model"], row["way"]): row for row in rows}}.values()))
 
 
 def _of(config: Any) -> Any:
@@ -110,9 +130,11 @@ def main() -> None:
     """Measures in turns, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="write 20 GB once, and check them")
-    if parser.parse_args().large:
+    parser.add_argument("--only", default="", metavar="TEXT", help="of the models, those with this in their names")
+    options = parser.parse_args()
+    if options.large:
         with tempfile.TemporaryDirectory(prefix="bench_write.") as folder:
-            large(Path(folder))
+            keep([large(Path(folder))])
         return
     fresh.check(must_be_right)
     ways: dict[str, Callable[..., None]] = {
@@ -122,7 +144,7 @@ def main() -> None:
         "write, dcp": partial(written, format="dcp"),
     }
     rows: list[dict[str, Any]] = []
-    for label, config in MODELS.items():
+    for label, config in ((label, config) for label, config in MODELS.items() if options.only in label):
         with torch.device("meta"):
             n_bytes = sum(each.nbytes for each in AutoModelForCausalLM.from_config(config()).parameters())
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -131,18 +153,10 @@ def main() -> None:
                 found[name].append(fresh.seconds_and_gigabytes(partial(in_folder, way, config), n_bytes))
         medians = {name: [statistics.median(each[i] for each in found[name]) for i in (0, 1)] for name in ways}
         for name, (seconds, gigabytes) in medians.items():
-            rows.append(
-                {
-                    "model": label,
-                    "way": name,
-                    "seconds": f"{seconds:.2f}",
-                    "GB/s": f"{n_bytes / 1e9 / seconds:.2f}",
-                    "peak memory, GB": f"{gigabytes:.2f}",
-                    "times faster": f"{medians['from_config, save_file'][0] / seconds:.1f}",
-                }
-            )
+            faster = f"{medians['from_config, save_file'][0] / seconds:.1f}"
+            rows.append(row_of(label, name, n_bytes, seconds, gigabytes, faster))
             print(rows[-1], flush=True)
-    write("bench_write.csv", rows)
+    keep(rows)
 
 
 if __name__ == "__main__":

@@ -59,14 +59,21 @@ bool has_raised() {
   return PyErr_CheckSignals() != 0;
 }
 
-void fill(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
+// The records of a table that is to be drawn.
+const FillDesc* fills_of(const Table& table) {
   const size_t n_fills = n_records(table);
-  if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
-  const Kernels& kernels = chosen(isa);
   const FillDesc* fills = reinterpret_cast<const FillDesc*>(table.data());
   for (size_t i = 0; i < n_fills; ++i)
     if (fills[i].distribution == kWords && fills[i].dtype != kFloat32)
       throw py::value_error("kWords records need the dtype float32");
+  return fills;
+}
+
+void fill(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
+  const size_t n_fills = n_records(table);
+  if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
+  const Kernels& kernels = chosen(isa);
+  const FillDesc* fills = fills_of(table);
   without_gil([&] { run(kernels, fills, n_fills, n_threads, handles_signals ? has_raised : nullptr); });
   if (PyErr_Occurred()) throw py::error_already_set();
 }
@@ -104,6 +111,18 @@ py::array_t<uint8_t> choose_pages(const py::array_t<double, py::array::c_style>&
     }
   }
   return chosen;
+}
+
+py::array_t<int64_t> compare(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
+  const size_t n_fills = n_records(table);
+  if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
+  const Kernels& kernels = chosen(isa);
+  const FillDesc* fills = fills_of(table);
+  py::array_t<int64_t> first(static_cast<py::ssize_t>(n_fills));
+  int64_t* out = first.mutable_data();
+  without_gil([&] { run_compare(kernels, fills, n_fills, n_threads, out, handles_signals ? has_raised : nullptr); });
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return first;
 }
 
 void fill_from(const Table& table, const py::array_t<uint32_t, py::array::c_style>& words, const std::string& isa) {
@@ -152,6 +171,10 @@ PYBIND11_MODULE(_native, module) {
              "mapped memory that is about to be written.");
   module.def("choose_pages", &fastinit::choose_pages, py::arg("small"), py::arg("huge"),
              "For tests: returns which blocks get huge pages (1) if a block costs so many seconds by either kind.");
+  module.def("compare", &fastinit::compare, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
+             py::arg("handles_signals") = false,
+             "Returns for each record the first of its elements, row-major in its box, whose bytes in memory are not those "
+             "that fill would write, or -1. Memory is read only.");
   module.def("fill_from", &fastinit::fill_from, py::arg("table"), py::arg("words"), py::arg("isa") = "",
              "Executes one record on given words, in place of those of its stream.");
   module.def("fma", &fastinit::fma, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("isa") = "",

@@ -188,4 +188,22 @@ void back_all(const std::vector<Span>& spans, int n_threads) {
   for (std::thread& each : helpers) each.join();
 }
 
+void run_compare(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, int64_t* first,
+                 bool (*must_stop)()) {
+  std::vector<std::atomic<int64_t>> found(n_fills);
+  for (size_t i = 0; i < n_fills; ++i) found[i].store(fills[i].n_elements, std::memory_order_relaxed);
+  const auto compare = [&](size_t which, int64_t begin, int64_t end) {
+    int64_t least = found[which].load(std::memory_order_relaxed);
+    if (begin >= least) return;
+    const int64_t at = kernels.compare_range(fills[which], begin, end);
+    while (at < end && at < least && !found[which].compare_exchange_weak(least, at, std::memory_order_relaxed)) {
+    }
+  };
+  run_task(compare, fills, n_fills, n_threads, must_stop);
+  for (size_t i = 0; i < n_fills; ++i) {
+    const int64_t at = found[i].load(std::memory_order_relaxed);
+    first[i] = at < fills[i].n_elements ? at : -1;
+  }
+}
+
 }  // namespace fastinit

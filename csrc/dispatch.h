@@ -26,4 +26,9 @@ void run_digest(const Kernels& kernels, const FillDesc* boxes, size_t n_boxes, i
 // Gives memory that nobody has touched yet its pages (fresh_memory.h), for those who write it by other means than run().
 void back_all(const std::vector<Span>& spans, int n_threads);
 
+// Writes, for each record, its first element whose bytes in memory are not those that `run` would write, or -1; memory is
+// read only, and what is behind a difference is mostly left out. As run otherwise; after a stop the numbers mean nothing.
+void run_compare(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, int64_t* first,
+                 bool (*must_stop)() = nullptr);
+
 }  // namespace fastinit

@@ -58,6 +58,10 @@ using FillFromWords = void (*)(const FillDesc& fill, const uint32_t* words);
 // Writes a * b + c, rounded once: for tests.
 using FusedMultiplyAdd = void (*)(const float* a, const float* b, const float* c, int64_t n, float* out);
 
+// Returns the first of the elements [begin, end) of the box whose bytes in memory are not those that fill_range would write,
+// or end. The record's memory is read only.
+using CompareRange = int64_t (*)(const FillDesc& fill, int64_t begin, int64_t end);
+
 // Returns the sum, modulo 2^64, of the digest's mixed words (digest.h) of the elements [begin, end) of the box.
 using DigestRange = uint64_t (*)(const FillDesc& fill, int64_t begin, int64_t end);
 
@@ -70,6 +74,7 @@ struct Kernels {  // of one instruction set
   FillFromWords fill_from_words;
   FusedMultiplyAdd fma;
   DigestRange digest_range;
+  CompareRange compare_range;
 };
 
 }  // namespace fastinit

@@ -290,6 +290,46 @@ void fill_range(const FillDesc& fill, int64_t begin, int64_t end) {
   }
 }
 
+// --- comparing --------------------------------------------------------------------------------------------------------
+
+// Returns the first of n elements in memory that differs from those that lie one behind the other, or n.
+int64_t first_different(const char* memory, int64_t stride, const char* expected, int64_t n, int64_t element_bytes) {
+  if (stride == 1 && std::memcmp(memory, expected, size_t(n * element_bytes)) == 0) return n;
+  int64_t i = 0;
+  while (i < n && std::memcmp(memory + i * stride * element_bytes, expected + i * element_bytes, size_t(element_bytes)) == 0)
+    ++i;
+  return i;
+}
+
+int64_t compare_range(const FillDesc& fill, int64_t begin, int64_t end) {
+  // What is drawn stays in the first-level cache, so that memory is read once and not written at all.
+  alignas(64) char buffer[16 << 10];
+  const int64_t bytes = fill.element_bytes, at_once = int64_t(sizeof buffer) / bytes;
+  FillDesc drawn = fill;  // the same elements, one behind the other
+  int64_t stride = 1;
+  for (int d = kMaxDims - 1; d >= 0; --d) drawn.stride[d] = stride, stride *= fill.size[d];
+  int64_t n_constant = 0;  // elements of the buffer that hold the constant
+  for (int64_t first = begin; first < end; first += at_once) {
+    const int64_t n = std::min(at_once, end - first);
+    if (n_constant < n) {
+      // Where element 0 would be, so that element `first` is the buffer's first.
+      drawn.data = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(buffer) - uintptr_t(first * bytes));
+      fill_range(drawn, first, first + n);
+      if (fill.distribution == kConstant) n_constant = n;
+    }
+    int64_t done = 0, different = n;
+    for_each_row(fill, first, first + n, [&](char* memory, uint64_t, int64_t count) {
+      if (different == n) {
+        const int64_t at = first_different(memory, fill.stride[kMaxDims - 1], buffer + done * bytes, count, bytes);
+        if (at < count) different = done + at;
+      }
+      done += count;
+    });
+    if (different < n) return first + different;
+  }
+  return end;
+}
+
 // --- for tests -------------------------------------------------------------------------------------------------------
 
 template <class Type, class Values>
@@ -336,7 +376,8 @@ void fused_multiply_add(const float* a, const float* b, const float* c, int64_t 
 #define FASTINIT_TEXT(name) FASTINIT_TEXT_(name)
 
 extern const Kernels kernels;
-const Kernels kernels = {FASTINIT_TEXT(FASTINIT_ISA), fill_range, fill_from_words, fused_multiply_add, digest_range};
+const Kernels kernels = {FASTINIT_TEXT(FASTINIT_ISA), fill_range, fill_from_words, fused_multiply_add, digest_range,
+                         compare_range};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

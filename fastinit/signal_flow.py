@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .data_dependent import called
-from .errors import InitImportError, InitRuntimeError, InitTypeError, check_module
+from .drawing import LINES, canvas, shortened
+from .errors import InitRuntimeError, InitTypeError, check_module
 from .shards.dtensor import is_sharded
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # Scales that differ by more than this from where the signal comes in are marked. Within a sound transformer they differ
 # by a hundred: queries and keys have small gradients at the start.
 _FAR = 1000.0
+# Names that a picture shows, at most.
+_MOST_NAMES = 60
 
 
 class Signal(NamedTuple):
@@ -77,28 +80,33 @@ class Signals(tuple[Signal, ...]):
         Raises:
             ImportError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InitImportError(
-                "signals(...).plot() draws with matplotlib, which is not installed: pip install 'torch-fastinit[plot]'"
-            ) from error
-        figure = Figure(figsize=(max(6.0, 0.25 * len(self)), 5.5), layout="constrained")
-        axes = figure.subplots()
-        for label, numbers in (
-            ("output", [row.std for row in self]),
-            ("gradient of output", [row.gradient_std for row in self]),
-            ("gradient of weight", [row.weight_gradient_std for row in self]),
-        ):
-            axes.plot(range(len(self)), [n or math.nan for n in numbers], marker=".", label=label)
-        axes.set_yscale("log")
-        axes.set_ylabel("standard deviation")
-        # A name between dollars would be read as a formula.
-        axes.set_xticks(range(len(self)), [_title(row).replace("$", r"\$") for row in self], rotation=90, fontsize=7)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside upper center", ncols=3)
-        if path is not None:
-            figure.savefig(path)
+        n = len(self)
+        names = [_title(row) for row in self]
+        # Names of every layer as long as they can be read; of more layers, of some.
+        shown = range(0, n, math.ceil(n / _MOST_NAMES))
+        longest = max((len(names[i]) for i in shown), default=0)
+        width, height = min(14.0, max(6.0, 0.2 * n)), 3.2 + 0.06 * min(longest, 40)
+        with canvas("signals(...).plot()", width, height, path) as figure:
+            axes = figure.subplots()
+            for colour, label, numbers in zip(
+                LINES,
+                ("output", "gradient of output", "gradient of weight"),
+                zip(*((row.std, row.gradient_std, row.weight_gradient_std) for row in self)),
+            ):
+                known = [(i, number or math.nan) for i, number in enumerate(numbers) if number is not None]
+                at, values = zip(*known) if known else ((), ())
+                axes.plot(at, values, marker="o" if n <= _MOST_NAMES else "", ms=3.5, color=colour, label=label)
+            for i in (i for i, row in enumerate(self) if row.marks):
+                axes.axvspan(i - 0.5, i + 0.5, color=LINES[3], alpha=0.12, linewidth=0)
+            if any(row.marks for row in self):
+                axes.fill_between([], [], color=LINES[3], alpha=0.25, label="marked: see the table")
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_ylabel("standard deviation")
+            axes.set_xlim(-0.5, n - 0.5)
+            axes.set_xticks(list(shown), [shortened(names[i], 40) for i in shown], rotation=90)
+            axes.grid(visible=False, axis="x")
+            figure.legend(loc="outside upper left", ncols=4)
         return figure
 
 

@@ -16,6 +16,7 @@ from .execution.comparing import Found, difference, first_differences, note
 from .execution.scope import Scope
 from .naming import Prefix
 from .plans import Box, DeltaOrthogonal, Fill, Item, Orthogonal, Plan, names_line, row_major
+from .progress import expect, showing
 from .redrawing import PlannedValues
 from .shards.agreement import merged
 from .shards.dtensor import boxes_of, is_sharded, local_part
@@ -190,8 +191,12 @@ def _outcome(planned: PlannedValues) -> _Outcome:
             simple.append(fill)
         else:
             _compare_whole(name, planned, outcome)
-    for name, found in first_differences(simple, planned.plan.seed, planned.backend_on).items():
-        note(outcome.differences, name, found)
+    total = sum(box.tensor.nbytes for fill in simple for box in fill.boxes)
+    with showing("verify", total):
+        expect(total)
+        found = first_differences(simple, planned.plan.seed, planned.backend_on)
+    for name, difference_here in found.items():
+        note(outcome.differences, name, difference_here)
     return outcome
 
 

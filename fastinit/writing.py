@@ -28,7 +28,7 @@ from .own_code import by_reach
 from .own_init import warn_of_own_init
 from .planning import made_without_memory, planned_items
 from .plans import Fill, Plan, describe
-from .progress import advance, expect
+from .progress import advance, expect, showing
 from .recording.capturing import default_dtype
 from .recording.recipes import Recipe
 from .slots import slots_in
@@ -129,9 +129,11 @@ def write(
             dropped=found.dropped,
             max_shard_bytes=max_bytes,
         )
-    expect(sum(each.n_bytes for each in found.contents))
-    kept = write_files(folder, layout, overwrite=overwrite)
-    advance(sum((folder / name).stat().st_size for name in kept))
+    total = sum(each.n_bytes for each in found.contents)
+    with showing("write", total):
+        expect(total)
+        kept = write_files(folder, layout, overwrite=overwrite)
+        advance(sum((folder / name).stat().st_size for name in kept))
     return [folder / name for name in (*layout.jobs, *([layout.last[0]] if layout.last else []))]
 
 

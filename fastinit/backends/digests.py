@@ -12,7 +12,7 @@ import torch
 from ..contract.digests import box_records, sum_by_torch
 from ..contract.gpu_digest_work import digest_work
 from ..plans import Box
-from ..progress import advance, expect, is_heard
+from ..progress import advance, expect, is_heard, is_wanted, showing
 from . import cpp_backend, gpu_launch, triton_backend
 
 _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
@@ -75,9 +75,15 @@ def _sums_by_core(boxes: Sequence[Box]) -> list[int]:
 
 def _sums_by_parts(boxes: Sequence[Box]) -> list[int]:
     """As ``_sums_by_core``, in several calls where somebody wants to know how far it is."""
-    if not is_heard():
+    if not is_heard() and not is_wanted():
         return _sums_by_core(boxes)
-    expect(sum(box.tensor.nbytes for box in boxes))
+    total = sum(box.tensor.nbytes for box in boxes)
+    with showing("digest", total):
+        expect(total)
+        return _by_parts(boxes)
+
+
+def _by_parts(boxes: Sequence[Box]) -> list[int]:
     found: list[int] = []
     while len(found) < len(boxes):
         end, n_bytes = len(found), 0

@@ -14,7 +14,6 @@ from ..recording.capturing import build
 from ..weight_init import initialize
 from .errors import CommandError
 from .models import CONFIG, model_of
-from .progress import bar
 from .sources import config_of, head_of, trusting
 
 _TEXT_HEAD = b"# fastinit digest "
@@ -56,8 +55,7 @@ def digest_at(text: str, options: argparse.Namespace, config: str | None) -> Dig
         except ValueError as error:
             raise CommandError(f"{text}: {error}", place=text, of=error) from None
     if is_checkpoint(text):
-        with bar("digest", options):
-            return digest(text)
+        return digest(text)
     return _of_model(text, options, config)
 
 
@@ -73,5 +71,4 @@ def _of_model(text: str, options: argparse.Namespace, config: str | None) -> Dig
     if rules is not None:
         with trusting(options, config):
             initialize(made, rules, backend=backend, seed=options.seed)
-    with bar("digest", options):
-        return digest(made)
+    return digest(made)

@@ -9,11 +9,12 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from ..checkpoint.messages import printable
 from ..execution.defaults import check_default_backend
+from ..progress import silent
 from ..version import __version__
 from . import (
     backends_command,
@@ -122,7 +123,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
-        code: int = options.run(options, parser)
+        with nullcontext() if options.progress else silent():
+            code: int = options.run(options, parser)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read the output has seen enough

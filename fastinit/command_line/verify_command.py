@@ -18,7 +18,6 @@ from ..verifying import Verification, verify
 from .errors import CommandError
 from .models import MODEL_HELP, model_of
 from .output import fitted_lines, tell, tell_json, width
-from .progress import bar
 from .sources import add_model_arguments, is_lock_file, plan_of
 
 NAME = "verify"
@@ -68,9 +67,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         hint = "" if text is not None else ". --model MODEL knows which names are tied, and those of wrappers"
         tell(f"{error}{hint}")
         return 1
-    total = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta)
-    with bar("verify", options, total):
-        found = verify(model, plan)
+    found = verify(model, plan)
     _tell(found, options)
     return 0 if found else 1
 

@@ -13,7 +13,6 @@ from ..writing import write
 from .errors import CommandError
 from .models import MODEL_HELP, model_of
 from .output import size, tell, tell_json
-from .progress import bar
 from .sources import CONFIG_HELP, add_model_arguments, config_of, is_lock_file, trusting
 
 NAME = "write"
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not isinstance(source, Plan) and options.seed is None:
         raise CommandError("--seed is missing: without one the same checkpoint could not be made again")
     rules = config_of(options.config)
-    with trusting(options, options.config), bar("write", options):
+    with trusting(options, options.config):
         try:
             files = write(
                 source,

@@ -67,7 +67,7 @@ def launches(fills: Sequence[Fill], seed: int) -> Iterator[tuple[Sequence[Fill],
     boxes = Boxes.of(fills)
     meeting = boxes.meeting()
     if not meeting:
-        yield fills, _records(boxes, seed)
+        yield fills, _records(boxes, seed)[0]
         return
     together = [fill for i, fill in enumerate(fills) if i not in meeting]
     for group in ([together] if together else []) + [[fills[i]] for i in sorted(meeting)]:
@@ -76,6 +76,11 @@ def launches(fills: Sequence[Fill], seed: int) -> Iterator[tuple[Sequence[Fill],
 
 def lowered(fills: Sequence[Fill], seed: int) -> Records:
     """Returns the records of the fills, one or more for each box that has elements."""
+    return lowered_by_fill(fills, seed)[0]
+
+
+def lowered_by_fill(fills: Sequence[Fill], seed: int) -> tuple[Records, Column]:
+    """Returns the records of the fills as ``lowered``, and of each the number of its fill."""
     return _records(Boxes.of(fills), seed)
 
 
@@ -129,8 +134,8 @@ class Boxes(NamedTuple):
         return {fill for stretch in stretches if len(set(stretch.tolist())) > 1 for fill in stretch.tolist()}
 
 
-def _records(boxes: Boxes, seed: int) -> Records:
-    """Returns the records of the boxes in their order."""
+def _records(boxes: Boxes, seed: int) -> tuple[Records, Column]:
+    """Returns the records of the boxes in their order, and of each the number of its fill."""
     fills = boxes.fills
     template_of, templates = _templates(fills)
     is_simple = boxes.is_simple()
@@ -145,7 +150,7 @@ def _records(boxes: Boxes, seed: int) -> Records:
     box_of = np.concatenate([simple, np.array(others, np.int64)])
     n_simple = len(simple)
     if not len(box_of):
-        return np.zeros(0, RECORD)
+        return np.zeros(0, RECORD), box_of
     records: Records = templates[template_of[boxes.fill[box_of]]]
     last = MAX_DIMS - 1
     records["data"][:n_simple] = boxes.data[simple]
@@ -161,7 +166,7 @@ def _records(boxes: Boxes, seed: int) -> Records:
     keys = parameter_keys(seed, streams_of([fill.stream or fill.name for fill in fills]))
     is_random = records["distribution"] != CONSTANT
     records["key"] = np.where(is_random[:, None], keys[boxes.fill[box_of]], 0)
-    return records
+    return records, boxes.fill[box_of]
 
 
 def _templates(fills: Sequence[Fill]) -> tuple[Column, Records]:

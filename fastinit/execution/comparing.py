@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -17,14 +14,15 @@ from ..backends import BACKENDS, cpp_backend
 from ..plans import Box, Fill, row_major
 from ..progress import advance
 
-# Elements that one thread draws before it compares them: few enough for the cache that the thread has, and 0.4 ms of
-# work against some 0.06 ms of Python, for which threads wait for each other.
+# The native core draws into its cache and compares there. After so many bytes a progress bar moves.
+_CORE_BYTES = 256 << 20
+# Elsewhere, elements that are drawn before they are compared; of a tensor of which the core has told that it differs,
+# and on a GPU, where one launch after the other has all of it.
 _PIECE = 1 << 20
-# The same on a GPU, where one launch after the other has all of it.
 _PIECE_ON_GPU = 1 << 25
 # Small tensors in one piece of work.
 _MOST_TOGETHER = 256
-# Pieces of work that wait for each thread: enough to keep it busy.
+# Pieces of work that are launched before the first of them is compared.
 _AHEAD = 3
 
 
@@ -61,27 +59,42 @@ def first_differences(
         seed: of fills that have none of their own.
         backend_on: returns the name of the contract backend that draws on a device.
     """
-    found: dict[str, Found] = {}
-    work = _Work(seed, backend_on)
-    running: deque[_Running] = deque()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for batch in _batches(piece for fill in fills for box in fill.boxes for piece in _pieces(fill, box)):
-            advance(sum(piece.box.tensor.nbytes for piece in batch))
-            # Of a tensor that differs, later pieces of a box cannot have an earlier element: not worth drawing.
-            left = [piece for piece in batch if not _is_behind(piece, found.get(piece.fill.name))]
-            if left:
-                running.append(work.start(left, pool))
-            while len(running) > _AHEAD * torch.get_num_threads():
-                work.finish(running.popleft(), found)
-        while running:
-            work.finish(running.popleft(), found)
-    return found
+    work = _Work(0 if seed is None else seed, backend_on)
+    of_core: list[Fill] = []
+    others: list[Fill] = []
+    for fill in fills:
+        (of_core if backend_on(fill.tensor.device) == "cpp" else others).append(fill)
+    pieces = [piece for group in _groups(of_core) for piece in work.pieces_that_differ(group)]
+    work.compare(pieces)
+    for device_fills in (list(group) for _, group in groupby(others, key=lambda fill: fill.tensor.device)):
+        work.compare(piece for fill in device_fills for box in fill.boxes for piece in _pieces(fill, box))
+        advance(sum(map(_n_bytes, device_fills)))
+    return work.found
 
 
 def note(found: dict[str, Found], name: str, difference: Found | None) -> None:
     """Keeps a difference if it is the first of its tensor."""
     if difference is not None and (name not in found or difference.at < found[name].at):
         found[name] = difference
+
+
+def _n_bytes(fill: Fill) -> int:
+    return sum(box.tensor.nbytes for box in fill.boxes)
+
+
+def _groups(fills: Iterable[Fill]) -> Iterator[list[Fill]]:
+    """Yields fills of one seed, of some hundred megabytes."""
+    for _, of_seed in groupby(fills, key=lambda fill: fill.seed):
+        group: list[Fill] = []
+        n_bytes = 0
+        for fill in of_seed:
+            group.append(fill)
+            n_bytes += _n_bytes(fill)
+            if n_bytes >= _CORE_BYTES:
+                yield group
+                group, n_bytes = [], 0
+        if group:
+            yield group
 
 
 def _is_behind(piece: _Piece, found: Found | None) -> bool:
@@ -133,29 +146,52 @@ def _pieces(fill: Fill, box: Box) -> Iterator[_Piece]:
 
 
 class _Running(NamedTuple):
-    """Pieces that are being drawn and compared."""
+    """Pieces that are being drawn."""
 
     pieces: Sequence[_Piece]
     expected: Sequence[torch.Tensor]
     """What the pieces should hold, once they have been drawn."""
     memory: torch.Tensor
     """That holds it."""
-    are_equal: Callable[[], Sequence[bool]]
-    """Waits, and tells of each piece whether it holds that."""
 
 
 class _Work:
-    """Draws pieces into memory that is used again and again, and compares.
+    """Finds differences: the native core says which tensors have one, and pieces of others are drawn and compared."""
 
-    What runs in other threads knows addresses only: no function of torch, which a block that records would see.
-    """
-
-    def __init__(self, seed: int | None, backend_on: Callable[[torch.device], str]) -> None:
-        self._seed = 0 if seed is None else seed
+    def __init__(self, seed: int, backend_on: Callable[[torch.device], str]) -> None:
+        self.found: dict[str, Found] = {}
+        self._seed = seed
         self._backend_on = backend_on
         self._free: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
 
-    def start(self, pieces: Sequence[_Piece], pool: ThreadPoolExecutor) -> _Running:
+    def pieces_that_differ(self, fills: Sequence[Fill]) -> Iterator[_Piece]:
+        """Yields what is to be compared by pieces of fills of the core that have one seed."""
+        for i, at in cpp_backend.differing(fills, self._seed_of(fills[0])).items():
+            fill = fills[i]
+            if at is not None:
+                yield _Piece(fill, Box(fill.tensor.detach().view(-1)[at : at + 1], at, (1,)))
+            else:
+                for box in fill.boxes:
+                    yield from _pieces(fill, box)
+        advance(sum(map(_n_bytes, fills)))
+
+    def compare(self, pieces: Iterable[_Piece]) -> None:
+        """Draws pieces, of any devices, dtypes and seeds, and notes which differ."""
+        running: deque[_Running] = deque()
+        for batch in _batches(pieces):
+            # Of a tensor that differs, later pieces of a box cannot have an earlier element: not worth drawing.
+            left = [piece for piece in batch if not _is_behind(piece, self.found.get(piece.fill.name))]
+            if left:
+                running.append(self._start(left))
+            while len(running) > (_AHEAD if batch[0].box.tensor.is_cuda else 0):
+                self._finish(running.popleft())
+        while running:
+            self._finish(running.popleft())
+
+    def _seed_of(self, fill: Fill) -> int:
+        return self._seed if fill.seed is None else fill.seed
+
+    def _start(self, pieces: Sequence[_Piece]) -> _Running:
         """Begins with pieces of one device, dtype and seed; on a GPU it launches their kernel."""
         memory = self._memory(pieces[0].box.tensor, sum(piece.n_elements for piece in pieces))
         fills, start = [], 0
@@ -165,25 +201,14 @@ class _Work:
             start += piece.n_elements
             part = (Box(made, box.first_index, box.steps),)
             fills.append(Fill(fill.name, made, fill.distribution, fill.rule, fill.info, fill.shape, part, fill.stream))
-        here, there = [piece.box.tensor for piece in pieces], [fill.tensor for fill in fills]
-        own = pieces[0].fill.seed
-        seed = self._seed if own is None else own
-        name = self._backend_on(memory.device)
-        if name != "cpp":
-            BACKENDS[name].run(fills, seed)
-            return _Running(pieces, there, memory, lambda: list(map(_is_equal, here, there)))
-        spans = [(a.data_ptr(), b.data_ptr(), a.nbytes) for a, b in zip(here, there)]
-        if _memcmp is None or not all(tensor.is_contiguous() for tensor in here):
-            drawn = pool.submit(cpp_backend.prepared(fills, seed))
-            return _Running(pieces, there, memory, lambda: (drawn.result(), list(map(_is_equal, here, there)))[1])
-        done = pool.submit(_drawn_and_compared, cpp_backend.prepared(fills, seed), spans)
-        return _Running(pieces, there, memory, done.result)
+        BACKENDS[self._backend_on(memory.device)].run(fills, self._seed_of(pieces[0].fill))
+        return _Running(pieces, [fill.tensor for fill in fills], memory)
 
-    def finish(self, running: _Running, found: dict[str, Found]) -> None:
+    def _finish(self, running: _Running) -> None:
         """Waits for pieces, and notes those that differ."""
-        for piece, expected, is_equal in zip(running.pieces, running.expected, running.are_equal()):
-            if not is_equal:
-                note(found, piece.fill.name, difference(piece.box, expected))
+        for piece, expected in zip(running.pieces, running.expected):
+            if not torch.equal(bits(piece.box.tensor), bits(expected)):
+                note(self.found, piece.fill.name, difference(piece.box, expected))
         self._free[running.memory.device, running.memory.dtype].append(running.memory)
 
     def _memory(self, tensor: torch.Tensor, n_elements: int) -> torch.Tensor:
@@ -194,28 +219,6 @@ class _Work:
         return torch.empty(n_elements, dtype=tensor.dtype, device=tensor.device)
 
 
-def _drawn_and_compared(draw: Callable[[], object], spans: Sequence[tuple[int, int, int]]) -> list[bool]:
-    assert _memcmp is not None, "the caller has asked"
-    draw()
-    return [_memcmp(*span) == 0 for span in spans]
-
-
-def _is_equal(here: torch.Tensor, there: torch.Tensor) -> bool:
-    if here.device.type == "cpu" and _memcmp is not None and here.is_contiguous() and there.is_contiguous():
-        return _memcmp(here.data_ptr(), there.data_ptr(), here.nbytes) == 0
-    return torch.equal(bits(here), bits(there))
-
-
-def _compare() -> Callable[[int, int, int], int] | None:
-    """Returns C's memcmp, which compares several times faster than torch.equal and without the interpreter's lock."""
-    with suppress(AttributeError, OSError):
-        found = (ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)).memcmp  # type: ignore[attr-defined]
-        found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t], ctypes.c_int
-        return found  # type: ignore[no-any-return]
-    return None
-
-
-_memcmp = _compare()
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ..backends import engines_of, numbers_of
+from ..errors import check_module
+from ..naming import Names, Prefix
 from ..plans import (
     MAX_ROWS,
     Digest,
@@ -29,6 +33,10 @@ from ..plans import (
 from .done import CheckpointReport, Done
 from .ledger import Ledger
 from .scope import Scope
+from .value_bands import draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,31 @@ class Report:
         if self.digest is not None:
             document["digest"] = self.digest.total
         return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def plot(self, model: nn.Module, path: str | os.PathLike[str] | None = None, *, prefix: Prefix = "") -> Figure:
+        """Draws what the model holds now of what was written: quantiles by layer, a histogram of what is there once.
+
+        A panel stands for all tensors whose names differ in nothing but numbers; those that hold one value are named in
+        a line. Up to 8192 elements of each tensor are looked at, fewer in models of thousands of tensors; of
+        distributed tensors those of this rank. Nothing else is copied, nothing is changed, and no display is needed.
+
+        Args:
+            model: that was initialized; a report keeps no tensor alive.
+            path: of a file to write, in the format that its suffix names: ``.svg``, ``.png``, ``.pdf``.
+            prefix: as the call had it.
+
+        Returns:
+            matplotlib's figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            RuntimeError: the model has none of the report's tensors, or no memory.
+            TypeError: ``model`` is no module.
+        """
+        check_module(model)
+        names = Names(model, prefix)
+        named = {name: tensor for of_kind in (names.parameters(), names.buffers()) for tensor, name in of_kind.items()}
+        return draw(self.rows, {name: named[name] for name in names.in_order()}, path)
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.summary()}"

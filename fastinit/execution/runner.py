@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from ..backends import BACKENDS
 from ..contract.streams import streams_of
 from ..errors import InitRuntimeError
-from ..plans import Copy, Fill, Item, describe, tensors_of
+from ..plans import Copy, Fill, Item, describe, n_bytes_of, tensors_of
+from ..progress import advance, expect, is_heard, is_wanted, showing
 from ..shards.dtensor import is_sharded, mesh_of
 from .scope import Scope
 from .version_counters import count_writes
 
 Group = TypeVar("Group", bound=Hashable)
+# After so many bytes a progress bar moves.
+_PART_BYTES = 256 << 20
 
 
 def check(items: Iterable[Item], scope: Scope, *, needs_memory: bool = True) -> None:
@@ -68,11 +71,39 @@ def prepare(fills: Sequence[Fill], scope: Scope) -> None:
 def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -> None:
     """Runs fills that have been checked and prepared, in as few launches as there are backends and devices.
 
+    Where a bar may show how far it is, on the CPU, each launch does a part.
+
     Args:
         fills: of tensors with memory.
         scope: whose seed and backends count.
         are_counted: the versions of the tensors were counted up when the fills were requested.
     """
+    if is_heard() or not is_wanted() or any(fill.tensor.device.type != "cpu" for fill in fills):
+        _execute(fills, scope, are_counted)
+        return
+    total = sum(map(n_bytes_of, fills))
+    with showing("fill", total):
+        expect(total)
+        for part in _parts(fills) if is_heard() else [fills]:
+            _execute(part, scope, are_counted)
+            advance(sum(map(n_bytes_of, part)))
+
+
+def _parts(fills: Sequence[Fill]) -> Iterator[list[Fill]]:
+    """Yields fills, in their order, by some hundred megabytes."""
+    part: list[Fill] = []
+    n_bytes = 0
+    for fill in fills:
+        part.append(fill)
+        n_bytes += n_bytes_of(fill)
+        if n_bytes >= _PART_BYTES:
+            yield part
+            part, n_bytes = [], 0
+    if part:
+        yield part
+
+
+def _execute(fills: Sequence[Fill], scope: Scope, are_counted: bool) -> None:
     for name, chosen in _grouped(fills, scope.backends.of).items():
         backend = BACKENDS[name]
         if not backend.IS_CONTRACT:

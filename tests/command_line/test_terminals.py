@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import subprocess
@@ -16,8 +15,8 @@ import terminals
 from paths import ROOT
 
 from fastinit import __version__
-from fastinit.command_line import main, output, progress
-from fastinit.progress import advance, expect, listening
+from fastinit.command_line import main, output
+from fastinit.progress import is_wanted, listening
 
 TABLE = """\
 parameter                 shape  dtype    device  distribution              rule      backend
@@ -126,22 +125,13 @@ def test_ctrl_c_leaves_nothing_that_could_be_taken_for_a_checkpoint(place):
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("is_terminal", "variable", "option", "wanted"),
-    [
-        (True, None, True, True),
-        (True, "1", True, True),
-        (False, None, True, False),
-        (True, "0", True, False),
-        (True, "off", True, False),
-        (True, None, False, False),
-    ],
-)
-def test_bars_are_for_terminals_and_can_be_switched_off(is_terminal, variable, option, wanted, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
-    if variable is not None:
-        monkeypatch.setenv("FASTINIT_PROGRESS", variable)
-    assert progress.is_wanted(argparse.Namespace(progress=option)) is wanted
+def test_no_progress_switches_bars_off(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    seen: list[bool] = []
+    monkeypatch.setattr("fastinit.command_line.backends_command.run", lambda *_: seen.append(is_wanted()) or 0)
+    main(["backends"])
+    main(["backends", "--no-progress"])
+    assert seen == [True, False]
 
 
 @needs.mark(needs.CPP)
@@ -162,30 +152,6 @@ def test_reading_says_how_many_bytes_are_done(command):
     with listening(lambda n_bytes: None, done.append):
         main(["digest", "out"] if command == "digest" else ["verify", "out", "models.py:make", "--seed", "0"])
     assert sum(done) == 448 * 4
-
-
-def test_without_a_listener_nothing_is_said():
-    expect(1)
-    advance(1)
-
-
-def test_a_bar_shows_what_is_done(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(progress, "_DELAY_S", 0)
-    with progress.bar("write", argparse.Namespace(progress=True)):
-        expect(2000)
-        advance(1500)
-        time.sleep(0.2)
-        advance(500)
-    assert re.search(r"write: 100%.*2.00k/2.00k", capsys.readouterr().err)
-
-
-def test_without_tqdm_there_is_no_bar(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with progress.bar("write", argparse.Namespace(progress=True)):
-        advance(1)
-    assert capsys.readouterr().err == ""
 
 
 # --- the parser -------------------------------------------------------------------------------------------------------

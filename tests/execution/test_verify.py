@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import needs
 import pytest
@@ -14,32 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lock_files import INIT_CFG, Opaque, net
 from torch import nn
+from verified import DISTRIBUTIONS, INTEGERS, differing, flip, made
 
 import fastinit
 from fastinit import Plan
+from fastinit.backends import cpp_backend
 from fastinit.execution import comparing
 
 pytestmark = needs.mark(needs.CPP)
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def made(cfg: Any = None, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, Plan]:
-    """Returns a model that was initialized by a plan, and the plan."""
-    model = net() if model is None else model
-    plan = fastinit.plan(model, cfg or INIT_CFG, **{"backend": "cpp", "seed": 7, **options})
-    fastinit.initialize(model, plan)
-    return model, plan
-
-
-def flip(tensor: torch.Tensor, index: tuple[int, ...]) -> None:
-    """Flips the lowest bit of an element."""
-    bits = tensor.detach().view(INTEGERS[tensor.element_size()])
-    bits[index] ^= 1
-
-
-def differing(model: nn.Module, plan: Plan, **options: Any) -> list[tuple[str, tuple[int, ...]]]:
-    return [(each.name, each.index) for each in fastinit.verify(model, plan, **options).differs]
 
 
 @pytest.fixture
@@ -88,15 +69,6 @@ def test_a_verification_with_a_difference_is_false_and_says_where() -> None:
     )
 
 
-DISTRIBUTIONS: dict[str, dict[str, Any]] = {
-    "normal": dict(type="Normal", std=0.5),
-    "uniform": dict(type="Uniform", a=-1, b=3),
-    "trunc_normal": dict(type="TruncNormal", std=1),
-    "tail": dict(type="TruncNormal", std=1, a=5, b=math.inf),
-    "constant": dict(type="Constant", val=0.1),
-    "sparse": dict(type="Sparse", sparsity=0.3),
-    "orthogonal": dict(type="Orthogonal"),
-}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 
 
@@ -195,8 +167,6 @@ def test_elements_that_the_plan_leaves_alone_may_be_anything() -> None:
 
 def test_a_backend_that_is_missing_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     model, plan = made()
-    from fastinit.backends import cpp_backend
-
     monkeypatch.setattr(cpp_backend, "_native", None)
     monkeypatch.setattr(cpp_backend, "_WHY_NOT", "it was not built")
     with pytest.raises(RuntimeError, match="no backend with the numbers of 'contract 1' runs: it was not built"):
@@ -321,57 +291,3 @@ def test_copies_without_their_checkpoint_are_named(tmp_path: Path, change: Calla
     found = fastinit.verify(model, plan)
     assert found.held == ("2.weight",) and not found.differs and not found
     assert len(found.unverified) == 5 and all(reason in text for text in found.unverified.values())
-
-
-# --- what it costs ---------------------------------------------------------------------------------------------------
-
-
-def test_a_block_that_records_is_not_in_the_way() -> None:
-    model, plan = made()
-    with fastinit.capture(net(), backend="cpp", seed=1):
-        nn.init.zeros_(model[0].weight)  # pending until something reads it
-        found = fastinit.verify(model, plan)
-    assert [each.name for each in found.differs] == ["0.weight"]
-
-
-def test_the_model_and_the_generators_are_as_they_were() -> None:
-    model, plan = made()
-    versions, state = [parameter._version for parameter in model.parameters()], torch.get_rng_state()
-    fastinit.verify(model, plan)
-    assert versions == [parameter._version for parameter in model.parameters()]
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_memory_is_drawn_for_pieces_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "_PIECE", 1 << 10)
-    asked: list[int] = []
-    empty = torch.empty
-
-    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
-        made = empty(*args, **kwargs)
-        asked.append(made.numel())
-        return made
-
-    model, plan = made(dict(type="Normal", std=1, param="*"), nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256)))
-    monkeypatch.setattr(comparing.torch, "empty", counted)
-    assert fastinit.verify(model, plan)
-    assert 0 < max(asked) <= 1 << 10
-
-
-def test_nothing_is_drawn_behind_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "_PIECE", 1 << 8)
-    model, plan = made(dict(type="Normal", std=1, param="weight"), nn.Linear(256, 256))
-    flip(model.weight, (0, 0))
-    from fastinit.backends import cpp_backend
-
-    drawn: list[int] = []
-    prepared = cpp_backend.prepared
-
-    def counted(fills: Any, seed: int) -> Callable[[], object]:
-        drawn.extend(fill.tensor.numel() for fill in fills)
-        return prepared(fills, seed)
-
-    monkeypatch.setattr(cpp_backend, "prepared", counted)
-    assert differing(model, plan) == [("weight", (0, 0))]
-    at_once = (comparing._AHEAD + 1) * torch.get_num_threads() + 1
-    assert sum(drawn) <= (1 << 8) * at_once < 256 * 256

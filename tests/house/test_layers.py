@@ -16,7 +16,7 @@ COMPILED = {"_native", "_cuda"}
 # A module may import from the layers below its own, and from its own package. Leaves import nothing of ours.
 LAYERS = [
     ["replacing", "errors", "doors"],
-    ["logs", "version", "registry", "naming", "plans", "presets", "progress"],
+    ["logs", "version", "registry", "naming", "plans", "presets", "progress", "drawing"],
     ["contract", "shards", "kernels"],
     ["backends"],
     ["execution"],

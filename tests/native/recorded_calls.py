@@ -23,7 +23,7 @@ from fastinit.contract.digests import box_records
 NATIVE: Any = cpp_backend._native
 Array = np.ndarray[Any, Any]
 # replay.cpp's.
-KINDS = {"run": 0, "fill_from": 1, "fma": 2, "digest": 3}
+KINDS = {"run": 0, "fill_from": 1, "fma": 2, "digest": 3, "compare": 4}
 PATTERN = 0xA5
 
 INF = math.inf
@@ -172,6 +172,17 @@ def digest_call(
     )
 
 
+def compare_call(parts: Sequence[Part], n_threads: int = 1, n_callers: int = 1) -> Call:
+    """Returns the executed call that compares memory with all parts, of which every third has a wrong byte."""
+    call = run_call(parts, n_threads, n_callers)
+    for buffer in call.buffers[::3]:
+        buffer.memory[len(buffer.memory) // 2] ^= 1
+    first = NATIVE.compare(call.table.view(np.uint8), n_threads)
+    call.kind = "compare"
+    call.buffers.append(Buffer("first differences", first.view(np.uint8)))
+    return call
+
+
 def from_words_calls() -> Iterator[Call]:
     """Yields calls on given words: the ends and the middle of their range, and floats around all roundings."""
     generator = np.random.default_rng(0)
@@ -233,6 +244,8 @@ def recorded() -> list[Call]:
     calls.append(run_call([(*pair, LARGE[0]) for pair in PAIRS[1::16]], n_threads=3, n_callers=3))
     calls += [digest_call([dtype], [layout]) for layout in LAYOUTS for dtype in BYTES]
     calls.append(digest_call(BYTES, LARGE, n_threads=5, n_callers=3))
+    calls += [compare_call([(*pair, layout)]) for layout in LAYOUTS for pair in PAIRS[::5]]
+    calls.append(compare_call([(*pair, LARGE[i % len(LARGE)]) for i, pair in enumerate(PAIRS[::7])], 5, 3))
     # Large enough for threads to take as many pieces at a time as they may.
     calls.append(run_call([(plans.Constant(7), torch.int8, Layout(((1 << 24) + 77,), lead=3))], n_threads=4))
     return calls

@@ -19,7 +19,7 @@ using fastinit::FillDesc;
 using fastinit::Kernels;
 
 // replay.py's KINDS and PATTERN.
-enum Kind : int64_t { kRun = 0, kFromWords = 1, kMultiplyAdd = 2, kDigest = 3 };
+enum Kind : int64_t { kRun = 0, kFromWords = 1, kMultiplyAdd = 2, kDigest = 3, kCompare = 4 };
 constexpr int kPattern = 0xA5;  // what memory holds before a call
 
 // The file is a sequence of calls: this, then buffer sizes (int64), records and inputs.
@@ -101,6 +101,14 @@ std::vector<Buffer> execute(const Kernels& kernels, const Call& call) {
       const int n_threads = static_cast<int>(call.header.n_threads);
       uint64_t* sums = reinterpret_cast<uint64_t*>(buffers.back().get());
       fastinit::run_digest(kernels, records.data(), records.size(), n_threads, sums);
+      break;
+    }
+    case kCompare: {  // with what fill writes, but for a byte in the middle of every third; what differs goes into the last
+      const int n_threads = static_cast<int>(call.header.n_threads);
+      fastinit::run(kernels, records.data(), records.size(), n_threads);
+      for (size_t k = 0; k + 1 < buffers.size(); k += 3) buffers[k].get()[call.sizes[k] / 2] ^= 1;
+      int64_t* first = reinterpret_cast<int64_t*>(buffers.back().get());
+      fastinit::run_compare(kernels, records.data(), records.size(), n_threads, first);
       break;
     }
     default:

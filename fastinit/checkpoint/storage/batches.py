@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from ...backends.fresh_memory import back, back_tensor
+from ...progress import advance, expect, showing
 from .files import File
 
 # With one thread, pread reaches 2.5 GB/s in pieces of 256 KiB, 4.4 in 4 MiB and 5 in 16 MiB; with two threads 9 to 9.6
@@ -119,8 +120,16 @@ def run(pieces: Iterable[Stretch | Turned]) -> None:
     """
     jobs = _jobs(pieces)
     _hurry(jobs)
+    total = sum(job.n_bytes for job in jobs)
+    with showing("load", total):
+        expect(total)
+        _run(jobs)
+
+
+def _run(jobs: Sequence[_Job]) -> None:
     if len(jobs) == 1:  # not worth a thread
         _finish(jobs[0], _read(jobs[0]))
+        advance(jobs[0].n_bytes)
         return
     n_ahead = 2 * torch.get_num_threads()
     waiting: deque[tuple[_Job, Future[torch.Tensor | None]]] = deque()
@@ -132,10 +141,12 @@ def run(pieces: Iterable[Stretch | Turned]) -> None:
             if len(waiting) >= n_ahead:  # bounds the staging memory
                 done, future = waiting.popleft()
                 _finish(done, future.result())
+                advance(done.n_bytes)
             waiting.append((job, pool().submit(_read, job)))
         while waiting:
             done, future = waiting.popleft()
             _finish(done, future.result())
+            advance(done.n_bytes)
     finally:
         for _, future in waiting:
             future.cancel()

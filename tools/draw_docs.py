@@ -1,0 +1,68 @@
+"""Draws the pictures of the docs anew: ``python tools/draw_docs.py``; the same numbers give the same files.
+
+``docs/coordinate_check.svg`` trains models and takes minutes: ``--all`` draws it too (tools/coordinate_check.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import fastinit
+from fastinit.demo import GPT
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def values(path: Path) -> None:
+    """Draws what a GPT holds whose projections into the residual stream get smaller with the depth."""
+    with torch.device("meta"):
+        model = GPT(24, 256, 5000, 256)
+    init_cfg: list[dict[str, Any]] = [
+        dict(type="Normal", std=0.02, layer=["Linear", "Embedding"]),
+        dict(type="Constant", val=1, layer="LayerNorm"),
+        dict(
+            type="Normal",
+            std="0.02 / sqrt(2 * (i + 1))",
+            param=r"re:blocks\.(?P<i>\d+)\.(attention_out|down)\.weight",
+        ),
+    ]
+    report = fastinit.materialize(model, init_cfg, backend="cpp", seed=0)
+    report.plot(model, path)
+
+
+def signals(path: Path) -> None:
+    """Draws how a signal dies out in a deep network that starts too small."""
+    layers = [layer for _ in range(16) for layer in (nn.Linear(128, 128), nn.GELU())]
+    model = nn.Sequential(*layers, nn.Linear(128, 10))
+    fastinit.initialize(model, dict(type="Normal", std=0.08, layer="Linear"), backend="cpp", seed=0)
+    batch = fastinit.values("batch", (256, 128), fastinit.plans.Normal(0, 1), seed=0)
+    fastinit.signals(model, batch).plot(path)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {"values.svg": values, "signals.svg": signals}
+
+
+def main() -> None:
+    """Draws all, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=DOCS, help="docs, if not given")
+    parser.add_argument("--all", action="store_true", help="those that take minutes, too")
+    options = parser.parse_args()
+    for name, draw in PICTURES.items():
+        draw(options.folder / name)
+    if options.all:
+        command = [sys.executable, str(ROOT / "tools" / "coordinate_check.py")]
+        subprocess.run([*command, str(options.folder / "coordinate_check.svg")], check=True)
+
+
+if __name__ == "__main__":
+    main()
