@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .errors import InitImportError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -62,7 +64,7 @@ def canvas(caller: str, width: float, height: float, path: str | os.PathLike[str
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
+        raise InitImportError(
             f"{caller} draws with matplotlib, which is not installed: pip install 'torch-fastinit[plot]'"
         ) from error
     style: Any = {**matplotlib.rcParamsDefault, **_STYLE}
