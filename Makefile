@@ -63,6 +63,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_engine.py
 	$(RUN) benchmarks/bench_fill.py
 	$(RUN) benchmarks/bench_digest.py
+	$(RUN) benchmarks/bench_fresh.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
 	$(RUN) benchmarks/bench_load.py

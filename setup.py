@@ -41,6 +41,7 @@ X86 = {
     "baseline": [],
 }
 # Sources that are compiled once for each of these.
+ONCE = ["dispatch", "fresh_memory"]
 PER_INSTRUCTION_SET = ["fill_cpu", "digest_cpu"]
 # Machine code for these GPUs, as far as the compiler knows them, and for all others, later ones among them, the
 # portable code of the first, which the driver compiles. The first is the oldest on which the backend runs
@@ -250,14 +251,15 @@ def native_rules(target: Path) -> list[str]:
         "rule link",
         "  command = $cxx -shared -pthread $in -o $out",
         *binding("bind.cpp"),
-        f"build dispatch.o: cxx {escaped(CSRC / 'dispatch.cpp')}",
-        f"  flags = {' '.join(FLAGS)}",
     ]
+    for source in ONCE:
+        lines += [f"build {source}.o: cxx {escaped(CSRC / f'{source}.cpp')}", f"  flags = {' '.join(FLAGS)}"]
     for name, flags in sets.items():
         for source in PER_INSTRUCTION_SET:
             lines.append(f"build {source}.{name}.o: cxx {escaped(CSRC / f'{source}.cpp')}")
             lines.append(f"  flags = {' '.join([*FLAGS, *flags, f'-DFASTINIT_ISA={name}'])}")
-    objects = ["bind.o", "dispatch.o", *(f"{source}.{name}.o" for name in sets for source in PER_INSTRUCTION_SET)]
+    objects = ["bind.o", *(f"{source}.o" for source in ONCE)]
+    objects += [f"{source}.{name}.o" for name in sets for source in PER_INSTRUCTION_SET]
     return [*lines, f"build {escaped(target)}: link {' '.join(objects)}"]
 
 

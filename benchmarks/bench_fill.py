@@ -115,7 +115,7 @@ def in_fresh_memory(dtype: torch.dtype, distribution: plans.Distribution) -> tup
     found: list[list[float]] = [[], []]
     for _ in range(3):
         for work, seconds in zip((by_torch, by_core), found):
-            seconds.append(fresh.seconds_and_gigabytes(work, meta.nbytes)[0])
+            seconds.append(fresh.seconds_and_gigabytes(work, meta.nbytes, fresh.State.JUST_FREED)[0])
     return statistics.median(found[0]), statistics.median(found[1])
 
 

@@ -266,7 +266,9 @@ def measured(workload: Workload, repeats: int) -> dict[str, list[float]]:
     if workload.n_fresh_bytes:
         n_bytes = 0 if workload.idle_s else workload.n_fresh_bytes
         time.sleep(workload.idle_s)
-        seconds, _ = fresh.seconds_and_gigabytes(lambda: workload.run(workload.prepare()), n_bytes)
+        seconds, _ = fresh.seconds_and_gigabytes(
+            lambda: workload.run(workload.prepare()), n_bytes, fresh.State.JUST_FREED
+        )
         return {"fastinit": [seconds], "peer": []}
     found: dict[str, list[float]] = {"fastinit": [], "peer": []}
     cpu_seconds(workload, workload.run)  # imports, caches

@@ -9,18 +9,35 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from enum import Enum
 from multiprocessing.connection import Connection
 from typing import Any
 
 
-def seconds_and_gigabytes(work: Callable[[], Any], n_bytes: int) -> tuple[float, float]:
+class State(Enum):
+    """What happened to free memory before a measurement.
+
+    A virtual machine may hand memory that nobody uses back to its host after some seconds, and then pays for its first
+    touch by what the host has to do.
+    """
+
+    GIVEN_BACK = "nobody used memory for 12 s"
+    IDLE = "3 s after another process has freed as much"
+    JUST_FREED = "another process has just freed as much"
+
+
+def seconds_and_gigabytes(
+    work: Callable[[], Any], n_bytes: int, state: State = State.GIVEN_BACK
+) -> tuple[float, float]:
     """Returns the seconds and the growth of peak memory, in GB, of a call that takes ``n_bytes``, in a new process.
 
-    Just before, another process touches and frees more memory than that, in huge pages too: a virtual machine may have
-    returned free memory to its host, and the time to get it back would be measured. The calling process must not have
-    used torch's threads, which do not survive a fork.
+    The calling process must not have used torch's threads, which do not survive a fork.
     """
-    _forked(touch, n_bytes + n_bytes // 4 + (1 << 26))
+    if state is State.GIVEN_BACK:
+        time.sleep(12)
+    else:
+        _forked(touch, n_bytes + n_bytes // 4 + (1 << 26))
+        time.sleep(3 if state is State.IDLE else 0)
     seconds, gigabytes = _forked(_measure, work)
     return seconds, gigabytes
 

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <string>
@@ -82,6 +83,29 @@ py::array_t<uint64_t> digest(const Table& table, int n_threads, const std::strin
   return sums;
 }
 
+void back(const py::array_t<uint64_t, py::array::c_style>& spans, int n_threads) {
+  if (spans.ndim() != 2 || spans.shape(1) != 2) throw py::value_error("expected rows of two addresses");
+  if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
+  std::vector<Span> all;
+  for (py::ssize_t i = 0; i < spans.shape(0); ++i) all.push_back({uintptr_t(spans.at(i, 0)), uintptr_t(spans.at(i, 1))});
+  without_gil([&] { back_all(all, n_threads); });
+}
+
+py::array_t<uint8_t> choose_pages(const py::array_t<double, py::array::c_style>& small,
+                                  const py::array_t<double, py::array::c_style>& huge) {
+  if (small.size() != huge.size()) throw py::value_error("small and huge differ in size");
+  py::array_t<uint8_t> chosen(small.size());
+  PageChoice choice;
+  for (py::ssize_t i = 0; i < small.size();) {
+    const PageChoice::Run run = choice.next();
+    for (const py::ssize_t end = std::min(small.size(), i + run.n_blocks); i < end; ++i) {
+      chosen.mutable_at(i) = run.pages;
+      choice.paid(run.pages, (run.pages == kHugePages ? huge : small).at(i));
+    }
+  }
+  return chosen;
+}
+
 void fill_from(const Table& table, const py::array_t<uint32_t, py::array::c_style>& words, const std::string& isa) {
   if (n_records(table) != 1) throw py::value_error("the table must hold exactly one record");
   const FillDesc& fill = *reinterpret_cast<const FillDesc*>(table.data());
@@ -123,6 +147,11 @@ PYBIND11_MODULE(_native, module) {
   module.def("digest", &fastinit::digest, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
              py::arg("handles_signals") = false,
              "Returns for each record of a table the sum modulo 2^64 of its elements' mixed words, which it reads only.");
+  module.def("back", &fastinit::back, py::arg("spans"), py::arg("n_threads"),
+             "Gives memory that nobody has touched its pages, and leaves its contents: rows of (begin, end), addresses of "
+             "mapped memory that is about to be written.");
+  module.def("choose_pages", &fastinit::choose_pages, py::arg("small"), py::arg("huge"),
+             "For tests: returns which blocks get huge pages (1) if a block costs so many seconds by either kind.");
   module.def("fill_from", &fastinit::fill_from, py::arg("table"), py::arg("words"), py::arg("isa") = "",
              "Executes one record on given words, in place of those of its stream.");
   module.def("fma", &fastinit::fma, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("isa") = "",

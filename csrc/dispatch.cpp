@@ -1,4 +1,5 @@
 #include "dispatch.h"
+#include "fresh_memory.h"
 
 #include <algorithm>
 #include <atomic>
@@ -11,6 +12,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace fastinit {
 
@@ -121,8 +123,41 @@ void run_task(Task task, const FillDesc* records, size_t n_records, int n_thread
 
 }  // namespace
 
+namespace {
+
+// Less than this is not worth asking the system about.
+constexpr int64_t kFreshBytes = 1 << 20;
+
+// Tells whether a box's elements lie one after the other in memory, in the order in which they are filled.
+bool is_dense(const FillDesc& fill) {
+  int64_t n = 1;
+  for (int dim = kMaxDims - 1; dim >= 0; --dim) {
+    if (fill.size[dim] != 1 && fill.stride[dim] != n) return false;
+    n *= fill.size[dim];
+  }
+  return true;
+}
+
+Span bytes_of(const FillDesc& fill, int64_t begin, int64_t end) {
+  const uintptr_t data = reinterpret_cast<uintptr_t>(fill.data);
+  return {data + uintptr_t(begin * fill.element_bytes), data + uintptr_t(end * fill.element_bytes)};
+}
+
+}  // namespace
+
 void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, bool (*must_stop)()) {
-  const auto fill = [&](size_t which, int64_t begin, int64_t end) { kernels.fill_range(fills[which], begin, end); };
+  std::vector<Span> spans;
+  int64_t n_bytes = 0;
+  for (size_t i = 0; i < n_fills; ++i) n_bytes += fills[i].n_elements * fills[i].element_bytes;
+  if (n_bytes >= kFreshBytes)
+    for (size_t i = 0; i < n_fills; ++i)
+      if (is_dense(fills[i])) spans.push_back(bytes_of(fills[i], 0, fills[i].n_elements));
+  FreshMemory memory(std::move(spans));
+  const auto fill = [&](size_t which, int64_t begin, int64_t end) {
+    const Span bytes = bytes_of(fills[which], begin, end);
+    if (is_dense(fills[which])) memory.back(bytes.begin, bytes.end);
+    kernels.fill_range(fills[which], begin, end);
+  };
   run_task(fill, fills, n_fills, n_threads, must_stop);
 }
 
@@ -135,6 +170,22 @@ void run_digest(const Kernels& kernels, const FillDesc* boxes, size_t n_boxes, i
   };
   run_task(add, boxes, n_boxes, n_threads, must_stop);
   for (size_t i = 0; i < n_boxes; ++i) sums[i] = totals[i].load(std::memory_order_relaxed);
+}
+
+void back_all(const std::vector<Span>& spans, int n_threads) {
+  FreshMemory memory(spans);
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t block; (block = next.fetch_add(1)) < memory.n_blocks();) memory.back_block(block);
+  };
+  std::vector<std::thread> helpers;
+  const size_t n_helpers = std::min(size_t(n_threads), memory.n_blocks());
+  try {
+    for (size_t i = 1; i < n_helpers; ++i) helpers.emplace_back(work);
+  } catch (const std::system_error&) {  // no more threads to be had
+  }
+  work();
+  for (std::thread& each : helpers) each.join();
 }
 
 }  // namespace fastinit

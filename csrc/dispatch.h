@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "fill.h"
+#include "fresh_memory.h"
 
 namespace fastinit {
 
@@ -21,5 +22,8 @@ void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_th
 // run otherwise; after a stop the sums mean nothing.
 void run_digest(const Kernels& kernels, const FillDesc* boxes, size_t n_boxes, int n_threads, uint64_t* sums,
                 bool (*must_stop)() = nullptr);
+
+// Gives memory that nobody has touched yet its pages (fresh_memory.h), for those who write it by other means than run().
+void back_all(const std::vector<Span>& spans, int n_threads);
 
 }  // namespace fastinit

@@ -38,10 +38,14 @@ wrapper_sources: list[Callable[[], Iterable[type]]] = [_wrappers_of_torch]
 """Functions that return model wrapper classes; integrations append their library's."""
 
 
-def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
+Walk = list[tuple[str, nn.Module]]
+"""Every place in a tree of modules: its canonical path and the module there."""
+
+
+def walk(root: nn.Module) -> Walk:
     """Returns (canonical path, module) for every place in the tree, parents first; shared modules appear repeatedly."""
     wrappers = wrapper_classes()
-    found: list[tuple[str, nn.Module]] = []
+    found: Walk = []
     _visit("", root, wrappers, set(), found)
     return found
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from .base_module import has_own_configs
+from .config.trees import has_own_configs
 from .execution.scope import Scope
-from .own_code import Slot
 from .recording.libraries import is_pretrained
+from .slots import Slot
 
 # Methods with which models initialize themselves; transformers' and mmengine's are run.
 _METHODS = ("init_weights", "_init_weights", "initialize_weights", "weights_init")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .base_module import has_own_configs, steps_of_tree
 from .config.rules import Rule, parse, steps_of
+from .config.trees import has_own_configs, steps_of_tree
 from .errors import check_module
 from .execution.calls import Step, new_scope, open_call
 from .execution.collector import uncollected
@@ -17,14 +17,14 @@ from .execution.defaults import Strict
 from .execution.reports import plan_of
 from .execution.runner import check
 from .execution.scope import Scope
-from .materializing import slots_of, with_memory
-from .naming import Prefix, unwrapped
-from .own_code import Slot, by_reach, put_back, put_stand_ins, run_own_code
+from .materializing import with_memory
+from .naming import Prefix, unwrapped, walk
+from .own_code import own_code_for
+from .own_code_runs import run_own_code
 from .plans import Item, Plan, Replay, ReplayEntry, tensors_of
 from .recording.capturing import capture, recording
-from .recording.libraries import models_own_code
 from .recording.recipes import Recipe
-from .shards.dtensor import is_sharded
+from .slots import Slot, put_back, put_stand_ins, slots_in
 
 
 def plan(
@@ -140,7 +140,7 @@ def _steps_for(module: nn.Module, init_cfg: Any, scope: Scope, *, is_needed: boo
         return steps_of(parse(module, init_cfg), scope)
     base = unwrapped(module)
     if has_own_configs(base):
-        return steps_of_tree(base, scope)  # type: ignore[arg-type]
+        return steps_of_tree(base, scope)
     if is_needed:
         raise TypeError(
             f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own. For the plan of "
@@ -158,29 +158,30 @@ def own_items(model: nn.Module, items: Sequence[Item], device: torch.device, how
         device: that the model is to be on.
         how: arguments of the call's scope.
     """
-    slots = list(slots_of(model))
-    rest, others = by_reach(slots, items)
+    places = walk(model)
+    slots = list(slots_in(places))
+    own = own_code_for(places, slots, items)
     before = [(slot, slot.tensor) for slot in slots]
     recipe = Recipe(None, "", False)
     try:
         with open_call(model, devices={device}, meta=device, **how) as call, recording(call, is_lost=True) as watch:
             with watch.book.paused():  # the code sees whole tensors; what it does to them is planned for the parts
-                put_stand_ins([slot for slot in rest if is_sharded(slot.tensor)])
+                put_stand_ins([slot for slot in own.rest if slot.is_distributed])
                 call.scope.names.renew()
-            run_own_code(rest, others, models_own_code(model), call, watch)
+            call.fill(run_own_code(own, own.reached, call, watch))
             watch.book.generation += 1
             with watch.book.paused(), uncollected():
                 call.scope.names.renew()
                 recipe.keep(watch.pending, call.scope, watch.operators.journal)
     finally:
         put_back(before)
-    names = {slot.name for slot in rest}
+    names = {slot.name for slot in own.rest}
     recipe.fills = {name: fills for name, fills in recipe.fills.items() if name in names}
     recipe.computed = {name: made for name, made in recipe.computed.items() if name in names}
     is_any = recipe.fills or recipe.computed
     found = recipe.plan_items(model, new_scope(model, meta=device, **how), "materialize") if is_any else []
     written = {id(tensor) for item in found for tensor in tensors_of(item)}
-    return [*found, *_made_anew([slot for slot in rest if id(slot.tensor) not in written])]
+    return [*found, *_made_anew([slot for slot in own.rest if id(slot.tensor) not in written])]
 
 
 def _made_anew(slots: Sequence[Slot]) -> list[Item]:

@@ -45,9 +45,9 @@ from .config.rules import Rule, parse, parse_overrides, steps_of
 from .config.schemes import bias_init_with_prob, centred, fans, kaiming, truncated_normal, variance_scaling, xavier
 from .digesting import digest as digest_of
 from .errors import check_module
+from .execution.attached_ledgers import update_init_info
 from .execution.calls import open_call
 from .execution.defaults import Strict
-from .execution.ledger import update_init_info
 from .execution.reports import Report
 from .naming import Prefix
 from .plans import Constant, Distribution, Normal, Uniform, names_line

@@ -22,8 +22,7 @@ from .execution.calls import current_call
 from .execution.defaults import Strict, default_backend, default_seed
 from .execution.runner import check, prepare
 from .execution.scope import Scope
-from .materializing import slots_of
-from .naming import Prefix
+from .naming import Prefix, walk
 from .own_code import by_reach
 from .own_init import warn_of_own_init
 from .planning import made_without_memory, planned_items
@@ -31,6 +30,7 @@ from .plans import Fill, Plan, describe
 from .progress import advance, expect
 from .recording.capturing import default_dtype
 from .recording.recipes import Recipe
+from .slots import slots_in
 from .version import __version__
 from .written_contents import ToWrite, of_model, of_plan
 
@@ -155,7 +155,7 @@ def _contents(
         )
     planned = planned_items(model, init_cfg, recipe, _CPU, how)
     if recipe is None:
-        rest, _ = by_reach(list(slots_of(model)), planned.items[: planned.n_asked])
+        rest, _ = by_reach(list(slots_in(walk(model))), planned.items[: planned.n_asked])
         warn_of_own_init(model, rest, scope, "write")
     recipes = [each for each in (recipe, init_cfg) if isinstance(each, Recipe)]
 

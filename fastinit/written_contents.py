@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .checkpoint.writing.contents import Content, Draw, Drawn, Made
 from .execution.runner import execute
 from .execution.scope import Scope
-from .materializing import rebound
 from .naming import without_wrappers
 from .plans import Call, Copy, Dirac, Fill, Identity, Item, Plan, Replay, Strided, is_structured, names_line, tensors_of
 from .recording.libraries import tied_to_others
 from .shards.dtensor import is_sharded
+from .slots import rebound
 
 Place = tuple[int, torch.dtype, Strided]
 """A storage, and where a tensor lies in it: tied parameters, and what a state dict has of them, have one."""

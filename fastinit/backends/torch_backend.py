@@ -37,6 +37,7 @@ from ..plans import (
     matrices_of,
 )
 from ..shards.dtensor import is_sharded
+from .fresh_memory import back_tensor
 from .generators import Generators
 
 NUMBERS = "torch"
@@ -153,6 +154,8 @@ def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None =
     """Runs the fills in order; they draw from ``generators``, None: the default ones of their devices."""
     for fill in fills:
         tensor = fill.tensor if fill.parts is None or is_sharded(fill.tensor) else fill.boxes[0].tensor
+        if type(tensor) in _PLAIN:
+            back_tensor(tensor)
         if generators is None or isinstance(fill.distribution, (Constant, Identity, Dirac)):
             _fill(tensor, fill.distribution, None)
         elif type(tensor) in _PLAIN and _may_be_given_one(fill.distribution):

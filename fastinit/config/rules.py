@@ -62,11 +62,11 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
         AttributeError, KeyError, RuntimeError, TypeError, ValueError: a mistake in the config, of mmengine's type for
             it; the message begins with the place in the config.
     """
-    if isinstance(init_cfg, list):
-        return [rule for index, item in enumerate(init_cfg) for rule in _parse_item(module, item, f"{where}[{index}]")]
-    if isinstance(init_cfg, (dict, Plan)) or _is_initializer(init_cfg):
-        return _parse_item(module, init_cfg, where)
-    raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+    many = isinstance(init_cfg, list)
+    if not (many or isinstance(init_cfg, (dict, Plan)) or _is_initializer(init_cfg)):
+        raise TypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+    items = [(f"{where}[{index}]", item) for index, item in enumerate(init_cfg)] if many else [(where, init_cfg)]
+    return [rule for place, item in items for rule in _parse_item(module, item, place)]
 
 
 def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:
@@ -75,17 +75,16 @@ def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:
 
 
 def _is_initializer(item: object) -> bool:
-    return (callable(item) or is_planned(item)) and not isinstance(item, (type, nn.Module))
+    return (callable(item) or hasattr(item, "plan_items")) and not isinstance(item, (type, nn.Module))
 
 
 def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
     with locating(where):
-        if isinstance(item, Plan):
-            return [Rule(where, KeptPlan(item), module, False)]
         if not isinstance(item, dict):
-            if not _is_initializer(item):
+            if not isinstance(item, Plan) and not _is_initializer(item):
                 raise TypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
-            return [Rule(where, item, module, isinstance(item, PretrainedInit))]
+            initializer = KeptPlan(item) if isinstance(item, Plan) else item
+            return [Rule(where, initializer, module, isinstance(initializer, PretrainedInit))]
         if others := [key for key in item if not isinstance(key, str)]:
             raise TypeError(f"the keys of a rule must be texts, but it has {others[0]!r} of {type(others[0])}")
         cfg = copy.deepcopy(item)

@@ -5,11 +5,11 @@ Every public function reads: open a call; items; ``check``; ``run``; ``report``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from torch import nn
 
 from ..logs import logger
 from ..naming import Prefix
-from ..plans import Call, Copy, Fill, Item, Replay, nothing_copied
+from ..plans import Fill, Item
 from .collector import uncollected
 from .defaults import Strict
-from .done import CheckpointReport, Done
+from .done import Done
 from .hosts import host_of
 from .ledger import Ledger
 from .modes import state_of_thread
@@ -28,6 +28,7 @@ from .pending import LatestPerTensor, Pending
 from .reports import Report, report_of
 from .runner import check
 from .scope import Scope
+from .sequence import attributing, exchanges_parameters, run_items
 
 _current: ContextVar[OpenCall | None] = ContextVar("fastinit_call", default=None)
 
@@ -66,14 +67,19 @@ class Step:
 
 
 class OpenCall:
-    """One call that is open: its scope, what is pending, and what has been done."""
+    """One call that is open: its scope, what is pending, and what has been done.
 
-    def __init__(self, scope: Scope, outer: OpenCall | None, devices: Set[torch.device] | None = None) -> None:
-        self.scope = scope
+    Args:
+        root: the module whose names count; None for tensors that have no names.
+        outer: the innermost call that is open.
+        arguments: more of ``Scope``.
+    """
+
+    def __init__(self, root: nn.Module | None, outer: OpenCall | None, **arguments: Any) -> None:
+        self.scope: Scope = Scope(root, None if outer is None else outer.scope, **arguments)
         self._outer = outer
-        self._devices = devices
         self.is_open = True
-        self.done: Done = Done(scope, None if outer is None else outer.done)
+        self.done: Done = Done(self.scope, None if outer is None else outer.done)
         self.pending: Pending = LatestPerTensor() if outer is None else outer.pending.for_part()
         self.has_begun = False
         """It was given items to run."""
@@ -90,18 +96,14 @@ class OpenCall:
             _current.set(found)
 
     @property
-    def devices(self) -> Set[torch.device]:
-        """The devices of the tensors that are filled."""
-        return self.scope.devices() if self._devices is None else self._devices
-
-    # --- items, check -------------------------------------------------------------------------------------------------
+    def has_contract(self) -> bool:
+        """Whether a contract backend fills tensors on one of the call's devices: such fills may stay pending."""
+        return any(map(self.scope.backends.is_contract, self.scope.devices))
 
     def check(self, steps: Iterable[Step]) -> None:
         """Raises RuntimeError if an item cannot run; nothing is written."""
         with self.pending.own_work():
             check(chain.from_iterable(step.items for step in steps), self.scope)
-
-    # --- run ----------------------------------------------------------------------------------------------------------
 
     def run(self, steps: Iterable[Step]) -> None:
         """Executes checked steps in order, and notes what they wrote."""
@@ -112,37 +114,12 @@ class OpenCall:
                 with self.pending.own_work():
                     items = step.plan_again()
                     check(items, self.scope)
-            self.run_items(items)
-            if (host := host_of(step.module)) is not None:
-                self.flush()
+            self.has_begun = self.has_begun or bool(items)
+            host = host_of(step.module)
+            run_items(items, self.scope, self.pending, self.done, may_wait=host is None)
+            if host is not None:
                 host.wrote(step.module, getattr(items[-1], "info", "") if items else "")
-            is_stale = is_stale or any(map(_exchanges_parameters, items))
-
-    def run_items(self, items: Sequence[Item]) -> None:
-        """Executes checked items in order, and notes what they wrote."""
-        self.has_begun = self.has_begun or bool(items)
-        for is_fill, group in groupby(items, key=lambda item: isinstance(item, Fill)):
-            if is_fill:
-                with uncollected():
-                    fills = [item for item in group if isinstance(item, Fill)]
-                    self.done.request(fills)
-                    self.pending.put(fills, self.scope, self.done)
-                continue
-            for item in group:
-                assert not isinstance(item, Fill)
-                self.pending.before(item, self.scope, self.done)
-                self.scope.note_write()
-                if isinstance(item, Copy):
-                    self._copy(item)
-                elif isinstance(item, Replay):
-                    self._compute(item)
-                else:
-                    with self.attributing(item.module, item.info):
-                        item.function()
-                    self.done.add([item])
-                if _exchanges_parameters(item):
-                    self.scope.names.renew()
-                    self.ledger().adopt(self.scope.names.parameters(), item.info)
+            is_stale = is_stale or any(map(exchanges_parameters, items))
 
     def fill(self, fills: Sequence[Fill]) -> None:
         """Checks fills and executes them."""
@@ -150,36 +127,10 @@ class OpenCall:
             check(fills, self.scope)
         self.run_items(fills)
 
-    def _compute(self, item: Replay) -> None:
-        ledger = self.ledger()
-        with self.pending.own_work():
-            item.compute(item.entries, self.scope)
-        for entry in item.entries:
-            ledger.record(entry.tensor, entry.info)
-            self.pending.overwritten(entry.tensor, entry.info)
-        self.done.add([item])
-
-    def _copy(self, item: Copy) -> None:
-        # Code of others may make cycles that have to be freed.
-        with nullcontext() if item.runs_own_code else uncollected():
-            self._load(item)
-
-    def _load(self, item: Copy) -> None:
-        ledger = self.ledger()
-        # Watching what is written takes longer than loading a small model: only code of others is watched.
-        if item.runs_own_code:
-            with self.attributing(item.module, item.info):
-                result, entries = item.load()
-        else:
-            with self.pending.own_work(has_subclasses=True):
-                result, entries = item.load()
-        for entry in entries:
-            ledger.record(entry.tensor, item.info)
-            self.pending.overwritten(entry.tensor, item.info)
-        self.done.loaded(CheckpointReport(item.source, item.rule, result))
-        if self.scope.strict and not result.copied:
-            raise RuntimeError(f"{item.rule}: {nothing_copied(item.source, result)} (an error under strict)")
-        self.done.add([replace(item, entries=entries)])
+    def run_items(self, items: Sequence[Item]) -> None:
+        """Executes checked items in order, and notes what they wrote."""
+        self.has_begun = self.has_begun or bool(items)
+        run_items(items, self.scope, self.pending, self.done)
 
     def flush(self) -> None:
         """Runs everything that is pending."""
@@ -188,23 +139,11 @@ class OpenCall:
 
     def attributing(self, module: nn.Module, info: str) -> AbstractContextManager[None]:
         """Returns a context in which what other code writes is attributed to ``info``."""
-        return self._attributing(module, info)
-
-    @contextmanager
-    def _attributing(self, module: nn.Module, info: str) -> Iterator[None]:
-        generators = self.scope.seed.generators
-        with self.ledger().attributing(module, info, self.pending.sensing):
-            # In a call that watches memory each draw is seen and done with the call's own generator.
-            is_seen = generators is None or not isinstance(self.pending, LatestPerTensor)
-            with nullcontext() if is_seen else generators.lent(self.devices):  # type: ignore[union-attr]
-                yield
+        return attributing(module, info, self.scope, self.pending, self.ledger())
 
     def ledger(self) -> Ledger:
         """Returns the ledger of the parameters under the root, from here on."""
-        known = self.done.ledger
-        return self.done.open_ledger(self.pending.named()) if known is None else known
-
-    # --- report -------------------------------------------------------------------------------------------------------
+        return self.done.open_ledger(self.pending.named())
 
     def report(self) -> Report:
         """Returns what was done since the call began, once everything has run."""
@@ -212,11 +151,6 @@ class OpenCall:
         with uncollected():
             unkeyed = self.pending.settle(self.scope, self.done)
             return report_of(self.done, self.ledger(), unkeyed)
-
-
-def _exchanges_parameters(item: Item) -> bool:
-    """Tells whether an item may put other parameters into the modules."""
-    return isinstance(item, Call) or (isinstance(item, Copy) and item.replaces)
 
 
 @contextmanager
@@ -239,12 +173,13 @@ def open_call(
         dry: more arguments of ``Scope``, where only a plan is wanted.
     """
     outer = _current.get()
-    scope = new_scope(root, backend=backend, seed=seed, prefix=prefix, strict=strict, **dry)
-    call = OpenCall(scope, outer, None if devices is None else frozenset(devices))
+    given = None if devices is None else frozenset(devices)
+    call = OpenCall(root, outer, backend=backend, seed=seed, prefix=prefix, strict=strict, devices=given, **dry)
+    scope = call.scope
     restore = state_of_thread()
     try:
         _current.set(call)
-        if outer is None and not dry and any(map(scope.backends.is_contract, call.devices)):
+        if outer is None and not dry and call.has_contract:
             scope.seed.expect(scope.meshes())
         yield call
         if _current.get() is not call:

@@ -41,11 +41,13 @@ class Done:
         if self._outer is not None:
             self._outer.request(fills)
 
-    def add(self, items: Sequence[Item]) -> None:
-        """Notes items that were executed."""
+    def add(self, items: Sequence[Item], checkpoint: CheckpointReport | None = None) -> None:
+        """Notes items that were executed, and how a checkpoint fitted that they copied."""
         self.items.extend(items)
+        if checkpoint is not None:
+            self.checkpoints.append(checkpoint)
         if self._outer is not None:
-            self._outer.add(items)
+            self._outer.add(items, checkpoint)
 
     def filled(self, fills: Iterable[Fill]) -> None:
         """Notes fills that were executed, in the ledger too."""
@@ -55,12 +57,6 @@ class Done:
                 if fill.info:
                     self.ledger.record(fill.tensor, fill.info)
         self.add(fills)
-
-    def loaded(self, checkpoint: CheckpointReport) -> None:
-        """Notes how a checkpoint fitted."""
-        self.checkpoints.append(checkpoint)
-        if self._outer is not None:
-            self._outer.loaded(checkpoint)
 
     def open_ledger(self, pending: Iterable[Fill]) -> Ledger:
         """Returns the ledger of the parameters under the root; when first asked for it learns what was done so far.

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import nn
 
+from ..naming import is_model_wrapper, original
+
 
 class Host(Protocol):
     """A library's side of an initialization."""
@@ -32,3 +34,13 @@ hosts: list[Host] = []
 def host_of(module: nn.Module) -> Host | None:
     """Returns the host that is initializing ``module`` now, None if there is none."""
     return next((host for host in hosts if host.is_initializing(module)), None)
+
+
+def inside(parent: nn.Module, child: nn.Module) -> nn.Module:
+    """Returns the module whose ``init_weights`` a parent runs for a child: what wrappers hold, else the child."""
+    if not hasattr(child, "init_weights"):
+        answers = (host.is_model_wrapper(parent, child) for host in hosts)
+        told = next((answer for answer in answers if answer is not None), None)
+        if is_model_wrapper(child) if told is None else told:
+            child = child.module  # type: ignore[assignment]
+    return original(child)

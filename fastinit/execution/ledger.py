@@ -7,24 +7,16 @@ that watch memory (``ByMemory``) are a sensor themselves; for all others there i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..logs import is_rank_zero, logger
-from ..plans import byte_span
-from .hosts import host_of
-from .spans import Spans
+from .marks import Marks, memory_of
 from .version_counters import tensors_in, version_of
-
-# The attribute that refers to the ledger from every module of a BaseModule tree during ``init_weights``. Drop-in: code
-# written for mmengine looks for it.
-_ATTRIBUTE = "_params_init_info"
 
 computed_keys: dict[str, Callable[[torch.Tensor], Any]] = {}
 """Further keys of a ``ParameterInfo``, computed from the parameter when read; integrations add their library's."""
@@ -54,10 +46,7 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
         """The initialization is over; a copy of a module that was made meanwhile may still refer to this ledger."""
         self._frames: list[set[torch.Tensor]] = []
         """What was written and not yet attributed, for each running piece of other code, the innermost last."""
-        self._marks: dict[torch.Tensor, _Mark] = {}
-        """As they were when last looked at."""
-        self._parameters_in: dict[int, Spans[torch.Tensor]] = {}
-        """By the address of their storage, the parameters by where they lie."""
+        self._marks = Marks()
         self._is_watched = False
         """Other code has run: marks are kept."""
         self.protected: set[torch.Tensor] = set()
@@ -83,7 +72,7 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
                 self[parameter] = ParameterInfo(parameter, info)
                 self.written.add(parameter)
                 if self._is_watched:
-                    self._mark(parameter)
+                    self._marks.renew(parameter)
 
     @contextmanager
     def attributing(
@@ -99,7 +88,7 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
         if not self._is_watched:
             self._is_watched = True
             for parameter in self:
-                self._mark(parameter)
+                self._marks.renew(parameter)
         if self._frames:
             self._attribute_to_outer(module)
         self._frames.append(set())
@@ -118,7 +107,7 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
     def _attribute_to_outer(self, module: nn.Module) -> None:
         """Gives to the running code what it has written so far in a module that other code is about to write."""
         for parameter in module.parameters():
-            if parameter in self and parameter not in self.protected and self._marks[parameter] != _mark_of(parameter):
+            if parameter in self and parameter not in self.protected and self._marks.has_changed(parameter):
                 self._settle(parameter)
                 self._frames[-1].add(parameter)
 
@@ -129,7 +118,7 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
                 if (
                     parameter in self
                     and parameter not in self.protected
-                    and (parameter in self._frames[-1] or self._marks[parameter] != _mark_of(parameter))
+                    and (parameter in self._frames[-1] or self._marks.has_changed(parameter))
                 ):
                     self.record(parameter, info)
 
@@ -140,36 +129,21 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
             storage: the address where the memory begins.
             start, end: the addresses of the first byte and of the one behind the last.
         """
-        parameters = self._parameters_in.get(storage)
-        for parameter in () if parameters is None else parameters.meeting(start, end):
-            own_start, own_end = byte_span(parameter)
-            if start < own_end and own_start < end:
-                self._frames[-1].add(parameter)
+        self._frames[-1].update(self._marks.meeting(storage, start, end))
 
     def touched_tensor(self, tensor: torch.Tensor) -> None:
         """As ``touched``."""
         if tensor in self._marks:
             self._frames[-1].add(tensor)
-        storage, start, end = _memory_of(tensor)
+        storage, start, end = memory_of(tensor)
         if storage:
             self.touched(storage, start, end)
-
-    def _mark(self, parameter: torch.Tensor) -> None:
-        self._marks[parameter] = mark = _mark_of(parameter)
-        if mark.storage:
-            self._parameters_in.setdefault(mark.storage, Spans()).add(mark.start, mark.end, parameter)
 
     def _settle(self, parameter: torch.Tensor) -> None:
         """Forgets the writes to ``parameter`` so far."""
         for frame in self._frames:
             frame.discard(parameter)
-        before, now = self._marks[parameter], _mark_of(parameter)
-        if before[1:] == now[1:]:
-            self._marks[parameter] = now
-            return
-        if before.storage:
-            self._parameters_in[before.storage].take_within(before.start, before.end, lambda other: other is parameter)
-        self._mark(parameter)
+        self._marks.renew(parameter)
 
 
 class FunctionSensor(TorchFunctionMode):
@@ -197,97 +171,3 @@ class FunctionSensor(TorchFunctionMode):
                 if version_of(tensor) != version:
                     self._ledger.touched_tensor(tensor)
         return result
-
-
-class _Mark(NamedTuple):
-    """By what it shows that a parameter was written, or has got other memory."""
-
-    version: int
-    storage: int
-    """Its address, 0 where there is none to compare."""
-    start: int
-    """The address of the first byte."""
-    end: int
-
-
-def _mark_of(parameter: torch.Tensor) -> _Mark:
-    return _Mark(version_of(parameter), *_memory_of(parameter))
-
-
-def _memory_of(tensor: torch.Tensor) -> tuple[int, int, int]:
-    """Returns the addresses of a tensor's storage, of its first byte, and of the one behind its last.
-
-    Zeros where it has no memory to compare (meta, uninitialized, wrappers).
-    """
-    try:
-        if not (tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested):
-            with torch._C.DisableTorchFunction():  # others may watch who asks for addresses
-                if storage := tensor.untyped_storage().data_ptr():
-                    return storage, *byte_span(tensor)
-    except (RuntimeError, ValueError, NotImplementedError):
-        pass
-    return 0, 0, 0
-
-
-def ledger_of(module: nn.Module) -> Ledger | None:
-    """Returns the ledger attached to ``module``, None if there is none."""
-    found = getattr(module, _ATTRIBUTE, None)
-    return found if isinstance(found, Ledger) else None
-
-
-@contextmanager
-def attached(ledger: Ledger, root: nn.Module) -> Iterator[None]:
-    """Attaches a ledger to every module under ``root`` for the block; at its end the ledger is closed."""
-    modules = list(root.modules())
-    for module in modules:
-        setattr(module, _ATTRIBUTE, ledger)
-    try:
-        yield
-    finally:
-        ledger.is_closed = True
-        for module in {*modules, *root.modules()}:  # removed and added modules too
-            vars(module).pop(_ATTRIBUTE, None)
-
-
-def update_init_info(module: nn.Module, init_info: str) -> None:
-    """Attributes all writes to parameters of ``module`` since the last attribution to ``init_info``.
-
-    Call it in an ``init_weights`` to set the provenance that is logged. Follows ``mmengine.model.update_init_info``; in
-    a tree that another library is initializing (see ``Host``) it updates that library's records.
-
-    Raises:
-        AssertionError: ``module`` is not being initialized, or has a parameter that was added since initialization
-            began.
-    """
-    if (host := host_of(module)) is not None:
-        host.wrote(module, init_info)
-        return
-    ledger = ledger_of(module)
-    if ledger is None:
-        raise AssertionError(f"Can not find `{_ATTRIBUTE}` in {module}")
-    check_no_new_parameters(module, ledger)
-    ledger.claim(module, init_info)
-
-
-def check_no_new_parameters(module: nn.Module, known: Mapping[torch.Tensor, Any]) -> None:
-    """Raises AssertionError if ``module`` has a parameter that was added since initialization began."""
-    for name, parameter in module.named_parameters():
-        if parameter not in known:
-            raise AssertionError(
-                f"Find a new :obj:`Parameter` named `{name}` during executing the `init_weights` of "
-                f"`{type(module).__name__}`. Please do not add or replace parameters during executing the "
-                f"`init_weights`. "
-            )
-
-
-def log_ledger(ledger: Ledger, names: Mapping[torch.Tensor, str]) -> None:
-    """Logs one line for each parameter at INFO on the logger ``fastinit``, on rank 0 only.
-
-    ``logging.getLogger("fastinit").setLevel("WARNING")`` silences it; a FileHandler writes it to a file.
-    """
-    if not logger.isEnabledFor(logging.INFO) or not is_rank_zero():
-        return
-    for parameter, name in names.items():
-        if parameter in ledger:
-            shape = "uninitialized" if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
-            logger.info("%s - %s: %s", name, shape, ledger[parameter]["init_info"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Scope:
         root: the module whose names count; None for tensors that have no names.
         outer: the scope of the innermost call that is open.
         backend, seed, prefix, strict: as the user gave them.
+        devices: of the tensors that will be filled; None: those of ``root``.
         is_dry: only a plan is wanted: the call takes no seed of ``use``.
         is_offline: nothing may be downloaded.
         meta: the device for which the meta device stands in a plan.
@@ -49,6 +50,7 @@ class Scope:
         seed: int | None = None,
         prefix: Prefix = "",
         strict: Strict | None = None,
+        devices: Set[torch.device] | None = None,
         is_dry: bool = False,
         is_offline: bool = False,
         meta: torch.device | None = None,
@@ -61,6 +63,7 @@ class Scope:
             is_part = seed is None if root is None else outer.names.knows(root)  # type: ignore[union-attr]
         self.root = root
         self.outer = outer
+        self._devices = devices
         self.names: Names = outer.names if outer is not None and is_part else Names(root, prefix)
         if backend is None:
             backend = outer.backends.asked if outer is not None else default_backend()
@@ -92,6 +95,11 @@ class Scope:
         return self.outer is not None and self.names is self.outer.names
 
     @property
+    def path(self) -> str:
+        """Where this call's own root is: its path in the names."""
+        return self.names.path_of(self.root)
+
+    @property
     def effective(self) -> Scope:
         """The scope whose seed and backend count: that of the larger call, unless this one brings its own."""
         outer = self.outer
@@ -119,18 +127,20 @@ class Scope:
 
     def meshes(self) -> set[Any]:
         """Returns the meshes of the distributed parameters and buffers under this call's own root."""
-        if self.root is None:
-            return set()
-        tensors = (*self.root.parameters(), *self.root.buffers())
-        return {mesh_of(tensor) for tensor in tensors if is_sharded(tensor)}
+        return {mesh_of(tensor) for tensor in self._tensors() if is_sharded(tensor)}
 
-    def devices(self) -> set[torch.device]:
-        """Returns the devices of the parameters and buffers under this call's own root."""
+    @property
+    def devices(self) -> Set[torch.device]:
+        """Of the tensors that are filled: those under this call's own root, if none were given."""
+        return {tensor.device for tensor in self._tensors()} if self._devices is None else self._devices
+
+    def _tensors(self) -> Iterable[torch.Tensor]:
+        """Returns the parameters and buffers under this call's own root."""
         if self.root is None:
-            return set()
+            return ()
         if self.root is self.names.root:  # whose tensors are known by name already
-            return {tensor.device for tensor in (*self.names.parameters(), *self.names.buffers())}
-        return {tensor.device for tensor in (*self.root.parameters(), *self.root.buffers())}
+            return (*self.names.parameters(), *self.names.buffers())
+        return (*self.root.parameters(), *self.root.buffers())
 
     # --- what has no effect -------------------------------------------------------------------------------------------
 

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from ..checkpoint.sources.further import further_loaders, further_tables
+from ..execution.attached_ledgers import check_no_new_parameters
 from ..execution.hosts import hosts
-from ..execution.ledger import Ledger, check_no_new_parameters, computed_keys
+from ..execution.ledger import Ledger, computed_keys
 from ..naming import wrapper_sources
 from ..registry import peers
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from ..errors import check_module
-from ..execution.allocation import ask_for_huge_pages
 from ..execution.calls import OpenCall, open_call
 from ..execution.collector import uncollected
 from ..execution.defaults import Strict
@@ -26,9 +25,6 @@ from .recipes import Recipe
 from .watch import Watch, current_watch
 
 Model = TypeVar("Model", bound=nn.Module)
-
-# Smaller tensors are not worth a look at where they lie: 20,000 of them would take a third of a second.
-_LARGE_BYTES = 1 << 16
 
 
 @contextmanager
@@ -268,8 +264,6 @@ def _finish(watch: Watch, call: OpenCall, recipe: Recipe, root: nn.Module | None
 def _execute(watch: Watch, call: OpenCall, problem: str) -> None:
     watch.book.generation += 1  # the names are those of the models as they are now
     waiting = [entry for entry in watch.book.pending() if entry.scope is call.scope]
-    large = (entry.place.view() for entry in waiting if entry.place.end - entry.place.start >= _LARGE_BYTES)
-    ask_for_huge_pages(view for view in large if view is not None and view.device.type == "cpu")
     if problem:
         call.scope.strict = False
     watch.pending.run(waiting)

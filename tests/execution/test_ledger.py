@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastinit.execution.ledger import FunctionSensor, Ledger, log_ledger, update_init_info
+from fastinit.execution.attached_ledgers import log_ledger, update_init_info
+from fastinit.execution.ledger import FunctionSensor, Ledger
 
 
 class Pair(nn.Module):
@@ -225,7 +226,7 @@ def test_update_init_info_refuses_a_new_parameter(books: Books) -> None:
 def test_only_the_first_rank_logs(
     books: Books, is_first: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastinit.execution.ledger.is_rank_zero", lambda: is_first)
+    monkeypatch.setattr("fastinit.execution.attached_ledgers.is_rank_zero", lambda: is_first)
     with caplog.at_level(logging.INFO, "fastinit"):
         log_ledger(books.ledger, {books.module.a: "a"})
     assert [record.getMessage() for record in caplog.records] == ["a - (4,): nobody"] * is_first

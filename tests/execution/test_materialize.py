@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from pathlib import Path
 
 import needs
 import pytest
@@ -13,7 +11,6 @@ from helpers import same_bits
 from torch import nn
 
 import fastinit
-from fastinit.execution import allocation as memory
 
 backends = pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=needs.mark(needs.CPP))])
 CFG = dict(type="Normal", std=0.5, layer=["Linear", "Embedding", "Conv2d"])
@@ -235,45 +232,6 @@ def test_empty_models_and_empty_tensors_are_materialized():
     model = on_meta(nn.Linear, 0, 3)
     fastinit.materialize(model, CFG)
     assert model.weight.shape == (3, 0)
-
-
-def test_huge_pages_are_requested_without_touching_memory(monkeypatch):
-    advised = []
-
-    class Libc:
-        def __init__(self, *args, **kwargs):
-            self.madvise = lambda *args: advised.append(args)
-
-    monkeypatch.setattr(ctypes, "CDLL", Libc)
-    monkeypatch.setattr(memory.sys, "platform", "linux")
-    large, small = torch.empty(3 << 20), torch.empty(10)
-    memory.ask_for_huge_pages([large, small, torch.empty(0)])
-    ((start, size, advice),) = advised
-    assert advice == 14 and start % 4096 == 0 and size % 4096 == 0
-    assert start <= large.data_ptr() and start + size >= large.data_ptr() + large.nbytes
-    memory_block = torch.empty(4 << 20)
-    parts = list(memory_block.split(1 << 18))  # 1 MiB each, neighbours
-    advised.clear()
-    memory.ask_for_huge_pages(parts[::-1])
-    assert len(advised) == 1
-    advised.clear()
-    memory.ask_for_huge_pages([parts[0], parts[2]])  # apart: no room for a huge page in either
-    assert advised == []
-
-
-@needs.mark(needs.LINUX, needs.CPP)
-def test_fresh_memory_is_marked_for_huge_pages():
-    model = on_meta(nn.Linear, 4096, 8192)  # 128 MiB: the allocator maps it alone
-    fastinit.materialize(model, dict(type="Constant", val=1, layer="Linear"), backend="cpp", seed=0)
-    address, flags = model.weight.data_ptr(), None
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field = line.split()[0]
-        if "-" in field and not field.endswith(":"):
-            start, end = (int(part, 16) for part in field.split("-"))
-            inside = start <= address < end
-        elif field == "VmFlags:" and inside:
-            flags = line.split()[1:]
-    assert "hg" in flags
 
 
 def test_a_gpu_that_torch_does_not_find_is_refused_by_name(monkeypatch):

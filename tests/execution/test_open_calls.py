@@ -271,4 +271,4 @@ def test_a_report_runs_what_is_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("devices", [None, (), {torch.device("cuda", 1)}], ids=["of the root", "none", "given"])
 def test_code_draws_from_the_generators_of_the_devices_that_are_filled(devices: Any) -> None:
     with open_call(model(), seed=3, devices=devices) as call:
-        assert call.devices == ({torch.device("cpu")} if devices is None else set(devices))
+        assert call.scope.devices == ({torch.device("cpu")} if devices is None else set(devices))

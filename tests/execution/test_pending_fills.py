@@ -184,8 +184,7 @@ def test_what_a_part_has_done_the_larger_call_has_done_too() -> None:
     model = Pair()
     outer = Done(Scope(model, None), None)
     part = Done(Scope(model.a, outer.scope), outer)
-    part.add([fill("a.weight", 1, model.a.weight)])
-    part.loaded(CheckpointReport("c.pth", "init_cfg", RESULT))
+    part.add([fill("a.weight", 1, model.a.weight)], CheckpointReport("c.pth", "init_cfg", RESULT))
     assert len(outer.items) == 1 and [each.source for each in outer.checkpoints] == ["c.pth"]
 
 

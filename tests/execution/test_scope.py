@@ -51,7 +51,7 @@ def test_a_part_knows_the_parameters_under_its_own_root_by_the_larger_names() ->
 
 
 def test_a_part_knows_the_devices_of_its_own_tensors_with_buffers() -> None:
-    assert outer_and_inner()[1].devices() == {torch.device("cpu"), torch.device("meta")}
+    assert outer_and_inner()[1].devices == {torch.device("cpu"), torch.device("meta")}
 
 
 def test_the_prefix_of_a_part_is_the_larger_calls_and_not_its_own() -> None:

@@ -175,7 +175,7 @@ def test_a_wrapped_child_is_unwrapped():
             self.module = module
 
     model = tree(FASTINIT, NORMAL, ddp=Wrapper(leaf(FASTINIT, ONES)), dp=nn.DataParallel(leaf(FASTINIT, ONES)))
-    with mock.patch("fastinit.base_module.is_model_wrapper", lambda module: isinstance(module, Wrapper)):
+    with mock.patch("fastinit.execution.hosts.is_model_wrapper", lambda module: isinstance(module, Wrapper)):
         model.init_weights()
     assert (model.ddp.module.layer.weight == 1).all()
     assert not (model.dp.module.layer.weight == 1).all()

@@ -46,10 +46,11 @@ def build(variant: str) -> Path:
         sys.exit(f"{variant}: {' and '.join(missing)} not found; on Debian and Ubuntu: apt install {packages}")
     # setup.py's tables, without running it.
     assigned = {ast.unparse(node.targets[0]): node.value for node in SETUP.body if isinstance(node, ast.Assign)}
-    product_flags, x86, per_set = (ast.literal_eval(assigned[name]) for name in ("FLAGS", "X86", "PER_INSTRUCTION_SET"))
+    names = ("FLAGS", "X86", "ONCE", "PER_INSTRUCTION_SET")
+    product_flags, x86, once, per_set = (ast.literal_eval(assigned[name]) for name in names)
     is_x86 = variant != "aarch64" and platform.machine().lower() in ("x86_64", "amd64")
     flags = " ".join([*product_flags, *VARIANTS[variant]])
-    sources = {"replay": ("tests/native/replay.cpp", ""), "dispatch": ("csrc/dispatch.cpp", "")}
+    sources = {"replay": ("tests/native/replay.cpp", "")} | {name: (f"csrc/{name}.cpp", "") for name in once}
     for name, own in (x86 if is_x86 else {"baseline": []}).items():
         for source in per_set:
             sources[f"{source}.{name}"] = (f"csrc/{source}.cpp", " ".join([*own, f"-DFASTINIT_ISA={name}"]))

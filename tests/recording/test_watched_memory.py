@@ -15,7 +15,6 @@ from torch import nn
 import fastinit
 from fastinit import plans
 from fastinit.plans import Normal
-from fastinit.recording import capturing
 
 DRAW = Normal(0, 1)
 
@@ -278,15 +277,6 @@ def test_two_roots_are_the_error_of_a_strict_block_too() -> None:
         with fastinit.capture(backend="cpp", seed=0, strict=True):
             made += [nn.Linear(3, 3), nn.Linear(3, 3)]
     assert all(0 < module.weight.std() < 0.58 for module in made)
-
-
-@cpp
-def test_huge_pages_are_asked_for_where_large_tensors_are_pending(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(capturing, "ask_for_huge_pages", lambda tensors: asked.extend(each.nbytes for each in tensors))
-    with fastinit.capture(backend="cpp", seed=0):
-        model = nn.Linear(256, 128)
-    assert asked == [model.weight.nbytes]
 
 
 @cpp

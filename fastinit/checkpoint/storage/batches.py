@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...backends.fresh_memory import back
 from .files import File
 
 # With one thread, pread reaches 2.5 GB/s in pieces of 256 KiB, 4.4 in 4 MiB and 5 in 16 MiB; with two threads 9 to 9.6
@@ -39,6 +40,8 @@ _MAX_APART_BYTES = 64 << 10
 # spans: 512 MiB, uncached, took 0.28 s instead of 0.46 (medians of 8; disk of a virtual machine). Do not give a mapping
 # the same advice (MADV_SEQUENTIAL): two threads in one took 20 s.
 _FAR_BYTES = 64 << 20
+# Smaller destinations are not looked at for whether their memory is fresh: that would take as long as it saves.
+_LARGE_BYTES = 1 << 16
 # Of tensors in a staging buffer; as in torch's own allocator.
 _ALIGNMENT = 64
 # How many buffers one preadv may fill; POSIX promises 16.
@@ -163,6 +166,7 @@ def _read(job: _Job) -> torch.Tensor | None:
         first = staging.data_ptr()
     parts = [(offset, n, place if place >= 0 else first - 1 - place) for offset, n, place in job.parts]
     job.file.check()
+    back([(place, place + n) for _, n, place in parts if n >= _LARGE_BYTES], n_threads=1)
     if job.file.access == "map":
         base = job.file.mapped().data_ptr()
         for offset, n_bytes, address in parts:
