@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "constants.h"
 #include "digest.h"
 #include "formats.h"
 #include "values.h"
@@ -232,25 +233,6 @@ void fill_values64(const FillDesc& fill, int64_t begin, int64_t end) {
   const Values values(fill.params);
   fill_random<double>(fill, begin, end, [&](uint64_t index, int64_t n, double* out) {
     make_run64(key, values, index, n, out);
-  });
-}
-
-struct Bytes16 {
-  uint64_t a, b;
-};
-
-template <class T>
-void fill_constant(const FillDesc& fill, int64_t begin, int64_t end) {
-  T value;
-  std::memcpy(&value, fill.raw, sizeof value);
-  const int64_t stride = fill.stride[kMaxDims - 1];
-  for_each_row(fill, begin, end, [&](char* memory, uint64_t, int64_t count) {
-    T* out = reinterpret_cast<T*>(memory);
-    if (stride == 1) {
-      std::fill(out, out + count, value);
-    } else {
-      for (int64_t i = 0; i < count; ++i) out[i * stride] = value;
-    }
   });
 }
 

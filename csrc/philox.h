@@ -63,9 +63,8 @@ FASTINIT_FN TileWords words_at(uint64_t counter, const Keys& keys) {
 
 #else
 
-// The first and the second round where counters have the upper half in common, which then meets two products that all blocks
-// have in common: two multiplications fewer of twenty. (So do all but one in 2^32 of the blocks and the next; words_of_tile
-// takes the others.)
+// What blocks have in common whose counters share their upper half, as runs of up to 2^32 blocks do: in the second round one
+// product is theirs, so two multiplications of twenty are spared with the zero of the first round, and what goes with them.
 struct Stretch {
   RoundKeys keys;
   uint32_t second, third;
