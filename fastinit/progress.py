@@ -61,6 +61,10 @@ def is_wanted() -> bool:
     """Tells whether bars are to be shown: there is a terminal to show them on, and nobody has switched them off."""
     if _is_silent or os.environ.get(VARIABLE, "").strip().lower() in _OFF or os.environ.get("RANK", "0") != "0":
         return False
+    return _is_terminal()
+
+
+def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 

@@ -28,9 +28,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     needs.module("tqdm")
     for name in ("FASTINIT_PROGRESS", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     monkeypatch.setattr(progress, "_DELAY_S", 0)
-    monkeypatch.setattr(progress, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(progress, "_LEAST_BYTES", 1)
     monkeypatch.setattr(runner, "_PART_BYTES", 1)
 
 
@@ -51,7 +51,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bars_are_for_terminals_and_can_be_switched_off(
     is_terminal: bool, variables: dict[str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr(progress, "_is_terminal", lambda: is_terminal)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert is_wanted() is wanted
@@ -122,7 +122,7 @@ CALLS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "load",
         lambda folder: fastinit.initialize(net(), dict(type="Pretrained", checkpoint=str(folder / "net.pth"))),
     ),
-    "load_checkpoint": ("load", lambda folder: fastinit.load_checkpoint(net(), folder / "net.pth")),
+    "load_checkpoint": ("load", lambda folder: fastinit.checkpoint.load_checkpoint(net(), folder / "net.pth")),
     "digest": ("digest", lambda _: fastinit.digest(net())),
     "write": ("write", lambda folder: fastinit.write(net, folder / "out", seed=0)),
 }
@@ -148,7 +148,7 @@ def test_long_calls_show_one_bar_that_comes_to_its_end(
     monkeypatch.setattr(tqdm, "tqdm", Kept)
     what, function = CALLS[call]
     function(tmp_path)
-    assert [(bar.desc, bar.n, bar.total) for bar in bars] == [(f"{what}: ", N_BYTES, N_BYTES)]
+    assert [(bar.desc, bar.n, bar.total) for bar in bars] == [(what, N_BYTES, N_BYTES)]
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=needs.mark(needs.CPP))])

@@ -55,7 +55,7 @@ def run_both(
     (ours, before, our_error, our_state), (theirs, _, their_error, their_state) = results
     if their_error is not None or our_error is not None:
         assert our_error is not None and their_error is not None, f"ours: {our_error!r}, mmengine's: {their_error!r}"
-        assert not one_mistake or type(our_error) is type(their_error), (
+        assert not one_mistake or isinstance(our_error, type(their_error)), (
             f"ours: {our_error!r}, mmengine's: {their_error!r}"
         )
         if one_call:
