@@ -22,9 +22,11 @@ struct Bytes16 {
 };
 
 // From so many bytes on, a constant goes around the caches, which would read each line before they write it, into memory
-// that has pages. A Xeon (Emerald Rapids, 2 MiB of second-level cache), GB/s through and around the caches: 8 MiB 17 and 9,
-// 64 MiB 8 and 16, 256 MiB with two threads 13 and 29. Pages that have just been cleared are in the caches: there it is 0.66
-// of the speed. (`rep stosq` through them: 20, 9 and 15. Not taken: sanitizers do not see what it writes.)
+// that has pages. Single runs on a Xeon (Emerald Rapids, 2 MiB of second-level cache), GB/s through and around the caches: 8 MiB
+// 17 and 9, 64 MiB 8 and 16, 256 MiB with two threads 13 and 29 at best (64 MiB with two threads and small pages: 15 and 19).
+// The limit lies between the sizes measured. Pages that have just been cleared are in the caches: there it is about 0.66 of
+// the speed. On an AMD EPYC an earlier attempt gained nothing that lasted: not measured there since. (`rep stosq` through
+// the caches: 20, 9 and 15. Not taken: sanitizers do not see what it writes.)
 constexpr int64_t kAroundCaches = 32 << 20;
 
 // Whether the record is as large as that and its memory had pages before: asked of a page near the end, as threads take

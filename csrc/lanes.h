@@ -188,8 +188,8 @@ struct Lanes {
   }
 
   // The upper halves of 64-bit lanes, in the lower ones; what is then in the upper ones counts for nothing. On Intel 512-bit
-  // shifts share a port with multiplications: shuffles give 3 to 10% more normals (Emerald Rapids; one of the two of a
-  // round, or every third round, by shifts: 0 to 3% less). AVX2 loses 3 to 5% by them.
+  // shifts share a port with multiplications: shuffles gave 3 to 10% more normals in two runs on a Xeon (Emerald Rapids);
+  // some of them by shifts made no clear difference. AVX2 was seen to lose 3 to 5% by shuffles. Not measured on AMD.
   static FASTINIT_FN wide upper_half(wide a) {
 #if defined(__AVX512F__)
     return (wide)_mm512_shuffle_epi32((__m512i)a, _MM_PERM_DDBB);
