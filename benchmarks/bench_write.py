@@ -24,7 +24,7 @@ import transformers
 from bench_build import llama
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tables import RESULTS, read, write
+from tables import replace
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports it at first use)
 
 import fastinit
@@ -114,14 +114,6 @@ def row_of(label: str, way: str, n_bytes: int, seconds: float, gigabytes: float,
     }
 
 
-def keep(rows: list[dict[str, Any]]) -> None:
-    """Writes rows into the table, in the place of those of the same model and way."""
-    known = {(row["model"], row["way"]): row for row in read(RESULTS / "bench_write.csv")}
-    for row in known.values():
-        row.pop("machine")
-    write("bench_write.csv", list({**known, **{(row["model"], row["way"]): row for row in rows}}.values()))
-
-
 def _of(config: Any) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
@@ -131,10 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="write 20 GB once, and check them")
     parser.add_argument("--only", default="", metavar="TEXT", help="of the models, those with this in their names")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"files of each way (default: {ROUNDS})")
     options = parser.parse_args()
     if options.large:
         with tempfile.TemporaryDirectory(prefix="bench_write.") as folder:
-            keep([large(Path(folder))])
+            replace("bench_write.csv", [large(Path(folder))], "model", "way")
         return
     fresh.check(must_be_right)
     ways: dict[str, Callable[..., None]] = {
@@ -144,11 +137,14 @@ def main() -> None:
         "write, dcp": partial(written, format="dcp"),
     }
     rows: list[dict[str, Any]] = []
-    for label, config in ((label, config) for label, config in MODELS.items() if options.only in label):
+    models = {label: config for label, config in MODELS.items() if options.only in label}
+    if not models:
+        parser.error(f"--only {options.only!r} matches no model; there are: {'; '.join(MODELS)}")
+    for label, config in models.items():
         with torch.device("meta"):
             n_bytes = sum(each.nbytes for each in AutoModelForCausalLM.from_config(config()).parameters())
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for _ in range(ROUNDS):
+        for _ in range(options.rounds):
             for name, way in ways.items():
                 found[name].append(fresh.seconds_and_gigabytes(partial(in_folder, way, config), n_bytes))
         medians = {name: [statistics.median(each[i] for each in found[name]) for i in (0, 1)] for name in ways}
@@ -156,7 +152,7 @@ def main() -> None:
             faster = f"{medians['from_config, save_file'][0] / seconds:.1f}"
             rows.append(row_of(label, name, n_bytes, seconds, gigabytes, faster))
             print(rows[-1], flush=True)
-    keep(rows)
+    replace("bench_write.csv", rows, "model", "way")
 
 
 if __name__ == "__main__":
