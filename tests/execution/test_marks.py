@@ -83,6 +83,15 @@ def test_a_parameter_that_moved_is_found_where_it_is_now() -> None:
     assert met(marks, after) == [parameter] and met(marks, before) == [stays]
 
 
+def test_a_parameter_that_has_grown_is_found_where_it_ends_now() -> None:
+    memory = torch.zeros(4)
+    parameter = parameter_of(memory[:2])
+    marks = marked(parameter)
+    parameter.data = memory
+    marks.renew(parameter)
+    assert met(marks, memory[3:]) == [parameter]
+
+
 def test_a_parameter_that_moved_unseen_is_not_found_where_it_was() -> None:
     memory = torch.zeros(4)
     parameter = parameter_of(memory)
