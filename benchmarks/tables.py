@@ -21,17 +21,20 @@ def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
     print_table(rows)
 
 
-def replace(name: str, rows: Sequence[Mapping[str, object]], *keys: str) -> None:
+def replace(name: str, rows: Sequence[Mapping[str, object]], *keys: str, packages: Sequence[str] = ()) -> None:
     """Writes rows into a benchmark's table in the place of those with the same keys, and prints them.
 
-    The other rows of this machine stay where they are; those of another machine go, as a table has one machine.
+    The other rows of this machine stay where they are; those of another machine, or of other versions (of Python, torch
+    and ``packages``) go, as a table has one machine.
     """
-    here = machine.describe()
+    here = machine.describe(packages)
 
     def key_of(row: Mapping[str, object]) -> tuple[str, ...]:
         return tuple(str(row[key]) for key in keys)
 
-    kept = {key_of(row): row for row in read(RESULTS / name) if row["machine"] == here}
+    kept: Mapping[tuple[str, ...], Mapping[str, object]] = {
+        key_of(row): row for row in read(RESULTS / name) if row["machine"] == here
+    }
     measured = {key_of(row): {**row, "machine": here} for row in rows}
     save(RESULTS / name, list({**kept, **measured}.values()))
     print_table(rows)
