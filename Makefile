@@ -68,6 +68,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_host.py
 	$(RUN) benchmarks/bench_engine.py
 	$(RUN) benchmarks/bench_fill.py
+	$(RUN) benchmarks/bench_peers.py
 	$(RUN) benchmarks/bench_digest.py
 	$(RUN) benchmarks/bench_fresh.py
 	$(RUN) benchmarks/bench_verify.py
