@@ -23,9 +23,9 @@ import torch
 from peers import CONTENDERS, DTYPES, FILLS, Filler, NotInstalledError, by_jax, examined
 from tables import print_table, replace
 
-N_ELEMENTS = 1 << 24
+N_ELEMENTS = 1 << 23
 # Of a filler that takes longer than this, the median is that of three.
-ROUNDS, SLOW_S = 5, 0.4
+ROUNDS, SLOW_S = 5, 0.2
 OURS = "fastinit, cpp"
 Row: TypeAlias = dict[str, object]
 REFUSED, HAS_NOT, NOT_INSTALLED = "refused", "-", "not installed"
