@@ -74,6 +74,8 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_verify.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
+	$(RUN) benchmarks/profile_build.py
+	$(RUN) benchmarks/bench_growth.py
 	$(RUN) benchmarks/bench_load.py
 	$(RUN) benchmarks/bench_write.py
 	$(RUN) benchmarks/bench_shards.py

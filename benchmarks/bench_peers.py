@@ -2,9 +2,10 @@
 
 Whatever a contender makes is checked first (peers.py: values, range, determinism); a wrong result is not timed, and its
 cell says "refused". Then all are timed in turns: in a process that may use one core, in one that may use all, and there
-in new memory, too, which each call allocates and which costs page faults. The cells are the medians, in billions of
-elements a second; "-" is what a contender does not have. ``--only TEXT`` measures the fills with this in "normal,
-float32" and the like, and keeps the rows of the others. Writes ``results/bench_peers.csv``. Run with ``make bench``.
+in new memory, too, which each call allocates and which costs page faults (before each, some memory is freed: all find
+the same state). The cells are the medians, in billions of elements a second; "-" is what a contender does not have.
+``--only TEXT`` measures the fills with this in "normal, float32" and the like, and keeps the rows of the others. Writes
+``results/bench_peers.csv``. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
+import fresh
 import torch
 from peers import CONTENDERS, DTYPES, FILLS, Filler, NotInstalledError, by_jax, examined
 from tables import print_table, replace
@@ -77,6 +79,8 @@ def serve(end: Connection, n_threads: int, n_elements: int) -> None:
             end.send(prepare(fillers, fill, dtype, n_elements))
         else:
             _, contender, is_new, seed = request
+            if is_new:  # or the first one would fetch from the host what the others then find
+                fresh.touch_and_free(10 * n_elements + (1 << 26))
             make = fillers[contender].anew if is_new else fillers[contender].again
             began = time.perf_counter()
             kept = make(seed)
