@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import fastinit
 import needs
 import pytest
+
+import fastinit
 
 pytestmark = needs.mark(needs.CPP, needs.LINUX)
 profile_build = needs.module("profile_build")  # it imports transformers
