@@ -45,3 +45,8 @@ def test_every_public_name_is_on_one_page() -> None:
 )
 def test_a_link_of_the_checkout_leads_to_the_same_page_of_the_site(here: str, link: str, expected: str) -> None:
     assert site_hooks.site_link(here, link) == expected
+
+
+def test_a_link_that_shows_a_file_name_shows_a_title_in_the_site() -> None:
+    assert site_hooks.title("start/library.md", "../plans.md") == "Plans"
+    assert site_hooks.title("CONTRIBUTING.md", "docs/gpu.md") == "On GPUs"
