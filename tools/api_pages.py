@@ -1,7 +1,8 @@
 """Writes docs/api: a page for each kind of public names, with the first sentences of their docstrings.
 
 The rest is filled in when the site is built (mkdocstrings, ``make docs``). Run ``python tools/api_pages.py`` after a
-new public name or a new first sentence; a test fails until you do. A new name needs its place in ``pages``.
+new public name or a new first sentence; a test fails until you do. A new name needs its place in ``pages``. What stands
+between the two marks of a page is written by hand, and stays.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import public_surface
 
+_BEGIN, _END = "<!-- by hand -->", "<!-- end -->"
 FOLDER = Path(__file__).parent.parent / "docs" / "api"
 
 
@@ -123,7 +125,7 @@ def pages() -> dict[str, ApiPage]:
 
 def generated() -> dict[str, str]:
     """Returns the text of each page that is written here; docs/api/rules.md is written by hand."""
-    texts = {name: _text(page) for name, page in pages().items()}
+    texts = {name: _text(page, _by_hand(FOLDER / name)) for name, page in pages().items()}
     lines = [
         "# Reference",
         "",
@@ -143,9 +145,16 @@ def generated() -> dict[str, str]:
     return {"index.md": "\n".join(lines) + "\n", **texts}
 
 
-def _text(page: ApiPage) -> str:
+def _by_hand(path: Path) -> str:
+    """Returns what stands between the marks of a page, nothing of a new one."""
+    text = path.read_text() if path.exists() else ""
+    return text.partition(f"{_BEGIN}\n")[2].partition(_END)[0]
+
+
+def _text(page: ApiPage, by_hand: str) -> str:
     lines = [f"# {page.title}", "", page.text, "", "| name | |", "|---|---|"]
     lines += [f"| `{name}` | {summary(name)} |" for name in page.names]
+    lines += ["", f"{_BEGIN}\n{by_hand}{_END}"]
     lines += ["", "The site has the docstrings below (`make docs`); in Python, `help` shows them."]
     for name in page.names:
         lines += ["", f"::: {name}"]

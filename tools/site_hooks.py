@@ -55,7 +55,8 @@ def site_link(here: str, link: str) -> str:
 
 def title(here: str, link: str) -> str:
     """Returns the title of the page that a link of another one leads to, as far as a colon: "Plans" for "plans.md"."""
-    return re.findall(r"^# (.+)$", (ROOT / _target(here, link)).read_text(), re.MULTILINE)[0].partition(":")[0]
+    first = (ROOT / _target(here, link)).read_text().partition("\n")[0]
+    return first.removeprefix("# ").partition(":")[0]
 
 
 def _target(here: str, link: str) -> str:
