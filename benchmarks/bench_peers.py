@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import fresh
 import torch
-from peers import CONTENDERS, DTYPES, FILLS, Filler, NotInstalledError, by_jax, examined
+from peers import CONTENDERS, DTYPES, FILLS, Filler, NotInstalledError, by_jax, checksum_of, examined
 from tables import print_table, replace
 
 N_ELEMENTS = 1 << 23
@@ -30,6 +30,8 @@ N_ELEMENTS = 1 << 23
 ROUNDS, SLOW_S = 5, 0.2
 OURS = "fastinit, cpp"
 Row: TypeAlias = dict[str, object]
+# By contender: what is wrong, or an empty text; and a checksum of its values.
+Answers: TypeAlias = dict[str, tuple[str, int]]
 REFUSED, HAS_NOT, NOT_INSTALLED = "refused", "-", "not installed"
 
 
@@ -43,9 +45,9 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def prepared(self, fill: str, dtype: str) -> dict[str, tuple[str, int]]:
+    def prepared(self, fill: str, dtype: str, is_checked: bool) -> Answers:
         """Makes ready what all contenders have for a fill; returns why not, if not, and the checksum of the values."""
-        found: dict[str, tuple[str, int]] = self._asked(("prepare", fill, dtype))
+        found: Answers = self._asked(("prepare", fill, dtype, is_checked))
         return found
 
     def seconds(self, contender: str, is_new: bool, seed: int) -> float:
@@ -75,8 +77,8 @@ def serve(end: Connection, n_threads: int, n_elements: int) -> None:
     while (request := end.recv()) is not None:
         if request[0] == "prepare":
             fillers.clear()  # and their memory
-            _, fill, dtype = request
-            end.send(prepare(fillers, fill, dtype, n_elements))
+            _, fill, dtype, is_checked = request
+            end.send(prepare(fillers, fill, dtype, n_elements, is_checked))
         else:
             _, contender, is_new, seed = request
             if is_new:  # or the first one would fetch from the host what the others then find
@@ -88,9 +90,12 @@ def serve(end: Connection, n_threads: int, n_elements: int) -> None:
             del kept
 
 
-def prepare(fillers: dict[str, Filler], fill: str, dtype: str, n_elements: int) -> dict[str, tuple[str, int]]:
-    """Checks all contenders' results, keeps the fillers of those that pass, and says why not of the others."""
-    answers: dict[str, tuple[str, int]] = {}
+def prepare(fillers: dict[str, Filler], fill: str, dtype: str, n_elements: int, is_checked: bool) -> Answers:
+    """Keeps the fillers of the contenders whose results pass the check, and says why not of the others.
+
+    Where another process checks, values are only summed up, to be compared.
+    """
+    answers: Answers = {}
     for name, contender in CONTENDERS.items():
         try:
             filler = contender(FILLS[fill], DTYPES[dtype], n_elements)
@@ -100,7 +105,10 @@ def prepare(fillers: dict[str, Filler], fill: str, dtype: str, n_elements: int) 
         if filler is None:
             answers[name] = HAS_NOT, 0
             continue
-        answers[name] = examined(filler, FILLS[fill], DTYPES[dtype])
+        if is_checked:
+            answers[name] = examined(filler, FILLS[fill], DTYPES[dtype])
+        else:
+            answers[name] = "", checksum_of(filler.tensor_of(filler.again(1)))
         if not answers[name][0]:
             fillers[name] = filler
     return answers
@@ -108,7 +116,7 @@ def prepare(fillers: dict[str, Filler], fill: str, dtype: str, n_elements: int) 
 
 def rows_of(fill: str, dtype: str, one: Worker, all_cores: Worker, n_threads: int, options: Options) -> list[Row]:
     """Checks and times one fill, and returns its rows: on one core, on all, and there in new memory."""
-    why_not = must_agree(f"{fill}, {dtype}", one.prepared(fill, dtype), all_cores.prepared(fill, dtype))
+    why_not = must_agree(f"{fill}, {dtype}", one.prepared(fill, dtype, False), all_cores.prepared(fill, dtype, True))
     ways = {"1 thread": (one, False), f"{n_threads} threads": (all_cores, False)}
     ways[f"{n_threads} threads, new memory"] = all_cores, True
     contenders = [name for name, reason in why_not.items() if not reason]
@@ -142,7 +150,7 @@ def cell_of(reason: str) -> str:
     return reason if reason in (HAS_NOT, NOT_INSTALLED) else REFUSED
 
 
-def must_agree(fill: str, one: dict[str, tuple[str, int]], all_cores: dict[str, tuple[str, int]]) -> dict[str, str]:
+def must_agree(fill: str, one: Answers, all_cores: Answers) -> dict[str, str]:
     """Returns why each contender is not timed, an empty text if it is, and says so.
 
     Raises:

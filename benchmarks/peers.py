@@ -212,7 +212,7 @@ def examined(filler: Filler, distribution: Distribution, dtype: torch.dtype) -> 
     address, other = second.data_ptr(), second.clone()
     del second
     new, again = filler.tensor_of(filler.anew(1)), filler.tensor_of(filler.again(1))
-    checksum = zlib.crc32(again.view(torch.uint8).numpy().data)
+    checksum = checksum_of(again)
     if again.data_ptr() != address or new.data_ptr() == address:
         return "memory is not what it should be: filled again, or new", checksum
     if again.dtype != dtype or not torch.equal(first, again) or not torch.equal(first, new):
@@ -223,6 +223,11 @@ def examined(filler: Filler, distribution: Distribution, dtype: torch.dtype) -> 
     if torch.equal(first, other):
         return "two seeds give the same values", checksum
     return _departure(first, distribution), checksum
+
+
+def checksum_of(tensor: torch.Tensor) -> int:
+    """Returns a checksum of a tensor's bytes."""
+    return zlib.crc32(tensor.view(torch.uint8).numpy().data)
 
 
 def _departure(values: torch.Tensor, distribution: Distribution) -> str:

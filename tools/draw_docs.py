@@ -1,4 +1,4 @@
-"""Draws the pictures of the docs anew: ``python tools/draw_docs.py``; the same numbers give the same files.
+"""Draws the pictures of README and docs anew: ``python tools/draw_docs.py``; the same numbers give the same files.
 
 ``docs/coordinate_check.svg`` trains models and takes minutes: ``--all`` draws it too (tools/coordinate_check.py).
 """
@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import fastinit
+from fastinit import drawing
 from fastinit.demo import GPT
-from fastinit.drawing import INK, LINES, canvas
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -50,6 +50,27 @@ def signals(path: Path) -> None:
     fastinit.signals(model, batch).plot(path)
 
 
+def build(path: Path) -> None:
+    """Draws how long models of transformers take to be made, from the benchmark's table."""
+    with (ROOT / "benchmarks" / "results" / "bench_build.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    with drawing.canvas("draw_docs", 7.5, 1.9, path) as figure:
+        every = figure.subplots(1, len(models), sharey=True)
+        for axes, model in zip(every, models):
+            ways = [row for row in rows if row["model"] == model]
+            colors = [drawing.LINES[1] if row["way"] == "build, cpp" else drawing.INK for row in ways]
+            bars = axes.barh([row["way"] for row in ways], [float(row["seconds"]) for row in ways], color=colors)
+            axes.bar_label(bars, [f"{row['seconds']} s" for row in ways], padding=3, fontsize=7, color=drawing.INK)
+            axes.set_title(model, fontsize=8)
+            axes.grid(visible=False)
+            axes.margins(x=0.3)
+            axes.tick_params(length=0, labelbottom=False)
+            axes.spines[:].set_visible(False)
+        every[0].invert_yaxis()
+        figure.supxlabel(rows[0]["machine"], x=0.995, ha="right", fontsize=7)
+
+
 def peers(path: Path) -> None:
     """Draws who fills how many numbers a second, of results/bench_peers.csv: all cores, new memory."""
     with (ROOT / "benchmarks/results/bench_peers.csv").open(newline="") as file:
@@ -57,7 +78,7 @@ def peers(path: Path) -> None:
     fills, dtypes = ["normal", "uniform", "truncated normal"], ["float32", "bfloat16"]
     names = list(rows[0])[3:-2]  # between what is filled and the ratio
     (threads,) = {row["with"].split(",")[0] for row in rows}
-    with canvas("draw_docs.py", 8.2, 3.6, path) as figure:
+    with drawing.canvas("draw_docs", 8.2, 3.6, path) as figure:
         figure.suptitle(
             f"Random numbers into new memory, billions a second, on {threads}", x=0.01, ha="left", fontsize=10
         )
@@ -65,7 +86,7 @@ def peers(path: Path) -> None:
         for axes, (dtype, fill) in zip(grid.flat, ((dtype, fill) for dtype in dtypes for fill in fills)):
             (row,) = (row for row in rows if (row["fill"], row["dtype"]) == (fill, dtype))
             rates = [_rate(row[name]) for name in names]
-            colors = [LINES[0] if name.startswith("fastinit") else INK for name in names]
+            colors = [drawing.LINES[1] if name.startswith("fastinit") else drawing.INK for name in names]
             axes.barh(names, [rate or 0 for rate in rates], color=colors, height=0.72)
             for at, (name, rate) in enumerate(zip(names, rates)):
                 is_ours = name.startswith("fastinit")
@@ -87,7 +108,12 @@ def _rate(cell: str) -> float | None:
         return None
 
 
-PICTURES: dict[str, Callable[[Path], None]] = {"values.svg": values, "signals.svg": signals, "peers.svg": peers}
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "values.svg": values,
+    "signals.svg": signals,
+    "build.svg": build,
+    "peers.svg": peers,
+}
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def test_nothing_is_timed_where_fastinit_is_wrong() -> None:
 def test_without_jax_its_cells_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     fillers: dict[str, Any] = {}
-    found = bench_peers.prepare(fillers, "normal", "float32", 1000)
+    found = bench_peers.prepare(fillers, "normal", "float32", 1000, is_checked=True)
     assert [bench_peers.cell_of(found[name][0]) for name in ("JAX, threefry", "JAX, rbg")] == ["not installed"] * 2
     assert "numpy, SFC64" in fillers
 
