@@ -43,7 +43,7 @@ def filler_of(make: Callable[[int], torch.Tensor]) -> peers.Filler:
 
 WRONG: dict[str, Callable[[int], torch.Tensor]] = {
     "a mean": lambda seed: drawn(seed) + 0.0003,
-    "are below 1": lambda seed: drawn(seed) * 1.02,
+    "are below -2": lambda seed: drawn(seed) * 1.02,
     "are below -3": lambda seed: drawn(seed).clamp(-0.058, 0.058),
     "not finite": lambda seed: torch.where(torch.arange(N) == 7, torch.inf, drawn(seed)),
     "two seeds": lambda seed: drawn(0),
