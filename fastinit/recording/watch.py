@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._dynamo.eval_frame import set_eval_frame
+from torch._C import _dynamo
 from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +39,9 @@ from .init_functions import FUNCTIONS, InitFunctions, code_for, run_init_functio
 from .libraries import asks_to_leave_out, asks_to_skip, model_class, with_what_it_leaves_out
 from .operators import NOT_HANDLED, Operators
 from .raw import EXPOSE, MAKE_FROM_DATA, READ, tensors_read, values_from_data, writes
+
+# Not imported from its module: before torch 2.6 that is none yet when only `import torch` has run.
+_set_eval_frame = _dynamo.eval_frame.set_eval_frame
 
 _local = threading.local()
 
@@ -162,11 +165,11 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        compiling = set_eval_frame(None)
+        compiling = _set_eval_frame(None)
         try:
             return self._run(func, types, args, kwargs or {})
         finally:
-            set_eval_frame(compiling)
+            _set_eval_frame(compiling)
 
     def _run(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         watch = self.watch
