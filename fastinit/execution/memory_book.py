@@ -84,7 +84,8 @@ class MemoryBook:
         """Threads that are recorded together take turns."""
         self.protected: set[int] = set()
         """Storages that other code may read, and whose memory it is not to change."""
-        self._paused_by: int | None = None
+        self.paused_by: int | None = None
+        """The thread that does fastinit's own work, if one does."""
         self._on_write: Callable[[Place], None] | None = None
         """Told of every write, while a ledger attributes them."""
 
@@ -99,7 +100,7 @@ class MemoryBook:
     @property
     def is_paused(self) -> bool:
         """Whether what this thread does is fastinit's own work."""
-        return self._paused_by is not None and self._paused_by == threading.get_ident()
+        return self.paused_by is not None and self.paused_by == threading.get_ident()
 
     @contextmanager
     def sensing(self, ledger: Ledger) -> Iterator[None]:
@@ -147,18 +148,21 @@ class MemoryBook:
     ) -> PendingFill:
         """Notes a fill; what it covers is forgotten."""
         order = self._next_order()
-        storage = self._storage(place)
-        if storage:
+        storage = self._storages.get(place.storage_id)
+        if storage is None:  # as nearly always
+            storage = self._storages[place.storage_id] = _Storage(place.ref)
+        elif storage:
             self.forget(place)
         fill = PendingFill(place, info, order, values, scope, rule, asked_by, named, state)
-        storage.note(fill)
+        storage.add(place.start, place.end, fill)
         if state is State.PENDING:
             if storage.requested is not None:
                 storage.requested[fill] = None
             self._with_requests[place.storage_id] = storage
         if asked_by is not None:
             self._asked_by.setdefault(asked_by, []).append(fill)
-        self.touch(place)
+        if self._on_write is not None:
+            self._on_write(place)
         return fill
 
     def wrote(self, place: Place, info: str, is_random: bool) -> None:
@@ -325,15 +329,15 @@ class _Pause:
 
     def __enter__(self) -> None:
         self._book.lock.acquire()
-        self._before = self._book._paused_by
-        self._book._paused_by = threading.get_ident()
+        self._before = self._book.paused_by
+        self._book.paused_by = threading.get_ident()
         if self._functions is not None:
             self._functions.__enter__()
 
     def __exit__(self, *error: object) -> None:
         if self._functions is not None:
             self._functions.__exit__(*error)
-        self._book._paused_by = self._before
+        self._book.paused_by = self._before
         self._book.lock.release()
 
 
