@@ -55,7 +55,7 @@ class _Storage(Spans[Write]):
     def pending(self) -> list[PendingFill]:
         """Returns the pending fills, in order."""
         among: Iterable[Write] = self if self.requested is None else self.requested
-        found = [write for write in among if isinstance(write, PendingFill) and write.is_pending]
+        found = [write for write in among if isinstance(write, PendingFill) and write.state is State.PENDING]
         if not self.are_few:
             self.requested = dict.fromkeys(found)
         return found
@@ -102,6 +102,11 @@ class MemoryBook:
         """Whether what this thread does is fastinit's own work."""
         return self.paused_by is not None and self.paused_by == threading.get_ident()
 
+    @property
+    def is_sensing(self) -> bool:
+        """Whether a ledger is told of writes."""
+        return self._on_write is not None
+
     @contextmanager
     def sensing(self, ledger: Ledger) -> Iterator[None]:
         """Tells a ledger of every write in the block."""
@@ -125,6 +130,11 @@ class MemoryBook:
         here, memory = found
         known = self._storages.get(memory._cdata)
         return Place(here, known.ref if known is not None else StorageWeakRef(memory))  # type: ignore[no-untyped-call]
+
+    def is_unknown(self, tensor: torch.Tensor) -> bool:
+        """Tells whether a tensor has plain memory of which nothing is known, and which other code may change."""
+        found = storage_of(tensor)
+        return found is not None and found[1]._cdata not in self._storages and found[1]._cdata not in self.protected
 
     def _storage(self, place: Place) -> _Storage:
         storage = self._storages.get(place.storage_id)
@@ -241,6 +251,10 @@ class MemoryBook:
         """Returns the writes that still show in a place, in order."""
         storage = self._storages.get(place.storage_id)
         return [] if storage is None else storage.at(place)
+
+    def is_only_write(self, write: Write) -> bool:
+        """Tells whether a write is all that shows in its storage."""
+        return self._storages[write.place.storage_id].is_only(write)
 
     def fills_in(self, place: Place, after: int = 0) -> list[PendingFill]:
         """Returns the fills that still show in the storage of a place, in order: those behind one of that order."""

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -73,7 +73,7 @@ _ASKED: dict[str, Callable[..., Asked]] = {
 }
 
 
-def is_torchs(function: Any) -> bool:
+def is_torchs(function: Any) -> TypeGuard[FunctionType]:
     """Tells whether a function is torch's own and not one that another library has put in its place."""
     return isinstance(function, FunctionType) and function.__globals__ is vars(torch.nn.init)
 

@@ -41,8 +41,10 @@ _set_gradients: Callable[[bool], object] = torch._C._set_grad_enabled
 _OF_TENSORS = re.compile(r"CPU|CUDA|Meta|ADInplaceOrView|(Autograd|Autocast)(CPU|CUDA|Meta)")
 # And what it may add in a thread that has modes.
 _OF_THREADS = re.compile(r"BackendSelect|Python|ADInplaceOrView|PythonTLSSnapshot")
-_ordinary_tensors: dict[int, bool] = {}
-_ordinary_threads: dict[int, bool] = {}
+_ordinary_tensors: dict[object, bool] = {}
+_ordinary_threads: dict[object, bool] = {}
+# A number; torch before 2.8 has the text only.
+_identity_of: Callable[[Any], object] = getattr(torch._C.DispatchKeySet, "raw_repr", str)
 
 
 def _are_ordinary(keys: Any, allowed: re.Pattern[str]) -> bool:
@@ -53,18 +55,18 @@ def _are_ordinary(keys: Any, allowed: re.Pattern[str]) -> bool:
 def _is_ordinary(tensor: torch.Tensor) -> bool:
     """Tells whether torch runs an operator on a tensor as it is."""
     keys = _keys_of(tensor)
-    found = _ordinary_tensors.get(raw := keys.raw_repr())
+    found = _ordinary_tensors.get(known := _identity_of(keys))
     if found is None:
-        found = _ordinary_tensors[raw] = _are_ordinary(keys, _OF_TENSORS)
+        found = _ordinary_tensors[known] = _are_ordinary(keys, _OF_TENSORS)
     return found
 
 
 def is_ordinary_here() -> bool:
     """Tells whether torch does so in this thread at this moment, but for modes: no transform or inference mode."""
     keys = _keys_here()
-    found = _ordinary_threads.get(raw := keys.raw_repr())
+    found = _ordinary_threads.get(known := _identity_of(keys))
     if found is None:
-        found = _ordinary_threads[raw] = _are_ordinary(keys, _OF_THREADS)
+        found = _ordinary_threads[known] = _are_ordinary(keys, _OF_THREADS)
     return found and forward_ad._current_level < 0
 
 
@@ -95,6 +97,9 @@ def _note(
         with_gradients, before = _with_gradients(), book.paused_by
         try:
             _set_gradients(False)
+            if operators.leaves_no_note(tensor):
+                _write(operators, tensor, numbers, write)
+                return True
             book.paused_by = get_ident()  # what is run meanwhile is our own work
             version = tensor._version
             now = partial(_write, operators, tensor, numbers, write)

@@ -86,6 +86,11 @@ def _is_wrapper(kind: type) -> bool:
     return dispatch is not None and dispatch not in (torch.Tensor.__torch_dispatch__, nn.Parameter.__torch_dispatch__)
 
 
+_n_dispatchers: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_WITHOUT_DISPATCH = torch._C._DisableTorchDispatch
+_EMPTY = torch.empty
+
+
 class Functions(TorchFunctionMode):
     """Sees the ways to a tensor's memory that are no operators."""
 
@@ -96,6 +101,11 @@ class Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is _EMPTY and _n_dispatchers() == 1:
+            with (
+                _WITHOUT_DISPATCH()
+            ):  # to no fill it means anything, and half of a constructor's operators are this one
+                return func(*args, **kwargs) if kwargs else func(*args)
         instead = _INSTEAD.get(func)
         if instead is not None and not self.watch.is_idle:
             result = instead(self.watch, func, args, kwargs or {})
@@ -107,7 +117,6 @@ class Functions(TorchFunctionMode):
 # --- what is done instead of a function ------------------------------------------------------------------------------
 
 _n_functions: Callable[[], int] = torch._C._len_torch_function_stack
-_n_dispatchers: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _function_mode: Callable[[int], Any] = torch._C._get_function_stack_at
 _dispatch_mode: Callable[[int], Any] = torch._C._get_dispatch_stack_at
 # The other one is torch.device's, which means nothing to operators on tensors that are there.
@@ -156,16 +165,6 @@ def _device(watch: Watching, func: Any, args: Sequence[Any], kwargs: Mapping[str
     return _SOME_DEVICE if args[0].is_meta and asks_to_leave_out(asking()) else NOT_HANDLED
 
 
-_WITHOUT_DISPATCH = torch._C._DisableTorchDispatch
-
-
-def _empty(watch: Watching, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    if _n_dispatchers() != 1:
-        return NOT_HANDLED
-    with _WITHOUT_DISPATCH():  # it means nothing to any fill, and half of a constructor's operators are this one
-        return func(*args, **kwargs)
-
-
 def _note(watch: Watching, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     operators = straight_to()
     return args[0] if operators is not None and METHODS[func](operators, *args, **kwargs) else NOT_HANDLED
@@ -179,5 +178,4 @@ _INSTEAD: dict[Any, Instead] = {
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.Tensor.is_meta.__get__: _is_meta,  # type: ignore[attr-defined]
     torch.Tensor.device.__get__: _device,  # type: ignore[attr-defined]
-    torch.empty: _empty,
 }

@@ -113,7 +113,8 @@ class Watch:
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""
         self.book.generation += 1
-        if id(module) not in self._modules or self._modules[id(module)]() is not module:
+        known = self._modules.get(id(module))
+        if known is None or known() is not module:
             self._modules[id(module)] = weakref.ref(module)
 
     def run_in_thread(self, run: Callable[[], object]) -> None:
@@ -201,9 +202,10 @@ def _install() -> None:
     for name, function in FUNCTIONS.items():
         _replace(function, "__code__", partial(code_for, name))
     for name, note in INIT_FUNCTIONS.items():
-        if is_torchs(function := getattr(torch.nn.init, name, None)):
-            original = with_code(function, function.__code__)
-            _replace(function, "__code__", partial(code_calling, partial(call, note, straight_to, original)))
+        torchs = getattr(torch.nn.init, name, None)
+        if is_torchs(torchs):
+            original = with_code(torchs, torchs.__code__)
+            _replace(torchs, "__code__", partial(code_calling, partial(call, note, straight_to, original)))
     _replace(threading.Thread, "start", _start)
     _replace(torch, "compile", keeping_out)
     for name, make in generator_functions(_recording_operators).items():
