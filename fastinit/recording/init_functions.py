@@ -154,7 +154,8 @@ def code_calling(function: Callable[..., Any], original: CodeType) -> CodeType:
     template = _CALLING[original.co_argcount].__code__
     constants = tuple(function if each == "FUNCTION" else each for each in template.co_consts)
     names = (*original.co_varnames[: original.co_argcount], "function")
-    return template.replace(co_name=original.co_name, co_consts=constants, co_varnames=names)
+    source = dict(co_filename=original.co_filename, co_firstlineno=original.co_firstlineno)  # torch.jit looks it up
+    return template.replace(co_name=original.co_name, co_consts=constants, co_varnames=names, **source)  # type: ignore[arg-type]
 
 
 class InitFunctions:

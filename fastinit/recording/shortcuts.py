@@ -17,6 +17,7 @@ from threading import get_ident
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.autograd import forward_ad
 from torch.nn import init
 
@@ -202,8 +203,13 @@ def call(note: Note, straight_to: Callable[[], Operators | None], original: Call
         original: the function, as torch has it.
         args: its arguments.
     """
-    operators = straight_to()
-    return args[0] if operators is not None and note(operators, *args) else original(*args)
+    compiling = set_eval_frame(None)
+    try:
+        operators = straight_to()
+        is_noted = operators is not None and note(operators, *args)
+    finally:
+        set_eval_frame(compiling)
+    return args[0] if is_noted else original(*args)
 
 
 # --- methods of tensors ----------------------------------------------------------------------------------------------

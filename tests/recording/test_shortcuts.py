@@ -13,12 +13,13 @@ import needs
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
-from fastinit.backends import torch_backend
+from fastinit.backends import limits, torch_backend
 from fastinit.execution.memory_book import MemoryBook
 from fastinit.recording import torch_modes, watch
 from fastinit.recording.operators import Operators
@@ -91,13 +92,13 @@ def test_a_fill_is_noted_as_by_the_long_way(name: str, backend: str, monkeypatch
 
 
 @backends
-def test_numbers_that_no_block_has_met_are_noted(backend: str) -> None:
+def test_numbers_that_no_block_has_met_are_noted_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = count_notes(monkeypatch)
+    limits._why_not_numbers.cache_clear()
     torch_backend.why_not_values.cache_clear()  # it tries them on a tensor of its own, which is no fill of the block's
-    assert fastinit.build(nn.Linear, 3, 3, backend=backend, seed=0).weight.abs().max() > 0
     with fastinit.capture(backend=backend, seed=0):
-        layer = nn.Linear(2, 2)
-        fastinit.constant_init(layer, 0.1234)
-    assert layer.weight.unique().tolist() == [pytest.approx(0.1234)]
+        weight = init.constant_(torch.empty(2), 0.1234)
+    assert weight.tolist() == [pytest.approx(0.1234)] * 2 and len(notes) == 1
 
 
 # --- what takes the long way -----------------------------------------------------------------------------------------
@@ -194,6 +195,19 @@ def test_a_device_context_leaves_the_way_short(monkeypatch: pytest.MonkeyPatch) 
 
 
 @backends
+def test_versions_in_inference_mode_are_as_elsewhere(backend: str) -> None:
+    def version() -> int:
+        weight = torch.empty(2)
+        with torch.inference_mode():
+            init.ones_(weight)
+        return weight._version
+
+    with fastinit.capture(backend=backend, seed=0):
+        recorded_version = version()
+    assert recorded_version == version()
+
+
+@backends
 def test_transforms_of_torch_func_run_as_elsewhere(backend: str) -> None:
     def filled(x: torch.Tensor) -> torch.Tensor:
         return init.ones_(torch.empty_like(x)) * x
@@ -205,6 +219,22 @@ def test_transforms_of_torch_func_run_as_elsewhere(backend: str) -> None:
         _, tangent = torch.func.jvp(lambda x: x.clone().fill_(1.0), (x,), (x,))
     assert all(torch.equal(each, x) for each in found)
     assert slope.unique().tolist() == [1] and tangent.unique().tolist() == [0]
+
+
+def test_a_fill_is_traced_by_torch_jit() -> None:
+    x = torch.arange(3.0)
+    with fastinit.capture(backend="torch", seed=0):
+        traced = torch.jit.trace(lambda x: init.ones_(torch.empty_like(x)) + x, x)
+    assert "fill_" in str(traced.graph) and traced(x).tolist() == [1, 2, 3]
+
+
+@backends
+def test_a_fill_has_no_tangent(backend: str) -> None:
+    with fastinit.capture(backend=backend, seed=0), forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.zeros(2), torch.ones(2))
+        init.ones_(dual)
+        primal, tangent = forward_ad.unpack_dual(dual)
+        assert primal.tolist() == [1, 1] and (tangent is None or tangent.tolist() == [0, 0])
 
 
 @backends
@@ -288,6 +318,7 @@ def test_functions_look_the_same_in_a_block_and_are_torchs_behind_it() -> None:
     before = [(inspect.signature(each), each.__code__) for each in functions]
     with fastinit.capture():
         assert [inspect.signature(each) for each in functions] == [signature for signature, _ in before]
+        assert all(inspect.getsource(each).startswith(f"def {each.__name__}(") for each in functions)
     assert [each.__code__ for each in functions] == [code for _, code in before]
 
 
@@ -318,15 +349,19 @@ def test_build_notes_nothing_of_what_torch_fills_at_once(monkeypatch: pytest.Mon
     assert len(notes) == 2 and set(recipe.report.provenance) == set(dict(model.named_parameters()))
 
 
-def test_build_in_a_block_is_in_its_report() -> None:
+@pytest.mark.parametrize("seed", [None, 1])
+def test_build_in_a_block_is_in_its_report(seed: int | None) -> None:
     with fastinit.capture(backend="torch", seed=4) as recipe:
-        model = fastinit.build(nn.Linear, 3, 3)
+        model = fastinit.build(nn.Linear, 3, 3, seed=seed)
         recipe.bind(model)
     assert set(recipe.report.provenance) == {"weight", "bias"}
+    assert all("uniform_" in info for info in recipe.report.provenance.values())
 
 
 @needs.mark(needs.CPP)
-def test_fills_that_wait_in_a_build_are_overwritten_by_torchs() -> None:
+def test_what_is_known_of_memory_in_a_build_is_kept_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = count_notes(monkeypatch)
+
     def make() -> nn.Module:
         layer = nn.Linear(3, 3)
         with fastinit.capture(layer, backend="cpp", seed=1):
@@ -338,9 +373,12 @@ def test_fills_that_wait_in_a_build_are_overwritten_by_torchs() -> None:
 
     layer, kept = fastinit.build(make, backend="torch", seed=0)
     assert layer.weight.unique().tolist() == [0] and kept.weight.unique().tolist() == [2]
+    assert [note.partition(" ")[0] for note in notes][:2] == ["`fill_`", "`zero_`"]
 
 
-def test_a_number_of_one_element_is_known_in_a_build() -> None:
+def test_one_element_is_noted_in_a_build_as_it_may_stand_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = count_notes(monkeypatch)
+
     def make() -> nn.Module:
         model = nn.Linear(2, 2)
         scale = torch.empty(()).fill_(3.0)
@@ -348,3 +386,4 @@ def test_a_number_of_one_element_is_known_in_a_build() -> None:
         return model
 
     assert fastinit.build(make, backend="torch", seed=0).weight.unique().tolist() == [3]
+    assert [note.partition(" ")[0] for note in notes] == ["`fill_`"]
