@@ -221,9 +221,10 @@ def test_transforms_of_torch_func_run_as_elsewhere(backend: str) -> None:
     assert slope.unique().tolist() == [1] and tangent.unique().tolist() == [0]
 
 
-def test_a_fill_is_traced_by_torch_jit() -> None:
+@backends
+def test_a_fill_is_traced_by_torch_jit(backend: str) -> None:
     x = torch.arange(3.0)
-    with fastinit.capture(backend="torch", seed=0):
+    with fastinit.capture(backend=backend, seed=0):
         traced = torch.jit.trace(lambda x: init.ones_(torch.empty_like(x)) + x, x)
     assert "fill_" in str(traced.graph) and traced(x).tolist() == [1, 2, 3]
 
