@@ -31,9 +31,10 @@ def replace(name: str, rows: Sequence[Mapping[str, object]], *keys: str) -> None
     def key_of(row: Mapping[str, object]) -> tuple[str, ...]:
         return tuple(str(row[key]) for key in keys)
 
-    kept = {key_of(row): row for row in read(RESULTS / name) if row["machine"] == here}
-    measured = {key_of(row): {**row, "machine": here} for row in rows}
-    save(RESULTS / name, list({**kept, **measured}.values()))
+    table: dict[tuple[str, ...], Mapping[str, object]]
+    table = {key_of(row): row for row in read(RESULTS / name) if row["machine"] == here}
+    table.update({key_of(row): {**row, "machine": here} for row in rows})
+    save(RESULTS / name, list(table.values()))
     print_table(rows)
 
 

@@ -48,6 +48,15 @@ def test_ctrl_c_stops_a_fill_and_nothing_is_written_afterwards(large: nn.Module)
     assert int((weight.view(-1, 1 << 16)[:, 0] != 0).sum()) == n_written  # type: ignore[operator]
 
 
+def test_ctrl_c_stops_verify(large: nn.Module) -> None:
+    plan = fastinit.plan(large, dict(type="Uniform", a=1, b=2, param="w"), backend="cpp", seed=0)
+    fastinit.initialize(large, plan)
+    timer = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        fastinit.verify(large, plan)
+    timer.join()
+
+
 def test_a_fill_in_another_thread_handles_no_signals() -> None:
     model = nn.Linear(8, 8)
     thread = threading.Thread(

@@ -33,7 +33,7 @@ def launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
     cpp_backend._core().fill(table, torch.get_num_threads())
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> int:
+def run(fills: Sequence[Fill], seed: int | None, *, advance: object = None) -> int:
     """Executes fills as a GPU backend does."""
     assert seed is not None
     return gpu_launch.run(fills, seed, TRIPS, launch)
