@@ -3,13 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check wheel docs aarch64 bench clean
+.PHONY: demo test coverage versions check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check wheel docs aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -n auto --dist loadscope
+
+# Which lines of the package the tests run, without those that run in other processes; some of the tests, added to what was
+# measured before: make coverage TESTS='tests/config --cov-append'
+TESTS ?=
+coverage: $(VENV)/.dev
+	$(RUN) -m pytest -q -n auto --dist loadscope --cov --cov-report=term:skip-covered $(TESTS)
+
+# The tests on other releases of Python and torch; takes an hour or more, and environments of 1 GB each in build/versions.
+versions: $(VENV)/.dev
+	$(RUN) tools/check_versions.py
+	$(RUN) tools/update_tables.py
 
 # Everything that CI checks.
 check: lint test
