@@ -119,8 +119,11 @@ def _ranks(layers: int, width: int, digest: str) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     found = re.search(r"each rank filled (.*); digest of all weights: (\w+)", done.stdout)
     if found is None:
-        said = [line for line in done.stderr.splitlines() if "Error" in line] or ["they printed nothing"]
-        return [f"the ranks did not run: {said[-1].strip()}"]
+        # A rank's own message; the launcher's are about the launcher.
+        said = re.findall(r"^fastinit.*?: (.*)", done.stderr, re.MULTILINE) or [
+            done.stderr.strip()[-200:] or "no message"
+        ]
+        return [f"the ranks did not run: {said[0]}"]
     verdict = "equal, bit for bit" if found[2] == digest else "DIFFERENT"
     return [
         f"1 process:  digest of all weights {digest}",
