@@ -50,6 +50,8 @@ IDLE_S = 12
 # As much fresh memory is touched for the limits, at most.
 LIMIT_BYTES = 2 << 30
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
+DetrConfig: Any = transformers.DetrConfig
+ResNetConfig: Any = transformers.ResNetConfig
 
 
 # --- the models ------------------------------------------------------------------------------------------------------
@@ -109,8 +111,8 @@ def make_experts(small: bool) -> nn.Module:
 def make_detector(small: bool) -> nn.Module:
     """Makes transformers' DETR on its ResNet-50."""
     layers = 1 if small else 6
-    backbone = transformers.ResNetConfig(depths=[1, 1, 1, 1] if small else [3, 4, 6, 3], out_features=["stage4"])
-    config = transformers.DetrConfig(
+    backbone = ResNetConfig(depths=[1, 1, 1, 1] if small else [3, 4, 6, 3], out_features=["stage4"])
+    config = DetrConfig(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
@@ -202,6 +204,7 @@ def modes() -> list[tuple[type, str]]:
 def timers(stages: Stages) -> Iterator[Core]:
     """Installs stopwatches in the block."""
     core = Core(cpp_backend._core(), stages)
+    places: list[tuple[Any, str, Callable[..., Any]]]
     places = [(kind, method, stages.timed(WATCHING, getattr(kind, method))) for kind, method in modes()]
     places.append((capturing, "_execute", stages.timed(RECORDS, capturing._execute)))
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
