@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test coverage versions check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check wheel aarch64 bench clean
+.PHONY: demo test coverage versions check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check wheel docs aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
@@ -62,6 +62,12 @@ wheel: $(VENV)/.dev
 	rm -rf build/wheel
 	env -u FASTINIT_CUDA_ARCHS $(RUN) -m pip wheel --no-deps --wheel-dir build/wheel .
 	PATH=$(VENV)/bin:$$PATH $(RUN) -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+
+# The site, in build/site; a link or a name that is not there fails the build. The package that is installed brings the list of
+# what this needs, and is not built again for it.
+docs: $(VENV)/.dev
+	$(RUN) -m pip install --quiet --constraint constraints.txt 'torch-fastinit[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 # On an emulated processor; needs g++-aarch64-linux-gnu and qemu-user.
 aarch64: $(VENV)/.dev

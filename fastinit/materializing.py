@@ -20,13 +20,12 @@ from .execution.memory_book import MemoryBook
 from .execution.reports import Report
 from .execution.runner import check
 from .naming import Prefix, unwrapped, walk
-from .own_code import own_code_for
-from .own_code_runs import adopt, protecting, run_own_code
+from .own_code import own_code_for, run_own_code
 from .own_init import warn_of_own_init
 from .plans import Call, Copy, Fill, Item, Replay, names_line
 from .recording.capturing import recording
 from .recording.recipes import Recipe
-from .slots import Slot, allocate, rebound, restoring
+from .slots import Slot, adopt, allocate, rebound, restoring
 
 
 def materialize(
@@ -111,11 +110,7 @@ def materialize(
         if are_known:
             call.check(steps)
             call.run(steps)
-        readable = [slot for slot in own.reached if are_known and not slot.is_distributed]
-        hidden = [slot for slot in own.reached if not are_known or slot.is_distributed]
-        with protecting(readable, call.ledger(), watch.book):
-            fills = run_own_code(own, hidden, call, watch)
-        call.fill(fills)
+        call.fill(run_own_code(own, call, call.ledger(), watch, is_reached_there=are_known))
         if not are_known:
             call.check(steps)
             call.run(steps)
@@ -123,7 +118,10 @@ def materialize(
             base.init_weights()  # type: ignore[operator]
         allocated = {id(tensor) for tensor in new.values()}
         replaced = [slot for slot in slots if id(slot.tensors.get(slot.attribute)) not in allocated]
-        adopt(replaced, target, call, watch)
+        if replaced:
+            adopt(replaced, target)
+            watch.book.generation += 1
+            call.scope.names.renew()
         empty = _without_values([slot for slot in slots if slot not in replaced], watch.book)
         _must_have_values(empty, "their modules' own code does not write them", recipe)
         report = call.report()

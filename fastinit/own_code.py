@@ -1,38 +1,38 @@
-"""Modules' own code (``reset_parameters``), run for what no rule reaches when a model gets memory."""
+"""Modules' own code (``reset_parameters``), for what no rule reaches when a model gets memory: which it is, and runs.
+
+It runs recorded, and without harm to what has values already.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .errors import InitRuntimeError
-from .naming import Walk
-from .plans import Item, names_line, tensors_of, written_in_full
+from .execution.calls import OpenCall
+from .execution.ledger import Ledger
+from .execution.memory_book import MemoryBook
+from .naming import Walk, join
+from .plans import Call, Fill, Item, names_line, tensors_of, written_in_full
 from .recording.libraries import models_own_code, own_code, tied_to_others
-from .slots import Slot
-
-# What models of transformers have for their modules.
-OF_MODELS = "_init_weights"
-
-
-@dataclass(frozen=True)
-class ModuleCode:
-    """What a module fills itself, and perhaps its children, with."""
-
-    module: nn.Module
-    path: str
-    name: str
-    function: Callable[[], object]
+from .recording.recipes import Recorded, in_order, recorded_fills
+from .recording.watch import Watch
+from .slots import Slot, hiding
 
 
 @dataclass(frozen=True)
 class Round:
     """Code that runs in order, and what it is not to fill."""
 
-    codes: list[ModuleCode]
+    codes: list[Call]
     hidden: list[Slot]
+    is_of_models: bool
+    """It is a model of transformers' (``_init_weights``), once for each module, most of which it does nothing to; else
+    it is each module's own, and may fill the module's children too."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,10 @@ class OwnCode:
     @property
     def without(self) -> list[Slot]:
         """The part of the rest that no code is for."""
-        codes = [code for each in self.rounds for code in each.codes]
-        covered = {code.module for code in codes if code.name == OF_MODELS}
-        for code in codes:
-            if code.name != OF_MODELS:  # which is for a module's children, too
-                covered.update(code.module.modules())
+        covered: set[nn.Module] = set()
+        for each in self.rounds:
+            for code in each.codes:
+                covered.update([code.module] if each.is_of_models else code.module.modules())
         return [slot for slot in self.rest if slot.module not in covered]
 
 
@@ -73,11 +72,8 @@ def own_code_for(places: Walk, slots: Sequence[Slot], items: Iterable[Item]) -> 
     paths: dict[nn.Module, str] = {}
     for path, module in places:
         paths.setdefault(module, path)
-    of_modules = _code_of_modules(paths, {slot.module for slot in rest})
-    root = places[0][1]
-    of_models, tied_elsewhere = models_own_code(root), tied_to_others(root)
-    rounds = [Round(of_modules, []), *_rounds_of_models(paths, of_models, tied_elsewhere)]
-    return OwnCode(rest, reached, rounds)
+    of_modules = Round(_code_of_modules(paths, {slot.module for slot in rest}), [], is_of_models=False)
+    return OwnCode(rest, reached, [of_modules, *_rounds_of_models(places[0][1], paths)])
 
 
 def by_reach(slots: Sequence[Slot], items: Iterable[Item]) -> tuple[list[Slot], list[Slot]]:
@@ -98,12 +94,12 @@ def by_reach(slots: Sequence[Slot], items: Iterable[Item]) -> tuple[list[Slot], 
     return rest, [slot for slot in slots if id(slot.tensor) in reached]
 
 
-def _code_of_modules(paths: Mapping[nn.Module, str], holders: Set[nn.Module]) -> list[ModuleCode]:
+def _code_of_modules(paths: Mapping[nn.Module, str], holders: Set[nn.Module]) -> list[Call]:
     """Returns the code of the modules that are holders, or hold modules that are.
 
     Children come before their parents, as in constructors: a parent may set what belongs to a child.
     """
-    found: list[ModuleCode] = []
+    found: list[Call] = []
 
     def visit(module: nn.Module) -> bool:
         """Tells whether holders are here or below; visits each module once."""
@@ -114,7 +110,7 @@ def _code_of_modules(paths: Mapping[nn.Module, str], holders: Set[nn.Module]) ->
                 below = visit(child) or below
         function = own_code(module) if below else None
         if function is not None:
-            found.append(ModuleCode(module, paths.get(module, ""), function.__name__, function))
+            found.append(_call(module, paths, function.__name__, function))
         return below
 
     root = next(iter(paths))
@@ -123,17 +119,20 @@ def _code_of_modules(paths: Mapping[nn.Module, str], holders: Set[nn.Module]) ->
     return found
 
 
-def _rounds_of_models(
-    paths: Mapping[nn.Module, str],
-    functions: Mapping[nn.Module, Callable[[], object]],
-    tied_elsewhere: Set[tuple[nn.Module, str]],
-) -> list[Round]:
+def _call(module: nn.Module, paths: Mapping[nn.Module, str], name: str, function: Callable[[], object]) -> Call:
+    kind = type(module).__name__
+    label = f"{join(paths.get(module, ''), name)}() of {kind}"
+    return Call(module, label, "materialize", f"`{name}` of {kind}", function)
+
+
+def _rounds_of_models(root: nn.Module, paths: Mapping[nn.Module, str]) -> list[Round]:
     """Returns the code that models of transformers have for their modules, children first, in two rounds.
 
     Their constructors tie weights after that: what a module fills a tensor of another's with (a head, the embedding's)
     does not last. So it goes first, and the other's code has the last word, if it has any. Where a model does not say
     whose a tensor is, it is the first holder's.
     """
+    functions, tied_elsewhere = models_own_code(root), tied_to_others(root)
     holders: dict[int, list[Slot]] = {}
     for module, path in paths.items() if functions else ():
         for attribute, tensor in module._parameters.items():
@@ -143,8 +142,59 @@ def _rounds_of_models(
     for slots in holders.values():
         owner = next((slot for slot in slots if (slot.module, slot.attribute) not in tied_elsewhere), slots[0])
         tied += [slot for slot in slots if slot.module is not owner.module]
-    codes = [ModuleCode(module, paths[module], OF_MODELS, function) for module, function in functions.items()]
+    codes = [_call(module, paths, "_init_weights", function) for module, function in functions.items()]
     early = {slot.module for slot in tied if not slot.module._modules}  # others come after their children
     first = [code for code in codes if code.module in early]
     others = [code for code in codes if code.module not in early]
-    return [Round(first, []), Round(others, tied)]  # a parent may fill what is tied, too
+    # A parent may fill what is tied, too.
+    return [Round(first, [], is_of_models=True), Round(others, tied, is_of_models=True)]
+
+
+def run_own_code(own: OwnCode, call: OpenCall, ledger: Ledger, watch: Watch, *, is_reached_there: bool) -> list[Fill]:
+    """Runs the own code of the modules that hold what no item reaches.
+
+    What is distributed is on the meta device meanwhile, in full: the code sees the tensor that it was written for.
+
+    Args:
+        own: the code.
+        call, watch: that it is part of.
+        ledger: the call's, which has the names of what the code does not see.
+        is_reached_there: what items reach has its values, and keeps them; the code may read it. If not, that is on the
+            meta device meanwhile: drawing values for it would be in vain.
+
+    Returns:
+        What the code has done to distributed tensors: fills for their parts, which are still to run.
+    """
+    book, is_contract = watch.book, call.scope.backends.is_contract
+    readable = [slot for slot in own.reached if is_reached_there and not slot.is_distributed]
+    hidden = [slot for slot in own.reached if not is_reached_there or slot.is_distributed]
+    in_parts = [slot for slot in own.rest if slot.is_distributed and is_contract(slot.tensor.device)]
+    whole = {slot: slot.tensor for slot in in_parts}
+    recorded: list[Recorded] = []
+    with _protecting([slot.tensor for slot in readable], ledger, book), hiding((*hidden, *in_parts), book):
+        for each in own.rounds:
+            with hiding(each.hidden, book):
+                for code in each.codes:
+                    if call.run_code(code) or not each.is_of_models:
+                        call.done.add([code])
+        if in_parts:
+            book.generation += 1
+            with book.paused():
+                seen, _ = recorded_fills(watch.pending, call.scope)
+            real = {slot.tensor: tensor for slot, tensor in whole.items()}
+            recorded = [each._replace(tensor=real[each.tensor]) for each in seen if each.tensor in real]
+    return in_order(recorded)
+
+
+@contextmanager
+def _protecting(tensors: Sequence[torch.Tensor], ledger: Ledger, book: MemoryBook) -> Iterator[None]:
+    """Drops what is written into tensors in the block: they have their values, which code may read."""
+    with book.paused():
+        storages = [tensor.untyped_storage() for tensor in tensors]  # held, so that no other gets an identity of theirs
+        book.protected = {storage._cdata for storage in storages}
+        ledger.protected = set(tensors)
+    try:
+        yield
+    finally:
+        book.protected = set()
+        ledger.protected = set()

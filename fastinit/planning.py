@@ -18,9 +18,8 @@ from .execution.reports import plan_of
 from .execution.runner import check
 from .execution.scope import Scope
 from .materializing import with_memory
-from .naming import Prefix, unwrapped, walk
-from .own_code import own_code_for
-from .own_code_runs import run_own_code
+from .naming import Names, Prefix, unwrapped, walk
+from .own_code import own_code_for, run_own_code
 from .plans import Item, Plan, Replay, ReplayEntry, tensors_of
 from .recording.capturing import capture, recording
 from .recording.recipes import Recipe
@@ -170,28 +169,28 @@ def own_items(model: nn.Module, items: Sequence[Item], device: torch.device, how
             with watch.book.paused():  # the code sees whole tensors; what it does to them is planned for the parts
                 put_stand_ins([slot for slot in own.rest if slot.is_distributed])
                 call.scope.names.renew()
-            call.fill(run_own_code(own, own.reached, call, watch))
+            call.fill(run_own_code(own, call, call.ledger(), watch, is_reached_there=False))
             watch.book.generation += 1
             with watch.book.paused(), uncollected():
                 call.scope.names.renew()
                 recipe.keep(watch.pending, call.scope, watch.operators.journal)
     finally:
         put_back(before)
-    names = {slot.name for slot in own.rest}
+    scope = new_scope(model, meta=device, **how)
+    names = {slot.name_in(scope.names) for slot in own.rest}
     recipe.fills = {name: fills for name, fills in recipe.fills.items() if name in names}
     recipe.computed = {name: made for name, made in recipe.computed.items() if name in names}
-    is_any = recipe.fills or recipe.computed
-    found = recipe.plan_items(model, new_scope(model, meta=device, **how), "materialize") if is_any else []
+    found = recipe.plan_items(model, scope, "materialize") if recipe.fills or recipe.computed else []
     written = {id(tensor) for item in found for tensor in tensors_of(item)}
-    return [*found, *_made_anew([slot for slot in own.rest if id(slot.tensor) not in written])]
+    return [*found, *_made_anew([slot for slot in own.rest if id(slot.tensor) not in written], scope.names)]
 
 
-def _made_anew(slots: Sequence[Slot]) -> list[Item]:
+def _made_anew(slots: Sequence[Slot], names: Names) -> list[Item]:
     """Returns items for what own code computes or puts in place of what was there: its values are not known."""
     items: list[Item] = []
     for slot in {id(slot.tensor): slot for slot in slots}.values():
         info = f"own code of {type(slot.module).__name__}"
-        entry = ReplayEntry(slot.name, slot.tensor, info)
+        entry = ReplayEntry(slot.name_in(names), slot.tensor, info)
         why = f"no rule reaches it, and what {info} gives it is not known before it has memory"
         items.append(Replay(slot.module, (entry,), "materialize", info, lambda entries, scope: None, why))
     return items

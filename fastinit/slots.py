@@ -15,7 +15,7 @@ from .config.trees import has_own_configs
 from .errors import InitRuntimeError
 from .execution.allocation import allocate_like
 from .execution.memory_book import MemoryBook
-from .naming import Walk, join
+from .naming import Names, Walk, join
 from .plans import Copy, Fill, Item, Replay
 from .shards.dtensor import is_sharded, like, local_part
 
@@ -32,8 +32,12 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """The tensor's name from the root."""
+        """The tensor's name from the model's root."""
         return join(self.path, self.attribute)
+
+    def name_in(self, names: Names) -> str:
+        """Returns the tensor's name in a call, behind its prefix; a tied tensor has that of its first slot."""
+        return names.name_of(self.tensor, self.module, self.attribute)
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -133,6 +137,24 @@ def _rebound(item: Item, new: Mapping[torch.Tensor, torch.Tensor]) -> Item:
         view, offset = box.tensor, box.tensor.storage_offset() - old.storage_offset() + here.storage_offset()
         boxes.append(replace(box, tensor=here.detach().as_strided(view.shape, view.stride(), offset)))
     return replace(item, tensor=tensor, parts=tuple(boxes))
+
+
+def adopt(replaced: Sequence[Slot], device: torch.device) -> None:
+    """Takes tensors that modules' own code has put in the place of those that were allocated: tables made anew."""
+    for slot in replaced:
+        tensor = slot.tensors.get(slot.attribute)
+        if tensor is None:
+            continue
+        if tensor.is_meta:
+            raise InitRuntimeError(
+                f"materialize: {slot.name!r} has no values: code of {type(slot.module).__name__} has replaced it by a "
+                f"tensor on the meta device",
+                hint=". Have it made on the device of the module's parameters",
+            )
+        if tensor.device != device:
+            moved = tensor.detach().to(device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            slot.tensors[slot.attribute] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
 
 
 def put_stand_ins(slots: Sequence[Slot]) -> list[tuple[Slot, torch.Tensor]]:

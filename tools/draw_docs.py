@@ -1,4 +1,4 @@
-"""Draws the pictures of the docs anew: ``python tools/draw_docs.py``; the same numbers give the same files.
+"""Draws the pictures of README and docs anew: ``python tools/draw_docs.py``; the same numbers give the same files.
 
 ``docs/coordinate_check.svg`` trains models and takes minutes: ``--all`` draws it too (tools/coordinate_check.py).
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 import fastinit
+from fastinit import drawing
 from fastinit.demo import GPT
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +50,28 @@ def signals(path: Path) -> None:
     fastinit.signals(model, batch).plot(path)
 
 
-PICTURES: dict[str, Callable[[Path], None]] = {"values.svg": values, "signals.svg": signals}
+def build(path: Path) -> None:
+    """Draws how long models of transformers take to be made, from the benchmark's table."""
+    with (ROOT / "benchmarks" / "results" / "bench_build.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    with drawing.canvas("draw_docs", 7.5, 1.9, path) as figure:
+        every = figure.subplots(1, len(models), sharey=True)
+        for axes, model in zip(every, models):
+            ways = [row for row in rows if row["model"] == model]
+            colors = [drawing.LINES[1] if row["way"] == "build, cpp" else drawing.INK for row in ways]
+            bars = axes.barh([row["way"] for row in ways], [float(row["seconds"]) for row in ways], color=colors)
+            axes.bar_label(bars, [f"{row['seconds']} s" for row in ways], padding=3, fontsize=7, color=drawing.INK)
+            axes.set_title(model, fontsize=8)
+            axes.grid(visible=False)
+            axes.margins(x=0.3)
+            axes.tick_params(length=0, labelbottom=False)
+            axes.spines[:].set_visible(False)
+        every[0].invert_yaxis()
+        figure.supxlabel(rows[0]["machine"], x=0.995, ha="right", fontsize=7)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {"values.svg": values, "signals.svg": signals, "build.svg": build}
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ Every public function reads: open a call; items; ``check``; ``run``; ``report``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import InitRuntimeError, kind_of
 from ..logs import logger
 from ..naming import Prefix
-from ..plans import Fill, Item
+from ..plans import Call, Fill, Item
 from .collector import uncollected
 from .defaults import Strict
 from .done import Done
@@ -110,11 +110,11 @@ class OpenCall:
         """Executes checked steps in order, and notes what they wrote."""
         is_stale = False
         for step in steps:
-            items = step.items
             if is_stale:  # the modules may have other parameters now
                 with self.pending.own_work():
-                    items = step.plan_again()
-                    check(items, self.scope)
+                    step = replace(step, items=step.plan_again())
+                self.check([step])
+            items = step.items
             self.has_begun = self.has_begun or bool(items)
             host = host_of(step.module)
             run_items(items, self.scope, self.pending, self.done, may_wait=host is None)
@@ -138,9 +138,13 @@ class OpenCall:
         with uncollected():
             self.pending.flush(self.scope, self.done)
 
-    def attributing(self, module: nn.Module, info: str) -> AbstractContextManager[None]:
-        """Returns a context in which what other code writes is attributed to ``info``."""
-        return attributing(module, info, self.scope, self.pending, self.ledger())
+    def run_code(self, code: Call) -> bool:
+        """Runs code that is no step, and attributes to it what it writes; tells whether that was any parameter."""
+        ledger = self.ledger()
+        before = len(ledger.written)
+        with attributing(code.module, code.info, self.scope, self.pending, ledger), torch.no_grad():
+            code.function()
+        return len(ledger.written) > before
 
     def ledger(self) -> Ledger:
         """Returns the ledger of the parameters under the root, from here on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +20,15 @@ from ..plans import Fill, Item, Replay, ReplayEntry, Strided, describe, is_drawn
 from ..plans.arithmetic import Chain
 from ..shards.dtensor import is_sharded
 from .journal import Computed, Journal, Ref, compute
+
+
+class Recorded(NamedTuple):
+    """What gave a parameter or buffer its values: fills alone."""
+
+    name: str
+    tensor: torch.Tensor
+    fills: tuple[RecordedFill, ...]
+    """In order."""
 
 
 class Recipe:
@@ -53,7 +63,7 @@ class Recipe:
 
         This makes a recipe an initializer among others: ``init_cfg`` may be one, or hold one.
         """
-        found: dict[torch.Tensor, tuple[str, torch.Tensor, Sequence[RecordedFill]]] = {}
+        found: dict[torch.Tensor, Recorded] = {}
         computed: dict[torch.Tensor, tuple[ReplayEntry, Computed]] = {}
         for path, each in walk(module):
             for attribute, tensor in (*each._parameters.items(), *each._buffers.items()):
@@ -62,7 +72,7 @@ class Recipe:
                 path_here = join(path, attribute)
                 recorded = self.of(path_here, scope.prefix)
                 if recorded is not None:
-                    found[tensor] = scope.names.name_of(tensor, each, attribute), tensor, recorded
+                    found[tensor] = Recorded(scope.names.name_of(tensor, each, attribute), tensor, recorded)
                     continue
                 made = self.computed.get(renamed(path_here, scope.prefix), self.computed.get(path_here))
                 if made is not None:
@@ -143,7 +153,8 @@ class Recipe:
 
     def keep(self, pending: ByMemory, scope: Scope, journal: Journal) -> None:
         """Takes over what a call's code did to the parameters and buffers under its roots."""
-        self.fills, unknown = recorded_fills(pending, scope)
+        recorded, unknown = recorded_fills(pending, scope)
+        self.fills = {each.name: each.fills for each in recorded}
         self.journal, self.computed, self.unknown = recorded_computations(pending, scope, journal, unknown)
 
     def finish(self, report: Report) -> None:
@@ -167,16 +178,16 @@ class Recipe:
         return "\n".join(lines)
 
 
-def in_order(recorded: Iterable[tuple[str, torch.Tensor, Sequence[RecordedFill]]]) -> list[Fill]:
-    """Returns recorded fills of tensors (name, tensor, what was recorded of it) as fills, in their order."""
+def in_order(recorded: Iterable[Recorded]) -> list[Fill]:
+    """Returns recorded fills as fills of their tensors, in the order in which they were recorded."""
     fills = [(each.order, each.fill(name, tensor)) for name, tensor, found in recorded for each in found]
     return [fill for _, fill in sorted(fills, key=lambda each: each[0])]
 
 
-def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[RecordedFill, ...]], dict[str, str]]:
+def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[list[Recorded], dict[str, str]]:
     """Returns what a call's code did to the parameters and buffers under its roots: fills, and what was none."""
     book, owners = pending.book, pending.owners(scope)
-    fills: dict[str, tuple[RecordedFill, ...]] = {}
+    known: list[Recorded] = []
     unknown: dict[str, str] = {}
     for owner in owners:
         writes = book.writes_at(owner.place)
@@ -188,10 +199,11 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[dict[str, tuple[Rec
         elif found:
             recorded = [_recorded(each, owner, owners, scope) for each in found]
             if all(recorded):
-                fills[owner.name] = tuple(each for each in recorded if each is not None)
+                fills = tuple(each for each in recorded if each is not None)
+                known.append(Recorded(owner.name, owner.tensor, fills))
             else:
                 unknown[owner.name] = f"{found[-1].info}, on a view that is no part of the parameter"
-    return fills, unknown
+    return known, unknown
 
 
 def recorded_computations(

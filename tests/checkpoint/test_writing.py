@@ -150,6 +150,13 @@ def test_a_plan_serves_without_the_model(tmp_path: Path) -> None:
     assert_same_tensors(by_name(st.load_file(file)), by_name(model.state_dict()))
 
 
+def test_modules_own_init_is_written_behind_a_prefix(tmp_path: Path) -> None:
+    model, rule = on_meta(plain), dict(type="Normal", std=0.5, layer="Linear")
+    (file,) = fastinit.write(model, tmp_path, rule, seed=3, prefix="teacher")
+    fastinit.materialize(model, rule, backend="cpp", seed=3, prefix="teacher")
+    assert_same_tensors(by_name(st.load_file(file)), by_name(model.state_dict()))
+
+
 def test_a_prefix_goes_before_the_names_of_streams_only(tmp_path: Path) -> None:
     (file,) = fastinit.write(plain, tmp_path, seed=3, prefix="teacher")
     expected = fastinit.build(plain, backend="cpp", seed=3, prefix="teacher").state_dict()

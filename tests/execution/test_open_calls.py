@@ -105,6 +105,14 @@ def test_code_is_noted_as_done() -> None:
         assert [row.action for row in call.report().rows] == ["call"]
 
 
+def test_code_that_is_no_step_tells_whether_it_wrote_a_parameter() -> None:
+    made = model()
+    with open_call(made) as call:
+        assert call.run_code(code(made, lambda: made[0].weight.fill_(3))) and not call.run_code(code(made, nothing))
+        assert not call.done.items  # whoever runs it notes it
+        assert call.report().provenance == {"0.weight": "code"}
+
+
 def test_fills_are_checked_before_they_run() -> None:
     with pytest.raises(RuntimeError, match="is on the meta device"), open_call(None, devices=()) as call:
         call.fill([fill(model(), 1, tensor=torch.empty(2, device="meta"))])

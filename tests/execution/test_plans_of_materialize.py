@@ -77,6 +77,18 @@ def test_materialize_fills_what_its_plan_shows(name: str, cfg: Any, backend: str
 
 
 @backends
+@pytest.mark.parametrize("prefix", ["teacher", {"": "teacher", "words": "shared.words"}], ids=["a text", "a map"])
+@pytest.mark.parametrize("name", MODELS)
+def test_behind_a_prefix_materialize_fills_what_its_plan_shows(name: str, prefix: Any, backend: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[name]()
+    how: dict[str, Any] = dict(prefix=prefix, backend=backend, seed=0)
+    plan = fastinit.plan(model, device="cpu", **how)
+    assert {row.parameter.partition(".")[0] for row in plan.rows} <= {"teacher", "shared"}
+    assert fills(plan.rows) == fills(fastinit.materialize(model, **how).rows) and plan.rows
+
+
+@backends
 @pytest.mark.parametrize("name", MODELS)
 def test_build_fills_what_the_plan_of_its_function_shows(name: str, backend: str) -> None:
     plan = fastinit.plan(MODELS[name], backend=backend, seed=0)

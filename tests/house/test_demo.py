@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import sys
 import needs
 import pytest
 import torch
+from paths import ROOT
 
+import fastinit
 from fastinit import __version__
 from fastinit.__main__ import main
 from fastinit.command_line import demo_command
+from fastinit.demo import GPT, config
 
 SMALL = ["demo", "--layers", "2", "--width", "32"]
 
@@ -86,6 +90,23 @@ def test_any_number_of_ranks_has_the_same_weights():
         assert "digest of all weights: " in result.stdout, result.stderr
         digests.append(result.stdout.rpartition("digest of all weights: ")[2].strip())
     assert digests[0] == digests[1] and len(digests[0]) == 16
+
+
+@needs.mark(needs.CPP)
+def test_the_digest_that_readme_shows_is_the_model_s() -> None:
+    shown = {
+        digest
+        for page in ("README.md", "docs/shards.md")
+        for digest in re.findall(r"354,823,168 parameters: .* digest of all weights: (\w+)", (ROOT / page).read_text())
+    }
+    with torch.device("meta"):
+        model = GPT(24, 1024, 50257, 1024)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 354_823_168
+    fastinit.materialize(model, config(24), seed=0, backend="cpp")
+    digest = hashlib.blake2b(digest_size=8)
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().data)
+    assert shown == {digest.hexdigest()}
 
 
 @pytest.mark.parametrize(

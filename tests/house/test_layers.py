@@ -28,7 +28,6 @@ LAYERS = [
     ["data_dependent", "redrawing", "rules"],
     ["verifying", "signal_flow"],
     ["own_code", "own_init"],
-    ["own_code_runs"],
     ["materializing"],
     ["planning", "written_contents"],
     ["writing"],

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from capturing import Holder, captured, cpp
 from helpers import named_fill, same_bits
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
 from fastinit import plans
 from fastinit.plans import Normal
+from fastinit.recording import operators
 
 DRAW = Normal(0, 1)
 
@@ -291,3 +294,66 @@ def test_a_block_in_another_thread_takes_no_hook_away() -> None:
             pool.submit(other).result()
             model = nn.Linear(3, 3)
     assert list(recipe.fills) == ["weight", "bias"] and recipe.report.unkeyed == () and model.weight.std() > 0
+
+
+# --- memory that is only made -----------------------------------------------------------------------------------------
+
+
+class Operators(TorchDispatchMode):  # type: ignore[misc]
+    """Notes the operators that pass by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def empty_beside_a_pending_draw(model: Holder) -> None:
+    model.a.normal_()
+    made = torch.empty(3, 2, dtype=torch.float64, device="meta")
+    assert made.shape == (3, 2) and made.dtype == torch.float64 and made.is_meta
+    model.late = nn.Parameter(torch.empty(6, 4))
+    model.late.normal_()
+
+
+@cpp
+def test_fills_of_what_empty_made_are_seen() -> None:
+    model = watched(empty_beside_a_pending_draw)
+    assert same_bits(model.a, named_fill("a", (6, 4), DRAW)) and same_bits(model.late, named_fill("late", (6, 4), DRAW))
+
+
+@cpp
+def test_empty_runs_no_operator_of_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    run = operators.Operators.run
+
+    def noted(self: Any, func: Any, *args: Any) -> Any:
+        ran.append(str(func))
+        return run(self, func, *args)
+
+    monkeypatch.setattr(operators.Operators, "run", noted)
+    watched(empty_beside_a_pending_draw)
+    assert ran.count("aten.normal_.default") == 2 and not any("empty" in each for each in ran)
+
+
+@cpp
+def test_a_mode_of_others_within_the_block_sees_empty() -> None:
+    mode = Operators()
+
+    def code(model: Holder) -> None:
+        with mode:
+            empty_beside_a_pending_draw(model)
+
+    model = watched(code)
+    assert mode.seen.count("aten.empty.memory_format") == 2
+    assert same_bits(model.late, named_fill("late", (6, 4), DRAW))
+
+
+@cpp
+def test_a_mode_of_others_around_the_block_sees_empty() -> None:
+    with Operators() as mode:
+        model = watched(empty_beside_a_pending_draw)
+    assert "aten.empty.memory_format" in mode.seen and same_bits(model.a, named_fill("a", (6, 4), DRAW))
