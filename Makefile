@@ -85,11 +85,14 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_host.py
 	$(RUN) benchmarks/bench_engine.py
 	$(RUN) benchmarks/bench_fill.py
+	$(RUN) benchmarks/bench_peers.py
 	$(RUN) benchmarks/bench_digest.py
 	$(RUN) benchmarks/bench_fresh.py
 	$(RUN) benchmarks/bench_verify.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
+	$(RUN) benchmarks/profile_build.py
+	$(RUN) benchmarks/bench_growth.py
 	$(RUN) benchmarks/bench_load.py
 	$(RUN) benchmarks/bench_write.py
 	$(RUN) benchmarks/bench_shards.py

@@ -19,12 +19,13 @@ def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
     print_table(rows)
 
 
-def replace(name: str, rows: Sequence[Mapping[str, object]], *keys: str) -> None:
+def replace(name: str, rows: Sequence[Mapping[str, object]], *keys: str, packages: Sequence[str] = ()) -> None:
     """Writes rows into a benchmark's table in the place of those with the same keys, and prints them.
 
-    The other rows of this machine stay where they are; those of another machine go, as a table has one machine.
+    The other rows of this machine stay where they are; those of another machine, or of other versions (of Python, torch
+    and ``packages``) go, as a table has one machine.
     """
-    here = machine.describe()
+    here = machine.describe(packages)
 
     def key_of(row: Mapping[str, object]) -> tuple[str, ...]:
         return tuple(str(row[key]) for key in keys)

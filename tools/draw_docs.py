@@ -71,7 +71,49 @@ def build(path: Path) -> None:
         figure.supxlabel(rows[0]["machine"], x=0.995, ha="right", fontsize=7)
 
 
-PICTURES: dict[str, Callable[[Path], None]] = {"values.svg": values, "signals.svg": signals, "build.svg": build}
+def peers(path: Path) -> None:
+    """Draws who fills how many numbers a second, of results/bench_peers.csv: all cores, new memory."""
+    with (ROOT / "benchmarks/results/bench_peers.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["with"].endswith("new memory")]
+    fills, dtypes = ["normal", "uniform", "truncated normal"], ["float32", "bfloat16"]
+    names = list(rows[0])[3:-2]  # between what is filled and the ratio
+    (threads,) = {row["with"].split(",")[0] for row in rows}
+    with drawing.canvas("draw_docs", 8.2, 3.6, path) as figure:
+        figure.suptitle(
+            f"Random numbers into new memory, billions a second, on {threads}", x=0.01, ha="left", fontsize=10
+        )
+        grid = figure.subplots(len(dtypes), len(fills), sharey=True)
+        for axes, (dtype, fill) in zip(grid.flat, ((dtype, fill) for dtype in dtypes for fill in fills)):
+            (row,) = (row for row in rows if (row["fill"], row["dtype"]) == (fill, dtype))
+            rates = [_rate(row[name]) for name in names]
+            colors = [drawing.LINES[1] if name.startswith("fastinit") else drawing.INK for name in names]
+            axes.barh(names, [rate or 0 for rate in rates], color=colors, height=0.72)
+            for at, (name, rate) in enumerate(zip(names, rates)):
+                is_ours = name.startswith("fastinit")
+                text = f" {rate:.2g}" if rate is not None else "  has none" if row[name] == "-" else f"  {row[name]}"
+                weight = "bold" if is_ours else "normal"
+                axes.text(rate or 0, at, text, va="center", fontsize=7.5, fontweight=weight)
+            axes.set_title(f"{fill}, {dtype}", loc="left", fontsize=8.5, fontweight="bold")
+            axes.set_xlim(0, 1.18 * max(rate or 0 for rate in rates))
+            axes.tick_params(left=False, bottom=False, labelbottom=False)
+            axes.grid(False)
+            axes.spines[["left", "bottom"]].set_visible(False)
+        grid[0, 0].invert_yaxis()  # shared: the first on top, everywhere
+
+
+def _rate(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "values.svg": values,
+    "signals.svg": signals,
+    "build.svg": build,
+    "peers.svg": peers,
+}
 
 
 def main() -> None:
