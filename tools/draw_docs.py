@@ -75,14 +75,16 @@ def peers(path: Path) -> None:
     """Draws who fills how many numbers a second, of results/bench_peers.csv: all cores, new memory."""
     with (ROOT / "benchmarks/results/bench_peers.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["with"].endswith("new memory")]
-    fills, dtypes = ["normal", "uniform", "truncated normal"], ["float32", "bfloat16"]
+    fills = ["normal", "uniform", "truncated normal"]
+    measured = {(row["fill"], row["dtype"]) for row in rows}
+    dtypes = [dtype for dtype in ("float32", "bfloat16") if {(fill, dtype) for fill in fills} <= measured]
     names = list(rows[0])[3:-2]  # between what is filled and the ratio
     (threads,) = {row["with"].split(",")[0] for row in rows}
-    with drawing.canvas("draw_docs", 8.2, 3.6, path) as figure:
+    with drawing.canvas("draw_docs", 8.2, 0.3 + 1.65 * len(dtypes), path) as figure:
         figure.suptitle(
             f"Random numbers into new memory, billions a second, on {threads}", x=0.01, ha="left", fontsize=10
         )
-        grid = figure.subplots(len(dtypes), len(fills), sharey=True)
+        grid = figure.subplots(len(dtypes), len(fills), sharey=True, squeeze=False)
         for axes, (dtype, fill) in zip(grid.flat, ((dtype, fill) for dtype in dtypes for fill in fills)):
             (row,) = (row for row in rows if (row["fill"], row["dtype"]) == (fill, dtype))
             rates = [_rate(row[name]) for name in names]
