@@ -2,7 +2,8 @@
 
 Each measurement runs in its own process, in fresh memory (see fresh.py), after importing transformers' modules. Values
 are checked first: on "torch" the bits of the plain constructor, on ``cpp`` the moments of every parameter and the
-contract's bits. Writes ``results/bench_build.csv``; ``--only TEXT`` keeps the other models' rows. Run with ``make bench``.
+contract's bits. Writes ``results/bench_build.csv``; ``--only TEXT`` keeps the other models' rows. Run it with
+``make bench``.
 """
 
 from __future__ import annotations
