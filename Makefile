@@ -29,6 +29,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --pythonpath $(RUN) tests/support/typed_rules.py tests/support/typed_user.py
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .

@@ -109,8 +109,9 @@ def make_experts(small: bool) -> nn.Module:
 def make_detector(small: bool) -> nn.Module:
     """Makes transformers' DETR on its ResNet-50."""
     layers = 1 if small else 6
-    backbone = transformers.ResNetConfig(depths=[1, 1, 1, 1] if small else [3, 4, 6, 3], out_features=["stage4"])
-    config = transformers.DetrConfig(
+    configs: Any = transformers  # whose releases declare different arguments
+    backbone = configs.ResNetConfig(depths=[1, 1, 1, 1] if small else [3, 4, 6, 3], out_features=["stage4"])
+    config = configs.DetrConfig(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
@@ -202,7 +203,9 @@ def modes() -> list[tuple[type, str]]:
 def timers(stages: Stages) -> Iterator[Core]:
     """Installs stopwatches in the block."""
     core = Core(cpp_backend._core(), stages)
-    places = [(kind, method, stages.timed(WATCHING, getattr(kind, method))) for kind, method in modes()]
+    places: list[tuple[Any, str, Any]] = [
+        (kind, method, stages.timed(WATCHING, getattr(kind, method))) for kind, method in modes()
+    ]
     places.append((capturing, "_execute", stages.timed(RECORDS, capturing._execute)))
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     for owner, name, replacement in [*places, (cpp_backend, "_native", core)]:

@@ -183,17 +183,21 @@ def test(python: Path, checkout: Path, folder: str, n_processes: int) -> tuple[C
 
 
 def note(pair: Pair, python: Path, counts: Mapping[str, Counts]) -> None:
-    """Writes counts into the pair's row of the table; its other cells and the other rows stay."""
+    """Writes counts into the pair's row of the table; its other cells and the other rows stay.
+
+    A folder that no pair has run has no column.
+    """
     path = RESULTS / TABLE
     rows = {Pair(row["python"], row["torch"]): row for row in read(path)}
-    before = rows.get(pair, {})
-    cells = {folder: str(counts.get(folder, before.get(folder, ""))) for folder in FOLDERS}
     others = {"numpy": _release_of(python, "numpy"), "mmengine": _release_of(python, "mmengine-lite")}
-    rows[pair] = {"python": pair.python, "torch": pair.torch, **others, **cells, "machine": processor()}
+    cells = {folder: str(count) for folder, count in counts.items()}
+    rows[pair] = {**rows.get(pair, {}), **pair._asdict(), **others, **cells, "machine": processor()}
+    tried = [folder for folder in FOLDERS if any(row.get(folder) for row in rows.values())]
+    columns = [*Pair._fields, "numpy", "mmengine", *tried, "machine"]
     here = sorted(
         rows, key=lambda each: [[int(part) for part in text.split(".")] for text in (each.torch, each.python)]
     )
-    save(path, [rows[each] for each in here])
+    save(path, [{column: rows[each].get(column, "") for column in columns} for each in here])
 
 
 def check(pair: Pair, below: Path, folders: Sequence[str], n_processes: int, is_kept: bool) -> int:
