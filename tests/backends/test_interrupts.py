@@ -17,7 +17,7 @@ from torch import nn
 
 import fastinit
 
-pytestmark = needs.mark(needs.CPP, needs.LINUX)
+pytestmark = [needs.mark(needs.CPP, needs.LINUX), pytest.mark.usefixtures("hears_ctrl_c")]
 
 # Enough for some seconds on one core.
 N = 1 << 30
