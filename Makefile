@@ -3,13 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check wheel aarch64 bench clean
+.PHONY: demo test coverage versions check lint format fuzz fuzz-briefly sanitize gpu-host-path gpu-day sdist-check wheel docs aarch64 bench clean
 
 demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -n auto --dist loadscope
+
+# Which lines of the package the tests run, without those that run in other processes; some of the tests, added to what was
+# measured before: make coverage TESTS='tests/config --cov-append'
+TESTS ?=
+coverage: $(VENV)/.dev
+	$(RUN) -m pytest -q -n auto --dist loadscope --cov --cov-report=term:skip-covered $(TESTS)
+
+# The tests on other releases of Python and torch; takes an hour or more, and environments of 1 GB each in build/versions.
+versions: $(VENV)/.dev
+	$(RUN) tools/check_versions.py
+	$(RUN) tools/update_tables.py
 
 # Everything that CI checks.
 check: lint test
@@ -18,6 +29,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --pythonpath $(RUN) tests/support/typed_rules.py tests/support/typed_user.py
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
@@ -52,6 +64,12 @@ wheel: $(VENV)/.dev
 	env -u FASTINIT_CUDA_ARCHS $(RUN) -m pip wheel --no-deps --wheel-dir build/wheel .
 	PATH=$(VENV)/bin:$$PATH $(RUN) -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
+# The site, in build/site; a link or a name that is not there fails the build. The package that is installed brings the list of
+# what this needs, and is not built again for it.
+docs: $(VENV)/.dev
+	$(RUN) -m pip install --quiet --constraint constraints.txt 'torch-fastinit[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
 # On an emulated processor; needs g++-aarch64-linux-gnu and qemu-user.
 aarch64: $(VENV)/.dev
 	$(RUN) tests/native/replay.py aarch64
@@ -68,11 +86,14 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/bench_host.py
 	$(RUN) benchmarks/bench_engine.py
 	$(RUN) benchmarks/bench_fill.py
+	$(RUN) benchmarks/bench_peers.py
 	$(RUN) benchmarks/bench_digest.py
 	$(RUN) benchmarks/bench_fresh.py
 	$(RUN) benchmarks/bench_verify.py
 	$(RUN) benchmarks/bench_materialize.py
 	$(RUN) benchmarks/bench_build.py
+	$(RUN) benchmarks/profile_build.py
+	$(RUN) benchmarks/bench_growth.py
 	$(RUN) benchmarks/bench_load.py
 	$(RUN) benchmarks/bench_write.py
 	$(RUN) benchmarks/bench_shards.py

@@ -2,11 +2,13 @@
 
 Each measurement runs in its own process, in fresh memory (see fresh.py), after importing transformers' modules. Values
 are checked first: on "torch" the bits of the plain constructor, on ``cpp`` the moments of every parameter and the
-contract's bits. Writes ``results/bench_build.csv``. Run with ``make bench``.
+contract's bits. Writes ``results/bench_build.csv``; ``--only TEXT`` keeps the other models' rows. Run it with
+``make bench``.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 from collections.abc import Callable
@@ -18,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import fresh
 import torch
 import transformers
-from tables import write
+from tables import replace
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports it at first use)
 from transformers.models.mixtral import modeling_mixtral  # noqa: F401
 
@@ -60,7 +62,7 @@ def mixtral(width: int, inner: int, layers: int, experts: int, dtype: str) -> An
 
 # (name, config, rounds); sized so that the plain ways fit in 24 GB.
 MODELS: list[tuple[str, Config, int]] = [
-    ("Llama", partial(llama, 1536, 4096, 17, "float32"), 5),
+    ("Llama", partial(llama, 1536, 4096, 17, "float32"), 3),
     ("Mixtral", partial(mixtral, 1024, 2048, 8, 16, "bfloat16"), 3),
     ("Llama", partial(llama, 3072, 8192, 24, "bfloat16"), 3),
 ]
@@ -108,39 +110,48 @@ def must_be_right() -> None:
             raise SystemExit(f"{name}: not the numbers of the contract")
 
 
+def named(label: str, config: Config) -> tuple[str, int]:
+    """Returns a model's row name, and the bytes of its parameters."""
+    with torch.device("meta"):
+        parameters = list(AutoModelForCausalLM.from_config(config()).parameters())
+    n_elements, n_bytes = sum(each.numel() for each in parameters), sum(each.nbytes for each in parameters)
+    return f"{label}, {n_elements / 1e6:.0f}M, {config().dtype}".replace("torch.", ""), n_bytes
+
+
 def main() -> None:
     """Measures in turns, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="of the models, those with this in their names")
+    options = parser.parse_args()
+    models = [(*named(label, config), config, rounds) for label, config, rounds in MODELS]
+    wanted = [each for each in models if options.only in each[0]]
+    if not wanted:
+        parser.error(f"--only {options.only!r} matches no model; there are: {'; '.join(each[0] for each in models)}")
     fresh.check(must_be_right)
-    rows: list[dict[str, Any]] = []
     ways: dict[str, Callable[[Config], Any]] = {
         "from_config": plain,
         "meta, to_empty, initialize_weights": to_empty,
         "build, torch": partial(build, backend="torch"),
         "build, cpp": partial(build, backend="cpp"),
     }
-    for label, config, rounds in MODELS:
-        with torch.device("meta"):
-            parameters = list(AutoModelForCausalLM.from_config(config()).parameters())
-        n_bytes = sum(parameter.nbytes for parameter in parameters)
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for name, n_bytes, config, rounds in wanted:
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(rounds):
-            for name, way in ways.items():
-                found[name].append(fresh.seconds_and_gigabytes(partial(way, config), n_bytes))
-        medians = {name: [statistics.median(each[i] for each in found[name]) for i in (0, 1)] for name in ways}
-        for name, (seconds, gigabytes) in medians.items():
+            for way, make in ways.items():
+                found[way].append(fresh.seconds_and_gigabytes(partial(make, config), n_bytes))
+        medians = {way: [statistics.median(each[i] for each in found[way]) for i in (0, 1)] for way in ways}
+        rows: list[dict[str, Any]] = []
+        for way, (seconds, gigabytes) in medians.items():
             rows.append(
                 {
-                    "model": f"{label}, {sum(p.numel() for p in parameters) / 1e6:.0f}M, {config().dtype}".replace(
-                        "torch.", ""
-                    ),
-                    "way": name,
+                    "model": name,
+                    "way": way,
                     "seconds": f"{seconds:.2f}",
                     "peak memory, GB": f"{gigabytes:.2f}",
                     "times faster": f"{medians['from_config'][0] / seconds:.1f}",
                 }
             )
-            print(rows[-1], flush=True)
-    write("bench_build.csv", rows)
+        replace("bench_build.csv", rows, "model", "way")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 import fresh
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
 
@@ -145,6 +147,33 @@ def build(backend: str, scale: float) -> Workload:
     return _constructing(n_blocks, run, backend)
 
 
+class PassingFunctions(TorchFunctionMode):
+    """Does nothing about what it is told of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the function."""
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+class PassingOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """As ``PassingFunctions``."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operator."""
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def modes_alone(scale: float) -> Workload:
+    """Makes the model of ``build`` without fastinit, in two modes of torch's that do nothing."""
+    n_blocks = int(1000 * scale)
+
+    def run(_: object) -> nn.Module:
+        with PassingFunctions(), PassingOperators():  # type: ignore[no-untyped-call]
+            return blocks(n_blocks)
+
+    return _constructing(n_blocks, run, "torch")
+
+
 def _constructing(n_blocks: int, run: Callable[[Any], nn.Module], backend: str) -> Workload:
     def plainly(_: object) -> nn.Module:
         return blocks(n_blocks)
@@ -228,6 +257,7 @@ WORKLOADS: dict[str, Callable[[float], Workload]] = {
     "capture, cpp": partial(capture, "cpp"),
     "build, tiny tensors, torch": partial(build, "torch"),
     "build, tiny tensors, cpp": partial(build, "cpp"),
+    "two idle modes of torch, tiny tensors": modes_alone,
     "init_weights, torch": partial(init_weights, "torch"),
     "init_weights, cpp": partial(init_weights, "cpp"),
     "materialize by config, cpp": materialize_by_config,

@@ -65,12 +65,17 @@ def _forked(target: Callable[[Connection, Any], None], argument: object) -> tupl
 
 
 def touch(end: Connection, n_bytes: int) -> None:
-    """Touches fresh memory in huge pages, reports that it has, and ends."""
+    """Touches fresh memory, reports that it has, and ends."""
+    touch_and_free(n_bytes)
+    end.send((0.0, 0.0))
+
+
+def touch_and_free(n_bytes: int) -> None:
+    """Touches fresh memory in huge pages, and gives it back to the system."""
     memory = mmap.mmap(-1, n_bytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, n_bytes)
-    end.send((0.0, 0.0))
 
 
 def _measure(end: Connection, work: Callable[[], Any]) -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import os
 import platform
 import subprocess
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import metadata
 
 import torch
+from csv_files import processor
 
 
-def describe() -> str:
-    """Returns processor, cores, Python and torch in one line."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if (cpuinfo.exists())
-        else []
-    )
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+def describe(packages: Sequence[str] = ()) -> str:
+    """Returns processor, cores, Python, torch, and those of further packages that are installed, in one line."""
+    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return f"{processor()}, {', '.join(versions)}"
 
 
 def describe_device(device: torch.device) -> str:

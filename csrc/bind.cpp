@@ -53,11 +53,46 @@ void without_gil(const Work& work) {
   if (error) std::rethrow_exception(error);
 }
 
-// Lets Python handle Ctrl-C and other signals; true if that has raised an exception.
-bool has_raised() {
-  const py::gil_scoped_acquire acquired;
-  return PyErr_CheckSignals() != 0;
-}
+// What Python does while the core works: handles Ctrl-C and other signals, and hears how far it is.
+class Listener {
+ public:
+  Listener(const FillDesc* records, size_t n_records, bool handles_signals, const py::object& advance)
+      : handles_signals_(handles_signals), advance_(advance) {
+    for (size_t i = 0; i < n_records; ++i) n_bytes_ += records[i].n_elements * records[i].element_bytes;
+  }
+
+  // For without the GIL. It stops the work where Python has raised.
+  Watch watch() {
+    if (!handles_signals_ && advance_.is_none()) return nullptr;
+    return [this](int64_t n_bytes) {
+      const py::gil_scoped_acquire acquired;
+      if (handles_signals_ && PyErr_CheckSignals() != 0) return true;
+      try {
+        tell(n_bytes);
+      } catch (py::error_already_set& error) {
+        error.restore();
+        return true;
+      }
+      return false;
+    };
+  }
+
+  // Raises what Python has raised meanwhile, or says that all is done.
+  void end() {
+    if (PyErr_Occurred()) throw py::error_already_set();
+    tell(n_bytes_);
+  }
+
+ private:
+  void tell(int64_t n_bytes) {
+    if (!advance_.is_none() && n_bytes > told_) advance_(n_bytes - told_);
+    told_ = n_bytes;
+  }
+
+  const bool handles_signals_;
+  const py::object& advance_;
+  int64_t n_bytes_ = 0, told_ = 0;
+};
 
 // The records of a table that is to be drawn.
 const FillDesc* fills_of(const Table& table) {
@@ -69,24 +104,28 @@ const FillDesc* fills_of(const Table& table) {
   return fills;
 }
 
-void fill(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
+void fill(const Table& table, int n_threads, const std::string& isa, bool handles_signals,
+          const py::object& advance) {
   const size_t n_fills = n_records(table);
   if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
   const Kernels& kernels = chosen(isa);
   const FillDesc* fills = fills_of(table);
-  without_gil([&] { run(kernels, fills, n_fills, n_threads, handles_signals ? has_raised : nullptr); });
-  if (PyErr_Occurred()) throw py::error_already_set();
+  Listener listener(fills, n_fills, handles_signals, advance);
+  without_gil([&] { run(kernels, fills, n_fills, n_threads, listener.watch()); });
+  listener.end();
 }
 
-py::array_t<uint64_t> digest(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
+py::array_t<uint64_t> digest(const Table& table, int n_threads, const std::string& isa, bool handles_signals,
+                             const py::object& advance) {
   const size_t n_boxes = n_records(table);
   if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
   const Kernels& kernels = chosen(isa);
   const FillDesc* boxes = reinterpret_cast<const FillDesc*>(table.data());
   py::array_t<uint64_t> sums(static_cast<py::ssize_t>(n_boxes));
   uint64_t* out = sums.mutable_data();
-  without_gil([&] { run_digest(kernels, boxes, n_boxes, n_threads, out, handles_signals ? has_raised : nullptr); });
-  if (PyErr_Occurred()) throw py::error_already_set();
+  Listener listener(boxes, n_boxes, handles_signals, advance);
+  without_gil([&] { run_digest(kernels, boxes, n_boxes, n_threads, out, listener.watch()); });
+  listener.end();
   return sums;
 }
 
@@ -113,15 +152,17 @@ py::array_t<uint8_t> choose_pages(const py::array_t<double, py::array::c_style>&
   return chosen;
 }
 
-py::array_t<int64_t> compare(const Table& table, int n_threads, const std::string& isa, bool handles_signals) {
+py::array_t<int64_t> compare(const Table& table, int n_threads, const std::string& isa, bool handles_signals,
+                             const py::object& advance) {
   const size_t n_fills = n_records(table);
   if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
   const Kernels& kernels = chosen(isa);
   const FillDesc* fills = fills_of(table);
   py::array_t<int64_t> first(static_cast<py::ssize_t>(n_fills));
   int64_t* out = first.mutable_data();
-  without_gil([&] { run_compare(kernels, fills, n_fills, n_threads, out, handles_signals ? has_raised : nullptr); });
-  if (PyErr_Occurred()) throw py::error_already_set();
+  Listener listener(fills, n_fills, handles_signals, advance);
+  without_gil([&] { run_compare(kernels, fills, n_fills, n_threads, out, listener.watch()); });
+  listener.end();
   return first;
 }
 
@@ -160,11 +201,12 @@ PYBIND11_MODULE(_native, module) {
   module.attr("MAX_PARAMS") = fastinit::kMaxParams;
   module.def("instruction_sets", &fastinit::names_of_instruction_sets, "Returns what this processor has, the best first.");
   module.def("fill", &fastinit::fill, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
-             py::arg("handles_signals") = false,
+             py::arg("handles_signals") = false, py::arg("advance") = py::none(),
              "Executes a table of FillDesc records; the memory that they point to must stay alive. handles_signals: the "
-             "caller is Python's main thread, and an exception of a signal handler ends the work.");
+             "caller is Python's main thread, and an exception of a signal handler ends the work. advance: called now and then "
+             "with how many more bytes are done.");
   module.def("digest", &fastinit::digest, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
-             py::arg("handles_signals") = false,
+             py::arg("handles_signals") = false, py::arg("advance") = py::none(),
              "Returns for each record of a table the sum modulo 2^64 of its elements' mixed words, which it reads only.");
   module.def("back", &fastinit::back, py::arg("spans"), py::arg("n_threads"),
              "Gives memory that nobody has touched its pages, and leaves its contents: rows of (begin, end), addresses of "
@@ -172,7 +214,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("choose_pages", &fastinit::choose_pages, py::arg("small"), py::arg("huge"),
              "For tests: returns which blocks get huge pages (1) if a block costs so many seconds by either kind.");
   module.def("compare", &fastinit::compare, py::arg("table"), py::arg("n_threads"), py::arg("isa") = "",
-             py::arg("handles_signals") = false,
+             py::arg("handles_signals") = false, py::arg("advance") = py::none(),
              "Returns for each record the first of its elements, row-major in its box, whose bytes in memory are not those "
              "that fill would write, or -1. Memory is read only.");
   module.def("fill_from", &fastinit::fill_from, py::arg("table"), py::arg("words"), py::arg("isa") = "",

@@ -45,7 +45,7 @@ constexpr int64_t kPiece = 1 << 16;
 constexpr int64_t kTogether = 8;
 // Starting a thread takes some 30 us, so start one only for this many pieces.
 constexpr int64_t kPiecesPerThread = 2;
-// How often to ask whether to stop: Ctrl-C should act within a tenth of a second, and asking costs up to 5 ms where other
+// How often to call the watch: Ctrl-C should act within a tenth of a second, and asking Python costs up to 5 ms where other
 // Python threads are busy.
 constexpr std::chrono::milliseconds kAskAfter{40};
 
@@ -58,13 +58,15 @@ class Pieces {
  public:
   Pieces(Task task, const FillDesc* records, size_t n_records, int n_threads)
       : task_(std::move(task)), records_(records), n_threads_(n_threads) {
-    for (size_t i = 0; i < n_records; ++i)
+    for (size_t i = 0; i < n_records; ++i) {
       first_.push_back(first_.back() + (records[i].n_elements + kPiece - 1) / kPiece);
+      bytes_.push_back(bytes_.back() + records[i].n_elements * records[i].element_bytes);
+    }
   }
 
   int64_t count() const { return first_.back(); }
 
-  void work(bool (*must_stop)() = nullptr) {
+  void work(const Watch& watch = nullptr) {
     int64_t done = 0;
     auto asked = std::chrono::steady_clock::now();
     for (;;) {
@@ -73,12 +75,12 @@ class Pieces {
       const int64_t first = next_.fetch_add(some, std::memory_order_relaxed), end = std::min(first + some, count());
       if (first >= end) break;
       for (int64_t piece = first; piece < end; ++piece, ++done) {
-        const size_t which = size_t(std::upper_bound(first_.begin(), first_.end(), piece) - first_.begin()) - 1;
+        const size_t which = record_of(piece);
         const int64_t begin = (piece - first_[which]) * kPiece;
         task_(which, begin, std::min(begin + kPiece, records_[which].n_elements));
       }
-      if (must_stop != nullptr && std::chrono::steady_clock::now() - asked >= kAskAfter) {
-        if (must_stop()) {
+      if (watch && std::chrono::steady_clock::now() - asked >= kAskAfter) {
+        if (watch(bytes_before(next_.load(std::memory_order_relaxed)))) {
           done += std::max<int64_t>(0, count() - next_.exchange(count()));  // as good as done
           break;
         }
@@ -96,17 +98,28 @@ class Pieces {
   }
 
  private:
+  size_t record_of(int64_t piece) const {
+    return size_t(std::upper_bound(first_.begin(), first_.end(), piece) - first_.begin()) - 1;
+  }
+
+  int64_t bytes_before(int64_t piece) const {
+    if (piece >= count()) return bytes_.back();
+    const size_t which = record_of(piece);
+    return bytes_[which] + (piece - first_[which]) * kPiece * records_[which].element_bytes;
+  }
+
   const Task task_;                // not to be called once all pieces are done,
   const FillDesc* const records_;  // when these are invalid, too
   const int n_threads_;
-  std::vector<int64_t> first_{0};
+  std::vector<int64_t> first_{0};  // each record's first piece, and the end
+  std::vector<int64_t> bytes_{0};  // how many lie before each record, and in all
   std::atomic<int64_t> next_{0};
   std::mutex mutex_;
   std::condition_variable finished_;
   int64_t done_ = 0;
 };
 
-void run_task(Task task, const FillDesc* records, size_t n_records, int n_threads, bool (*must_stop)()) {
+void run_task(Task task, const FillDesc* records, size_t n_records, int n_threads, const Watch& watch) {
   const auto pieces = std::make_shared<Pieces>(std::move(task), records, n_records, n_threads);
   // Each call starts new threads: a pool would not survive fork, and idle threads would spin.
   const int64_t helpers = std::min<int64_t>(n_threads, pieces->count() / kPiecesPerThread) - 1;
@@ -117,7 +130,7 @@ void run_task(Task task, const FillDesc* records, size_t n_records, int n_thread
       break;  // no more threads to be had: the running ones do the work
     }
   }
-  pieces->work(must_stop);
+  pieces->work(watch);
   pieces->wait();
 }
 
@@ -145,7 +158,7 @@ Span bytes_of(const FillDesc& fill, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, bool (*must_stop)()) {
+void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, const Watch& watch) {
   std::vector<Span> spans;
   int64_t n_bytes = 0;
   for (size_t i = 0; i < n_fills; ++i) n_bytes += fills[i].n_elements * fills[i].element_bytes;
@@ -158,17 +171,17 @@ void run(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_th
     if (is_dense(fills[which])) memory.back(bytes.begin, bytes.end);
     kernels.fill_range(fills[which], begin, end);
   };
-  run_task(fill, fills, n_fills, n_threads, must_stop);
+  run_task(fill, fills, n_fills, n_threads, watch);
 }
 
 void run_digest(const Kernels& kernels, const FillDesc* boxes, size_t n_boxes, int n_threads, uint64_t* sums,
-                bool (*must_stop)()) {
+                const Watch& watch) {
   std::vector<std::atomic<uint64_t>> totals(n_boxes);
   for (auto& total : totals) total.store(0, std::memory_order_relaxed);
   const auto add = [&](size_t which, int64_t begin, int64_t end) {
     totals[which].fetch_add(kernels.digest_range(boxes[which], begin, end), std::memory_order_relaxed);
   };
-  run_task(add, boxes, n_boxes, n_threads, must_stop);
+  run_task(add, boxes, n_boxes, n_threads, watch);
   for (size_t i = 0; i < n_boxes; ++i) sums[i] = totals[i].load(std::memory_order_relaxed);
 }
 
@@ -189,7 +202,7 @@ void back_all(const std::vector<Span>& spans, int n_threads) {
 }
 
 void run_compare(const Kernels& kernels, const FillDesc* fills, size_t n_fills, int n_threads, int64_t* first,
-                 bool (*must_stop)()) {
+                 const Watch& watch) {
   std::vector<std::atomic<int64_t>> found(n_fills);
   for (size_t i = 0; i < n_fills; ++i) found[i].store(fills[i].n_elements, std::memory_order_relaxed);
   const auto compare = [&](size_t which, int64_t begin, int64_t end) {
@@ -199,7 +212,7 @@ void run_compare(const Kernels& kernels, const FillDesc* fills, size_t n_fills, 
     while (at < end && at < least && !found[which].compare_exchange_weak(least, at, std::memory_order_relaxed)) {
     }
   };
-  run_task(compare, fills, n_fills, n_threads, must_stop);
+  run_task(compare, fills, n_fills, n_threads, watch);
   for (size_t i = 0; i < n_fills; ++i) {
     const int64_t at = found[i].load(std::memory_order_relaxed);
     first[i] = at < fills[i].n_elements ? at : -1;

@@ -1,4 +1,4 @@
-"""``python -m fastinit demo``: plans and initializes a GPT-like model of plain torch.nn modules."""
+"""What ``python -m fastinit demo`` shows fastinit with: a GPT-like model of plain torch.nn modules, and its ranks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from .backends import available_backends, device_type
 from .materializing import materialize
-from .planning import plan
 
 
 class Block(nn.Module):
@@ -50,54 +48,37 @@ def config(layers: int) -> list[dict[str, Any]]:
     ]
 
 
-def demo(layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: int = 1024, seed: int = 0) -> None:
-    """Plans a model on the meta device, materializes it with each available backend, and prints plan and reports."""
-
-    def make() -> GPT:
-        with torch.device("meta"):
-            return GPT(layers, width, vocabulary, context)
-
-    model = make()
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    cfg = config(layers)
-    print(f"A GPT of {layers} layers, {n_parameters:,} parameters, on the meta device: no memory yet. The config:\n")
-    print("\n".join(f"    {rule}" for rule in cfg))
-    print("\n>>> print(fastinit.plan(model, cfg, seed=0).table(max_rows=16))\n")
-    print(plan(model, cfg, seed=seed).table(max_rows=16))
-    for backend, missing in available_backends().items():
-        if missing is not None:
-            print(f"\nThe backend {backend} cannot run here: {missing}")
-            continue
-        model = make()
-        device = device_type(backend)
-        on_device = "" if device == "cpu" else f", device={device!r}"
-        print(f"\n>>> print(fastinit.materialize(model, cfg, seed=0, backend={backend!r}{on_device}).summary())\n")
-        print(materialize(model, cfg, seed=seed, backend=backend, device=device).summary())
-        std = model.blocks[0].qkv.weight.std().item()  # type: ignore[union-attr, operator]
-        print(f"The standard deviation of blocks.0.qkv.weight is {std:.4f}.")
+def make(layers: int, width: int, vocabulary: int = 50257, context: int = 1024) -> GPT:
+    """Returns the model on the meta device, where it has no memory."""
+    with torch.device("meta"):
+        return GPT(layers, width, vocabulary, context)
 
 
-def demo_shards(
-    layers: int = 24, width: int = 1024, vocabulary: int = 50257, context: int = 1024, seed: int = 0
-) -> None:
+def digest_of_weights(model: nn.Module) -> str:
+    """Returns a digest of the bytes of all parameters, in the model's order; sharded ones are gathered."""
+    digest = hashlib.blake2b(digest_size=8)
+    for parameter in model.parameters():
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        digest.update(whole.detach().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def demo_shards(layers: int = 24, width: int = 1024, seed: int = 0) -> None:
     """Fills this rank's shards of a model; rank 0 prints a digest of the weights, the same for any number of ranks."""
     from torch.distributed.fsdp import fully_shard
 
     distributed.init_process_group("gloo")
-    with torch.device("meta"):
-        model = GPT(layers, width, vocabulary, context)
+    model = make(layers, width)
     for block in model.blocks:
         fully_shard(block)
     fully_shard(model)
     report = materialize(model, config(layers), seed=seed, backend="cpp")
-    digest = hashlib.blake2b(digest_size=8)
-    for parameter in model.parameters():
-        digest.update(parameter.full_tensor().detach().numpy().data)  # type: ignore[attr-defined]
+    digest = digest_of_weights(model)
     if distributed.get_rank() == 0:
         n_ranks, n_parameters = distributed.get_world_size(), sum(parameter.numel() for parameter in model.parameters())
         print(
             f"{n_ranks} rank{'s' * (n_ranks != 1)}, {n_parameters:,} parameters: each rank filled "
-            f"{report.n_bytes / 1e6:,.0f} MB in {report.seconds:.2f} s; digest of all weights: {digest.hexdigest()}"
+            f"{report.n_bytes / 1e6:,.0f} MB in {report.seconds:.2f} s; digest of all weights: {digest}"
         )
     distributed.barrier()
     # Destroying a gloo group occasionally aborts, at exit too (torch 2.13, also without fastinit).

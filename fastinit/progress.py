@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 Listener = Callable[[int], object]
+"""Is called with a number of bytes."""
 
 VARIABLE = "FASTINIT_PROGRESS"
 _OFF = ("0", "false", "no", "off")

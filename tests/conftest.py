@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import needs
 import pytest
 import skips
 
 # They hold no doctests, and all have one name, which pytest imports for doctests once only.
 collect_ignore_glob = ["*conftest.py"]
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Has Python, and programs that it starts, hear Ctrl-C: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -47,7 +47,7 @@ def generated() -> str:
     for module_name, chosen in MODULES.items():
         module = importlib.import_module(module_name)
         lines += ["", f"[{module_name}]"] if lines else [f"[{module_name}]"]
-        for name in sorted(chosen or _names_of(module)):
+        for name in sorted(chosen or names_of(module)):
             value = getattr(module, name)
             if id(value) in seen and (inspect.isclass(value) or inspect.isfunction(value)):
                 lines.append(f"{name}: {value.__module__}.{value.__qualname__}" if chosen else name)
@@ -57,7 +57,8 @@ def generated() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _names_of(module: ModuleType) -> list[str]:
+def names_of(module: ModuleType) -> list[str]:
+    """Returns the names of a module that count where none were chosen."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
     found = vars(module).items()

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Written by a GPU day.
 NEEDS_A_GPU = ["bench_gpu.csv", "gpu_day.csv", "gpu_ncu.csv", "gpu_rates.csv"]
 NOT_MEASURED = "Not measured yet: no GPU was at hand."

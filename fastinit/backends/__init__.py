@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InitRuntimeError, InitTypeError, InitValueError
 from ..plans import Fill
+from ..progress import Listener
 from ..shards.dtensor import why_not_shards
 from . import cpp_backend, cuda_backend, torch_backend, triton_backend
 from .generators import Generators
@@ -37,12 +38,19 @@ class Backend(Protocol):
     def engine(self) -> str:
         """Returns what does the work, for the report."""
 
-    def run(self, fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
+    def run(
+        self,
+        fills: Sequence[Fill],
+        seed: int | None,
+        generators: Generators | None = None,
+        *,
+        advance: Listener | None = None,
+    ) -> int:
         """Executes fills that it can do, in order, and returns in how many launches of a kernel.
 
         A contract backend is given fills of one device, and the seed; its caller counts the versions of the tensors
         (``versions.count_writes``). Another may be given fills of several devices, draws from ``generators`` (None:
-        the default ones) and counts itself.
+        the default ones) and counts itself. On the CPU ``advance`` hears now and then how many more bytes are done.
         """
 
 

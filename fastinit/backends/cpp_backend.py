@@ -16,6 +16,7 @@ import torch
 
 from ..contract import records as contract
 from ..plans import Fill
+from ..progress import Listener
 from . import extensions, limits, structured
 from .generators import Generators
 
@@ -43,7 +44,13 @@ def engine() -> str:
     return f"{_core().instruction_sets()[0]}, {torch.get_num_threads()} threads"
 
 
-def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
+def run(
+    fills: Sequence[Fill],
+    seed: int | None,
+    generators: Generators | None = None,
+    *,
+    advance: Listener | None = None,
+) -> int:
     """Runs the fills in one call of the native core, or more where fills overlap in memory (threads would race).
 
     Structured ones come after the rest, each with calls of its own.
@@ -51,10 +58,10 @@ def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None =
     Ctrl-C ends it within a tenth of a second; nothing is written afterwards.
     """
     assert seed is not None, "contract backends need a seed"
-    return structured.run(fills, partial(_run, seed))
+    return structured.run(fills, partial(_run, seed), advance)
 
 
-def differing(fills: Sequence[Fill], seed: int) -> dict[int, int | None]:
+def differing(fills: Sequence[Fill], seed: int, advance: Listener | None = None) -> dict[int, int | None]:
     """Finds the fills, without structure, whose memory does not hold what they would write; nothing is written.
 
     Values are drawn into the cache and compared there, so that memory is read once. Ctrl-C ends it within a tenth of a
@@ -65,19 +72,22 @@ def differing(fills: Sequence[Fill], seed: int) -> dict[int, int | None]:
         fill is none of a whole tensor that lies in order.
     """
     records, of_fill = contract.lowered_by_fill(fills, seed)
-    is_main = threading.current_thread() is threading.main_thread()
-    first = _core().compare(records.view(np.uint8), torch.get_num_threads(), handles_signals=is_main)
+    first = _core().compare(records.view(np.uint8), torch.get_num_threads(), **watching(advance))
     return {
         i: int(first[at]) if fills[i].parts is None and fills[i].tensor.is_contiguous() else None
         for at, i in zip(np.flatnonzero(first >= 0).tolist(), of_fill[first >= 0].tolist())
     }
 
 
-def _run(seed: int, fills: Sequence[Fill]) -> int:
+def watching(advance: Listener | None) -> dict[str, Any]:
+    """Returns what a call of the core may do with Python meanwhile: handle Ctrl-C, and say how far it is."""
+    return {"handles_signals": threading.current_thread() is threading.main_thread(), "advance": advance}
+
+
+def _run(seed: int, fills: Sequence[Fill], advance: Listener | None = None) -> int:
     n_launches = 0
     for _, records in contract.launches(fills, seed):
-        is_main = threading.current_thread() is threading.main_thread()
-        _core().fill(records.view(np.uint8), torch.get_num_threads(), handles_signals=is_main)
+        _core().fill(records.view(np.uint8), torch.get_num_threads(), **watching(advance))
         n_launches += 1
     return n_launches
 

@@ -11,6 +11,7 @@ from ..contract import records as contract
 from ..contract.gpu_work import Trips
 from ..errors import InitRuntimeError
 from ..plans import Fill
+from ..progress import Listener
 from . import extensions, gpu_launch, limits
 from .generators import Generators
 
@@ -40,7 +41,13 @@ def engine() -> str:
     return f"CUDA kernel of runtime {_core().RUNTIME_VERSION}"
 
 
-def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
+def run(
+    fills: Sequence[Fill],
+    seed: int | None,
+    generators: Generators | None = None,
+    *,
+    advance: Listener | None = None,
+) -> int:
     """Runs the fills of one device with one launch on its current stream, without waiting for the device.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,12 +11,10 @@ import torch
 from ..contract.digests import box_records, sum_by_torch
 from ..contract.gpu_digest_work import digest_work
 from ..plans import Box
-from ..progress import advance, expect, is_heard, is_wanted, showing
+from ..progress import advance, expect, is_heard, showing
 from . import cpp_backend, gpu_launch, triton_backend
 
 _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
-# After so many bytes a progress bar moves: some tens of milliseconds from memory.
-_PART_BYTES = 256 << 20
 
 
 def why_not(tensor: torch.Tensor) -> str | None:
@@ -57,7 +54,7 @@ def sums(boxes: Sequence[Box]) -> list[int]:
 def _kernel_of(device: torch.device) -> Callable[[Sequence[Box]], list[int]] | None:
     """Returns what adds up on a device faster than operators of torch."""
     if cpp_backend.why_not(device) is None:
-        return _sums_by_parts
+        return _sums_by_core
     return _sums_by_triton if device.type == "cuda" and triton_backend.why_not(device) is None else None
 
 
@@ -68,31 +65,12 @@ def _is_turned(tensor: torch.Tensor) -> bool:
 
 def _sums_by_core(boxes: Sequence[Box]) -> list[int]:
     records, of_box = box_records(boxes)
-    is_main = threading.current_thread() is threading.main_thread()
-    counts = cpp_backend._core().digest(records.view(np.uint8), torch.get_num_threads(), handles_signals=is_main)
-    return _added(counts, of_box, len(boxes))
-
-
-def _sums_by_parts(boxes: Sequence[Box]) -> list[int]:
-    """As ``_sums_by_core``, in several calls where somebody wants to know how far it is."""
-    if not is_heard() and not is_wanted():
-        return _sums_by_core(boxes)
     total = sum(box.tensor.nbytes for box in boxes)
     with showing("digest", total):
         expect(total)
-        return _by_parts(boxes)
-
-
-def _by_parts(boxes: Sequence[Box]) -> list[int]:
-    found: list[int] = []
-    while len(found) < len(boxes):
-        end, n_bytes = len(found), 0
-        while end < len(boxes) and n_bytes < _PART_BYTES:
-            n_bytes += boxes[end].tensor.nbytes
-            end += 1
-        found += _sums_by_core(boxes[len(found) : end])
-        advance(n_bytes)
-    return found
+        how = cpp_backend.watching(advance if is_heard() else None)
+        counts = cpp_backend._core().digest(records.view(np.uint8), torch.get_num_threads(), **how)
+    return _added(counts, of_box, len(boxes))
 
 
 def _sums_by_triton(boxes: Sequence[Box]) -> list[int]:

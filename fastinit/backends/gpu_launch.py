@@ -12,6 +12,7 @@ from ..contract import records as lowering
 from ..contract.gpu_work import Trips, device_work
 from ..errors import InitRuntimeError
 from ..plans import Fill
+from ..progress import Listener
 from . import structured
 
 # Earlier GPUs lack the instruction that converts two float32 to bfloat16, which the kernels use.
@@ -65,7 +66,7 @@ def run(fills: Sequence[Fill], seed: int, trips: Trips, launch: Launch) -> int:
     if reason := why_not_now(device):  # the fills were checked earlier, and may have been pending since
         raise InitRuntimeError(reason)
 
-    def draw(plain: Sequence[Fill]) -> int:
+    def draw(plain: Sequence[Fill], _advance: Listener | None = None, /) -> int:
         n_launches = 0
         for _, records in lowering.launches(plain, seed):
             execute(records, device, trips, launch)

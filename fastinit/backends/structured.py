@@ -10,11 +10,12 @@ other ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
 from operator import itemgetter
+from typing import Protocol
 
 import torch
 
@@ -33,12 +34,19 @@ from ..plans import (
     Uniform,
     is_structured,
     matrices_of,
+    n_bytes_of,
     row_major,
 )
 from ..plans.pieces import boxes_in
+from ..progress import Listener
 
-DrawFills = Callable[[Sequence[Fill]], int]
-"""Runs fills without structure, and returns the number of launches."""
+
+class DrawFills(Protocol):
+    """What runs fills without structure."""
+
+    def __call__(self, fills: Sequence[Fill], advance: Listener | None = None, /) -> int:
+        """Runs fills, says how many bytes are done, and returns the number of launches."""
+
 
 # Elements that are drawn at once: 64 MiB of float32, twice that in float64.
 _AT_ONCE = 1 << 24
@@ -54,19 +62,27 @@ _NEARLY_ORTHOGONAL = 0.1
 _STANDARD = Normal(0.0, 1.0)
 
 
-def run(fills: Sequence[Fill], draw: DrawFills) -> int:
-    """Runs fills of one device, in an order that gives what their own order would; returns the number of launches."""
+def run(fills: Sequence[Fill], draw: DrawFills, advance: Listener | None = None) -> int:
+    """Runs fills of one device, in an order that gives what their own order would; returns the number of launches.
+
+    Args:
+        fills: of one device.
+        draw: runs those without structure, and draws what the others are made of.
+        advance: hears how many bytes are done.
+    """
     if not any(map(_is_structured, fills)):
-        return draw(fills)
+        return draw(fills, advance)
     ordered = fills if Boxes.of(fills).meeting() else sorted(fills, key=_is_structured)
     n_launches = 0
     for structured, group in groupby(ordered, key=_is_structured):
         if not structured:
-            n_launches += draw(list(group))
+            n_launches += draw(list(group), advance)
             continue
         for fill in group:
             with torch.no_grad():
                 n_launches += _Making(fill, draw).run()
+            if advance is not None:
+                advance(n_bytes_of(fill))
     return n_launches
 
 

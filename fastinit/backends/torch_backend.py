@@ -36,7 +36,9 @@ from ..plans import (
     describe,
     is_structured,
     matrices_of,
+    n_bytes_of,
 )
+from ..progress import Listener
 from ..shards.dtensor import is_sharded
 from .fresh_memory import back_tensor
 from .generators import Generators
@@ -151,7 +153,13 @@ def engine() -> str:
     return f"torch.nn.init of torch {torch.__version__}"
 
 
-def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
+def run(
+    fills: Sequence[Fill],
+    seed: int | None,
+    generators: Generators | None = None,
+    *,
+    advance: Listener | None = None,
+) -> int:
     """Runs the fills in order; they draw from ``generators``, None: the default ones of their devices."""
     for fill in fills:
         tensor = fill.tensor if fill.parts is None or is_sharded(fill.tensor) else fill.boxes[0].tensor
@@ -164,6 +172,8 @@ def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None =
         else:  # a subclass may not know what to do with a generator
             with generators.next_draw(tensor.device):
                 _fill(tensor, fill.distribution, None)
+        if advance is not None:
+            advance(n_bytes_of(fill))
     return len(fills)
 
 

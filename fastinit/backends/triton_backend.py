@@ -16,6 +16,7 @@ import torch
 from ..contract import records as contract
 from ..contract.gpu_work import Trips
 from ..plans import Fill
+from ..progress import Listener
 from . import gpu_launch, limits
 from .generators import Generators
 
@@ -55,7 +56,13 @@ def engine() -> str:
     return f"kernel of Triton {version('triton')}"
 
 
-def run(fills: Sequence[Fill], seed: int | None, generators: Generators | None = None) -> int:
+def run(
+    fills: Sequence[Fill],
+    seed: int | None,
+    generators: Generators | None = None,
+    *,
+    advance: Listener | None = None,
+) -> int:
     """Runs the fills of one device with one launch on its current stream, without waiting for the device."""
     assert seed is not None, "contract backends need a seed"
     return gpu_launch.run(fills, seed, _trips(), _launch)

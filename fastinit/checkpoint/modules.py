@@ -146,7 +146,9 @@ class Descent:
         self._ran: list[str] = []
         """The modules whose own code ran."""
         self._has_written = False
-        self._swaps = torch.__future__.get_swap_module_params_on_conversion()
+        # Before torch 2.3 there is none.
+        swaps = getattr(torch.__future__, "get_swap_module_params_on_conversion", None)
+        self._swaps = bool(swaps and swaps())
 
     def run(self, module: nn.Module, state: OrderedDict[str, Any]) -> None:
         """Walks through ``module``, whose code may change the state dict."""

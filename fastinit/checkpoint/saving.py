@@ -162,6 +162,6 @@ def find_latest_checkpoint(path: str | os.PathLike[str]) -> str | None:
     """Returns the path written in a folder's ``last_checkpoint`` file, None if there is no such file."""
     pointer = Path(path) / "last_checkpoint"
     if pointer.exists():
-        return pointer.read_text().strip()
+        return pointer.read_text(encoding="utf-8").strip()
     log("Did not find last_checkpoint to be resumed.", None)
     return None

@@ -14,10 +14,8 @@ from ..backends import BACKENDS, cpp_backend
 from ..plans import Box, Fill, row_major
 from ..progress import advance
 
-# The native core draws into its cache and compares there. After so many bytes a progress bar moves.
-_CORE_BYTES = 256 << 20
-# Elsewhere, elements that are drawn before they are compared; of a tensor of which the core has told that it differs,
-# and on a GPU, where one launch after the other has all of it.
+# The native core draws into its cache and compares there. Elsewhere, elements that are drawn before they are compared:
+# of a tensor of which the core has told that it differs, and on a GPU, where one launch after the other has all of it.
 _PIECE = 1 << 20
 _PIECE_ON_GPU = 1 << 25
 # Small tensors in one piece of work.
@@ -64,7 +62,8 @@ def first_differences(
     others: list[Fill] = []
     for fill in fills:
         (of_core if backend_on(fill.tensor.device) == "cpp" else others).append(fill)
-    pieces = [piece for group in _groups(of_core) for piece in work.pieces_that_differ(group)]
+    by_seed = [list(group) for _, group in groupby(of_core, key=lambda fill: fill.seed)]
+    pieces = [piece for group in by_seed for piece in work.pieces_that_differ(group)]
     work.compare(pieces)
     for device_fills in (list(group) for _, group in groupby(others, key=lambda fill: fill.tensor.device)):
         work.compare(piece for fill in device_fills for box in fill.boxes for piece in _pieces(fill, box))
@@ -80,21 +79,6 @@ def note(found: dict[str, Found], name: str, difference: Found | None) -> None:
 
 def _n_bytes(fill: Fill) -> int:
     return sum(box.tensor.nbytes for box in fill.boxes)
-
-
-def _groups(fills: Iterable[Fill]) -> Iterator[list[Fill]]:
-    """Yields fills of one seed, of some hundred megabytes."""
-    for _, of_seed in groupby(fills, key=lambda fill: fill.seed):
-        group: list[Fill] = []
-        n_bytes = 0
-        for fill in of_seed:
-            group.append(fill)
-            n_bytes += _n_bytes(fill)
-            if n_bytes >= _CORE_BYTES:
-                yield group
-                group, n_bytes = [], 0
-        if group:
-            yield group
 
 
 def _is_behind(piece: _Piece, found: Found | None) -> bool:
@@ -166,14 +150,13 @@ class _Work:
 
     def pieces_that_differ(self, fills: Sequence[Fill]) -> Iterator[_Piece]:
         """Yields what is to be compared by pieces of fills of the core that have one seed."""
-        for i, at in cpp_backend.differing(fills, self._seed_of(fills[0])).items():
+        for i, at in cpp_backend.differing(fills, self._seed_of(fills[0]), advance).items():
             fill = fills[i]
             if at is not None:
                 yield _Piece(fill, Box(fill.tensor.detach().view(-1)[at : at + 1], at, (1,)))
             else:
                 for box in fill.boxes:
                     yield from _pieces(fill, box)
-        advance(sum(map(_n_bytes, fills)))
 
     def compare(self, pieces: Iterable[_Piece]) -> None:
         """Draws pieces, of any devices, dtypes and seeds, and notes which differ."""

@@ -55,7 +55,7 @@ class _Storage(Spans[Write]):
     def pending(self) -> list[PendingFill]:
         """Returns the pending fills, in order."""
         among: Iterable[Write] = self if self.requested is None else self.requested
-        found = [write for write in among if isinstance(write, PendingFill) and write.is_pending]
+        found = [write for write in among if isinstance(write, PendingFill) and write.state is State.PENDING]
         if not self.are_few:
             self.requested = dict.fromkeys(found)
         return found
@@ -84,7 +84,8 @@ class MemoryBook:
         """Threads that are recorded together take turns."""
         self.protected: set[int] = set()
         """Storages that other code may read, and whose memory it is not to change."""
-        self._paused_by: int | None = None
+        self.paused_by: int | None = None
+        """The thread that does fastinit's own work, if one does."""
         self._on_write: Callable[[Place], None] | None = None
         """Told of every write, while a ledger attributes them."""
 
@@ -99,7 +100,12 @@ class MemoryBook:
     @property
     def is_paused(self) -> bool:
         """Whether what this thread does is fastinit's own work."""
-        return self._paused_by is not None and self._paused_by == threading.get_ident()
+        return self.paused_by is not None and self.paused_by == threading.get_ident()
+
+    @property
+    def is_sensing(self) -> bool:
+        """Whether a ledger is told of writes."""
+        return self._on_write is not None
 
     @contextmanager
     def sensing(self, ledger: Ledger) -> Iterator[None]:
@@ -125,6 +131,11 @@ class MemoryBook:
         known = self._storages.get(memory._cdata)
         return Place(here, known.ref if known is not None else StorageWeakRef(memory))  # type: ignore[no-untyped-call]
 
+    def is_unknown(self, tensor: torch.Tensor) -> bool:
+        """Tells whether a tensor has plain memory of which nothing is known, and which other code may change."""
+        found = storage_of(tensor)
+        return found is not None and found[1]._cdata not in self._storages and found[1]._cdata not in self.protected
+
     def _storage(self, place: Place) -> _Storage:
         storage = self._storages.get(place.storage_id)
         if storage is None:
@@ -147,18 +158,21 @@ class MemoryBook:
     ) -> PendingFill:
         """Notes a fill; what it covers is forgotten."""
         order = self._next_order()
-        storage = self._storage(place)
-        if storage:
+        storage = self._storages.get(place.storage_id)
+        if storage is None:  # as nearly always
+            storage = self._storages[place.storage_id] = _Storage(place.ref)
+        elif storage:
             self.forget(place)
         fill = PendingFill(place, info, order, values, scope, rule, asked_by, named, state)
-        storage.note(fill)
+        storage.add(place.start, place.end, fill)
         if state is State.PENDING:
             if storage.requested is not None:
                 storage.requested[fill] = None
             self._with_requests[place.storage_id] = storage
         if asked_by is not None:
             self._asked_by.setdefault(asked_by, []).append(fill)
-        self.touch(place)
+        if self._on_write is not None:
+            self._on_write(place)
         return fill
 
     def wrote(self, place: Place, info: str, is_random: bool) -> None:
@@ -237,6 +251,10 @@ class MemoryBook:
         """Returns the writes that still show in a place, in order."""
         storage = self._storages.get(place.storage_id)
         return [] if storage is None else storage.at(place)
+
+    def is_only_write(self, write: Write) -> bool:
+        """Tells whether a write is all that shows in its storage."""
+        return self._storages[write.place.storage_id].is_only(write)
 
     def fills_in(self, place: Place, after: int = 0) -> list[PendingFill]:
         """Returns the fills that still show in the storage of a place, in order: those behind one of that order."""
@@ -325,15 +343,15 @@ class _Pause:
 
     def __enter__(self) -> None:
         self._book.lock.acquire()
-        self._before = self._book._paused_by
-        self._book._paused_by = threading.get_ident()
+        self._before = self._book.paused_by
+        self._book.paused_by = threading.get_ident()
         if self._functions is not None:
             self._functions.__enter__()
 
     def __exit__(self, *error: object) -> None:
         if self._functions is not None:
             self._functions.__exit__(*error)
-        self._book._paused_by = self._before
+        self._book.paused_by = self._before
         self._book.lock.release()
 
 

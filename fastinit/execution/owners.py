@@ -15,6 +15,8 @@ from .places import Place
 from .spans import Spans
 from .writes import PendingFill, Stream
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 class Owner(NamedTuple):
     """The parameter or buffer that holds a place."""
@@ -145,11 +147,30 @@ def _fill(
 def fills_for(pending: Iterable[PendingFill], book: MemoryBook, owners: Owners) -> Iterator[tuple[PendingFill, Fill]]:
     """Yields pending fills with the fills that execute them; what later ones overwrite is cut away where it can be."""
     for each in pending:
+        fill = _whole_for(each, book, owners)
+        if fill is not None:  # as of nearly all
+            yield each, fill
+            continue
         writes = book.writes_at(each.place)
         later = [write.place for write in writes if write.order > each.order and isinstance(write, PendingFill)]
         fill = fill_for(each, owners, later)
         if fill is not None:
             yield each, fill
+
+
+def _whole_for(pending: PendingFill, book: MemoryBook, owners: Owners) -> Fill | None:
+    """Returns the fill of a parameter that nothing else writes and whose numbers nobody shares; None for any other."""
+    place = pending.place
+    owner = owners.of(place)
+    if owner is None or owner.place.memory != place.memory or owner.place.dtype != place.dtype:
+        return None
+    is_plain = type(owner.tensor) in _PLAIN and pending.named is None and pending.draw is None
+    if not is_plain or pending.stream is not None or not book.is_only_write(pending):
+        return None
+    shape = place.memory.shape
+    if is_drawn(pending.distribution):
+        pending.stream = Stream(owner.name, Strided.whole(shape), True)
+    return Fill(owner.name, owner.tensor, pending.distribution, pending.rule, pending.info, shape)
 
 
 def index_in(owner: Owner, place: Place) -> Strided | None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..plans import Strided
+from ..plans import Strided, row_major
 from ..shards.dtensor import is_sharded, local_part
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+@lru_cache(maxsize=4096)  # the layers of a model are alike
+def _laid_out(shape: tuple[int, ...], steps: tuple[int, ...], dtype: torch.dtype) -> tuple[Strided, int, bool, int]:
+    """Returns the memory of a tensor at the beginning of a storage; how many elements it has, whether it is dense, and
+    how many bytes it spans."""
+    memory = Strided(0, tuple(shape), steps)
+    memory = Strided.whole(memory.shape) if steps == row_major(memory.shape) else memory  # they share one object
+    return memory, memory.numel, memory.is_dense, memory.span * dtype.itemsize
 
 
 class Place:
@@ -24,15 +34,14 @@ class Place:
         self.ref = ref
         self.storage_id: int = ref.cdata
         """The identity of the storage, for as long as ``ref`` is held."""
-        self.dtype = tensor.dtype
-        self.memory = memory = Strided.of(tensor)
-        self.numel = tensor.numel()
-        size = tensor.element_size()
-        is_contiguous = tensor.is_contiguous()  # as nearly all are
-        self.is_dense = is_contiguous or memory.is_dense
-        self.start = memory.first * size
+        self.dtype = dtype = tensor.dtype
+        memory, self.numel, self.is_dense, n_bytes = _laid_out(tensor.shape, tensor.stride(), dtype)
+        self.start = 0
         """Of the first byte, in the storage."""
-        self.end = self.start + (self.numel if is_contiguous else memory.span) * size
+        if first := int(tensor.storage_offset()):
+            memory, self.start = Strided(first, memory.shape, memory.steps), first * dtype.itemsize
+        self.memory: Strided = memory
+        self.end: int = self.start + n_bytes
         """Behind the last byte."""
 
     @property

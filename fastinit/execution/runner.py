@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -10,14 +10,12 @@ from ..backends import BACKENDS
 from ..contract.streams import streams_of
 from ..errors import InitRuntimeError
 from ..plans import Copy, Fill, Item, describe, n_bytes_of, tensors_of
-from ..progress import advance, expect, is_heard, is_wanted, showing
+from ..progress import Listener, advance, expect, is_heard, is_wanted, showing
 from ..shards.dtensor import is_sharded, mesh_of
 from .scope import Scope
 from .version_counters import count_writes
 
 Group = TypeVar("Group", bound=Hashable)
-# After so many bytes a progress bar moves.
-_PART_BYTES = 256 << 20
 
 
 def check(items: Iterable[Item], scope: Scope, *, needs_memory: bool = True) -> None:
@@ -71,8 +69,6 @@ def prepare(fills: Sequence[Fill], scope: Scope) -> None:
 def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -> None:
     """Runs fills that have been checked and prepared, in as few launches as there are backends and devices.
 
-    Where a bar may show how far it is, on the CPU, each launch does a part.
-
     Args:
         fills: of tensors with memory.
         scope: whose seed and backends count.
@@ -84,26 +80,10 @@ def execute(fills: Sequence[Fill], scope: Scope, *, are_counted: bool = False) -
     total = sum(map(n_bytes_of, fills))
     with showing("fill", total):
         expect(total)
-        for part in _parts(fills) if is_heard() else [fills]:
-            _execute(part, scope, are_counted)
-            advance(sum(map(n_bytes_of, part)))
+        _execute(fills, scope, are_counted, advance if is_heard() else None)
 
 
-def _parts(fills: Sequence[Fill]) -> Iterator[list[Fill]]:
-    """Yields fills, in their order, by some hundred megabytes."""
-    part: list[Fill] = []
-    n_bytes = 0
-    for fill in fills:
-        part.append(fill)
-        n_bytes += n_bytes_of(fill)
-        if n_bytes >= _PART_BYTES:
-            yield part
-            part, n_bytes = [], 0
-    if part:
-        yield part
-
-
-def _execute(fills: Sequence[Fill], scope: Scope, are_counted: bool) -> None:
+def _execute(fills: Sequence[Fill], scope: Scope, are_counted: bool, tell: Listener | None = None) -> None:
     for name, chosen in _grouped(fills, scope.backends.of).items():
         backend = BACKENDS[name]
         if not backend.IS_CONTRACT:
@@ -112,7 +92,7 @@ def _execute(fills: Sequence[Fill], scope: Scope, are_counted: bool) -> None:
                 chosen = [
                     fill if is_sharded(fill.tensor) else replace(fill, tensor=fill.tensor.data) for fill in chosen
                 ]
-            backend.run(chosen, scope.seed.value, scope.seed.generators)
+            backend.run(chosen, scope.seed.value, scope.seed.generators, advance=tell)
             continue
         by_place = _grouped(chosen, lambda fill: (fill.tensor.device, fill.seed))
         for device, _ in by_place:
@@ -122,7 +102,7 @@ def _execute(fills: Sequence[Fill], scope: Scope, are_counted: bool) -> None:
             seed = scope.seed.drawn() if own_seed is None else own_seed
             scope.note_write()
             try:
-                scope.launches[device] = scope.launches.get(device, 0) + backend.run(group, seed)
+                scope.launches[device] = scope.launches.get(device, 0) + backend.run(group, seed, advance=tell)
             finally:
                 if not are_counted:
                     count_writes(group)

@@ -52,6 +52,10 @@ class Spans(Generic[Value]):
         """Yields all values, the latest first; the map must stay as it is meanwhile."""
         return reversed(self._few[2::3] if self._numbered is None else self._numbered.values())
 
+    def is_only(self, value: Value) -> bool:
+        """Tells whether a value that was added is the only one."""
+        return len(self._few) == 3 and self._few[2] is value
+
     def add(self, start: int, end: int, value: Value) -> None:
         """Adds a value for the bytes from ``start`` up to ``end``, which is not one of them."""
         if self._classes is not None:

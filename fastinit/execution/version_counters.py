@@ -18,7 +18,12 @@ def count_writes(fills: Iterable[Fill]) -> None:
         torch.autograd.graph.increment_version(tensors)
     else:
         for tensor in tensors:
-            torch.autograd.graph.increment_version(tensor)
+            count_write(tensor)
+
+
+def count_write(tensor: torch.Tensor) -> None:
+    """As ``count_writes``, of one tensor."""
+    torch.autograd.graph.increment_version(tensor)
 
 
 def _takes_many() -> bool:

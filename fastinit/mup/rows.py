@@ -11,6 +11,7 @@ from ..config.matching import owner_of
 from ..errors import InitValueError
 
 OPTIMIZERS = ("adam", "sgd")
+"""Those that learning rates are known for."""
 # Layers whose weight is (in, out, ...), and not (out, in, ...).
 _TRANSPOSED = ("Conv1D", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 

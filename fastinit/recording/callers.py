@@ -32,7 +32,7 @@ def _place_in(code: CodeType, line: int) -> str:
 
 
 def asking() -> FrameType:
-    """Returns the frame that asked for what a function mode, which calls this, is told of."""
+    """Returns the frame that asked for what a function mode is told of; what the mode calls first is to call this."""
     frame = sys._getframe(2)
     while frame.f_code.co_name == "__torch_function__":  # those of other modes, such as torch.device
         frame = frame.f_back  # type: ignore[assignment]

@@ -101,6 +101,8 @@ def _capturing(
             raise InitRuntimeError(f"the backend {scope.backends.asked!r} cannot run on this machine: {reason}")
         is_part = scope.effective is not scope  # whose names are those of the larger block
         recipe = Recipe(None if module is not None or is_part else scope.names, prefix, is_part)
+        if is_lost and scope.outer is None:
+            watch.operators.unread = scope
         try:
             yield recipe
         finally:

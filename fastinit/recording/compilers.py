@@ -8,6 +8,11 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any, TypeVar
 
+from torch._C import _dynamo
+
+# Not imported from its module: before torch 2.6 that is none yet when only `import torch` has run.
+set_eval_frame = _dynamo.eval_frame.set_eval_frame
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 _waiting: list[CodeType] = []
 

@@ -46,7 +46,7 @@ def _same_values(values: Callable[..., Distribution], *numbers: float) -> Distri
     return values(*numbers)
 
 
-def _distribution(values: Callable[..., Distribution], numbers: tuple[Any, ...]) -> Distribution:
+def distribution_of(values: Callable[..., Distribution], numbers: tuple[Any, ...]) -> Distribution:
     """Returns the distribution with these numbers, made once where they are plain numbers."""
     for number in numbers:
         # A cache takes -0.0 for 0.0; distributions do not.
@@ -63,7 +63,7 @@ def _filled(
         return NOT_HANDLED
     # A constant needs no generator, and lending one to an operator takes longer than the operator.
     run = partial(func, *args, **kwargs) if values is Constant else partial(ops.draw, func, args, kwargs)
-    done = ops.fill(tensor, lambda: _distribution(values, numbers), _name_of(func), run)
+    done = ops.fill(tensor, partial(distribution_of, values, numbers), _name_of(func), run)
     return tensor if done else NOT_HANDLED
 
 

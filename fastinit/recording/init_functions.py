@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -73,25 +73,26 @@ _ASKED: dict[str, Callable[..., Asked]] = {
 }
 
 
-def _is_torchs(function: Any) -> bool:
+def is_torchs(function: Any) -> TypeGuard[FunctionType]:
     """Tells whether a function is torch's own and not one that another library has put in its place."""
     return isinstance(function, FunctionType) and function.__globals__ is vars(torch.nn.init)
 
 
 FUNCTIONS: dict[str, FunctionType] = {
-    name: function for name in _ASKED if _is_torchs(function := getattr(torch.nn.init, name))
+    name: function for name in _ASKED if is_torchs(function := getattr(torch.nn.init, name))
 }
 """The functions as all code holds them."""
 
 
-def _with_code(function: FunctionType, code: CodeType) -> FunctionType:
+def with_code(function: FunctionType, code: CodeType) -> FunctionType:
+    """Returns a function that differs from another one in its code."""
     copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
 ORIGINALS: dict[str, FunctionType] = {
-    name: _with_code(function, function.__code__) for name, function in FUNCTIONS.items()
+    name: with_code(function, function.__code__) for name, function in FUNCTIONS.items()
 }
 """What they do without a block, in functions of their own."""
 
@@ -107,6 +108,54 @@ def code_for(name: str, original: CodeType) -> CodeType:
     template = _template.__code__
     constants = tuple(name if each == "NAME" else each for each in template.co_consts)
     return template.replace(co_name=name, co_consts=constants)
+
+
+# By the number of arguments.
+_CALLING: dict[int, Callable[..., Any]] = {}
+
+
+def _template_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    _CALLING[function.__code__.co_argcount] = function
+    return function
+
+
+@_template_of
+def _calling_1(a: Any) -> Any:
+    function: Any = "FUNCTION"
+    return function(a)
+
+
+@_template_of
+def _calling_2(a: Any, b: Any) -> Any:
+    function: Any = "FUNCTION"
+    return function(a, b)
+
+
+@_template_of
+def _calling_3(a: Any, b: Any, c: Any) -> Any:
+    function: Any = "FUNCTION"
+    return function(a, b, c)
+
+
+@_template_of
+def _calling_4(a: Any, b: Any, c: Any, d: Any) -> Any:
+    function: Any = "FUNCTION"
+    return function(a, b, c, d)
+
+
+@_template_of
+def _calling_5(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    function: Any = "FUNCTION"
+    return function(a, b, c, d, e)
+
+
+def code_calling(function: Callable[..., Any], original: CodeType) -> CodeType:
+    """Returns code, in the place of a function's own, that hands all its arguments to another function by position."""
+    template = _CALLING[original.co_argcount].__code__
+    constants = tuple(function if each == "FUNCTION" else each for each in template.co_consts)
+    names = (*original.co_varnames[: original.co_argcount], "function")
+    source = dict(co_filename=original.co_filename, co_firstlineno=original.co_firstlineno)  # torch.jit looks it up
+    return template.replace(co_name=original.co_name, co_consts=constants, co_varnames=names, **source)  # type: ignore[arg-type]
 
 
 class InitFunctions:

@@ -76,7 +76,7 @@ def asks_to_leave_out(frame: FrameType) -> bool:
 def initialize_like_its_library(root: nn.Module) -> None:
     """Runs the initialization that a model of transformers has left out, and that could not be done where it was."""
     kind = _pretrained_model()
-    for module in root.modules():
+    for module in root.modules() if kind else ():
         if isinstance(module, kind) and hasattr(module, "initialize_weights"):
             is_meta = any(parameter.is_meta for parameter in module.parameters())
             if is_meta and not getattr(module, "_is_hf_initialized", False):

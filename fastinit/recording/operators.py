@@ -19,7 +19,7 @@ from ..execution.scope import Scope
 from ..execution.seeds import Generators
 from ..execution.version_counters import tensors_in
 from ..execution.writes import PendingFill, State
-from ..plans import Constant, Distribution, is_drawn
+from ..plans import Constant, Distribution, Fill, is_drawn
 from ..plans.arithmetic import Chain, Change, in_dtype
 from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
 from .callers import where
@@ -29,6 +29,7 @@ from .journal import Journal
 from .scalars import Scalars
 
 aten = torch.ops.aten
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 Operator = Any
 Arguments = tuple[Any, ...]
 Handler = Callable[["Operators", Operator, Arguments, Mapping[str, Any]], Any]
@@ -61,6 +62,8 @@ class Operators:
         self._scope = scope
         self._handlers = handlers
         self._fills = fills
+        self.unread: Scope | None = None
+        """Whose report nobody gets: what torch fills at once in such a call needs no note (``leaves_no_note``)."""
         self._known: dict[int, tuple[Handler | None, Effect, Operator]] = {}
         """By the identity of an operator, which is held: its handler, and what it does."""
 
@@ -181,6 +184,19 @@ class Operators:
 
     # --- fills --------------------------------------------------------------------------------------------------------
 
+    def leaves_no_note(self, tensor: torch.Tensor) -> bool:
+        """Tells whether a fill of a tensor is done at once, and nobody will ask for it.
+
+        That is where no report is made, as of ``build``, of memory that nothing is known of: nothing waits there that
+        the fill might replace. One element may be asked for as a number (``Scalars``).
+        """
+        scope = self._scope().effective
+        if scope is not self.unread or type(tensor) not in _PLAIN or tensor.is_meta or self.book.is_sensing:
+            return False
+        if tensor.numel() < 2:
+            return False
+        return not scope.backends.is_contract(tensor.device) and self.book.is_unknown(tensor)
+
     def fill(
         self,
         tensor: torch.Tensor,
@@ -192,6 +208,9 @@ class Operators:
 
         Returns whether that was noted, and done where it had to be; False: nothing was done.
         """
+        if self.leaves_no_note(tensor):
+            now()
+            return True
         place = self.book.place_of(tensor)
         scope = self._scope().effective
         if place is None:
@@ -405,4 +424,6 @@ class Operators:
 def _can(scope: Scope, tensor: torch.Tensor, values: Distribution) -> bool:
     """Tells whether the backend of a device can give a tensor the values of a distribution."""
     backend = BACKENDS[scope.backends.on(tensor.device)]
+    if type(tensor) in _PLAIN:  # as nearly all are
+        return backend.why_not_fill(Fill("", tensor, values, "", "", tensor.shape)) is None
     return why_not_shards(tensor) is None and backend.why_not_fill(shard_fill("", tensor, values, "", "")) is None

@@ -19,10 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.nn.modules import module as torch_modules
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InitRuntimeError
 from ..execution.calls import OpenCall, current_call
@@ -30,15 +27,24 @@ from ..execution.memory_book import MemoryBook
 from ..execution.modes import entered, entered_modes, leave
 from ..execution.pending_by_memory import ByMemory
 from ..execution.scope import Scope
-from ..execution.version_counters import tensors_in
-from .callers import asking
-from .compilers import keep_out, keeping_out, not_traced
+from .compilers import keep_out, keeping_out
 from .generators import generator_functions
 from .handlers import FILLS, HANDLERS
-from .init_functions import FUNCTIONS, InitFunctions, code_for, run_init_function, truncated_normals
-from .libraries import asks_to_leave_out, asks_to_skip, model_class, with_what_it_leaves_out
-from .operators import NOT_HANDLED, Operators
-from .raw import EXPOSE, MAKE_FROM_DATA, READ, tensors_read, values_from_data, writes
+from .init_functions import (
+    FUNCTIONS,
+    InitFunctions,
+    code_calling,
+    code_for,
+    is_torchs,
+    run_init_function,
+    truncated_normals,
+    with_code,
+)
+from .libraries import model_class, with_what_it_leaves_out
+from .operators import Operators
+from .raw import MAKE_FROM_DATA, tensors_read, values_from_data, writes
+from .shortcuts import INIT_FUNCTIONS, call
+from .torch_modes import Dispatch, Functions, straight_to
 
 _local = threading.local()
 
@@ -65,7 +71,7 @@ class Watch:
         self.is_open = True
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
         """Modules that got parameters, buffers or children."""
-        self._modes: tuple[_Functions | _Dispatch, ...] = _Functions(self), _Dispatch(self)
+        self._modes: tuple[Functions | Dispatch, ...] = Functions(self), Dispatch(self)
 
     def open(self) -> None:
         """Begins to watch this thread.
@@ -80,7 +86,7 @@ class Watch:
                 "would mix up what both do. Let one end before the other begins, or run them in threads"
             )
         for mode in entered_modes():  # an interrupt within torch's own code may have left one
-            if isinstance(mode, (_Functions, _Dispatch)) and not mode.watch.is_open:
+            if isinstance(mode, (Functions, Dispatch)) and not mode.watch.is_open:
                 leave(mode)
         keep_out()
         _open_here().append(self)
@@ -101,12 +107,14 @@ class Watch:
     @property
     def is_idle(self) -> bool:
         """Whether operators are to pass as they are: it is over, or they are fastinit's own."""
-        return not self.is_open or self.book.is_paused
+        thread = self.book.paused_by
+        return not self.is_open or (thread is not None and thread == threading.get_ident())
 
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""
         self.book.generation += 1
-        if id(module) not in self._modules or self._modules[id(module)]() is not module:
+        known = self._modules.get(id(module))
+        if known is None or known() is not module:
             self._modules[id(module)] = weakref.ref(module)
 
     def run_in_thread(self, run: Callable[[], object]) -> None:
@@ -114,7 +122,7 @@ class Watch:
         if not self.is_open:
             run()
             return
-        with entered(_Functions(self)), entered(_Dispatch(self)):
+        with entered(Functions(self)), entered(Dispatch(self)):
             run()
 
     def modules(self) -> list[nn.Module]:
@@ -140,96 +148,6 @@ class Watch:
 def _scope_within(call: OpenCall) -> Scope:
     """Returns the scope of the innermost open call: the watch's own where code runs in a context of its own."""
     return (current_call() or call).scope
-
-
-# --- the two modes ---------------------------------------------------------------------------------------------------
-
-
-class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # To keep torch.compile out of the method below, torch would import it first: a second, in each process. It is
-        # kept out by the means that it has in torch._C.
-        return False
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.watch = watch
-
-    @not_traced
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        compiling = set_eval_frame(None)
-        try:
-            return self._run(func, types, args, kwargs or {})
-        finally:
-            set_eval_frame(compiling)
-
-    def _run(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        watch = self.watch
-        if watch.is_idle:
-            return func(*args, **kwargs)
-        if not types:  # plain tensors only, as nearly always
-            with torch._C.DisableTorchFunction():
-                return watch.operators.run(func, tuple(args), kwargs)
-        if any(kind.__name__ == "FakeTensor" for kind in types):
-            return func(*args, **kwargs)  # there is no memory behind it
-        with torch._C.DisableTorchFunction():
-            if any(_is_wrapper(kind) for kind in types):
-                result = watch.operators.run_sharded(func, tuple(args), kwargs)
-                # It takes itself apart first, and what it is made of comes by here.
-                return NotImplemented if result is NOT_HANDLED else result
-            return watch.operators.run(func, tuple(args), kwargs)
-
-
-def _is_wrapper(kind: type) -> bool:
-    """Tells whether a kind of tensors has a dispatch of its own."""
-    dispatch = getattr(kind, "__torch_dispatch__", None)
-    return dispatch is not None and dispatch not in (torch.Tensor.__torch_dispatch__, nn.Parameter.__torch_dispatch__)
-
-
-_ASKS_FOR_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
-# What it is told to a library that asks in order to leave something out on the meta device.
-_SOME_DEVICE = torch.device("cpu")
-_SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-_ASKS_FOR_DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
-_EMPTY = torch.empty
-_WITHOUT_DISPATCH = torch._C._DisableTorchDispatch
-_NOT_PLAIN = EXPOSE | READ | {_SETS_DATA, _ASKS_FOR_META, _ASKS_FOR_DEVICE, _EMPTY}
-
-
-class _Functions(TorchFunctionMode):
-    """Sees the ways to a tensor's memory that are no operators."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self.watch = watch
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        watch = self.watch
-        if func in _NOT_PLAIN and not watch.is_idle:
-            if func in READ:
-                return watch.read_by(func, args, kwargs or {})
-            if func in EXPOSE:
-                with watch.book.paused():
-                    for tensor in tensors_in(args):
-                        watch.operators.expose(tensor)
-            elif func == _SETS_DATA:
-                watch.book.generation += 1
-            elif func == _ASKS_FOR_META and asks_to_skip(asking()):
-                return False
-            elif func == _ASKS_FOR_DEVICE and args[0].is_meta and asks_to_leave_out(asking()):
-                return _SOME_DEVICE
-            elif func is _EMPTY and torch._C._len_torch_dispatch_stack() == 1:
-                # It means nothing to any fill, and half of a constructor's operators are this one.
-                with _WITHOUT_DISPATCH():
-                    return func(*args, **kwargs) if kwargs else func(*args)
-        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 # --- what is installed for the whole process, while any block is open ------------------------------------------------
@@ -283,6 +201,11 @@ def _install() -> None:
     _replace(torch.nn.init, "_no_grad_trunc_normal_", partial(truncated_normals, _recording_init))
     for name, function in FUNCTIONS.items():
         _replace(function, "__code__", partial(code_for, name))
+    for name, note in INIT_FUNCTIONS.items():
+        torchs = getattr(torch.nn.init, name, None)
+        if is_torchs(torchs):
+            original = with_code(torchs, torchs.__code__)
+            _replace(torchs, "__code__", partial(code_calling, partial(call, note, straight_to, original)))
     _replace(threading.Thread, "start", _start)
     _replace(torch, "compile", keeping_out)
     for name, make in generator_functions(_recording_operators).items():

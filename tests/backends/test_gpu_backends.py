@@ -206,7 +206,7 @@ def test_auto_draws_its_seed_only_where_a_contract_backend_needs_one(cpp_is_auto
 
 def test_a_run_is_of_one_device_and_counts_versions(monkeypatch):
     runs = []
-    monkeypatch.setattr(cpp_backend, "run", lambda fills, seed: runs.append([fill.name for fill in fills]) or 1)
+    monkeypatch.setattr(cpp_backend, "run", lambda fills, seed, **_: runs.append([fill.name for fill in fills]) or 1)
     devices = ["cpu", "meta", "cpu"]
     fills = [
         plans.Fill.whole(f"p{i}", torch.empty(4, device=device), plans.Normal(0, 1), "", "")

@@ -84,7 +84,9 @@ def test_pending_fills_are_not_launched_during_a_graph_capture(capturing, launch
 
 
 def test_a_graph_capture_on_one_device_stops_the_launches_on_all(capturing, launched, monkeypatch):
-    monkeypatch.setattr(cuda_backend, "run", lambda fills, seed: gpu_launch.run(fills, seed, TRIPS, lambda *_: None))
+    monkeypatch.setattr(
+        cuda_backend, "run", lambda fills, seed, **_: gpu_launch.run(fills, seed, TRIPS, lambda *_: None)
+    )
     free, captured = torch.empty(4), Elsewhere()
     fills = [
         plans.Fill.whole("free", free, plans.Normal(0, 1), "", ""),

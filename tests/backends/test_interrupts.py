@@ -17,7 +17,7 @@ from torch import nn
 
 import fastinit
 
-pytestmark = needs.mark(needs.CPP, needs.LINUX)
+pytestmark = [needs.mark(needs.CPP, needs.LINUX), pytest.mark.usefixtures("hears_ctrl_c")]
 
 # Enough for some seconds on one core.
 N = 1 << 30
@@ -46,6 +46,15 @@ def test_ctrl_c_stops_a_fill_and_nothing_is_written_afterwards(large: nn.Module)
     time.sleep(0.2)
     assert 0 < n_written < (N >> 16) * 3 // 4
     assert int((weight.view(-1, 1 << 16)[:, 0] != 0).sum()) == n_written  # type: ignore[operator]
+
+
+def test_ctrl_c_stops_verify(large: nn.Module) -> None:
+    plan = fastinit.plan(large, dict(type="Uniform", a=1, b=2, param="w"), backend="cpp", seed=0)
+    fastinit.initialize(large, plan)
+    timer = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        fastinit.verify(large, plan)
+    timer.join()
 
 
 def test_a_fill_in_another_thread_handles_no_signals() -> None:

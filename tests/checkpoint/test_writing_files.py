@@ -334,3 +334,19 @@ def test_memory_does_not_grow_with_the_model(format: str, tmp_path: Path, monkey
     os.close(wrote)
     os.waitpid(child, 0)
     assert int(os.read(read, 100)) < 64 << 20
+
+
+def test_a_system_that_keeps_open_files_keeps_the_lock_until_it_is_free(
+    tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, kept = Path.unlink, []
+
+    def refuse_locks(self: Path, missing_ok: bool = False) -> None:  # as Windows does
+        if self.suffix == ".lock":
+            kept.append(self.name)
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse_locks)
+    write(tmp_path / "other")
+    assert kept and {name: data for name, data in contents(tmp_path / "other").items() if name not in kept} == expected

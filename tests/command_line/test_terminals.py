@@ -108,6 +108,7 @@ def test_an_ascii_terminal_gets_escaped_names(place):
 
 
 @needs.mark(needs.CPP)
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_leaves_nothing_that_could_be_taken_for_a_checkpoint(place):
     command = [*terminals.COMMAND, "write", "torch.nn:Linear(30000, 30000)", "out", "--seed", "0"]
     with subprocess.Popen(

@@ -132,7 +132,7 @@ def test_batched_streams_match_single_ones(names):
 @pytest.mark.parametrize("takes_many", [True, False])
 def test_every_write_is_counted(monkeypatch, takes_many):
     if takes_many:
-        needs.torch_from(2, 4).check()
+        needs.torch_from(2, 8).check()  # 2.4.1 takes one; those between were not tried
     monkeypatch.setattr(versions, "_TAKES_MANY", takes_many)
     fills = [whole(str(i), torch.empty(2)) for i in range(3)]
     versions.count_writes(fills)

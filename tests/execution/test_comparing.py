@@ -64,7 +64,7 @@ def test_strided_memory_is_drawn_by_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     flip(model.weight, (1, 0))
     run, drawn = cpp_backend.run, []
 
-    def counted(fills: Any, seed: int) -> int:
+    def counted(fills: Any, seed: int, **_: Any) -> int:
         drawn.extend(fill.tensor.numel() for fill in fills)
         return run(fills, seed)
 

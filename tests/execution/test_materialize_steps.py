@@ -69,7 +69,7 @@ def test_a_device_that_must_not_be_used_now_is_known_before_anything_is_written(
 ) -> None:
     ran: list[Any] = []
     monkeypatch.setattr(torch_backend, "why_not_now", lambda device: "it is busy")
-    monkeypatch.setattr(torch_backend, "run", lambda fills, seed: ran.append(fills))
+    monkeypatch.setattr(torch_backend, "run", lambda fills, seed, **_: ran.append(fills))
     with pytest.raises(RuntimeError, match="init_cfg: the backend 'torch' cannot fill.*it is busy"):
         fastinit.materialize(linear(), CONSTANT)
     assert ran == []

@@ -226,7 +226,7 @@ def test_fills_that_were_refused_are_no_partial_initialization(
 def test_a_launch_that_fails_is_a_partial_initialization_without_a_count(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> int:
+    def fail(*_: object, **__: object) -> int:
         raise OSError("device")
 
     monkeypatch.setattr(cpp_backend, "run", fail)

@@ -34,7 +34,7 @@ class Backend:
     def why_not_now(self, device: torch.device) -> None:
         return None
 
-    def run(self, fills: Sequence[Fill], seed: int | None, generators: object = None) -> int:
+    def run(self, fills: Sequence[Fill], seed: int | None, generators: object = None, **_: object) -> int:
         self._runs += [f"{fill.name}={fill.distribution!r}" for fill in fills]
         return 1
 

@@ -16,7 +16,10 @@ from torch import nn
 
 import fastinit
 from fastinit import progress
+from fastinit.backends import cpp_backend
+from fastinit.contract.records import lowered
 from fastinit.execution import runner
+from fastinit.plans import Fill, Normal
 from fastinit.progress import advance, expect, is_wanted, listening, showing, silent
 
 LARGE = 1 << 40
@@ -31,7 +34,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     monkeypatch.setattr(progress, "_DELAY_S", 0)
     monkeypatch.setattr(progress, "_LEAST_BYTES", 1)
-    monkeypatch.setattr(runner, "_PART_BYTES", 1)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,52 @@ CALLS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "digest": ("digest", lambda _: fastinit.digest(net())),
     "write": ("write", lambda folder: fastinit.write(net, folder / "out", seed=0)),
 }
+
+
+def slow_table() -> tuple[torch.Tensor, Any]:
+    """Returns memory, and the record of a fill of it that takes one thread without vector instructions 0.1 s and more."""
+    tensor = torch.zeros(1 << 23)
+    return tensor, lowered([Fill.whole("w", tensor, Normal(0, 1), "", "")], 0).view("u1")
+
+
+@needs.mark(needs.CPP)
+def test_the_core_says_while_it_works_how_far_it_is() -> None:
+    tensor, table = slow_table()
+    heard: list[int] = []
+    cpp_backend._core().fill(table, 1, "baseline", advance=heard.append)
+    assert len(heard) > 2 and min(heard) > 0 and sum(heard) == tensor.nbytes
+    heard.clear()
+    assert cpp_backend._core().compare(table, 1, "baseline", advance=heard.append).tolist() == [-1]
+    assert len(heard) > 2 and sum(heard) == tensor.nbytes
+
+
+@needs.mark(needs.CPP)
+def test_what_is_raised_by_who_hears_ends_the_work() -> None:
+    tensor, table = slow_table()
+
+    def refuse(n_bytes: int) -> None:
+        raise OSError(f"after {n_bytes}")
+
+    with pytest.raises(OSError, match="after"):
+        cpp_backend._core().fill(table, 1, "baseline", advance=refuse)
+    assert tensor[0] != 0 and tensor[-1] == 0
+
+
+@needs.mark(needs.CPP)
+@pytest.mark.usefixtures("terminal")
+def test_a_bar_costs_no_launches() -> None:
+    assert fastinit.initialize(net(), CFG, backend="cpp", seed=0).launches == {"cpu": 1}
+
+
+@needs.mark(needs.CPP)
+@pytest.mark.usefixtures("terminal")
+def test_structured_fills_count_as_what_they_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    monkeypatch.setattr(runner, "advance", heard.append)
+    fastinit.initialize(
+        nn.Sequential(nn.Linear(32, 32)), dict(type="Orthogonal", layer="Linear"), backend="cpp", seed=0
+    )
+    assert sum(heard) == 4 * (32 * 32 + 32)
 
 
 @needs.mark(needs.CPP)

@@ -31,7 +31,7 @@ class Launches:
     def why_not_now(self, device: torch.device) -> str | None:
         return self.busy.get(device)
 
-    def run(self, fills: Sequence[Fill], seed: int | None, generators: object = None) -> int:
+    def run(self, fills: Sequence[Fill], seed: int | None, generators: object = None, **_: object) -> int:
         self.groups.append(([fill.name for fill in fills], seed))
         if self.error is not None:
             raise self.error

@@ -2,22 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import subprocess
 import sys
 
 import needs
 import pytest
+import torch
+from paths import ROOT
 
+import fastinit
 from fastinit import __version__
 from fastinit.__main__ import main
+from fastinit.command_line import demo_command
+from fastinit.demo import GPT, config
+
+SMALL = ["demo", "--layers", "2", "--width", "32"]
 
 
-def test_the_demo_plans_initializes_and_reports(capsys):
-    main(["demo", "--layers", "2", "--width", "32"])
+@pytest.fixture(scope="module")
+def scenes() -> list[list[str]]:
+    """What a small demo shows, before it is fitted to a terminal: two ranks take seconds to begin."""
+    return list(demo_command._scenes(2, 32))
+
+
+@needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard
+@pytest.mark.parametrize("columns", [200, 80, 50])
+def test_the_demo_fits_a_screen(scenes, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(demo_command, "_scenes", lambda layers, width: scenes)
+    assert main(SMALL) == 0
     text = capsys.readouterr().out
-    assert "blocks.0.qkv.weight" in text and "normal(mean=0, std=0.01)" in text
-    assert "28 parameters initialized" in text and "seed: 0" in text
-    assert "The standard deviation of blocks.0.qkv.weight is 0.0" in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= min(columns, 80)
+    assert len(lines) <= 40 or columns < 80
+    words = " ".join(text.split())  # nothing is cut but the table
+    assert "equal, bit for bit" in words and "The command did not run; the model is as it was." in words
+
+
+@needs.mark(needs.CPP, needs.torch_from(2, 6))
+def test_the_demo_shows_plan_backends_ranks_and_a_refusal(scenes):
+    text = "\n".join(line for scene in scenes for line in scene)
+    assert re.search(r"attention_out.weight .* normal\(mean=0, std=0.01\)", text)
+    assert re.search(r"^   torch +0\.\d+ GB in \S+ s; numbers: torch$", text, re.MULTILINE)
+    assert re.search(r"^   cpp +0\.\d+ GB in \S+ s; numbers: contract 1$", text, re.MULTILINE)
+    assert len(set(re.findall(r"digest of all weights (\w{16})", text))) == 1 and "equal, bit for bit" in text
+    assert "refused: init_cfg: tampered.pth: " in text and "did not run; the model is as it was" in text
+
+
+@needs.mark(needs.CPP, needs.torch_from(2, 6))
+def test_the_demo_says_where_ranks_have_other_bits():
+    text = "\n".join(demo_command._ranks(1, 8, "0" * 16))
+    assert "DIFFERENT" in text and "equal" not in text
+
+
+def test_the_demo_says_where_a_file_runs_its_command(monkeypatch):
+    def trusting(model, rule, strict):
+        with torch.no_grad():
+            model.weight.copy_(torch.load(rule["checkpoint"], weights_only=False)["weight"])
+
+    monkeypatch.setattr(demo_command, "initialize", trusting)
+    assert demo_command._tampered() == ["it was read", "The command RAN; the model is CHANGED."]
+
+
+def test_the_demo_says_why_ranks_do_not_run(monkeypatch):
+    monkeypatch.setenv("FASTINIT_BACKEND", "none such")
+    (line,) = demo_command._ranks(1, 8, "0" * 16)
+    assert line.startswith("the ranks did not run: ") and "FASTINIT_BACKEND" in line
 
 
 def test_the_command_line_lists_its_commands():
@@ -38,6 +90,23 @@ def test_any_number_of_ranks_has_the_same_weights():
         assert "digest of all weights: " in result.stdout, result.stderr
         digests.append(result.stdout.rpartition("digest of all weights: ")[2].strip())
     assert digests[0] == digests[1] and len(digests[0]) == 16
+
+
+@needs.mark(needs.CPP)
+def test_the_digest_that_readme_shows_is_the_model_s() -> None:
+    shown = {
+        digest
+        for page in ("README.md", "docs/shards.md")
+        for digest in re.findall(r"354,823,168 parameters: .* digest of all weights: (\w+)", (ROOT / page).read_text())
+    }
+    with torch.device("meta"):
+        model = GPT(24, 1024, 50257, 1024)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 354_823_168
+    fastinit.materialize(model, config(24), seed=0, backend="cpp")
+    digest = hashlib.blake2b(digest_size=8)
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().data)
+    assert shown == {digest.hexdigest()}
 
 
 @pytest.mark.parametrize(

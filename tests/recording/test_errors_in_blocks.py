@@ -21,15 +21,15 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     original = cpp_backend.run
 
-    def run(fills, *arguments):  # type: ignore[no-untyped-def]
+    def run(fills, *arguments, **options):  # type: ignore[no-untyped-def]
         made.append(len(fills))
-        return original(fills, *arguments)
+        return original(fills, *arguments, **options)
 
     monkeypatch.setattr(cpp_backend, "run", run)
     return made
 
 
-def interrupted(*_: object) -> int:
+def interrupted(*_: object, **__: object) -> int:
     """As a backend's run, in which the user presses Ctrl-C."""
     raise KeyboardInterrupt
 
@@ -86,7 +86,7 @@ def test_an_interrupt_in_a_captured_block_drops_what_is_pending_and_says_so(
 def test_a_launch_that_is_interrupted_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def run(fills, *arguments):  # type: ignore[no-untyped-def]
+    def run(fills, *arguments, **options):  # type: ignore[no-untyped-def]
         started.append(len(fills))
         raise KeyboardInterrupt
 
@@ -142,7 +142,7 @@ def test_what_is_dropped_is_named(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_launch_that_fails_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def run(fills, *arguments):  # type: ignore[no-untyped-def]
+    def run(fills, *arguments, **options):  # type: ignore[no-untyped-def]
         started.append(len(fills))
         raise OSError("device")
 

@@ -91,7 +91,7 @@ def test_an_interrupt_leaves_nothing_in_the_thread(code: Callable[[str], None], 
         assert left() == [], where
 
 
-@pytest.mark.parametrize("kind", ["_Functions", "_Dispatch"])
+@pytest.mark.parametrize("kind", ["Functions", "Dispatch"])
 def test_a_mode_that_torch_left_behind_is_taken_away_by_the_next_block(kind: str) -> None:
     with fastinit.capture():
         watch = watching.current_watch.get()

@@ -16,7 +16,8 @@ import torch
 from fastinit.backends import cpp_backend, gpu_launch
 from fastinit.contract import gpu_work as device_work
 from fastinit.contract import records as lowering
-from fastinit.plans import Fill
+from fastinit.plans import Fill, n_bytes_of
+from fastinit.progress import Listener
 
 launches: list[int] = []
 """The pieces of work of every launch."""
@@ -33,10 +34,13 @@ def launch(records: torch.Tensor, work: torch.Tensor, n_pieces: int) -> None:
     cpp_backend._core().fill(table, torch.get_num_threads())
 
 
-def run(fills: Sequence[Fill], seed: int | None) -> int:
+def run(fills: Sequence[Fill], seed: int | None, *, advance: Listener | None = None) -> int:
     """Executes fills as a GPU backend does."""
     assert seed is not None
-    return gpu_launch.run(fills, seed, TRIPS, launch)
+    n_launches = gpu_launch.run(fills, seed, TRIPS, launch)
+    if advance is not None:
+        advance(sum(map(n_bytes_of, fills)))
+    return n_launches
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def collected(tmp_path, monkeypatch):
     return so_far
 
 
-def another_seed(fills, seed):
+def another_seed(fills, seed, **_):
     """Runs fills of ``cpp`` wrongly: with the numbers of another seed."""
     return cpp_backend.run(fills, seed + 1)
 

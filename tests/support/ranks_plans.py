@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -187,3 +188,18 @@ def masters_of_shards_are_shards(rank, world):
     for name, each in masters.items():
         holder.register_parameter(name.replace(".", "_"), nn.Parameter(each))
     must_equal(holder, {name.replace(".", "_"): each for name, each in plain.named_parameters()})
+
+
+@check(2)
+def a_report_draws_what_is_here_of_shards(rank, world):
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    model = llama()
+    fsdp(model, mesh_of(world))
+    figure = fastinit.initialize(model, CFG, backend="cpp", seed=5).plot(model)
+    drawn = {axes.get_title("left"): axes for axes in figure.axes if axes.axison}
+    n_here = sum(sharding.local_part(each).numel() > 0 for each in model.parameters())
+    assert figure.get_supxlabel().startswith(f"this rank's part of {n_here} tensors")
+    median = next(each for name, each in drawn.items() if "q_proj" in name).lines[0].get_ydata()
+    here = [sharding.local_part(layer.self_attn.q_proj.weight).detach().quantile(0.5) for layer in model.model.layers]
+    assert len(median) == 2 and all(abs(one - other) < 1e-6 for one, other in zip(median, here)), (median, here)

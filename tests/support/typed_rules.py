@@ -1,6 +1,6 @@
 """Rules that type checkers accept, and, marked as ignored, rules that they refuse; mypy and pyright check the file.
 
-`make lint` runs mypy on it, with an error for each mark that is not needed. Pyright: ``pyright tests/support/typed_rules.py``.
+`make lint` runs both on it, with an error for each mark that is not needed.
 """
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 

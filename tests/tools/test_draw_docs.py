@@ -27,7 +27,7 @@ def test_a_committed_picture_is_what_the_script_draws(name: str, tmp_path: Path)
 
 
 def test_every_picture_in_docs_has_a_script_and_a_page() -> None:
-    pages = "".join(page.read_text() for page in [ROOT / "README.md", *DOCS.glob("*.md")])
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", *DOCS.rglob("*.md")])
     for picture in DOCS.glob("*.svg"):
         assert picture.name in {*draw_docs.PICTURES, "coordinate_check.svg"}
         assert picture.name in pages

@@ -26,7 +26,7 @@ def test_the_right_kernels_pass_the_smoke_test(findings):
     assert any("all distributions x dtypes: 272 fills, 1 launch(es), 0 wrong" in text for _, text in findings())
 
 
-def one_byte_behind(fills, seed):
+def one_byte_behind(fills, seed, **_):
     launches = cpp_backend.run(fills, seed)
     tensor = fills[0].tensor
     end = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride())) + 1
@@ -35,7 +35,7 @@ def one_byte_behind(fills, seed):
     return launches
 
 
-def last_one_forgotten(fills, seed):
+def last_one_forgotten(fills, seed, **_):
     last = [fill.tensor.reshape(-1)[-1:].clone() for fill in fills]
     launches = cpp_backend.run(fills, seed)
     for fill, kept in zip(fills, last):
@@ -43,7 +43,7 @@ def last_one_forgotten(fills, seed):
     return launches
 
 
-def imprecise_doubles(fills, seed):
+def imprecise_doubles(fills, seed, **_):
     launches = cpp_backend.run(fills, seed)
     for fill in fills:
         if fill.tensor.dtype == torch.float64 and not isinstance(fill.distribution, plans.Constant):
@@ -51,7 +51,7 @@ def imprecise_doubles(fills, seed):
     return launches
 
 
-def not_the_same_twice(fills, seed):
+def not_the_same_twice(fills, seed, **_):
     another_seed.calls = getattr(another_seed, "calls", 0) + 1
     return cpp_backend.run(fills, seed + another_seed.calls % 2)
 
@@ -79,7 +79,7 @@ def test_the_smoke_test_finds_a_backend_that_is_wrong(findings, monkeypatch, run
 
 @needs_cpp
 def test_an_element_that_is_not_written_is_found_outside_of_all_windows(findings, monkeypatch):
-    def with_a_hole(fills, seed):
+    def with_a_hole(fills, seed, **_):
         launches = cpp_backend.run(fills, seed)
         fills[0].tensor.view(torch.int16)[1000] = -1
         return launches
@@ -93,7 +93,7 @@ def test_an_element_that_is_not_written_is_found_outside_of_all_windows(findings
 
 @needs_cpp
 def test_float64_within_the_contracts_error_is_right(findings, monkeypatch):
-    def nearly(fills, seed):
+    def nearly(fills, seed, **_):
         launches = cpp_backend.run(fills, seed)
         for fill in fills:
             if fill.tensor.dtype == torch.float64 and not isinstance(fill.distribution, plans.Constant):

@@ -159,7 +159,14 @@ def as_path(filename: str | os.PathLike[str]) -> Path:
     plain = text[len("file:") :].removeprefix("//")
     if plain.lower().startswith("localhost/"):
         plain = plain[len("localhost") :]
+    if os.name == "nt":
+        plain = from_drive(plain)
     path = Path(plain).expanduser()
     if "%" not in plain or path.exists():
         return path
     return Path(os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(plain)))).expanduser()
+
+
+def from_drive(path: str) -> str:
+    """Returns ``C:/x`` of an address's ``/C:/x``, which names a drive of Windows; other paths as they are."""
+    return re.sub(r"^/+(?=[A-Za-z]:[/\\])", "", path)

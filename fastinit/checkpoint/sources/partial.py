@@ -93,7 +93,7 @@ class Partial:
     def note(self, version: Version) -> None:
         """Records the version of the bytes."""
         with self.on_disk():
-            note_of(self.path).write_text(json.dumps({"place": self._place, **asdict(version)}))
+            note_of(self.path).write_text(json.dumps({"place": self._place, **asdict(version)}), encoding="utf-8")
 
     def write(self, file: int, block: bytes) -> None:
         """Appends to the open file; all of it, or raises."""
@@ -149,7 +149,7 @@ class Partial:
 
     def _note(self) -> Version | None:
         try:
-            note = json.loads(note_of(self.path).read_text())
+            note = json.loads(note_of(self.path).read_text(encoding="utf-8"))
             if not isinstance(note, dict) or note.pop("place", None) != self._place:
                 return None
             version = Version(**note)

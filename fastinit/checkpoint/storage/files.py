@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -38,7 +39,7 @@ class File:
 
     Args:
         path: of an existing regular file.
-        access: "map" (tensors are copied out of a memory mapping), "read" (by ``pread``, straight into their
+        access: "map" (tensors are copied out of a memory mapping), "read" (straight into their
             destination, and nothing is mapped), or "auto": tensors that are copied are read, and adopted ones are
             mapped; on network file systems all are read.
 
@@ -62,6 +63,8 @@ class File:
         self._mapping: mmap.mmap | None = None
         self._mapped: torch.Tensor | None = None
         self._lock = threading.Lock()
+        self._position = threading.Lock()
+        """Where the system cannot read at an offset (Windows; macOS not into several buffers), threads take turns."""
 
     def check(self) -> None:
         """Raises OSError if the file was written since it was opened.
@@ -79,7 +82,11 @@ class File:
 
     def bytes_at(self, offset: int, n_bytes: int) -> bytes:
         """Returns a few bytes, such as a header; fewer at the end of the file."""
-        return os.pread(self.fd, n_bytes, offset)
+        if hasattr(os, "pread"):
+            return os.pread(self.fd, n_bytes, offset)
+        with self._position:
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            return os.read(self.fd, n_bytes)
 
     def json_at(self, offset: int, n_bytes: int, twice: str) -> Any:
         """Parses JSON text in the file; a duplicate key is a ValueError, with ``twice`` formatted with the key."""
@@ -94,20 +101,34 @@ class File:
 
     def read_into(self, destinations: Sequence[memoryview], offset: int) -> None:
         """Fills ``destinations`` one after the other with the bytes from ``offset`` on; thread-safe."""
-        n_read = os.preadv(self.fd, destinations, offset)
+        n_read = self._read_at(destinations, offset)
         while n_read < sum(map(len, destinations)):  # rare: a signal, the end of the file, more than 2 GiB
             offset, left = offset + n_read, []
             for each in destinations:
                 left.append(each[n_read:])
                 n_read = max(0, n_read - len(each))
             destinations = [each for each in left if len(each)]
-            n_read = os.preadv(self.fd, destinations, offset)
+            n_read = self._read_at(destinations, offset)
             if n_read == 0:
                 self.check()
                 raise InitOSError(
                     f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read",
                     place=self.path,
                 )
+
+    def _read_at(self, destinations: Sequence[memoryview], offset: int) -> int:
+        """Reads once from ``offset`` on; returns how many bytes came, which may be fewer than there is room for."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self.fd, destinations, offset)
+        n_read = 0
+        with self._position, io.FileIO(self.fd, closefd=False) as file:
+            file.seek(offset)
+            for each in destinations:
+                n_of_this = file.readinto(each) or 0
+                n_read += n_of_this
+                if n_of_this < len(each):
+                    break
+        return n_read
 
     def hurry(self) -> None:
         """Advises the system that most of the file will be read sequentially, so that it reads ahead."""

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -92,7 +92,7 @@ class _Writer:
         self.is_same = False
         """An earlier call for the same contents did not come to its end."""
         try:
-            noted = json.loads(self._journal.read_text())
+            noted = json.loads(self._journal.read_text(encoding="utf-8"))
             self.is_same = (noted["fastinit_write"], noted["digest"]) == (_FORMAT, layout.digest)
             self._noted = dict(noted["done"])
         except (OSError, ValueError, KeyError, TypeError):  # none, or one that was damaged: it only saves work
@@ -204,5 +204,6 @@ def _sole_writer(folder: Path, layout: Layout) -> Iterator[None]:
                 left.unlink(missing_ok=True)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows keeps what is open; there the lock's own release removes it
+            path.unlink(missing_ok=True)
         lock.release()

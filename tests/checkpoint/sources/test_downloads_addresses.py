@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import traceback
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 import fastinit
 from fastinit.checkpoint import CheckpointLoader, load_checkpoint, save_checkpoint, shown_address
 from fastinit.checkpoint.sources import downloads, transfer
-from fastinit.checkpoint.sources.addresses import Address, as_path
+from fastinit.checkpoint.sources.addresses import Address, as_path, from_drive
 
 GOOD = checkpoint(1.0)
 SECRET = "s3cr3t%2Fword"
@@ -310,3 +310,17 @@ def test_a_table_of_names_may_hold_any_form(tmp_path, monkeypatch):
         (tmp_path / "home" / "open_mmlab.json").write_text(json.dumps(table))
         for name in table:
             assert loaded(f"open-mmlab://{name}") == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (PureWindowsPath("C:/a/x.pth").as_uri().removeprefix("file://"), "C:/a/x.pth"),
+        ("/c:\\x.pth", "c:\\x.pth"),
+        ("/home/c:/x.pth", "/home/c:/x.pth"),
+        ("/c:", "/c:"),
+    ],
+    ids=["drive", "backslash", "no drive", "name"],
+)
+def test_on_windows_a_files_address_begins_with_the_drive(path, expected):
+    assert from_drive(path) == expected
