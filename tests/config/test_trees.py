@@ -85,6 +85,12 @@ def test_code_of_users_is_called_where_it_stands() -> None:
     assert planned(root) == [*fills, *calls, "c.fc.weight", "c.fc.bias"]
 
 
+def test_code_that_a_user_has_put_into_a_module_is_called() -> None:
+    leaf = Leaf(constant(1))
+    leaf.init_weights = lambda: None  # type: ignore[method-assign]
+    assert planned(Tree(None, a=leaf)) == ["a.init_weights() of Leaf"]
+
+
 def test_modules_without_init_weights_are_passed_over_with_all_below_them() -> None:
     assert planned(Tree(None, a=nn.Sequential(Leaf(constant(1))), b=nn.Linear(1, 1))) == []
 
