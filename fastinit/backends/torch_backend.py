@@ -39,7 +39,7 @@ from ..plans import (
     n_bytes_of,
 )
 from ..progress import Listener
-from ..shards.dtensor import is_sharded
+from ..shards.dtensor import PLAIN, is_sharded
 from .fresh_memory import back_tensor
 from .generators import Generators
 
@@ -47,7 +47,6 @@ NUMBERS = "torch"
 """The values come from torch's generators: they depend on device, dtype, order and torch release."""
 IS_CONTRACT = False
 
-_PLAIN = (torch.Tensor, nn.Parameter)
 _TAKES_GENERATOR = "generator" in signature(nn.init.orthogonal_).parameters  # since torch 2.3
 # Elements of the float32 buffer for half-precision truncated normals: 64 MiB, so that a huge tensor needs no second
 # copy. The size is part of the numbers: another one would draw in another order.
@@ -97,7 +96,7 @@ def why_not_matrices(distribution: Structured, shape: Sequence[int]) -> str | No
 
 def _why_not_memory(tensor: torch.Tensor, distribution: Distribution) -> str | None:
     """Returns why torch cannot write a tensor, however well it can fill others of its dtype."""
-    if type(tensor) not in _PLAIN and tensor.dim() and not tensor.is_meta and not is_lazy(tensor):
+    if type(tensor) not in PLAIN and tensor.dim() and not tensor.is_meta and not is_lazy(tensor):
         try:  # on no elements, so that nothing is written
             with torch._C._EnableTorchFunction():  # fastinit's own work is done without subclasses' functions
                 _fill(tensor.detach().narrow(0, 0, 0), distribution, None)
@@ -163,11 +162,11 @@ def run(
     """Runs the fills in order; they draw from ``generators``, None: the default ones of their devices."""
     for fill in fills:
         tensor = fill.tensor if fill.parts is None or is_sharded(fill.tensor) else fill.boxes[0].tensor
-        if type(tensor) in _PLAIN:
+        if type(tensor) in PLAIN:
             back_tensor(tensor)
         if generators is None or isinstance(fill.distribution, (Constant, Identity, Dirac)):
             _fill(tensor, fill.distribution, None)
-        elif type(tensor) in _PLAIN and _may_be_given_one(fill.distribution):
+        elif type(tensor) in PLAIN and _may_be_given_one(fill.distribution):
             _fill(tensor, fill.distribution, generators.own(tensor.device))
         else:  # a subclass may not know what to do with a generator
             with generators.next_draw(tensor.device):

@@ -9,13 +9,11 @@ from typing import NamedTuple
 import torch
 
 from ..plans import Box, Fill, Strided, is_drawn, row_major
-from ..shards.dtensor import boxes_of, is_sharded
+from ..shards.dtensor import PLAIN, boxes_of, is_sharded
 from .memory_book import MemoryBook
 from .places import Place
 from .spans import Spans
 from .writes import PendingFill, Stream
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Owner(NamedTuple):
@@ -164,7 +162,7 @@ def _whole_for(pending: PendingFill, book: MemoryBook, owners: Owners) -> Fill |
     owner = owners.of(place)
     if owner is None or owner.place.memory != place.memory or owner.place.dtype != place.dtype:
         return None
-    is_plain = type(owner.tensor) in _PLAIN and pending.named is None and pending.draw is None
+    is_plain = type(owner.tensor) in PLAIN and pending.named is None and pending.draw is None
     if not is_plain or pending.stream is not None or not book.is_only_write(pending):
         return None
     shape = place.memory.shape

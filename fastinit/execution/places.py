@@ -11,9 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..plans import Strided, row_major
-from ..shards.dtensor import is_sharded, local_part
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+from ..shards.dtensor import PLAIN, is_sharded, local_part
 
 
 @lru_cache(maxsize=4096)  # the layers of a model are alike
@@ -104,7 +102,7 @@ class Place:
 
 def storage_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.UntypedStorage] | None:
     """Returns what is here of a tensor, with its storage; None if it has no plain memory."""
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in PLAIN:
         if not isinstance(tensor, torch.Tensor):  # a number: torch.func makes such arguments of tensors
             return None
         if is_sharded(tensor):

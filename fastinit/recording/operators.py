@@ -21,7 +21,7 @@ from ..execution.version_counters import tensors_in
 from ..execution.writes import PendingFill, State
 from ..plans import Constant, Distribution, Fill, is_drawn
 from ..plans.arithmetic import Chain, Change, in_dtype
-from ..shards.dtensor import is_sharded, mesh_of, shard_fill, why_not_shards
+from ..shards.dtensor import PLAIN, is_sharded, mesh_of, shard_fill, why_not_shards
 from .callers import where
 from .draws import Seeding, draw
 from .effects import Effect, arguments_written, effect_of, without_protected
@@ -29,7 +29,6 @@ from .journal import Journal
 from .scalars import Scalars
 
 aten = torch.ops.aten
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 Operator = Any
 Arguments = tuple[Any, ...]
 Handler = Callable[["Operators", Operator, Arguments, Mapping[str, Any]], Any]
@@ -191,7 +190,7 @@ class Operators:
         the fill might replace. One element may be asked for as a number (``Scalars``).
         """
         scope = self._scope().effective
-        if scope is not self.unread or type(tensor) not in _PLAIN or tensor.is_meta or self.book.is_sensing:
+        if scope is not self.unread or type(tensor) not in PLAIN or tensor.is_meta or self.book.is_sensing:
             return False
         if tensor.numel() < 2:
             return False
@@ -424,6 +423,6 @@ class Operators:
 def _can(scope: Scope, tensor: torch.Tensor, values: Distribution) -> bool:
     """Tells whether the backend of a device can give a tensor the values of a distribution."""
     backend = BACKENDS[scope.backends.on(tensor.device)]
-    if type(tensor) in _PLAIN:  # as nearly all are
+    if type(tensor) in PLAIN:  # as nearly all are
         return backend.why_not_fill(Fill("", tensor, values, "", "", tensor.shape)) is None
     return why_not_shards(tensor) is None and backend.why_not_fill(shard_fill("", tensor, values, "", "")) is None

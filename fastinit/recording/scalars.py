@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_map
 from ..execution.memory_book import MemoryBook
 from ..execution.places import Place
 from ..plans import Constant
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+from ..shards.dtensor import PLAIN
 
 
 class Scalars:
@@ -60,7 +59,7 @@ class Scalars:
             known: what ``of`` told of them before it ran.
             result: what it returned.
         """
-        if type(result) not in _PLAIN or result.dim():
+        if type(result) not in PLAIN or result.dim():
             return
         place = self._book.place_of(result)
         if place is None:
@@ -79,7 +78,7 @@ class Scalars:
 
     def number(self, value: Any) -> float | None:
         """Returns a number, or that of a tensor without dimensions; None if it is neither, or unknown."""
-        if type(value) in _PLAIN and not value.dim():
+        if type(value) in PLAIN and not value.dim():
             place = self._book.place_of(value)
             value = None if place is None else self._in(place, value)
         return value if isinstance(value, (int, float)) else None

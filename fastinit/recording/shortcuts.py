@@ -22,11 +22,11 @@ from torch.nn import init
 
 from ..execution.version_counters import count_write
 from ..plans import Constant, Distribution, Normal, Uniform
+from ..shards.dtensor import PLAIN
 from .compilers import not_traced, set_eval_frame
 from .handlers import distribution_of
 from .operators import Operators
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int)
 _CONSTANTS = (float, int, bool, complex)
 _WITHOUT_FUNCTIONS = torch._C.DisableTorchFunction
@@ -90,16 +90,13 @@ def _note(
         what: the operator's name.
         write: the method that does it.
     """
-    if type(tensor) not in _PLAIN or not _is_ordinary(tensor):
+    if type(tensor) not in PLAIN or not _is_ordinary(tensor):
         return False
     book = operators.book
     with _WITHOUT_FUNCTIONS(), book.lock:
         with_gradients, before = _with_gradients(), book.paused_by
         try:
             _set_gradients(False)
-            if operators.leaves_no_note(tensor):
-                _write(operators, tensor, numbers, write)
-                return True
             book.paused_by = get_ident()  # what is run meanwhile is our own work
             version = tensor._version
             now = partial(_write, operators, tensor, numbers, write)
@@ -149,7 +146,7 @@ def _uniform(operators: Operators, tensor: Any, low: Any = 0.0, high: Any = 1.0,
 
 def _kaiming_std(tensor: Any, a: float, mode: Any, nonlinearity: Any) -> float | None:
     """Returns the standard deviation that torch computes; None: the tensor is empty, or not to be noted here."""
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in PLAIN:
         return None
     with _WITHOUT_FUNCTIONS():
         if 0 in tensor.shape:
@@ -216,7 +213,7 @@ def call(note: Note, straight_to: Callable[[], Operators | None], original: Call
 
 def _may_write(tensor: Any) -> bool:
     """Tells whether torch lets code change a tensor in place, and does not remember it for gradients."""
-    return type(tensor) in _PLAIN and not (_with_gradients() and tensor.requires_grad)
+    return type(tensor) in PLAIN and not (_with_gradients() and tensor.requires_grad)
 
 
 def _fill_method(operators: Operators, tensor: Any, *numbers: Any, **named: Any) -> bool:

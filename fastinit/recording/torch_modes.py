@@ -101,9 +101,8 @@ class Functions(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is _EMPTY and _n_dispatchers() == 1:
-            with (
-                _WITHOUT_DISPATCH()
-            ):  # to no fill it means anything, and half of a constructor's operators are this one
+            # To no fill it means anything, and half of a constructor's operators are this one.
+            with _WITHOUT_DISPATCH():
                 return func(*args, **kwargs) if kwargs else func(*args)
         instead = _INSTEAD.get(func)
         if instead is not None and not self.watch.is_idle:

@@ -107,8 +107,7 @@ class Watch:
     @property
     def is_idle(self) -> bool:
         """Whether operators are to pass as they are: it is over, or they are fastinit's own."""
-        thread = self.book.paused_by
-        return not self.is_open or (thread is not None and thread == threading.get_ident())
+        return not self.is_open or self.book.is_paused
 
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""

@@ -16,7 +16,8 @@ import torch
 
 from ..plans import Box, Distribution, Fill, Region
 
-_PLAIN = (torch.nn.Parameter, torch.Tensor)
+PLAIN = (torch.nn.Parameter, torch.Tensor)
+"""The types of nearly all tensors: torch's own, whose elements are what their memory holds."""
 
 Interval = tuple[int, int]
 """First index and the index behind the last."""
@@ -31,7 +32,7 @@ def _dtensor() -> Any:
 
 def is_sharded(tensor: object) -> bool:
     """Tells whether a tensor is distributed: its shape is that of the whole, and its memory here a part or a copy."""
-    if type(tensor) in _PLAIN:  # as nearly all are
+    if type(tensor) in PLAIN:  # as nearly all are
         return False
     return isinstance(tensor, _dtensor())
 
