@@ -54,11 +54,13 @@ def walk(root: nn.Module) -> Walk:
 
 def _visit(path: str, module: nn.Module, wrappers: Any, above: set[nn.Module], found: list[Any]) -> None:
     found.append((path, module))
+    if not module._modules:
+        return
     above.add(module)  # cycles are not followed
-    wraps = isinstance(module, wrappers)
     for name, child in module._modules.items():
         if child is not None and child not in above:
-            skip = name in WRAPPED or (wraps and name == "module")
+            # The check of classes comes last: some are abstract, which makes it slow.
+            skip = name in WRAPPED or (name == "module" and isinstance(module, wrappers))
             _visit(path if skip else join(path, name), child, wrappers, above, found)
     above.discard(module)
 
@@ -162,13 +164,25 @@ class Names:
             for root, prefix in self._roots:
                 for path, module in walk(root):
                     self._paths.setdefault(module, (prefix, path))
-                    for names, tensors in ((self._tensors, module._parameters), (self._buffers, module._buffers)):
-                        for name, tensor in tensors.items():
-                            if tensor is not None and tensor not in names:
-                                whole = f"{path}.{name}" if path else name
-                                names[tensor] = whole = renamed(whole, prefix) if prefix else whole
-                                self._in_order.append(whole)
+                    if module._parameters:
+                        self._note(module._parameters, self._tensors, path, prefix)
+                    if module._buffers:
+                        self._note(module._buffers, self._buffers, path, prefix)
         return self._tensors
+
+    def _note(
+        self,
+        tensors: Mapping[str, torch.Tensor | None],
+        names: dict[torch.Tensor, str],
+        path: str,
+        prefix: Prefix,
+    ) -> None:
+        """Adds the names of a module's own tensors; the first name of a tensor counts."""
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor not in names:
+                whole = join(path, name)
+                names[tensor] = whole = renamed(whole, prefix) if prefix else whole
+                self._in_order.append(whole)
 
     def renew(self) -> None:
         """Drops the cached names, after code has run that may have changed the modules."""

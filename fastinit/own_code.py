@@ -84,8 +84,8 @@ def by_reach(slots: Sequence[Slot], items: Iterable[Item]) -> tuple[list[Slot], 
     """
     items = list(items)
     reached = {id(tensor) for item in items for tensor in tensors_of(item)}
-    in_full = {id(tensor) for tensor in written_in_full(items)}
-    if left := [slot.name for slot in slots if id(slot.tensor) in reached - in_full]:
+    in_part = reached - {id(tensor) for tensor in written_in_full(items)}
+    if left := [slot.name for slot in slots if id(slot.tensor) in in_part]:
         raise InitRuntimeError(
             f"materialize: {names_line('parameters of which rules fill a part only', left)}",
             hint=". Add rules for the rest, e.g. one for all of it before them",

@@ -114,7 +114,7 @@ class Choice:
         """The device for which the meta device stands: a plan may be asked for before there is memory."""
         self._on: dict[torch.device, str] = {}
         self._of: dict[Fill, str] = {}
-        self._why_not_on: dict[tuple[str, torch.device], str | None] = {}
+        self._why_not: dict[tuple[str, torch.device], str | None] = {}
         self._is_contract: dict[torch.device, bool] = {}
 
     def need(self, numbers: str) -> None:
@@ -136,7 +136,7 @@ class Choice:
                 f"{', '.join(known)}"
             )
         self.needed = numbers
-        for known_answers in (self._on, self._of, self._why_not_on, self._is_contract):
+        for known_answers in (self._on, self._of, self._why_not, self._is_contract):
             known_answers.clear()  # type: ignore[attr-defined]
 
     def differs_from(self, other: Choice) -> bool:
@@ -187,11 +187,16 @@ class Choice:
             fill: its memory may be missing where only a plan is wanted.
             needs_memory: ask the device too.
         """
-        where = name, device = self.of(fill), fill.tensor.device
-        if where not in self._why_not_on:
-            backend = BACKENDS[name]
-            self._why_not_on[where] = backend.why_not(device) or backend.why_not_now(device) if needs_memory else None
-        return self._why_not_on[where] or why_not_shards(fill.tensor) or BACKENDS[name].why_not_fill(fill)
+        name = self.of(fill)
+        why = self._why_not_on(name, fill.tensor.device) if needs_memory else None
+        return why or why_not_shards(fill.tensor) or BACKENDS[name].why_not_fill(fill)
+
+    def _why_not_on(self, name: str, device: torch.device) -> str | None:
+        """Returns why a backend cannot run on a device at this moment, asked once."""
+        where = name, device
+        if where not in self._why_not:
+            self._why_not[where] = BACKENDS[name].why_not(device) or BACKENDS[name].why_not_now(device)
+        return self._why_not[where]
 
     def why_not_here(self) -> str | None:
         """Returns why the backend that was asked for by name cannot run on this machine; None: it can, or "auto"."""

@@ -67,22 +67,24 @@ def why_not_now(device: torch.device) -> str | None:
 
 def why_not_fill(fill: Fill) -> str | None:
     """Returns why torch cannot do a fill (a dtype without random numbers, a value that the dtype cannot hold)."""
-    if is_structured(fill.distribution):
-        if is_sharded(fill.tensor):
+    tensor, distribution = fill.tensor, fill.distribution
+    is_distributed = is_sharded(tensor)
+    if is_structured(distribution):
+        if is_distributed:
             return "torch.nn.init makes such values of whole tensors only, not of shards: a contract backend does"
-        if (reason := why_not_matrices(fill.distribution, fill.shape)) is not None:
+        if (reason := why_not_matrices(distribution, fill.shape)) is not None:
             return reason
-    if is_sharded(fill.tensor) and fill.is_part:
-        return "torch's generators cannot draw part of a distributed tensor with the values that the whole would have"
-    if is_sharded(fill.tensor):  # torch draws DTensors its own way
-        return why_not_values(fill.tensor.dtype, fill.distribution)
+    if is_distributed:  # torch draws DTensors its own way
+        if fill.is_part:
+            return "torch's generators cannot draw part of a distributed tensor with the values that the whole would have"
+        return why_not_values(tensor.dtype, distribution)
     if fill.parts is not None and (len(fill.parts) != 1 or fill.parts[0].tensor.shape != torch.Size(fill.shape)):
         return "torch's generators cannot draw part of a tensor with the values that the whole would have"
-    if fill.tensor.layout != torch.strided or fill.tensor.is_quantized:
-        return f"torch cannot fill {fill.tensor.layout} or quantized tensors"
-    if fill.tensor.is_inference() and not torch.is_inference_mode_enabled():
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return f"torch cannot fill {tensor.layout} or quantized tensors"
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
         return "it was made in inference mode, so it can only be written in inference mode"
-    return why_not_values(fill.tensor.dtype, fill.distribution) or _why_not_memory(fill.tensor, fill.distribution)
+    return why_not_values(tensor.dtype, distribution) or _why_not_memory(tensor, distribution)
 
 
 def why_not_matrices(distribution: Structured, shape: Sequence[int]) -> str | None:
@@ -102,9 +104,9 @@ def _why_not_memory(tensor: torch.Tensor, distribution: Distribution) -> str | N
                 _fill(tensor.detach().narrow(0, 0, 0), distribution, None)
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             return f"{type(tensor).__name__} refuses it: {error}"
-    is_expanded = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape))
-    if is_expanded and not isinstance(distribution, Constant):
-        return "elements of the tensor share memory (it was expanded)"
+    if not tensor.is_contiguous() and not isinstance(distribution, Constant):
+        if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape)):
+            return "elements of the tensor share memory (it was expanded)"
     return why_short(tensor)
 
 
@@ -112,9 +114,9 @@ def why_short(tensor: torch.Tensor) -> str | None:
     """Returns that a tensor's storage is too short for it, None if it is not."""
     if tensor.is_meta:
         return None
-    n_elements = tensor.numel() if tensor.is_contiguous() else Strided.of(tensor).span
+    span = tensor.nbytes if tensor.is_contiguous() else Strided.of(tensor).span * tensor.element_size()
     n_bytes = tensor.untyped_storage().nbytes()
-    if n_elements and (tensor.storage_offset() + n_elements) * tensor.element_size() > n_bytes:
+    if span and tensor.storage_offset() * tensor.element_size() + span > n_bytes:
         return f"its storage of {n_bytes:,} bytes does not hold all of it (it was released or resized)"
     return None
 

@@ -16,11 +16,12 @@ def written_in_full(items: Iterable[Item]) -> set[torch.Tensor]:
     written: set[torch.Tensor] = set()
     parts: dict[torch.Tensor, list[Region]] = {}
     for item in items:
-        region = item.region if isinstance(item, Fill) and item.is_part else None
-        if region is None:  # of what is no rectangle it is not told what it leaves
+        if not isinstance(item, Fill):
             written.update(tensors_of(item))
+        elif item.region is None:  # all of it, or a part that is no rectangle: of that it is not told what it leaves
+            written.add(item.tensor)
         else:
-            parts.setdefault(item.tensor, []).append(region)  # type: ignore[union-attr]
+            parts.setdefault(item.tensor, []).append(item.region)
     written.update(tensor for tensor, regions in parts.items() if covers(regions, tuple(tensor.shape)))
     return written
 
