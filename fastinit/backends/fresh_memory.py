@@ -33,7 +33,7 @@ def back(spans: Sequence[tuple[int, int]], n_threads: int) -> None:
 
 def back_tensor(tensor: torch.Tensor) -> None:
     """Does the same for a plain tensor on the CPU, with torch's number of threads; others are left alone."""
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.nbytes < _WORTH_BYTES:
+    if tensor.layout != torch.strided or tensor.nbytes < _WORTH_BYTES or tensor.device.type != "cpu":
         return
     begin, end = byte_span(tensor)
     if end - begin == tensor.nbytes:  # all of it will be written

@@ -74,9 +74,9 @@ def why_not_fill(fill: Fill) -> str | None:
             return "torch.nn.init makes such values of whole tensors only, not of shards: a contract backend does"
         if (reason := why_not_matrices(distribution, fill.shape)) is not None:
             return reason
+    if is_distributed and fill.is_part:
+        return "torch's generators cannot draw part of a distributed tensor with the values that the whole would have"
     if is_distributed:  # torch draws DTensors its own way
-        if fill.is_part:
-            return "torch's generators cannot draw part of a distributed tensor with the values that the whole would have"
         return why_not_values(tensor.dtype, distribution)
     if fill.parts is not None and (len(fill.parts) != 1 or fill.parts[0].tensor.shape != torch.Size(fill.shape)):
         return "torch's generators cannot draw part of a tensor with the values that the whole would have"
@@ -104,10 +104,13 @@ def _why_not_memory(tensor: torch.Tensor, distribution: Distribution) -> str | N
                 _fill(tensor.detach().narrow(0, 0, 0), distribution, None)
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             return f"{type(tensor).__name__} refuses it: {error}"
-    if not tensor.is_contiguous() and not isinstance(distribution, Constant):
-        if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape)):
-            return "elements of the tensor share memory (it was expanded)"
+    if not tensor.is_contiguous() and not isinstance(distribution, Constant) and _is_expanded(tensor):
+        return "elements of the tensor share memory (it was expanded)"
     return why_short(tensor)
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape))
 
 
 def why_short(tensor: torch.Tensor) -> str | None:
@@ -192,12 +195,14 @@ def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Gen
         if generator is None:
             nn.init.normal_(tensor, distribution.mean, distribution.std)
         else:  # nn.init takes a generator since torch 2.3
-            _drawn(tensor, lambda: tensor.normal_(distribution.mean, distribution.std, generator=generator))
+            with torch.no_grad():
+                tensor.normal_(distribution.mean, distribution.std, generator=generator)
     elif isinstance(distribution, Uniform):
         if generator is None:
             nn.init.uniform_(tensor, distribution.low, distribution.high)
         else:
-            _drawn(tensor, lambda: tensor.uniform_(distribution.low, distribution.high, generator=generator))
+            with torch.no_grad():
+                tensor.uniform_(distribution.low, distribution.high, generator=generator)
     elif isinstance(distribution, TorchTruncatedNormal):
         low, high = distribution.low, distribution.high
         _call(nn.init.trunc_normal_, tensor, generator, mean=distribution.mean, std=distribution.std, a=low, b=high)
@@ -240,12 +245,6 @@ def _call(
         function(tensor, **numbers)
     else:
         function(tensor, **numbers, generator=generator)
-
-
-@torch.no_grad()
-def _drawn(tensor: torch.Tensor, draw: Callable[[], torch.Tensor]) -> None:
-    """Draws as torch.nn.init does, which takes a generator only since torch 2.3."""
-    draw()
 
 
 @torch.no_grad()

@@ -165,6 +165,7 @@ class Generators:
 
 
 # Calls whose code overlaps in time, in several threads, must not give back each other's states.
+_CPU = torch.device("cpu")
 _lock = threading.Lock()
 _borrowers: dict[torch.device, list[Any]] = {}
 """Device -> [how many calls have lent their states to its default generator, its own state]."""
@@ -202,8 +203,10 @@ def _give_back(device: torch.device) -> torch.Tensor:
 
 
 def _with_index(device: torch.device) -> torch.device:
-    if device.type == "cpu" or device.index is not None:
-        return torch.device("cpu") if device.type == "cpu" else device
+    if device.type == "cpu":
+        return _CPU
+    if device.index is not None:
+        return device
     module: Any = getattr(torch, device.type, None)
     return torch.device(device.type, module.current_device()) if hasattr(module, "current_device") else device
 

@@ -67,7 +67,7 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
         if isinstance(item, Fill):
             values, text = _values_of(item.distribution)
             replaced = last.get(id(item.tensor), 0) > len(rows)
-            if item.is_part and (region := item.region) is not None:
+            if (region := item.region) is not None:
                 ends = zip(region.starts, region.shape)
                 values = {**values, "part": [[start, start + size] for start, size in ends]}
                 text += f", part [{', '.join(f'{start}:{end}' for start, end in values['part'])}]"
