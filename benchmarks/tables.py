@@ -22,8 +22,8 @@ def write(name: str, rows: Sequence[Mapping[str, object]]) -> None:
 def replace(name: str, rows: Sequence[Mapping[str, object]], *keys: str, packages: Sequence[str] = ()) -> None:
     """Writes rows into a benchmark's table in the place of those with the same keys, and prints them.
 
-    The other rows of this machine stay where they are; those of another machine, or of other versions (of Python, torch
-    and ``packages``) go, as a table has one machine.
+    The other rows of this machine stay where they are; those of another machine, of other versions (of Python, torch
+    and ``packages``), or with other columns go: a table has one machine.
     """
     here = machine.describe(packages)
 
@@ -31,7 +31,8 @@ def replace(name: str, rows: Sequence[Mapping[str, object]], *keys: str, package
         return tuple(str(row[key]) for key in keys)
 
     table: dict[tuple[str, ...], Mapping[str, object]]
-    table = {key_of(row): row for row in read(RESULTS / name) if row["machine"] == here}
+    columns = {*rows[0], "machine"}
+    table = {key_of(row): row for row in read(RESULTS / name) if row["machine"] == here and set(row) == columns}
     table.update({key_of(row): {**row, "machine": here} for row in rows})
     save(RESULTS / name, list(table.values()))
     print_table(rows)

@@ -224,9 +224,10 @@ def _is_rounding(items: Sequence[Item], here: torch.Tensor, there: torch.Tensor)
     last = items[-1]
     if not isinstance(last, Fill) or not isinstance(last.distribution, (Orthogonal, DeltaOrthogonal)):
         return False
-    differ = here != there
-    at = differ.nonzero(as_tuple=True)
-    a, b = here[at].double(), there[at].double()
+    at = (here != there).nonzero(as_tuple=True)
+    # By bits: not every torch can index float8.
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[here.dtype.itemsize]
+    a, b = (each.view(bits)[at].view(here.dtype).double() for each in (here, there))
     places = (a - b).abs() / (torch.finfo(here.dtype).eps * b.abs().clamp(min=torch.finfo(here.dtype).tiny))
     return bool(len(a) <= max(1.0, _FEW * here.numel()) and (places <= _LAST_PLACES).all())
 

@@ -240,11 +240,16 @@ def _fill_structured(tensor: torch.Tensor, distribution: Structured, generator: 
 def _call(
     function: Callable[..., object], tensor: torch.Tensor, generator: torch.Generator | None, **numbers: float
 ) -> None:
-    """Calls a function of torch.nn.init that takes a generator since torch 2.3."""
+    """Calls a function of torch.nn.init that takes a generator since torch 2.3; before, the CPU's default one draws."""
     if generator is None:
         function(tensor, **numbers)
-    else:
+    elif _TAKES_GENERATOR:
         function(tensor, **numbers, generator=generator)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.set_state(generator.get_state())
+            function(tensor, **numbers)
+            generator.set_state(torch.default_generator.get_state())
 
 
 @torch.no_grad()

@@ -345,13 +345,9 @@ def _run(entry: KeptOperator, memory: _Memory, scope: Scope) -> None:
             return value.to(memory.device) if value.dim() else value
         return memory.device if isinstance(value, torch.device) and value.type == "meta" else value
 
-    args, kwargs = _map(back, entry.args), _map(back, entry.kwargs)
+    args, kwargs = tree_map(back, entry.args), tree_map(back, entry.kwargs)
     draws = is_random(entry.func)
     result = draw(entry.func, args, kwargs, scope.seed.generators) if draws else entry.func(*args, **kwargs)
     for ref, value in zip(entry.results, tensors_in((result,))):
         if ref is not None:
             memory.adopt(ref, value)
-
-
-def _map(function: Any, values: Any) -> Any:
-    return tree_map(function, values, is_leaf=lambda value: isinstance(value, Ref))

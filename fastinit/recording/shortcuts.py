@@ -111,6 +111,8 @@ def _note(
 
 def _write(operators: Operators, tensor: torch.Tensor, numbers: tuple[Any, ...], write: Callable[..., object]) -> None:
     """Does a fill at once, with the generators of the innermost call."""
+    if tensor.is_meta and tensor.dtype.is_floating_point:
+        return  # there is nothing to do, for which torch may import what takes a second
     generators = None if write is _FILL or tensor.is_meta else operators.generators
     own = None if generators is None else generators.own(tensor.device)
     with _WITHOUT_DISPATCH():

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..execution.memory_book import MemoryBook
 from ..execution.version_counters import tensors_in
 from .callers import asking
-from .compilers import not_traced, set_eval_frame
+from .compilers import NEEDS_IMPORT, import_before, not_traced, set_eval_frame
 from .libraries import asks_to_leave_out, asks_to_skip
 from .operators import NOT_HANDLED, Operators
 from .raw import EXPOSE, READ
@@ -64,6 +64,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _run(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         watch = self.watch
+        if NEEDS_IMPORT:
+            import_before(func, args, kwargs)
         if watch.is_idle:
             return func(*args, **kwargs)
         if not types:  # plain tensors only, as nearly always

@@ -124,6 +124,7 @@ def test_outside_of_a_block_nothing_is_initialized_on_the_meta_device(monkeypatc
     assert called == []
 
 
+@needs.mark(needs.torch_from(2, 11))  # 2.8 cannot import its own compiler below torch.device("meta")
 def test_transformers_may_be_imported_in_the_block() -> None:
     code = """
 import torch, fastinit

@@ -13,7 +13,9 @@ from torch import nn
 import fastinit
 
 backends = pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=needs.mark(needs.CPP))])
-layouts = pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+layouts = pytest.mark.parametrize(
+    "layout", [torch.strided, *([torch.jagged] if hasattr(torch, "jagged") else [])]
+)  # since torch 2.2
 
 
 def nested(layout: torch.layout) -> torch.Tensor:

@@ -197,9 +197,11 @@ def proof(name: str, reason: str | None) -> Need:
 
 def _why_not_imported(name: str) -> str | None:
     try:
-        importlib.import_module(name)
+        found = importlib.import_module(name)
     except (ImportError, RuntimeError) as error:  # the latter is torchvision's, beside another torch
         return f"{name} cannot be imported: {error}"
+    if name == "transformers" and not found.is_torch_available():
+        return "transformers has no models beside a torch that is too old for it"
     return None
 
 

@@ -34,6 +34,12 @@ def test_rows_of_other_versions_go(results: Path) -> None:
     assert rows(results) == [("constant", "3")]
 
 
+def test_rows_with_other_columns_go(results: Path) -> None:
+    tables.replace("some.csv", [{"fill": "normal", "ms": 1, "abc1234, ms": 2}], "fill")
+    tables.replace("some.csv", [{"fill": "uniform", "ms": 2, "def5678, ms": 2}], "fill")  # against another revision
+    assert rows(results) == [("uniform", "2")]
+
+
 def test_packages_that_are_missing_are_left_out() -> None:
     described = machine.describe(["numpy", "no-such-package"])
     assert described.startswith(machine.describe() + ", numpy ") and f"torch {torch.__version__}" in described
