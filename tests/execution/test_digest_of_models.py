@@ -249,15 +249,14 @@ WITHOUT = {
     "sparse": (lambda: torch.eye(3).to_sparse(), "is torch.sparse_coo: .* Digest its dense form"),
     "csr": (lambda: torch.eye(3).to_sparse_csr(), "is torch.sparse_csr"),
     "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "is nested"),
-    "jagged": (  # since torch 2.2
-        lambda: torch.nested.nested_tensor(
-            [torch.ones(2), torch.ones(3)], layout=getattr(torch, "jagged", torch.strided)
-        ),
-        "is (nested|a NestedTensor)",
-    ),
     "fake": (fake, "is a FakeTensor, which keeps its values in other tensors"),
     "released": (released, "has no memory: its storage was released"),
 }
+if hasattr(torch, "jagged"):  # since torch 2.2
+    WITHOUT["jagged"] = (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "is (nested|a NestedTensor)",
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -161,6 +161,8 @@ def in_a_thread(run: Callable[[], object]) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", CALLS)
 def test_a_call_is_seen_in_whatever_way_it_is_made(way: str) -> None:
+    if way == "in a compiled function":
+        needs.torch_from(2, 4).check()  # the compiler of 2.1 traces into fastinit all the same, and fails
     layer, recipe = captured(CALLS[way])
     assert same_bits(layer.weight, weight(plans.Orthogonal(2.0, 0))) and recipe.report.unkeyed == ()
 
@@ -220,6 +222,7 @@ def test_they_return_their_tensor() -> None:
 # --- what stays torch's ----------------------------------------------------------------------------------------------
 
 
+@needs.mark(needs.torch_from(2, 3))  # before, it takes none
 def test_a_generator_of_the_users_draws_as_without_a_block() -> None:
     layer, _ = captured(lambda m: orthogonal_(m.weight, generator=torch.Generator().manual_seed(7)))
     expected = orthogonal_(torch.empty(24, 8), generator=torch.Generator().manual_seed(7))

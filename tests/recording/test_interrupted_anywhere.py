@@ -79,6 +79,10 @@ def materialize(backend: str) -> None:
     fastinit.materialize(nn.Linear(2, 2, device="meta"), backend=backend, seed=0)
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="where a trace function raises as a generator goes on, Python 3.10 leaves its finally clauses out",
+)
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=cpp)])
 @pytest.mark.parametrize("code", [build, initialize, materialize])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
