@@ -1,4 +1,4 @@
-"""How the time and memory of calls grow with the number of tensors: plan, initialize, build, capture and load.
+"""How the time and memory of calls grow with the number of tensors: plan, initialize, build, loading and others.
 
 A model has 1,000, 10,000 and 100,000 tensors of at most 64 elements, so that the kernels cost little. Each measurement
 runs in a process of its own: wall time, and peak memory above what was there before the call. The result of each call
@@ -61,6 +61,12 @@ def model_of(n_tensors: int) -> nn.Module:
 def initialized(model: nn.Module) -> nn.Module:
     """Returns a model after the rules have filled it."""
     fastinit.initialize(model, RULES, backend="cpp", seed=SEED)
+    return model
+
+
+def materialized(model: nn.Module) -> nn.Module:
+    """Returns a model after it got memory, and values by the rules and its modules' own code."""
+    fastinit.materialize(model, RULES, backend="cpp", seed=SEED)
     return model
 
 
@@ -170,6 +176,11 @@ CALLS: Mapping[str, Call] = {
     "initialize": Call(
         lambda n, path: model_of(n),
         lambda model, n, path: initialized(model),
+        lambda model, n, path: problem_of_values(model, n, by_rules=True),
+    ),
+    "materialize": Call(
+        lambda n, path: on_meta(n // 4 - 1),
+        lambda model, n, path: materialized(model),
         lambda model, n, path: problem_of_values(model, n, by_rules=True),
     ),
     "build": Call(
