@@ -28,6 +28,7 @@ def n_steps(function: Callable[[], object]) -> int:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it when a trace function is set, at no other time
     sys.settrace(trace)
     try:
         function()
