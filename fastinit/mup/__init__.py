@@ -28,7 +28,7 @@ from torch import nn
 from ..errors import InitTypeError, InitValueError
 from ..naming import named_parameters
 from ..planning import plan
-from ..plans import Call, Plan
+from ..plans import Call, Fill, Plan
 from .rows import OPTIMIZERS, Scaled, row_of
 from .wide_config import patterns_of, rule_of, scaled, shape_of_name, values_in
 
@@ -77,7 +77,7 @@ class Scaling:
             is_decoupled: the optimizer does not multiply it with the learning rate.
 
         Raises:
-            ValueError: the model has other parameters than those that were compared; both are listed.
+            ValueError: the model has other parameters than those that were compared, or other shapes; both are listed.
 
         Example:
             >>> import torch, fastinit
@@ -95,6 +95,8 @@ class Scaling:
         if factors.keys() != first:
             absent, more = sorted(factors.keys() - first), sorted(first - factors.keys())
             raise InitValueError(f"the model lacks {absent}, and has {more} that were not compared")
+        shapes = {name: tuple(parameter.shape) for name, parameter in by_name.items()}
+        _check_shapes("the model", shapes, {row.name: row.shape for row in self.rows})
         groups: dict[float, dict[str, Any]] = {}
         for name, factor in factors.items():
             decay = weight_decay if is_decoupled else weight_decay / factor
@@ -114,8 +116,8 @@ class Scaling:
             init_cfg: its config.
 
         Raises:
-            ValueError: the base model has a parameter that nothing fills, that was not compared, or whose values no
-                factor makes those of a wide model.
+            ValueError: the base model has a parameter that nothing fills, that was not compared, that had another
+                shape then, or whose values no factor makes those of a wide model.
 
         Example:
             >>> import torch, fastinit
@@ -131,6 +133,8 @@ class Scaling:
         """
         planned = base if isinstance(base, Plan) else plan(base, init_cfg)
         values = values_in(planned)
+        shapes = {item.name: tuple(item.tensor.shape) for item in planned.items if isinstance(item, Fill)}
+        _check_shapes("the base model", shapes, {row.name: row.base_shape for row in self.rows})
         if calls := [item.label for item in planned.items if isinstance(item, Call)]:
             raise InitValueError(f"what code does to the base model is not known, so it cannot be scaled: {calls[0]}")
         rules: dict[str, tuple[dict[str, Any], list[str]]] = {}
@@ -171,6 +175,17 @@ class Scaling:
         widths = [max(map(len, column)) for column in zip(*lines)]
         lines.insert(1, tuple("-" * width for width in widths))  # type: ignore[arg-type]
         return "\n".join("  ".join(cell.ljust(n) for cell, n in zip(line, widths)).rstrip() for line in lines)
+
+
+def _check_shapes(whose: str, shapes: Mapping[str, tuple[int, ...]], compared: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError where a model is not as wide as the one that was compared: all its factors would be wrong."""
+    wrong = [name for name, shape in compared.items() if shapes.get(name, shape) != shape]
+    if wrong:
+        name = wrong[0]
+        raise InitValueError(
+            f"{whose} has {name!r} of shape {shapes[name]}, and {compared[name]} was compared; {len(wrong)} differ",
+            hint=": make the scaling of this model, fastinit.mup.scaling(base, model)",
+        )
 
 
 def scaling(

@@ -304,3 +304,19 @@ def test_the_table_asks_for_the_patterns_of_like_layers_once(monkeypatch: pytest
     monkeypatch.setattr(mup, "patterns_of", lambda *args: calls.append(args) or before(*args))
     str(mup.scaling(deep(4), deep(8)))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("use", ["groups", "config", "a plan"])
+def test_a_model_of_another_width_is_refused(use: str) -> None:
+    def mlp(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), nn.Linear(width, width))
+
+    scaling = fastinit.mup.scaling(lambda: mlp(64), lambda: mlp(256))
+    cfg = dict(type="Normal", std=0.1, layer="Linear")
+    with pytest.raises(
+        ValueError, match=r"has '0.weight' of shape \(128, 8\), and \((256|64), 8\) was compared; 4 differ"
+    ):
+        if use == "groups":
+            scaling.param_groups(mlp(128), 0.1)
+        else:
+            scaling.config((lambda: mlp(128)) if use == "config" else fastinit.plan(mlp(128), cfg), cfg)

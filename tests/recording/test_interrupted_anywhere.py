@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import needs
 import pytest
 import torch
 from capturing import cpp, is_uninstalled
@@ -79,10 +80,8 @@ def materialize(backend: str) -> None:
     fastinit.materialize(nn.Linear(2, 2, device="meta"), backend=backend, seed=0)
 
 
-@pytest.mark.skipif(
-    sys.version_info < (3, 11),
-    reason="where a trace function raises as a generator goes on, Python 3.10 leaves its finally clauses out",
-)
+# Where a trace function raises as a generator goes on, Python 3.10 leaves its finally clauses out.
+@needs.mark(needs.python_from(3, 11))
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=cpp)])
 @pytest.mark.parametrize("code", [build, initialize, materialize])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

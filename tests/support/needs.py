@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Kind(Enum):
     NO_GPU = "a machine without a GPU"
     EMULATION = "the emulation of a GPU"
     SYSTEM = "another operating system"
+    PYTHON = "another Python"
     TORCH = "another torch"
     PACKAGE = "a package"
     CPP = "the backend cpp"
@@ -153,6 +155,12 @@ def torch_from(*release: int) -> Need:
         return None if _release("torch") >= release else f"{_dotted(release)} or later, and this is {torch.__version__}"
 
     return Need(Kind.TORCH, why_not)
+
+
+def python_from(*release: int) -> Need:
+    """Returns the need of a release of Python or a later one."""
+    here = f"{_dotted(release)} or later, and this is {platform.python_version()}"
+    return Need(Kind.PYTHON, lambda: None if sys.version_info >= release else here)
 
 
 def package(name: str, *release: int) -> Need:
