@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +17,8 @@ Template = tuple[str, ...]
 Indices = tuple[int, ...]
 """The numbers of a name."""
 
+# Python reads no number of thousands of digits, and names may come from a file.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 # From so many different numbers on, one row shows where they begin and end; fewer stay rows of their own.
 _LEAST_RANGE = 4
 
@@ -41,7 +44,7 @@ def collapsed(named: Iterable[tuple[str, Payload]]) -> list[tuple[str, Payload]]
 
 def _parted(name: str) -> tuple[Template, Indices]:
     parts = name.split(".")
-    are_numbers = [part.isascii() and part.isdecimal() and str(int(part)) == part for part in parts]
+    are_numbers = [_NUMBER.fullmatch(part) is not None for part in parts]
     template = tuple("" if is_number else part for part, is_number in zip(parts, are_numbers))
     return template, tuple(int(part) for part, is_number in zip(parts, are_numbers) if is_number)
 
