@@ -70,7 +70,7 @@ def modules_of_layers(module: nn.Module, layers: Sequence[str]) -> list[nn.Modul
 def nearest_layers(module: nn.Module, layers: Sequence[str]) -> str:
     """Returns " Did you mean ...?" with similar class names of the tree, or "" if there are none."""
     present = {name for each in module.modules() for name in layer_names(type(each))} - {"object"}  # type: ignore[arg-type]
-    return _did_you_mean(layers, present)
+    return _did_you_mean(layers, present, spread=1.0)  # of few classes, the less alike may be the base that is meant
 
 
 class Selected(NamedTuple):
@@ -135,7 +135,7 @@ def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
     # A glob such as '*.qproj.weight' is compared with the same number of trailing parts of each name.
     n_parts = {text.count(".") for text in texts if text.startswith("*.")}
     tails = {f"*.{'.'.join(name.split('.')[-n:])}" for n in n_parts for name in names if name.count(".") >= n}
-    return _did_you_mean(texts, {*names, *tails}) or _what_is_there(texts, there)
+    return _did_you_mean(texts, {*names, *tails}, spread=_ABOUT_AS_ALIKE) or _what_is_there(texts, there)
 
 
 def _plain(pattern: str) -> str:
@@ -191,7 +191,14 @@ def _matcher(pattern: str, present: Container[str]) -> _Matcher:
         raise InitValueError(f"param {pattern!r} is not a valid regular expression: {error}") from error
 
 
-def _did_you_mean(wanted: Sequence[str], present: Iterable[str]) -> str:
+def _did_you_mean(wanted: Sequence[str], present: Iterable[str], spread: float) -> str:
+    """Returns " Did you mean ...?" with the names that are alike, "" if none is.
+
+    Args:
+        wanted: what was written.
+        present: what there is.
+        spread: how much less alike than the most alike name another one may be.
+    """
     candidates = sorted(present)
     near: dict[str, None] = {}
     for text in wanted:
@@ -199,7 +206,7 @@ def _did_you_mean(wanted: Sequence[str], present: Iterable[str]) -> str:
             name: _likeness(text, name)
             for name in difflib.get_close_matches(text, candidates, n=12, cutoff=_LEAST_ALIKE)
         }
-        least = max([_LEAST_ALIKE, *(each - _ABOUT_AS_ALIKE for each in alike.values())])
+        least = max([_LEAST_ALIKE, *(each - spread for each in alike.values())])
         near.update(dict.fromkeys([name for name, each in alike.items() if each >= least][:3]))
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
