@@ -187,7 +187,7 @@ def _instead_of_module(given: object) -> str:
     """Returns what to do about something that is no module, by what it is."""
     if isinstance(given, type) and issubclass(given, nn.Module):
         return f": make one, {given.__name__}(...)"
-    if isinstance(given, (dict, list, tuple)):
+    if isinstance(given, dict) or (isinstance(given, list) and given and isinstance(given[0], dict)):
         return ". The module comes first and the config behind it, as in initialize(model, init_cfg)"
     if callable(given) and not isinstance(given, type):
         return ": call it, and give what it returns"
