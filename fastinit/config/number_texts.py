@@ -262,6 +262,9 @@ def _unannotated_texts(initializer: Any) -> list[tuple[str, str]]:
 
 
 def _is_expression(text: str) -> bool:
+    """Tells whether a text is arithmetic, and neither a number nor a word, which may be the name of a mode."""
+    if text.isidentifier():
+        return False
     try:
         return not parse(text).is_plain_number
     except ExpressionError:
