@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .config.rules import Rule, parse, steps_of
-from .config.trees import ENABLE_HINT, has_own_configs, is_initialized, is_of_mmengine, steps_of_tree
+from .config.trees import ENABLE_HINT, has_own_configs, is_of_mmengine, steps_of_tree
 from .errors import InitTypeError, check_module
 from .execution.calls import Step, new_scope, open_call
 from .execution.collector import uncollected
@@ -167,7 +167,7 @@ def _steps_of_init_weights(root: nn.Module, scope: Scope) -> list[Step]:
     """Returns the steps of the ``init_weights`` of a model that was made just now; none for what is no BaseModule."""
     base = unwrapped(root)
     if has_own_configs(base):
-        return [] if is_initialized(base) else steps_of_tree(base, scope)
+        return [] if base.is_init else steps_of_tree(base, scope)
     if is_of_mmengine(base):
         scope.warn_once("plan", f"the init_cfg of {type(base).__name__} is not in the plan{ENABLE_HINT}")
     return []

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ..backends import AUTO
-from ..config.trees import has_own_configs, is_initialized
+from ..config.trees import has_own_configs
 from ..digesting import digest
 from ..execution.defaults import use
 from ..naming import unwrapped
@@ -72,7 +72,7 @@ def _of_model(text: str, options: argparse.Namespace, config: str | None) -> Dig
     rules = config_of(config)
     made = build(model, backend=backend, seed=options.seed)
     base = unwrapped(made)
-    if has_own_configs(base) and not is_initialized(base):  # as `plan` and `write` do
+    if has_own_configs(base) and not base.is_init:  # as `plan` and `write` do
         with use(backend=backend, seed=options.seed):
             base.init_weights()  # type: ignore[operator]
     if rules is not None:

@@ -37,11 +37,6 @@ def has_own_configs(module: nn.Module) -> bool:
     return any(_is_own(vars(kind).get("init_weights")) for kind in type(module).__mro__)
 
 
-def is_initialized(module: nn.Module) -> bool:
-    """Tells whether a BaseModule's ``init_weights`` would do nothing, as it has run or is marked so (``is_init``)."""
-    return _runs_config(module) and bool(module.is_init)
-
-
 def is_of_mmengine(module: nn.Module) -> bool:
     """Tells whether a module is a BaseModule of mmengine's, whose ``init_weights`` has not been made fastinit's."""
     kinds = [kind for kind in type(module).__mro__ if "init_weights" in vars(kind)]
@@ -76,7 +71,7 @@ def steps_of_tree(root: nn.Module, scope: Scope) -> list[Step]:
 
     Warns where there are none because it has run.
     """
-    if is_initialized(root):
+    if _runs_config(root) and root.is_init:
         scope.warn_once(
             f"init_weights of {type(root).__name__}",
             "it has run (is_init is True) and does nothing more: no rule of this init_cfg, nor of those below it, is "
