@@ -60,8 +60,8 @@ def write(
     makes a BaseModule) would give on the backend ``cpp``, under the names of ``state_dict()``. They are those of
     ``safetensors.torch.save_file`` and of huggingface_hub's ``save_torch_model``: ``model.safetensors`` or, above
     ``max_shard_size``, ``model-00001-of-00003.safetensors`` and so on, with ``model.safetensors.index.json``. Each file
-    appears whole, and the one that makes a checkpoint of them
-    last. A call that was killed leaves whole files of no checkpoint; the same call, made again, keeps them.
+    appears whole, and the one that makes a checkpoint of them last. A call that was killed leaves whole files of no
+    checkpoint; the same call, made again, keeps them.
 
     Memory: about 150 MB beside Python and torch, for any size; besides, one tensor at a time of those that are only
     there as a whole: orthogonal and sparse matrices (and what they are made from, in float64), and what code computes.
