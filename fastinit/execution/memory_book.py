@@ -186,9 +186,8 @@ class MemoryBook:
             changes: it depends on what was there before, of which the ledger tells, too.
         """
         if changes:
-            info = then(
-                self._history(place, (each for each in self.writes_at(place) if place.covers(each.place))), info
-            )
+            covered = [write for write in self.writes_at(place) if place.covers(write.place)]
+            info = then(self.history(place, covered), info)
         self.forget(place)
         storage = self._storage(place)
         for write in storage.at(place):
@@ -264,11 +263,8 @@ class MemoryBook:
         storage = self._storages.get(place.storage_id)
         return [] if storage is None else storage.at(place)
 
-    def history(self, place: Place) -> str:
-        """Returns what gave a place its values: the writes that still show, in order."""
-        return self._history(place, self.writes_at(place))
-
-    def _history(self, place: Place, writes: Iterable[Write]) -> str:
+    def history(self, place: Place, writes: Iterable[Write]) -> str:
+        """Returns what gave a place its values, of writes in order; those to other elements do not count."""
         text = ""
         for write in writes:
             if not write.place.touches(place):

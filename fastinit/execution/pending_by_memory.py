@@ -235,7 +235,7 @@ class ByMemory:
                     if other.is_random and BACKENDS[scope.backends.on(owner.tensor.device)].IS_CONTRACT:
                         unkeyed[owner.name] = None
                 # Of blocks with seeds of their own, too, which have reports of their own.
-                if history := self.book.history(owner.place):
+                if history := self.book.history(owner.place, writes):
                     known = ledger[owner.tensor]["init_info"] if owner.tensor in ledger.written else ""
                     # What is attributed to a larger piece of code stays attributed to that.
                     if history.startswith(known) or any(write.info.startswith(known) for write in writes):

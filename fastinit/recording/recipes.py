@@ -193,7 +193,7 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[list[Recorded], dic
         writes = book.writes_at(owner.place)
         found = [each for each in writes if isinstance(each, PendingFill)]
         if len(found) < len(writes) or any(isinstance(each.values, Chain) for each in found):
-            unknown[owner.name] = book.history(owner.place)
+            unknown[owner.name] = book.history(owner.place, writes)
         elif found:
             recorded = [_recorded(each, owner, owners, scope) for each in found]
             if all(recorded):
