@@ -202,12 +202,26 @@ def warn_user(message: str) -> None:
     warnings.warn(message, InitWarning, stacklevel=level + 1)
 
 
+def _told(given: object) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else str(type(given))
+
+
+def _instead_of_module(given: object) -> str:
+    """Returns what to do about something that is no module, by what it is."""
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        return f": make one, {given.__name__}(...)"
+    if isinstance(given, dict) or (isinstance(given, list) and given and isinstance(given[0], dict)):
+        return ". The module comes first and the config behind it, as in initialize(model, init_cfg)"
+    if callable(given) and not isinstance(given, type):
+        return ": call it, and give what it returns"
+    return ". For a tensor use torch.nn.init or fastinit.trunc_normal_"
+
+
 def check_module(module: object) -> None:
     """Raises TypeError unless ``module`` is an ``nn.Module``, RuntimeError if FSDP1 has flattened its parameters."""
     if not isinstance(module, nn.Module):
         raise InitTypeError(
-            f"module must be a torch.nn.Module, but got {type(module)}",
-            hint=". For a tensor use torch.nn.init or fastinit.trunc_normal_",
+            f"module must be a torch.nn.Module, but got {_told(module)}", hint=_instead_of_module(module)
         )
     # A module can only be an instance of an imported class.
     fsdp = sys.modules.get("torch.distributed.fsdp")

@@ -3,6 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
+from .alike import html_of_what_counts, what_counts
 from .coverage import written_in_full
 from .differences import PlanDiff
 from .digests import Digest, DigestDiff, TensorDigest
@@ -30,7 +31,7 @@ from .distributions import (
 from .geometry import Region, Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
 from .planned import Plan
-from .rows import COLUMNS, MAX_ROWS, Row, html_of, row_json, rows_of, table_of
+from .rows import COLUMNS, MAX_ROWS, Row, in_the_end, row_json, rows_of
 from .texts import MAX_NAMES, names_line, notes_of, nothing_copied
 
 __all__ = [
@@ -69,7 +70,8 @@ __all__ = [
     "Uniform",
     "byte_span",
     "describe",
-    "html_of",
+    "html_of_what_counts",
+    "in_the_end",
     "is_drawn",
     "is_structured",
     "matrices_of",
@@ -83,7 +85,7 @@ __all__ = [
     "real_number",
     "row_major",
     "rows_of",
-    "table_of",
     "tensors_of",
+    "what_counts",
     "written_in_full",
 ]
