@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import machine
 import numpy as np
 import torch
 from tables import write
@@ -163,4 +164,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    machine.takes_no_arguments(__doc__)
     main()

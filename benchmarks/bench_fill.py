@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import fresh
+import machine
 import numpy as np
 import torch
 from tables import write
@@ -158,5 +159,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    machine.takes_no_arguments(__doc__)
     print(fastinit.available_backends())
     main()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import fresh
+import machine
 import torch
 from bench_materialize import CONTEXT, LAYERS, VOCABULARY, WIDTH
 from tables import write
@@ -99,4 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    machine.takes_no_arguments(__doc__)
     main()

@@ -133,6 +133,7 @@ def bench_plan() -> None:
 
 
 if __name__ == "__main__":
+    machine.takes_no_arguments(__doc__)
     warnings.simplefilter("ignore")
     # Silence mmengine's provenance; ours is silent by default.
     mmengine.logging.MMLogger.get_current_instance().setLevel(logging.CRITICAL)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import fresh
+import machine
 import torch
 from tables import write
 from torch import nn
@@ -109,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    machine.takes_no_arguments(__doc__)
     main()

@@ -143,4 +143,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    machine.takes_no_arguments(__doc__)
     main()

@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import fresh
+import machine
 import torch
 import transformers
 from tables import write
@@ -306,4 +307,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    machine.takes_no_arguments(__doc__)
     main()

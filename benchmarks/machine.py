@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import platform
@@ -43,3 +44,8 @@ def describe_device(device: torch.device) -> str:
         triton = "no triton"
     python = f"Python {platform.python_version()}"
     return f"{torch.cuda.get_device_name(device)}, {clocks}, {python}, torch {torch.__version__}, {triton}"
+
+
+def takes_no_arguments(text: str | None) -> None:
+    """Answers --help with a script's text, and refuses all else, before anything is measured and written."""
+    argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()

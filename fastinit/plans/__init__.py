@@ -32,7 +32,7 @@ from .geometry import Region, Strided, byte_span, may_overlap, row_major
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
 from .planned import Plan
 from .rows import COLUMNS, MAX_ROWS, Row, in_the_end, row_json, rows_of
-from .texts import MAX_NAMES, names_line, nothing_copied
+from .texts import MAX_NAMES, names_line, notes_of, nothing_copied
 
 __all__ = [
     "COLUMNS",
@@ -78,6 +78,7 @@ __all__ = [
     "may_overlap",
     "n_bytes_of",
     "names_line",
+    "notes_of",
     "nothing_copied",
     "numbers_of",
     "row_json",
