@@ -333,8 +333,34 @@ def release_of(nvcc: str) -> str:
     return f"CUDA {release[1]}" if release else "of an unknown release"
 
 
+def description() -> str:
+    """Returns README.md for package indexes, which have none of the files that it links to.
+
+    A relative link becomes one to ``Source`` of pyproject.toml's [project.urls]. As long as there is none, it becomes
+    the path of the file in the sdist.
+    """
+    found = re.search(r'^Source = "(.+?)/?"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    source = found and found[1]
+
+    def link(match: re.Match[str]) -> str:
+        image, text, path, section = match.groups("")
+        if source:
+            return f"{image}[{text}]({source}/{'raw' if image else 'blob'}/main/{path}{section})"
+        return f"`{path}`" if text == path else f"{text} (`{path}`)"
+
+    relative = re.compile(r"(!?)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)")
+    # Every second part is an example, which stays as it is.
+    parts = re.split(
+        r"(^```.*?^```$)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    parts[::2] = [relative.sub(link, part) for part in parts[::2]]
+    return "".join(parts) + ("" if source else "\nThe files that are named here are in the source distribution.\n")
+
+
 SWITCHES = switches()
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension("fastinit._native", ["csrc/bind.cpp"], optional=True),
         Extension("fastinit._cuda", ["csrc/bind_cuda.cpp"], optional=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import re
 import shutil
 import zipfile
 
@@ -13,6 +15,7 @@ from packages import (
     files_of,
     packed,
 )
+from paths import ROOT
 
 
 def test_the_sdist_holds_what_the_checkout_holds(checkout):
@@ -71,6 +74,44 @@ def test_the_wheel_installs_the_command(project, tools):
     with zipfile.ZipFile(built(project, "wheel")) as file:
         (name,) = [name for name in file.namelist() if name.endswith(".dist-info/entry_points.txt")]
         assert b"[console_scripts]\nfastinit = fastinit.command_line:main\n" in file.read(name)
+
+
+@pytest.fixture
+def description(project):
+    """Returns what the wheel of the copy of the checkout says to an index, after its texts have been changed."""
+
+    def made(**texts):
+        for name, (old, new) in texts.items():
+            path = project / {"readme": "README.md", "pyproject": "pyproject.toml"}[name]
+            assert old in path.read_text()
+            path.write_text(path.read_text().replace(old, new, 1))
+        with zipfile.ZipFile(built(project, "wheel")) as file:
+            (name,) = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
+            return email.message_from_bytes(file.read(name))
+
+    return made
+
+
+LINK = re.compile(r"\]\((?!\w+:|#)")
+
+
+def test_an_index_gets_paths_where_the_readme_has_relative_links(description):
+    metadata = description(readme=("## Install\n", "## Install\n\n[here](https://a.example/b) [x](docs/x.md#y)\n"))
+    text = metadata.get_payload()
+    assert metadata["Description-Content-Type"] == "text/markdown" and text.startswith("# fastinit\n")
+    assert LINK.search((ROOT / "README.md").read_text()) and not LINK.search(text)
+    assert "`docs/install.md`.\n" in text and "[here](https://a.example/b) x (`docs/x.md`)\n" in text
+    assert "(`docs/build.svg`)" in text and ">>> print(fastinit.plan(model, init_cfg, seed=0))" in text
+
+
+def test_an_index_gets_links_to_the_source_where_it_has_an_address(description):
+    text = description(
+        readme=("## Install\n", "## Install\n\n```sh\nfills[i](docs/x.md)\n```\n"),
+        pyproject=("[project.scripts]", '[project.urls]\nSource = "https://a.example/b"\n\n[project.scripts]'),
+    ).get_payload()
+    assert "[docs/faq.md](https://a.example/b/blob/main/docs/faq.md#when-is-it-faster-and-when-not)" in text
+    assert "](https://a.example/b/raw/main/docs/build.svg)" in text
+    assert len(LINK.findall(text)) == 1 and "\nfills[i](docs/x.md)\n" in text  # an example
 
 
 def test_the_wheel_says_which_extensions_are_missing(project, tools):

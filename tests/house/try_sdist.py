@@ -3,7 +3,7 @@
 The environment is empty but for a folder of links to all packages of this one except fastinit: torch is too large to be
 installed again for every run, and a checkout's own installation must not be seen. What the build needs, pip installs
 anew into an environment of its own, so a forgotten build requirement is an error; torch is not among them. On Linux
-auditwheel says which systems the wheel runs on, and gives it that name. Exits with 1 at any difference.
+auditwheel says which systems the wheel runs on, and gives it that name; twine checks what the index will read. Exits with 1 at any difference.
 
 Usage: ``python tests/house/try_sdist.py``; needs a C++ compiler, and the package index for the build's requirements.
 """
@@ -117,6 +117,7 @@ def main() -> None:
             sys.exit(f"the wheel holds more than the package: {strays}")
         if sys.platform == "linux":
             wheel = repaired(wheel, folder / "repaired")
+        run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, cwd=folder)
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
         run(*pip, "install", "--constraint", sources / "constraints.txt", wheel, cwd=folder, path=python.parent)
         print(run(python, "-c", TRY, sources / "tests" / "support", cwd=folder, path=python.parent), end="")

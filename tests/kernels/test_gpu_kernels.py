@@ -8,7 +8,7 @@ import needs
 import numpy as np
 import pytest
 import torch
-from gpu_cases import ALL_DTYPES, BOXES, DISTRIBUTIONS, DTYPES, NORMAL, cases
+from gpu_cases import ALL_DTYPES, BOXES, DISTRIBUTIONS, DTYPES, NORMAL, cases, in_turn
 from gpu_machines import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,8 +44,9 @@ def constants(n=5000):
 
 
 def test_every_distribution_in_every_dtype_has_the_bits_of_the_cpu(machine):
-    # 16 to 3 trips of a main loop, and an odd rest.
-    random = [Case(distribution, dtype, (9001,)) for distribution in DISTRIBUTIONS for dtype in DTYPES]
+    # Two trips of a main loop, and an odd rest.
+    n = 2 * machine.trips.elements + 809
+    random = [Case(distribution, dtype, (n,)) for distribution in DISTRIBUTIONS for dtype in DTYPES]
     machine.check([*random, *constants()])
 
 
@@ -87,15 +88,11 @@ def test_memory_and_index_may_start_anywhere(machine):
     machine.check(cases)
 
 
-# (size, stride, start, shape, offset): parts of larger parameters, and memory in other orders.
-
-
-@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES.keys())
-def test_boxes_and_strides(machine, box):
-    size, stride, start, shape, offset = box
+@pytest.mark.parametrize("name", BOXES)
+def test_boxes_and_strides(machine, name):
+    size, stride, start, shape, offset = BOXES[name]
     place = dict(size=size, stride=stride, start=start, shape=shape, offset=offset)
-    cases = [Case(distribution, dtype, **place) for distribution in (NORMAL, *DISTRIBUTIONS[:1]) for dtype in DTYPES]
-    machine.check([*cases, *(Case(plans.Constant(2), dtype, **place) for dtype in ALL_DTYPES)])
+    machine.check([Case(*each, **place) for each in in_turn(list(BOXES).index(name))])
 
 
 def test_rows_of_every_distribution(machine):
@@ -115,9 +112,13 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("place", VIEWS.values(), ids=VIEWS)
-def test_views_get_the_values_of_the_whole_parameter(machine, place):
-    machine.check([Case(each, dtype, **place) for each in DISTRIBUTIONS for dtype in DTYPES])
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_get_the_values_of_the_whole_parameter(machine, name):
+    machine.check([Case(*each, **VIEWS[name]) for each in in_turn(list(VIEWS).index(name))])
+
+
+def test_columns_of_every_distribution(machine):
+    machine.check([Case(each, dtype, **VIEWS["column"]) for each in DISTRIBUTIONS for dtype in DTYPES])
 
 
 def test_blocks_of_every_distribution(machine):
@@ -133,7 +134,7 @@ def test_values_far_out_in_both_tails_take_the_rare_branch(machine):
         records["params"][wide, 4:7] = [1e-7, 2e-7, 1e-20]  # lower, upper, width
 
     places = [
-        dict(size=(4 * machine.trips.elements,)),
+        dict(size=(2 * machine.trips.elements,)),
         dict(size=(40, 256), shape=(40, 512)),
         dict(size=(99,), start=1),
     ]
@@ -258,8 +259,8 @@ def test_every_instruction_was_executed(machine):
     test_blocks_of_every_distribution(machine)
     test_values_far_out_in_both_tails_take_the_rare_branch(machine)
     test_memory_and_index_may_start_anywhere(machine)
-    for box in BOXES.values():
-        test_boxes_and_strides(machine, box)
+    for name in BOXES:
+        test_boxes_and_strides(machine, name)
     assert unreached(machine) == []
 
 

@@ -147,11 +147,11 @@ def test_construction_on_the_meta_device_gives_the_same_model(name):
 
 
 @cpp
-def test_a_model_of_half_a_billion_parameters_is_built():
+def test_a_model_of_150_million_parameters_is_built():
     config = transformers.LlamaConfig(
         hidden_size=1536,
         intermediate_size=4096,
-        num_hidden_layers=16,
+        num_hidden_layers=2,
         num_attention_heads=16,
         num_key_value_heads=16,
         vocab_size=32000,
@@ -162,7 +162,7 @@ def test_a_model_of_half_a_billion_parameters_is_built():
 
     torch.manual_seed(0)
     plain = large()
-    assert sum(p.numel() for p in plain.parameters()) > 500e6
+    assert sum(p.numel() for p in plain.parameters()) > 150e6
     torch.manual_seed(0)
     model = fastinit.build(large, backend="torch")
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters()))
@@ -172,7 +172,7 @@ def test_a_model_of_half_a_billion_parameters_is_built():
     assert recipe.report.launches == {"cpu": 1} and recipe.report.unreached == ()
     for (key, one), other in zip(plain.named_parameters(), model.parameters()):
         assert differing_kind(one[:100], other[:100]) is None, key
-    key = "model.layers.15.mlp.down_proj.weight"
+    key = "model.layers.1.mlp.down_proj.weight"
     expected = torch.empty(1536, 4096)
     cpp_backend.run([plans.Fill.whole(key, expected, plans.Normal(0, 0.02), "", "")], 0)
     assert same_bits(model.get_parameter(key), expected)

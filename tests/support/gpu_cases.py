@@ -26,14 +26,16 @@ DISTRIBUTIONS = [
     plans.TruncatedNormal(0, 1, 6, INF),  # one tail, mirrored
     plans.TruncatedNormal(0.5, 0.02, -INF, 0.4),
 ]
+# (size, stride, start, shape, offset): parts of larger parameters, and memory in other orders. Several trips of a main loop are
+# enough, as emulated threads take them one after the other.
 BOXES = {
-    "columns of a matrix": ((64, 1024), None, 0, (64, 4096), (0, 1024)),
+    "columns of a matrix": ((9, 1024), None, 0, (9, 4096), (0, 1024)),
     "rows of a matrix": ((70, 96), None, 0, (700, 96), (50, 0)),
     "columns in memory apart": ((40, 256), (4096, 1), 512, (40, 512), (0, 256)),
     "a box of four dimensions": ((3, 4, 5, 64), None, 0, (6, 8, 10, 128), (3, 4, 5, 64)),
     "columns that begin within a block": ((30, 65), None, 0, (30, 200), (0, 67)),
-    "long columns that begin within a block": ((64, 1024), None, 0, (64, 4096), (0, 1025)),
-    "long columns of rows that are no whole blocks": ((64, 1024), None, 0, (64, 4097), (0, 1024)),
+    "long columns that begin within a block": ((9, 1024), None, 0, (9, 4096), (0, 1025)),
+    "long columns of rows that are no whole blocks": ((9, 1024), None, 0, (9, 4097), (0, 1024)),
     "odd rows": ((31, 33), None, 0, (31, 99), (0, 66)),
     "one column": ((300, 1), None, 0, (300, 20), (0, 7)),
     "a column of several matrices": ((6, 40, 1), None, 0, (6, 100, 9), (0, 30, 2)),
@@ -44,6 +46,19 @@ BOXES = {
     "rows far apart in the parameter": ((9, 16), None, 0, (9, 2**40), (0, 2**33 + 4)),
     "one element": ((), (), 3, (), None),
 }
+
+
+def in_turn(turn: int) -> list[tuple[plans.Distribution, torch.dtype]]:
+    """Returns a distribution for every dtype, and a constant of every width: other pairs in each of seven turns.
+
+    Over the turns every distribution meets every dtype, and within one each occurs. For what changes the place of a fill;
+    that all pairs are right on each path through a kernel is for other tests.
+    """
+    by_width = [[dtype for dtype in ALL_DTYPES if dtype.itemsize == width] for width in (1, 2, 4, 8, 16)]
+    return [
+        *((DISTRIBUTIONS[(turn + i) % len(DISTRIBUTIONS)], dtype) for i, dtype in enumerate(DTYPES)),
+        *((plans.Constant(2), dtypes[turn % len(dtypes)]) for dtypes in by_width),
+    ]
 
 
 @st.composite

@@ -6,6 +6,7 @@ written exactly once, and no other byte.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from fastinit.contract import records as lowering
 # Pieces of work at most: so few that each is several trips of a loop, and so many that each is one. The second, which is
 # the same code with less of it executed, on one architecture only.
 PIECES = {"sm_80": (3,), "sm_90": (3, 1 << 15), "sm_90-plain": (3,), "sm_100": (3,), "cuda": (3, 1 << 15)}
+CSRC = ROOT / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
@@ -209,23 +211,45 @@ def ptx_of(backend: str, target: str) -> tuple[str, int]:
         architecture, _, plain = target.partition("-")
         compiled = triton_backend.compiled_for(architecture, inline_ptx=not plain)
         return compiled.asm["ptx"], compiled.metadata.shared
-    return nvcc("-ptx", target, ROOT / "csrc" / "fill_cuda.cu").read_text(), 0
+    return nvcc("-ptx", target, CSRC / "fill_cuda.cu").read_text(), 0
 
 
-def nvcc(what: str, target: str, source: Path) -> Path:
-    """Compiles a source to PTX ("-ptx") or machine code ("-cubin"), and returns the file."""
-    out = Path(tempfile.mkdtemp(prefix="fastinit-")) / (source.stem + what.replace("-", "."))
-    command = [NVCC, what, "-std=c++17", "-fmad=false", f"-arch={target}", "-I", ROOT / "csrc", source, "-o", out]
-    subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+@cache
+def _nvcc_release() -> str:
+    return subprocess.run([str(NVCC), "--version"], check=True, text=True, capture_output=True).stdout
+
+
+def nvcc(what: str, target: str, source: Path, *more: str) -> Path:
+    """Compiles a source to PTX ("-ptx") or machine code ("-cubin"), and returns the file; what nvcc says is in one beside it.
+
+    The whole kernel takes seconds, and several tests and processes ask for it: the same compiler's file of the same texts is
+    kept in build/kernels.
+    """
+    flags = [what, "-std=c++17", "-fmad=false", f"-arch={target}", *more]
+    texts = [path.read_bytes() for path in (source, *sorted(CSRC.iterdir()))]
+    key = hashlib.blake2b(repr((_nvcc_release(), flags, texts)).encode(), digest_size=8).hexdigest()
+    out = ROOT / "build" / "kernels" / f"{source.stem}-{key}{what.replace('-', '.')}"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            new = Path(folder) / out.name
+            command = [str(NVCC), *flags, "-I", str(CSRC), str(source), "-o", str(new)]
+            done = subprocess.run(command, check=True, text=True, capture_output=True, timeout=300)
+            said(new).write_text(done.stdout + done.stderr)
+            for path in (said(new), new):  # the second tells that both are there
+                path.replace(out.with_name(path.name))
     return out
+
+
+def said(out: Path) -> Path:
+    """Returns the file with what nvcc said as it made another."""
+    return out.with_name(f"{out.name}.txt")
 
 
 def resources(target: str) -> dict[str, int]:
     """Returns what the machine code of the CUDA kernel takes: registers, stack, spills and shared memory, in bytes."""
-    out = Path(tempfile.mkdtemp(prefix="fastinit-")) / "fill.cubin"
-    flags = ["-cubin", "-std=c++17", "-fmad=false", f"-arch={target}", "-Xptxas", "-v", "-I", ROOT / "csrc"]
-    command = [NVCC, *flags, ROOT / "csrc" / "fill_cuda.cu", "-o", out]
-    text = subprocess.run(command, check=True, text=True, capture_output=True, timeout=300).stderr
+    ptx = nvcc("-ptx", target, CSRC / "fill_cuda.cu")
+    text = said(nvcc("-cubin", target, ptx, "-Xptxas", "-v")).read_text()
     patterns = {
         "stack frame": r"(\d+) bytes stack frame",
         "spill stores": r"(\d+) bytes spill stores",

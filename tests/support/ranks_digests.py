@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import ranks
 import torch
-from ranks import empty, mesh_of, raises
+from ranks import check, empty, mesh_of, raises
 from ranks_fills import shapes_and_placements
 from ranks_models import fsdp, llama, tensor_parallel
 from torch import distributed, nn
 
 import fastinit
 from fastinit.shards.dtensor import boxes_of, is_sharded, local_part
-
-CHECKS: dict[str, Any] = {}
-check = partial(ranks.check, checks=CHECKS)
 
 
 def seeded_llama() -> nn.Module:

@@ -67,6 +67,17 @@ def test_registers_of_other_threads_stay_as_they_are(pattern):
     assert (run(body) == THREADS + np.where(chosen, 1000, 2000)).all()
 
 
+@pytest.mark.parametrize("copy", ["mov.u32 %r2, %r1", "mov.s32 %r2, %r1", "mov.s32 %r3, %r1; mov.u32 %r2, %r3"])
+@pytest.mark.parametrize("written", ["%r1", "%r2"])
+def test_a_register_keeps_its_values_when_some_threads_write_its_copy(copy, written):
+    body = f"""add.u32 %r1, %r0, 5; {copy}; setp.lt.u32 %p1, %r0, 70;
+    @%p1 add.u32 {written}, {written}, 300; @%p1 add.u32 {written}, {written}, 700;
+    mad.lo.u32 %r1, %r1, 10000, %r2;"""
+    more = np.where(THREADS < 70, 1000, 0)
+    first, second = (THREADS + 5 + (more if name == written else 0) for name in ("%r1", "%r2"))
+    assert (run(body) == first * 10000 + second).all()
+
+
 def test_blocks_and_threads_are_numbered_in_three_dimensions():
     names = ["%tid.x", "%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z"]
     body = "mov.u32 %r1, 0;" + "".join(f"mov.u32 %r2, {name}; mad.lo.u32 %r1, %r1, 10, %r2;" for name in names)
