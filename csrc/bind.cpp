@@ -172,9 +172,7 @@ py::array_t<int64_t> compare(const Table& table, int n_threads, const std::strin
   return first;
 }
 
-bool converts(int32_t from, int32_t to, const std::string& isa) {
-  return chosen(isa).convert(from, to, nullptr, nullptr, 0);
-}
+bool converts(int32_t from, int32_t to) { return chosen("").convert(from, to, nullptr, nullptr, 0); }
 
 bool read_rows_into(int fd, int64_t offset, std::pair<int64_t, int64_t> shape, std::pair<int64_t, int64_t> steps,
                     std::pair<int32_t, int32_t> dtypes, std::pair<int64_t, int64_t> item_bytes, uintptr_t address,
@@ -245,7 +243,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("handles_signals") = false, py::arg("advance") = py::none(),
              "Returns for each record the first of its elements, row-major in its box, whose bytes in memory are not those "
              "that fill would write, or -1. Memory is read only.");
-  module.def("converts", &fastinit::converts, py::arg("from_dtype"), py::arg("to_dtype"), py::arg("isa") = "",
+  module.def("converts", &fastinit::converts, py::arg("from_dtype"), py::arg("to_dtype"),
              "Returns whether read_rows converts between two dtypes of records.");
   module.def("read_rows", &fastinit::read_rows_into, py::arg("fd"), py::arg("offset"), py::arg("shape"), py::arg("steps"),
              py::arg("dtypes"), py::arg("item_bytes"), py::arg("address"), py::arg("isa") = "",

@@ -3,8 +3,10 @@
 #include "convert.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
+#include "formats.h"
 #include "lanes.h"
 
 namespace fastinit {
@@ -53,6 +55,31 @@ void from_half(const uint16_t* in, float* out, int64_t n) {
   std::copy(values, values + (n - i), out + i);
 }
 
+#else
+
+void to_half(const float* in, uint16_t* out, int64_t n) {
+  for (int64_t i = 0; i < n; i += Lanes::kWidth) {
+    const size_t some = size_t(std::min<int64_t>(Lanes::kWidth, n - i));
+    Lanes::f32 values = Lanes::splat(0.0f);
+    std::memcpy(&values, in + i, some * sizeof(float));
+    const Lanes::u32 codes = to_format<Lanes>(values, kHalf);
+    for (size_t k = 0; k < some; ++k) out[i + int64_t(k)] = uint16_t(std::isnan(in[i + int64_t(k)]) ? 0x7E00u : codes[k]);
+  }
+}
+
+void from_half(const uint16_t* in, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t sign = uint32_t(in[i] & 0x8000u) << 16, magnitude = uint32_t(in[i] & 0x7FFFu) << 13;
+    float scaled;  // by 2^-112, as the exponents' biases differ by that; subnormal numbers come out right, too
+    std::memcpy(&scaled, &magnitude, sizeof scaled);
+    scaled *= 0x1p112f;
+    uint32_t bits;
+    std::memcpy(&bits, &scaled, sizeof bits);
+    bits = sign | (magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : bits);  // infinity, NaN
+    std::memcpy(out + i, &bits, sizeof bits);
+  }
+}
+
 #endif
 
 }  // namespace
@@ -62,12 +89,10 @@ bool convert(int32_t from, int32_t to, const void* in, void* out, int64_t n) {
     return to_bfloat16(static_cast<const uint32_t*>(in), static_cast<uint16_t*>(out), n), true;
   if (from == kBFloat16 && to == kFloat32)
     return from_bfloat16(static_cast<const uint16_t*>(in), static_cast<uint32_t*>(out), n), true;
-#if defined(__F16C__)
   if (from == kFloat32 && to == kFloat16)
     return to_half(static_cast<const float*>(in), static_cast<uint16_t*>(out), n), true;
   if (from == kFloat16 && to == kFloat32)
     return from_half(static_cast<const uint16_t*>(in), static_cast<float*>(out), n), true;
-#endif
   return false;
 }
 

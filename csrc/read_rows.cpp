@@ -38,7 +38,7 @@ class Reader {
   Reader(const Kernels& kernels, const Rows& rows)
       : kernels_(kernels), rows_(rows), is_same_(rows.from == kRaw && rows.to == kRaw), buffer_(kBufferBytes) {
     if (!is_same_ && !kernels.convert(rows.from, rows.to, nullptr, nullptr, 0))
-      throw std::invalid_argument("this instruction set has no such conversion");
+      throw std::invalid_argument("no such conversion is known");
   }
 
   bool run() {
