@@ -41,8 +41,8 @@ X86 = {
     "baseline": [],
 }
 # Sources that are compiled once for each of these.
-ONCE = ["dispatch", "fresh_memory"]
-PER_INSTRUCTION_SET = ["fill_cpu", "digest_cpu"]
+ONCE = ["dispatch", "fresh_memory", "read_rows"]
+PER_INSTRUCTION_SET = ["fill_cpu", "digest_cpu", "convert_cpu"]
 # Machine code for these GPUs, as far as the compiler knows them, and for all others, later ones among them, the
 # portable code of the first, which the driver compiles. The first is the oldest on which the backend runs
 # (fastinit/backends/gpu_launch.py).

@@ -3,14 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <errno.h>
+
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
+#include "read_rows.h"
 
 namespace py = pybind11;
 
@@ -166,6 +172,26 @@ py::array_t<int64_t> compare(const Table& table, int n_threads, const std::strin
   return first;
 }
 
+bool converts(int32_t from, int32_t to) { return chosen("").convert(from, to, nullptr, nullptr, 0); }
+
+bool read_rows_into(int fd, int64_t offset, std::pair<int64_t, int64_t> shape, std::pair<int64_t, int64_t> steps,
+                    std::pair<int32_t, int32_t> dtypes, std::pair<int64_t, int64_t> item_bytes, uintptr_t address,
+                    const std::string& isa) {
+  const Kernels& kernels = chosen(isa);
+  const Rows rows{fd,           offset,        shape.first,      shape.second,      steps.first,
+                  steps.second, dtypes.first,  dtypes.second,    item_bytes.first,  item_bytes.second,
+                  reinterpret_cast<char*>(address)};
+  bool is_complete = false;
+  try {
+    without_gil([&] { is_complete = read_rows(kernels, rows); });
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw py::error_already_set();
+  }
+  return is_complete;
+}
+
 void fill_from(const Table& table, const py::array_t<uint32_t, py::array::c_style>& words, const std::string& isa) {
   if (n_records(table) != 1) throw py::value_error("the table must hold exactly one record");
   const FillDesc& fill = *reinterpret_cast<const FillDesc*>(table.data());
@@ -217,6 +243,13 @@ PYBIND11_MODULE(_native, module) {
              py::arg("handles_signals") = false, py::arg("advance") = py::none(),
              "Returns for each record the first of its elements, row-major in its box, whose bytes in memory are not those "
              "that fill would write, or -1. Memory is read only.");
+  module.def("converts", &fastinit::converts, py::arg("from_dtype"), py::arg("to_dtype"),
+             "Returns whether read_rows converts between two dtypes of records.");
+  module.def("read_rows", &fastinit::read_rows_into, py::arg("fd"), py::arg("offset"), py::arg("shape"), py::arg("steps"),
+             py::arg("dtypes"), py::arg("item_bytes"), py::arg("address"), py::arg("isa") = "",
+             "Reads rows of a file into memory. offset: of the first, in bytes; shape: rows and columns; steps: from row to "
+             "row in the file and in memory, in bytes; dtypes, item_bytes: in the file and in memory. Returns False if the "
+             "file ends before; raises OSError.");
   module.def("fill_from", &fastinit::fill_from, py::arg("table"), py::arg("words"), py::arg("isa") = "",
              "Executes one record on given words, in place of those of its stream.");
   module.def("fma", &fastinit::fma, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("isa") = "",

@@ -65,6 +65,9 @@ using CompareRange = int64_t (*)(const FillDesc& fill, int64_t begin, int64_t en
 // Returns the sum, modulo 2^64, of the digest's mixed words (digest.h) of the elements [begin, end) of the box.
 using DigestRange = uint64_t (*)(const FillDesc& fill, int64_t begin, int64_t end);
 
+// Converts n elements from one dtype (DType) to another, or returns false if it does not know how.
+using Convert = bool (*)(int32_t from, int32_t to, const void* in, void* out, int64_t n);
+
 // The largest tile, in elements: the four words of a block for each lane of the widest register.
 constexpr int64_t kMaxTile = 64;
 
@@ -75,6 +78,7 @@ struct Kernels {  // of one instruction set
   FusedMultiplyAdd fma;
   DigestRange digest_range;
   CompareRange compare_range;
+  Convert convert;
 };
 
 }  // namespace fastinit

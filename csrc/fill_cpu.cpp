@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "constants.h"
+#include "convert.h"
 #include "digest.h"
 #include "formats.h"
 #include "values.h"
@@ -359,7 +360,7 @@ void fused_multiply_add(const float* a, const float* b, const float* c, int64_t 
 
 extern const Kernels kernels;
 const Kernels kernels = {FASTINIT_TEXT(FASTINIT_ISA), fill_range, fill_from_words, fused_multiply_add, digest_range,
-                         compare_range};
+                         compare_range, convert};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from fastinit.contract.digests import box_records
 NATIVE: Any = cpp_backend._native
 Array = np.ndarray[Any, Any]
 # replay.cpp's.
-KINDS = {"run": 0, "fill_from": 1, "fma": 2, "digest": 3, "compare": 4}
+KINDS = {"run": 0, "fill_from": 1, "fma": 2, "digest": 3, "compare": 4, "read_rows": 5}
 PATTERN = 0xA5
 
 INF = math.inf
@@ -220,6 +221,42 @@ def fma_call() -> Call:
     return Call("fma", [buffer], np.zeros(0, lowering.RECORD), inputs.view(np.uint32).reshape(-1))
 
 
+def read_rows_calls() -> Iterator[Call]:
+    """Yields reads of rows of a file: with all gaps and conversions, and of a file that ends within a row."""
+    generator = np.random.default_rng(3)
+    # Rows read together with their gaps, one by one, one by one with advice, longer than the buffer, a single one.
+    shapes = [(50, 12, 40), (50, 100, 1500), (20, 64, 9000), (3, 70_001, 70_003), (1, 70_001, 70_001), (9, 1, 2)]
+    codes = lowering.DTYPES
+    pairs = [(torch.float32, torch.bfloat16), (torch.float32, torch.float16)]
+    pairs += [(b, a) for a, b in pairs] + [(torch.float32, torch.float32), (torch.int8, torch.int8)]
+    for stored, into in pairs:
+        kinds = (codes[stored], codes[into]) if stored != into else (lowering.RAW, lowering.RAW)
+        for n_rows, n_columns, step in shapes:
+            for n_missing in (0, 1):
+                sizes = (stored.itemsize, into.itemsize)
+                steps = (step * sizes[0], (n_columns + 1) * sizes[1])
+                n_bytes = ((n_rows - 1) * step + n_columns) * sizes[0] + 3 - n_missing * 4
+                contents = generator.normal(size=n_bytes // 4 + 2).astype(np.float32)
+                if stored == torch.float16:
+                    contents = contents.astype(np.float16)
+                contents = np.concatenate([np.zeros(3, np.uint8), np.resize(contents.view(np.uint8), n_bytes - 3)])
+                memory = np.full(((n_rows - 1) * (n_columns + 1) + n_columns) * sizes[1], PATTERN, np.uint8)
+                with tempfile.TemporaryFile() as file:
+                    file.write(contents.tobytes())
+                    file.flush()
+                    how = ((n_rows, n_columns), steps, kinds, sizes, memory.ctypes.data)
+                    is_complete = NATIVE.read_rows(file.fileno(), 3, *how)
+                if is_complete == bool(n_missing):
+                    raise ValueError("the core does not tell where a file ends")
+                numbers = np.array([3, n_rows, n_columns, *steps, *kinds, *sizes, n_bytes], np.int64)
+                inputs = np.concatenate([numbers.view(np.uint8), contents, np.zeros(-n_bytes % 4, np.uint8)])
+                label = f"read_rows {stored} {into} {n_rows}x{n_columns} of {step}, {n_missing} bytes missing"
+                told = Buffer(label, np.array([is_complete], np.uint8))
+                yield Call(
+                    "read_rows", [Buffer(label, memory), told], np.zeros(0, lowering.RECORD), inputs.view(np.uint32)
+                )
+
+
 def random_parts(n: int) -> Iterator[Part]:
     """Yields small boxes in all kinds of layouts."""
     pick = random.Random(2)
@@ -237,7 +274,7 @@ def recorded() -> list[Call]:
     """Records the calls."""
     calls = [run_call([(*pair, layout)]) for layout in LAYOUTS for pair in PAIRS]
     calls += [run_call([("words", torch.float32, layout)]) for layout in LAYOUTS]
-    calls += [*from_words_calls(), fma_call(), run_call([], n_threads=3)]
+    calls += [*from_words_calls(), fma_call(), run_call([], n_threads=3), *read_rows_calls()]
     # Tables that threads share: every distribution, dtype and layout, but not all of their combinations.
     calls.append(run_call([(*pair, LARGE[i % len(LARGE)]) for i, pair in enumerate(PAIRS[::3])], n_threads=8))
     calls.append(run_call(list(random_parts(400)), n_threads=5, n_callers=3))

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../../csrc/dispatch.h"
+#include "../../csrc/read_rows.h"
 
 namespace {
 
@@ -19,7 +20,7 @@ using fastinit::FillDesc;
 using fastinit::Kernels;
 
 // replay.py's KINDS and PATTERN.
-enum Kind : int64_t { kRun = 0, kFromWords = 1, kMultiplyAdd = 2, kDigest = 3, kCompare = 4 };
+enum Kind : int64_t { kRun = 0, kFromWords = 1, kMultiplyAdd = 2, kDigest = 3, kCompare = 4, kReadRows = 5 };
 constexpr int kPattern = 0xA5;  // what memory holds before a call
 
 // The file is a sequence of calls: this, then buffer sizes (int64), records and inputs.
@@ -109,6 +110,21 @@ std::vector<Buffer> execute(const Kernels& kernels, const Call& call) {
       for (size_t k = 0; k + 1 < buffers.size(); k += 3) buffers[k].get()[call.sizes[k] / 2] ^= 1;
       int64_t* first = reinterpret_cast<int64_t*>(buffers.back().get());
       fastinit::run_compare(kernels, records.data(), records.size(), n_threads, first);
+      break;
+    }
+    case kReadRows: {  // of a file that holds the inputs behind ten numbers; whether it was complete goes into the last buffer
+      int64_t number[10];
+      std::memcpy(number, call.inputs.data(), sizeof number);
+      std::FILE* file = std::tmpfile();
+      if (file == nullptr) fail("cannot make a file");
+      const size_t n_bytes = static_cast<size_t>(number[9]);
+      const char* contents = reinterpret_cast<const char*>(call.inputs.data()) + sizeof number;
+      if (std::fwrite(contents, 1, n_bytes, file) != n_bytes || std::fflush(file) != 0) fail("cannot write the file");
+      const fastinit::Rows rows{fileno(file), number[0], number[1], number[2], number[3], number[4],
+                                int32_t(number[5]), int32_t(number[6]), number[7], number[8],
+                                reinterpret_cast<char*>(buffers.at(0).get())};
+      buffers.at(1).get()[0] = fastinit::read_rows(kernels, rows);
+      std::fclose(file);
       break;
     }
     default:

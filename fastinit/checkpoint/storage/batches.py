@@ -1,8 +1,9 @@
 """One batch of reads: stretches of files into memory, in file order.
 
-A stretch is read directly into its destination if the bytes are the values. Otherwise (another dtype, another layout, a
-GPU) torch copies them: out of a mapping where this machine does that faster than it reads, else out of a small staging
-buffer. All threads share a batch, in jobs of some megabytes.
+A stretch is read directly into its destination if the bytes are the values. Rows of another dtype, or with gaps between
+them, are read by the native core, which converts them. Otherwise (other dtypes and layouts, a GPU, no native core)
+torch copies them out of a small staging buffer; with access "map", out of a mapping. All threads share a batch, in jobs
+of some megabytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import NamedTuple
 
 import torch
 
+from ...backends import file_rows
+from ...backends.file_rows import Rows
 from ...backends.fresh_memory import back, back_tensor
 from ...progress import advance, expect, showing
 from .files import File
@@ -43,9 +46,10 @@ _MAX_APART_BYTES = 64 << 10
 # the same advice (MADV_SEQUENTIAL): two threads in one took 20 s. Reading past the page cache (O_DIRECT, 2 to 8
 # threads, 2 to 32 MiB at a time) was no faster (2 GiB in 1.2 to 2.2 s both ways), and leaves the next process nothing.
 _FAR_BYTES = 64 << 20
-# How many elements of a file one thread converts at a time. torch shares 32,768 and more among its own threads, which
-# then compete with those that read: 268 MB of float32 into bfloat16 took 0.25 s in pieces of 8 MiB, 0.09 in these,
-# whose bytes stay in the thread's cache.
+# How many elements of a file one thread converts at a time without the native core; with it, pieces of more are jobs of
+# their own. torch shares 32,768 and more among its own threads, which then compete with those that read: 268 MB of
+# float32 into bfloat16 took 0.25 s in pieces of 8 MiB, 0.09 in these, whose bytes stay in the thread's cache. The
+# native core took 0.05 s for 400 MB, where these took 0.17.
 _BLOCK_ELEMENTS = 31 << 10
 # Smaller destinations are not looked at for whether their memory is fresh: that would take as long as it saves.
 _LARGE_BYTES = 1 << 16
@@ -82,10 +86,17 @@ class Turned(NamedTuple):
     """They are copied out of a mapping of the file."""
 
     @property
+    def rows(self) -> Rows | None:
+        """It as the native core reads it; None for torch."""
+        return rows_of(self.destination, self.shape, self.strides, self.dtype_in_file, self.dtype)
+
+    @property
     def is_for_one_thread(self) -> bool:
-        """Whether a thread should convert it block by block: of several, in the order of the file."""
+        """Whether it is large enough for a job of its own that converts, and lies so that a thread can."""
+        if self.n_bytes <= _BLOCK_ELEMENTS * self.dtype_in_file.itemsize or self.destination.device.type != "cpu":
+            return False
         is_flat = len(self.shape) == 1 and self.strides[0] == 1 and self.destination.is_contiguous()
-        return is_flat and self.shape[0] > _BLOCK_ELEMENTS and self.destination.device.type == "cpu"
+        return is_flat or self.rows is not None
 
     def copy_from(self, storage: torch.UntypedStorage, first_byte: int, **options: bool) -> None:
         """Copies the values out of memory in which they begin at a byte."""
@@ -104,7 +115,7 @@ class _Job:
     turned: list[tuple[int, Turned]] = field(default_factory=list)
     """(position in the staging buffer, piece)."""
     alone: Turned | None = None
-    """The only piece, if it needs no staging buffer of its length: it is mapped, or converted block by block."""
+    """The only piece, if it needs no staging buffer of its length: it is mapped, or converted while it is read."""
     n_bytes: int = 0
     n_staged: int = 0
     is_pinned: bool = False
@@ -202,7 +213,7 @@ def _job_bytes(file: File) -> int:
 def _read(job: _Job) -> torch.Tensor | None:
     """Runs a job's reads in any thread; returns the staging buffer, if it needs one."""
     if job.alone is not None:
-        if not job.alone.is_mapped:
+        if not job.alone.is_mapped and not _read_rows(job.alone):
             _read_in_blocks(job.alone)
         return None
     staging, first = None, 0
@@ -220,6 +231,21 @@ def _read(job: _Job) -> torch.Tensor | None:
     else:
         _scatter(job.file, parts)
     return staging
+
+
+def _read_rows(piece: Turned) -> bool:
+    """Has the native core read and convert a piece; returns whether it can."""
+    if (rows := piece.rows) is None:
+        return False
+    file, destination = piece.file, piece.destination
+    file.check()
+    if destination.is_contiguous():
+        address = destination.data_ptr()
+        back([(address, address + destination.nbytes)], n_threads=1)
+    if not file_rows.read(file.fd, piece.offset, rows, destination.data_ptr()):
+        raise file.too_short(piece.offset + piece.n_bytes)
+    torch.autograd.graph.increment_version(destination)
+    return True
 
 
 def _read_in_blocks(piece: Turned) -> None:
@@ -292,6 +318,39 @@ def piece_bytes(is_mapped: bool) -> int:
     return MAPPED_PIECE_BYTES if is_mapped else PIECE_BYTES
 
 
+def rows_of(
+    destination: torch.Tensor,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype_in_file: torch.dtype,
+    dtype: torch.dtype,
+) -> Rows | None:
+    """Returns a tensor in a file as rows for the native core, None if only torch can copy it.
+
+    Args:
+        destination: where it goes.
+        shape, strides: of the values in the file, in elements.
+        dtype_in_file, dtype: of the values in the file, and what they are rounded to before the copy.
+    """
+    into = destination.dtype
+    if (
+        destination.device.type != "cpu"
+        or dtype not in (dtype_in_file, into)
+        or not file_rows.reads(dtype_in_file, into)
+    ):
+        return None
+    sizes = [(size, there, here) for size, there, here in zip(shape, strides, destination.stride()) if size > 1] or [
+        (1, 1, 1)
+    ]
+    *outer, (n_columns, there, here) = sizes
+    if (there, here) != (1, 1) or len(outer) > 1:
+        return None
+    n_rows, there, here = outer[0] if outer else (1, n_columns, n_columns)
+    if there < n_columns:  # rows that overlap in the file, as of an expanded tensor
+        return None
+    return Rows(n_rows, n_columns, there * dtype_in_file.itemsize, here * into.itemsize, dtype_in_file, into)
+
+
 def places(
     item_bytes: int,
     view: torch.Tensor,
@@ -299,8 +358,12 @@ def places(
     strides: Sequence[int],
     first: int,
     limit: int,
+    *,
+    is_in_rows: bool,
 ) -> Iterator[tuple[torch.Tensor, Sequence[int], int]]:
     """Cuts a tensor in a file along its longest strides until each part spans at most ``limit`` bytes of the file.
+
+    Rows with large gaps between them are parts of their own, unless the native core reads them (``is_in_rows``).
 
     Yields:
         (part of ``view``, its shape, index of its first element in the file).
@@ -311,7 +374,7 @@ def places(
     longest = max(dims, key=lambda dim: strides[dim], default=-1)
     size, step = (shape[longest], strides[longest]) if longest >= 0 else (1, 0)
     below = span - (size - 1) * step  # the span of one index along it
-    apart = is_apart(item_bytes, shape, strides)
+    apart = not is_in_rows and is_apart(item_bytes, shape, strides)
     if step == 0 or (span <= n_elements_at_once and not apart):
         yield view, shape, first
         return
@@ -320,7 +383,7 @@ def places(
         length = min(n, size - start)
         part = (*shape[:longest], length, *shape[longest + 1 :])
         narrow = view.narrow(longest, start, length)
-        yield from places(item_bytes, narrow, part, strides, first + start * step, limit)
+        yield from places(item_bytes, narrow, part, strides, first + start * step, limit, is_in_rows=is_in_rows)
 
 
 def is_apart(item_bytes: int, shape: Sequence[int], strides: Sequence[int]) -> bool:

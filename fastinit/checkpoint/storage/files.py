@@ -110,11 +110,18 @@ class File:
             destinations = [each for each in left if len(each)]
             n_read = self._read_at(destinations, offset)
             if n_read == 0:
-                self.check()
-                raise InitOSError(
-                    f"{self.path}: the file ends at byte {offset:,}, before the tensor that is being read",
-                    place=self.path,
-                )
+                raise self.too_short(offset)
+
+    def too_short(self, end: int) -> InitOSError:
+        """Returns the error of a read that found the end of the file; raises that of a changed file.
+
+        Args:
+            end: the byte before which the file ended.
+        """
+        self.check()
+        return InitOSError(
+            f"{self.path}: the file ends before byte {end:,}, within the tensor that is being read", place=self.path
+        )
 
     def _read_at(self, destinations: Sequence[memoryview], offset: int) -> int:
         """Reads once from ``offset`` on; returns how many bytes came, which may be fewer than there is room for."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...plans import Strided, byte_span, may_overlap
 from ...shards.dtensor import is_sharded, local_part
-from .batches import Stretch, Turned, is_apart, piece_bytes, places, run
+from .batches import Stretch, Turned, is_apart, piece_bytes, places, rows_of, run
 from .current import current
 from .files import File
 from .stored import StoredTensor
@@ -173,7 +173,12 @@ class _Converted(NamedTuple):
             and not is_apart(item_bytes, self.shape, self.steps)
         )
         limit = piece_bytes(is_mapped)
-        for part, size, at in places(item_bytes, self.destination, self.shape, self.steps, 0, limit):
+        is_in_rows = not is_mapped and (
+            rows_of(self.destination, self.shape, self.steps, source.dtype_in_file, source.dtype) is not None
+        )
+        for part, size, at in places(
+            item_bytes, self.destination, self.shape, self.steps, 0, limit, is_in_rows=is_in_rows
+        ):
             n_bytes = Strided(at, tuple(size), tuple(self.steps)).span * item_bytes
             first = self.first + at * item_bytes
             types = source.dtype_in_file, source.dtype
