@@ -14,7 +14,7 @@ from .errors import InitRuntimeError, InitTypeError, check_module
 from .execution.calls import new_scope, not_recording
 from .execution.scope import Scope
 from .naming import Prefix
-from .plans import Call, Copy, Fill, Item, Plan, Replay, is_structured, names_line
+from .plans import Call, Copy, Fill, Item, Plan, Replay, Strided, covered, is_structured, names_line
 from .plans.lock_file import NUMBERS_OF_TORCH, geometry_of, live
 from .shards.dtensor import is_sharded, like, local_part
 
@@ -107,10 +107,10 @@ class PlannedValues:
             if isinstance(item, Call):
                 self.calls[f"call of {item.label}"] = self._why_not[id(item)]
             elif isinstance(item, Fill):
-                self._note(item.name, item, item.tensor.dtype, is_whole=not item.is_part)
+                self._note(item.name, item, plan.dtypes[item.tensor], is_whole=not item.is_part)
             else:
                 for entry in item.entries:
-                    self._note(entry.name, item, entry.tensor.dtype, is_whole=True)
+                    self._note(entry.name, item, plan.dtypes[entry.tensor], is_whole=True)
 
     def _note(self, name: str, item: Item, dtype: torch.dtype, *, is_whole: bool) -> None:
         if name in self.held:
@@ -145,6 +145,14 @@ class PlannedValues:
         if _memory(self.held[name].tensor).is_meta:
             return "it has no memory"
         return self.why_not(name)
+
+    def is_whole(self, name: str) -> bool:
+        """Tells whether every element of a tensor is written, by its name in the plan."""
+        items = self.writers[name]
+        if not all(isinstance(item, Fill) and item.is_part for item in items):
+            return True  # the first one writes all of it
+        whole = Strided.whole(self.held[name].tensor.shape)
+        return covered([geometry_of(item)[0] or whole for item in items if isinstance(item, Fill)], whole.numel)
 
     def simple(self, name: str) -> Fill | None:
         """Returns the fill of a tensor that is all of it, in order, each value by itself; None if it is no such."""

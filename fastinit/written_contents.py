@@ -16,7 +16,21 @@ from .errors import InitRuntimeError
 from .execution.runner import execute
 from .execution.scope import Scope
 from .naming import without_wrappers
-from .plans import Call, Copy, Dirac, Fill, Identity, Item, Plan, Replay, Strided, is_structured, names_line, tensors_of
+from .plans import (
+    Call,
+    Copy,
+    Dirac,
+    Fill,
+    Identity,
+    Item,
+    Plan,
+    Replay,
+    Strided,
+    covered,
+    is_structured,
+    names_line,
+    tensors_of,
+)
 from .recording.libraries import tied_to_others
 from .shards.dtensor import is_sharded
 from .slots import rebound
@@ -287,15 +301,7 @@ def _parts(fill: Fill) -> list[tuple[Strided, Strided]] | None:
 
 def _cover(draws: Sequence[Draw], tensor: torch.Tensor) -> bool:
     """Tells whether fills write every element of a tensor."""
-    parts = [draw.part for draw in draws]
-    if any(part.numel == tensor.numel() and not part.overlaps_itself for part in parts):
-        return True
-    if all(part.is_dense for part in parts):
-        return not Strided.whole((tensor.numel(),)).minus((part.first, part.first + part.span) for part in parts)
-    seen = torch.zeros(tensor.numel(), dtype=torch.bool, device="cpu")
-    for part in parts:
-        seen.as_strided(part.shape, part.steps, part.first).fill_(True)
-    return bool(seen.all())
+    return covered([draw.part for draw in draws], tensor.numel())
 
 
 def _run(item: Item, tensor: torch.Tensor, made: torch.Tensor, scope: Scope) -> None:

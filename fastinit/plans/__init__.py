@@ -3,7 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
-from .coverage import written_in_full
+from .coverage import covered, written_in_full
 from .differences import PlanDiff
 from .digests import Digest, DigestDiff, TensorDigest
 from .distributions import (
@@ -28,7 +28,19 @@ from .distributions import (
     real_number,
 )
 from .geometry import Region, Strided, byte_span, may_overlap, row_major
-from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
+from .items import (
+    Box,
+    Call,
+    Copy,
+    CopyEntry,
+    Fill,
+    Item,
+    LoadResult,
+    Replay,
+    ReplayEntry,
+    n_bytes_of,
+    tensors_of,
+)
 from .planned import Plan
 from .rows import COLUMNS, MAX_ROWS, Row, html_of, row_json, rows_of, table_of
 from .texts import MAX_NAMES, names_line, nothing_copied
@@ -68,6 +80,7 @@ __all__ = [
     "TruncatedNormal",
     "Uniform",
     "byte_span",
+    "covered",
     "describe",
     "html_of",
     "is_drawn",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..errors import InitTypeError, InitValueError
 from . import lock_file, lock_reader
 from .alike import alike
 from .differences import PlanDiff, between, effects_of
-from .items import Fill, Item
+from .items import Fill, Item, dtypes_of
 from .rows import MAX_ROWS, Row, html_of, row_json, rows_of, table_of
 from .texts import names_line
 
@@ -42,6 +42,11 @@ class Plan:
     """On which tensors without memory are to be, where that was said."""
     names: tuple[str, ...] = field(default=(), repr=False)
     """The model's parameters and buffers, in its order."""
+    dtypes: Mapping[torch.Tensor, torch.dtype] = field(init=False, repr=False)
+    """Of the items' tensors when the plan was made: casting a model changes its parameters in place."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtypes", dtypes_of(self.items))
 
     def __deepcopy__(self, memo: object) -> Plan:
         return self  # immutable: the configs of a tree, which are copied, may hold one with a whole model's tensors
@@ -49,7 +54,7 @@ class Plan:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The items as plain data, a row for each tensor or call, in the order in which they take effect."""
-        rows = rows_of(self.items, self.backends)
+        rows = rows_of(self.items, self.backends, self.dtypes)
         if self.device is None:
             return rows
         device = str(self.device)
@@ -120,7 +125,7 @@ class Plan:
                 draws["numbers"] = self._drawn_numbers, other._drawn_numbers
             if self.seed != other.seed:
                 draws["seed"] = self.seed, other.seed
-        old, new = (effects_of(each._in_order(each.items), each.backends) for each in (self, other))
+        old, new = (effects_of(each._in_order(each.items), each.backends, each.dtypes) for each in (self, other))
         return between(old, new, **draws)
 
     @property
@@ -177,7 +182,7 @@ class Plan:
         alive = lock_file.live(self.items)
         numbers = self._drawn_numbers if exact else self.numbers
         contents = lock_file.Contents(tuple(self._in_order(alive)), numbers, self.seed, self.unreached)
-        return lock_file.text_of(contents, has_digests=exact)
+        return lock_file.text_of(contents, self.dtypes, has_digests=exact)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
