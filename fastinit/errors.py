@@ -6,12 +6,14 @@ KeyError`` catches ``InitKeyError``, and the text is that of a KeyError. A test 
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -179,13 +181,28 @@ def warn_user(message: str) -> None:
     warnings.warn(message, InitWarning, stacklevel=level + 1)
 
 
+def _what_to_give(given: object) -> str:
+    """Returns a hint for something that was given in the place of a module, "" where nothing is known of it."""
+    if isinstance(given, torch.Tensor):
+        return ". For a tensor use torch.nn.init or fastinit.trunc_normal_"
+    if isinstance(given, Mapping):
+        return ". A state dict has to be in its model: model.load_state_dict(...)"
+    return if_path(
+        given,
+        ". Make the model, and fastinit.checkpoint.load_checkpoint(model, path) brings a checkpoint into it; only "
+        "fastinit.digest and commands such as `fastinit verify` take a file by itself",
+    )
+
+
+def if_path(given: object, hint: str) -> str:
+    """Returns a hint where what was given is a path, or may be one, "" otherwise."""
+    return hint if isinstance(given, (str, os.PathLike)) else ""
+
+
 def check_module(module: object) -> None:
     """Raises TypeError unless ``module`` is an ``nn.Module``, RuntimeError if FSDP1 has flattened its parameters."""
     if not isinstance(module, nn.Module):
-        raise InitTypeError(
-            f"module must be a torch.nn.Module, but got {type(module)}",
-            hint=". For a tensor use torch.nn.init or fastinit.trunc_normal_",
-        )
+        raise InitTypeError(f"module must be a torch.nn.Module, but got {type(module)}", hint=_what_to_give(module))
     # A module can only be an instance of an imported class.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None and any(isinstance(each, fsdp.FullyShardedDataParallel) for each in module.modules()):

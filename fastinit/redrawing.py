@@ -10,7 +10,7 @@ from torch import nn
 
 from .backends import AUTO, BACKENDS, Choice
 from .config.kept_plans import Held, KeptPlan, bound, fill_for
-from .errors import InitRuntimeError, InitTypeError, check_module
+from .errors import InitRuntimeError, InitTypeError, check_module, if_path
 from .execution.calls import new_scope, not_recording
 from .execution.scope import Scope
 from .naming import Prefix
@@ -50,6 +50,7 @@ def redraw(
         >>> masters["weight"].dtype, torch.equal(masters["weight"].bfloat16(), model.weight)
         (torch.float32, True)
     """
+    check_plan(plan, "redraw")
     check_module(model)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InitTypeError(f"dtype must be a floating-point dtype of torch, but got {dtype!r}")
@@ -68,6 +69,19 @@ def _redrawn(model: nn.Module, plan: Plan, dtype: torch.dtype | None, prefix: Pr
     return {here.name: planned.made(name, here.tensor, dtype or planned.dtypes[name]) for name, here in wanted.items()}
 
 
+def check_plan(plan: object, caller: str) -> None:
+    """Raises TypeError unless ``plan`` is a plan, which comes behind the model."""
+    if isinstance(plan, nn.Module):
+        raise InitTypeError(
+            f"{caller} needs a plan, but got {type(plan)}", hint=f": {caller}(model, plan), the model comes first"
+        )
+    if not isinstance(plan, Plan):
+        raise InitTypeError(
+            f"{caller} needs a plan, of fastinit.plan or Plan.load, but got {type(plan)}",
+            hint=if_path(plan, ": fastinit.Plan.load(path) reads one from a file"),
+        )
+
+
 class PlannedValues:
     """What a plan says of the tensors of one model.
 
@@ -79,8 +93,6 @@ class PlannedValues:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, scope: Scope, caller: str) -> None:
-        if not isinstance(plan, Plan):
-            raise InitTypeError(f"{caller} needs a plan, of fastinit.plan or Plan.load, but got {type(plan)}")
         self.plan = plan
         self.caller = caller
         self.vague: set[int] = set()

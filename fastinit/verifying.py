@@ -18,7 +18,7 @@ from .execution.scope import Scope
 from .naming import Prefix
 from .plans import Box, DeltaOrthogonal, Fill, Item, Orthogonal, Plan, names_line, row_major
 from .progress import expect, showing
-from .redrawing import PlannedValues
+from .redrawing import PlannedValues, check_plan
 from .shards.agreement import merged
 from .shards.dtensor import boxes_of, is_sharded, local_part
 
@@ -146,6 +146,7 @@ def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "", rounded: bool =
         1 differ:
           weight from index (3, 2) on: -0.050155263394117355 expected, 0.0 found
     """
+    check_plan(plan, "verify")
     check_module(model)
     scope = new_scope(model, prefix=prefix, is_dry=True, is_offline=True)
     meshes = scope.meshes()

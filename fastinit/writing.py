@@ -18,7 +18,7 @@ from .checkpoint.writing import distributed, safetensors
 from .checkpoint.writing.contents import Content, Drawn, Values
 from .checkpoint.writing.whole_files import Layout, write_files
 from .contract.streams import check_seed
-from .errors import InitRuntimeError, InitTypeError, InitValueError
+from .errors import InitRuntimeError, InitTypeError, InitValueError, if_path
 from .execution.calls import current_call
 from .execution.defaults import Strict, default_backend, default_seed
 from .execution.runner import check, prepare
@@ -103,6 +103,11 @@ def write(
     """
     if current_call() is not None:
         raise InitRuntimeError("write: an initialization is open around this call (capture, build): let it end first")
+    if not (isinstance(source, (nn.Module, Plan)) or callable(source)):
+        raise InitTypeError(
+            f"write: expected a model, a function that makes one or a plan, but got {type(source)}",
+            hint=if_path(source, ": fastinit.Plan.load(path) reads a plan from its file"),
+        )
     if format not in ("safetensors", "dcp"):
         raise InitValueError(f"format must be 'safetensors' or 'dcp', but got {format!r}")
     max_bytes = _n_bytes(max_shard_size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from ..errors import InitValueError
+from ..errors import InitTypeError, InitValueError
 from .rows import MAX_ROWS
 from .texts import names_line
 
@@ -127,7 +127,16 @@ class Digest:
         return hash(self.total)
 
     def diff(self, other: Digest) -> DigestDiff:
-        """Returns what differs in ``other``, name by name."""
+        """Returns what differs in ``other``, name by name.
+
+        Raises:
+            TypeError: ``other`` is no digest.
+        """
+        if not isinstance(other, Digest):
+            raise InitTypeError(
+                f"diff needs another digest, but got {type(other)}",
+                hint=": fastinit.digest(...) makes one of a model, a state dict or the path of a checkpoint",
+            )
         mine, others = self.tensors, other.tensors
         added, removed = [name for name in others if name not in mine], [name for name in mine if name not in others]
         renamed = _renamed({name: mine[name] for name in removed}, {name: others[name] for name in added})

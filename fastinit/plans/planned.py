@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InitTypeError, InitValueError
+from ..errors import InitTypeError, InitValueError, if_path
 from . import lock_file, lock_reader
 from .alike import alike
 from .differences import PlanDiff, between, effects_of
@@ -117,7 +117,10 @@ class Plan:
             False
         """
         if not isinstance(other, Plan):
-            raise InitTypeError(f"diff needs another plan, but got {type(other)}")
+            raise InitTypeError(
+                f"diff needs another plan, but got {type(other)}",
+                hint=if_path(other, ": fastinit.Plan.load(path) reads one from a file"),
+            )
         draws: dict[str, Any] = {}
         pair = [each for each in (self, other) if any(isinstance(i, Fill) and i.is_drawn for i in each.items)]
         if len(pair) == 2:
