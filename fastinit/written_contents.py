@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .checkpoint.writing.contents import Content, Draw, Drawn, Made
+from .config.kept_plans import Held, fill_for
 from .errors import InitRuntimeError
 from .execution.runner import execute
 from .execution.scope import Scope
@@ -106,14 +107,16 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
 
     Raises:
         RuntimeError: the plan copies or calls, it leaves parameters out, or two of its tensors have one name.
+        ValueError: a part of a distributed tensor is filled that is no rectangle.
     """
     _must_be_plain(plan.items)
     if plan.unreached:
         raise InitRuntimeError(
             f"write: {names_line('parameters have no values: no row of the plan writes', plan.unreached)}"
         )
+    items = _for_whole_tensors(plan)
     tensors: dict[Place, tuple[str, torch.Tensor]] = {}
-    for item in plan.items:
+    for item in items:
         named = [(item.name, item.tensor)] if isinstance(item, Fill) else []
         named += [(entry.name, entry.tensor) for entry in item.entries] if isinstance(item, Replay) else []
         for name, tensor in named:
@@ -123,7 +126,7 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
         raise InitRuntimeError(
             "write: the plan has several tensors of one name: give the model with it, write(model, path, plan)"
         )
-    of_place = _items_by_place(plan.items)
+    of_place = _items_by_place(items)
     contents, lost = [], []
     for place, (name, tensor) in tensors.items():
         if (why := _why_not(tensor, of_place[place])) is not None:
@@ -133,6 +136,27 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
     if lost:
         raise InitRuntimeError(f"write: {names_line('tensors have no values that the plan knows', lost)}")
     return ToWrite(contents)
+
+
+def _for_whole_tensors(plan: Plan) -> list[Item]:
+    """Returns a plan's items, as one from a file has them: for whole tensors, in the dtypes that they were planned in.
+
+    Raises:
+        ValueError: a part of a distributed tensor is filled that is no rectangle.
+    """
+    new = {
+        tensor: torch.empty(tensor.shape, dtype=dtype, device="meta")
+        for tensor, dtype in plan.dtypes.items()
+        if is_sharded(tensor) or (tensor.dtype != dtype and not nn.parameter.is_lazy(tensor))
+    }
+    if not new:
+        return list(plan.items)
+    return [
+        fill_for(item, Held(item.name, new[item.tensor]), at, None)
+        if isinstance(item, Fill) and item.tensor in new
+        else rebound([item], new)[0]
+        for at, item in enumerate(plan.items)
+    ]
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -157,8 +181,8 @@ def _must_be_plain(items: Iterable[Item]) -> None:
 def _must_be_strided(named: Mapping[str, torch.Tensor]) -> None:
     if sharded := [name for name, each in named.items() if is_sharded(each)]:
         raise InitRuntimeError(
-            f"write: {names_line('tensors are distributed over ranks', sharded)}. Give the model before it is sharded: "
-            f"it has the same values, and needs no memory"
+            f"write: {names_line('tensors are distributed over ranks', sharded)}. Give the model before it is sharded, "
+            f"or its plan, write(fastinit.plan(model, ...), path): they have the same values, and need no memory"
         )
     others = {
         f"{name} ({type(each).__name__ if each.layout == torch.strided else each.layout})": None
