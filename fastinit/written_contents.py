@@ -32,9 +32,9 @@ from .plans import (
     names_line,
     tensors_of,
 )
-from .recording.libraries import tied_to_others
 from .shards.dtensor import is_sharded
 from .slots import rebound
+from .tied_names import without_ties
 
 Place = tuple[int, torch.dtype, Strided]
 """A storage, and where a tensor lies in it: tied parameters, and what a state dict has of them, have one."""
@@ -74,7 +74,7 @@ def of_model(
     if others := [name for name, each in named.items() if not isinstance(each, torch.Tensor)]:
         raise InitRuntimeError(f"write: {names_line('entries of the state dict are no tensors', others)}")
     _must_be_strided(named)
-    kept, dropped = _without_ties(named, _tied_names(model))
+    kept, dropped = without_ties(named, model.named_modules(), model, place_of)
     owners = {place_of(each): each for each in (*model.parameters(), *model.buffers()) if not is_sharded(each)}
     of_place, asked = _items_by_place(items), _items_by_place(items[:n_asked])
     lost: list[str] = []
@@ -213,30 +213,6 @@ def _why_not(owner: torch.Tensor | None, items: Sequence[Item]) -> str | None:
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _tied_names(model: nn.Module) -> set[str]:
-    """Returns the names that models of transformers tie to others, and do not write."""
-    path_of = {module: path for path, module in model.named_modules()}
-    found = ((path_of.get(module), attribute) for module, attribute in tied_to_others(model))
-    return {f"{path}.{attribute}" if path else attribute for path, attribute in found if path is not None}
-
-
-def _without_ties(named: Mapping[str, torch.Tensor], tied: set[str]) -> tuple[list[str], dict[str, str]]:
-    """Returns the names that are written, and those of the same tensors that are not.
-
-    Of several names the first by alphabet is written, as by safetensors' ``save_model``; in models of transformers one
-    that is not tied to another, as by ``save_pretrained``.
-    """
-    names_of: dict[Place, list[str]] = {}
-    for name, tensor in named.items():
-        if tensor.numel():
-            names_of.setdefault(place_of(tensor), []).append(name)
-    dropped: dict[str, str] = {}
-    for names in names_of.values():
-        keep = min([name for name in names if name not in tied] or names)
-        dropped.update({name: keep for name in sorted(names) if name != keep})
-    return [name for name in named if name not in dropped], dropped
 
 
 def _part_of(

@@ -107,6 +107,15 @@ def test_a_digest_of_a_model_counts_its_config(capsys):
     assert sorted(out.splitlines()) == sorted(told(["digest", "out"], capsys).splitlines())
 
 
+def test_a_digest_of_a_model_may_have_the_names_of_its_checkpoint(capsys):
+    told(["write", "models.py:tied", "tied", *SEED], capsys)
+    for how, names in (([], {"0.weight", "1.weight"}), (["--no-tied-names"], {"0.weight"})):
+        out = json.loads(told(["digest", "models.py:tied", "--json", *how, *SEED], capsys))
+        assert set(out["tensors"]) == names
+    Path("kept").write_text(told(["digest", "models.py:tied", *SEED], capsys))
+    assert "1.weight (holds what 0.weight does)" in told(["diff", "kept", "tied"], capsys, 1)
+
+
 def test_a_digest_of_a_model_needs_a_seed(capsys):
     assert "--seed is missing" in told(["digest", "models.py:make"], capsys, 2)
 
