@@ -19,7 +19,7 @@ from .naming import Prefix
 from .plans import Box, DeltaOrthogonal, Fill, Item, Orthogonal, Plan, names_line, row_major
 from .progress import expect, showing
 from .redrawing import PlannedValues, check_plan
-from .shards.agreement import merged
+from .shards.agreement import check_groups, merged
 from .shards.dtensor import boxes_of, is_sharded, local_part
 
 # Orthogonal matrices are promised but for the last place of a few elements of a million.
@@ -150,6 +150,7 @@ def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "", rounded: bool =
     check_module(model)
     scope = new_scope(model, prefix=prefix, is_dry=True, is_offline=True)
     meshes = scope.meshes()
+    check_groups(meshes)
     problem: BaseException | None = None
     outcome = _Outcome()
     try:

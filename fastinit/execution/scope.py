@@ -125,9 +125,14 @@ class Scope:
             return names
         return {tensor: names[tensor] for tensor in self.root.parameters() if tensor in names}
 
-    def meshes(self) -> set[Any]:
-        """Returns the meshes of the distributed parameters and buffers under this call's own root."""
-        return {mesh_of(tensor) for tensor in self._tensors() if is_sharded(tensor)}
+    def meshes(self) -> dict[Any, list[str]]:
+        """Returns the meshes of the distributed parameters and buffers under this call's own root, with their names."""
+        found: dict[Any, list[str]] = {}
+        for tensor in self._tensors():
+            if is_sharded(tensor):
+                name = self.names.parameters().get(tensor) or self.names.buffers().get(tensor, "")
+                found.setdefault(mesh_of(tensor), []).append(name)
+        return found
 
     @property
     def devices(self) -> Set[torch.device]:
