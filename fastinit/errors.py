@@ -185,8 +185,10 @@ def _what_to_give(given: object) -> str:
     """Returns a hint for something that was given in the place of a module, "" where nothing is known of it."""
     if isinstance(given, torch.Tensor):
         return ". For a tensor use torch.nn.init or fastinit.trunc_normal_"
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and any(isinstance(each, torch.Tensor) for each in given.values()):
         return ". A state dict has to be in its model: model.load_state_dict(...)"
+    if isinstance(given, (dict, list)):
+        return ". The module comes first, then the config"
     return if_path(
         given,
         ". Make the model, and fastinit.checkpoint.load_checkpoint(model, path) brings a checkpoint into it; only "

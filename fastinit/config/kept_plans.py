@@ -184,7 +184,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequen
         RuntimeError: the plan writes names that the module lacks, the module has parameters that the plan does not
             know, or shapes or dtypes do not fit.
     """
-    wanted = dict(_written(plan))
+    wanted = _written(plan)
     if isinstance(prefix, str) and prefix:  # of a plan for the larger model, what belongs to this part of it
         dotted = prefix.removesuffix(".") + "."
         wanted = {name: item for name, item in wanted.items() if name.startswith(dotted)} or wanted

@@ -153,13 +153,14 @@ class Digest:
         mine, others = self.tensors, other.tensors
         added, removed = [name for name in others if name not in mine], [name for name in mine if name not in others]
         renamed = _renamed({name: mine[name] for name in removed}, {name: others[name] for name in added})
+        new_names = set(renamed.values())
         both = [(name, mine[name], others[name]) for name in mine if name in others]
         same: dict[TensorDigest, str] = {}
         for name, a, b in both:
             if a == b:
                 same.setdefault(a, name)
         return DigestDiff(
-            added=tuple(name for name in added if name not in renamed.values()),
+            added=tuple(name for name in added if name not in new_names),
             removed=tuple(name for name in removed if name not in renamed),
             renamed=tuple(renamed.items()),
             forms=tuple((name, a.form, b.form) for name, a, b in both if a.form != b.form),
@@ -168,7 +169,7 @@ class Digest:
                 (name, same[each])
                 for names, tensors in ((added, others), (removed, mine))
                 for name in names
-                if name not in renamed and name not in renamed.values() and (each := tensors[name]) in same
+                if name not in renamed and name not in new_names and (each := tensors[name]) in same
             ),
         )
 
