@@ -11,11 +11,12 @@ import copy
 from abc import ABCMeta
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
 from .config.trees import own_methods, run_tree
+from .errors import InitTypeError
 from .execution.attached_ledgers import attached, is_in_progress, log_ledger, update_init_info
 from .execution.calls import open_call
 from .execution.defaults import Strict
@@ -64,7 +65,7 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
     def is_init(self, value: bool) -> None:
         self._is_init = value
 
-    def init_weights(self, *, strict: Strict | None = None) -> None:
+    def init_weights(self, *, strict: Strict | None = None, **unknown: NoReturn) -> None:
         """Initializes the module and its children by their configs, once; the report is in ``last_init_report``.
 
         Logs the provenance of every parameter at INFO on the logger ``fastinit``.
@@ -72,12 +73,18 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
         Args:
             strict: as for ``initialize``. If set, the whole tree is planned first, so that rules without a match raise
                 before the first write; modules with an ``init_weights`` of their own are excepted.
+            unknown: none. Seed and backend are those of ``fastinit.use``.
 
         Raises:
             TypeError, ValueError, KeyError, RuntimeError, ...: a mistake in a config. The message begins with its
                 place, e.g. ``backbone.init_cfg[1]``. Each module's rules are checked before its first write, but
                 modules earlier in the tree have been initialized by then; the log warns of that.
         """
+        if unknown:
+            raise InitTypeError(
+                f"init_weights takes no {', '.join(unknown)}",
+                hint=": `with fastinit.use(seed=..., backend=...):` around the call says what holds for it",
+            )
         if self.is_init:
             logger.warning("init_weights of %s has been called more than once.", type(self).__name__)
             return

@@ -181,18 +181,27 @@ def warn_user(message: str) -> None:
     warnings.warn(message, InitWarning, stacklevel=level + 1)
 
 
-def _what_to_give(given: object) -> str:
-    """Returns a hint for something that was given in the place of a module, "" where nothing is known of it."""
-    if isinstance(given, torch.Tensor):
-        return ". For a tensor use torch.nn.init or fastinit.trunc_normal_"
+def _told(given: object) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else str(type(given))
+
+
+def _instead_of_module(given: object) -> str:
+    """Returns what to do about something that is no module, by what it is."""
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        return f": make one, {given.__name__}(...)"
     if isinstance(given, Mapping) and any(isinstance(each, torch.Tensor) for each in given.values()):
         return ". A state dict has to be in its model: model.load_state_dict(...)"
-    if isinstance(given, (dict, list)):
-        return ". The module comes first, then the config"
-    return if_path(
-        given,
-        ". Make the model, and fastinit.checkpoint.load_checkpoint(model, path) brings a checkpoint into it; only "
-        "fastinit.digest and commands such as `fastinit verify` take a file by itself",
+    if isinstance(given, dict) or (isinstance(given, list) and given and isinstance(given[0], dict)):
+        return ". The module comes first and the config behind it, as in initialize(model, init_cfg)"
+    if callable(given) and not isinstance(given, type):
+        return ": call it, and give what it returns"
+    return (
+        if_path(
+            given,
+            ". Make the model, and fastinit.checkpoint.load_checkpoint(model, path) brings a checkpoint into it; only "
+            "fastinit.digest and commands such as `fastinit verify` take a file by itself",
+        )
+        or ". For a tensor use torch.nn.init or fastinit.trunc_normal_"
     )
 
 
@@ -204,7 +213,9 @@ def if_path(given: object, hint: str) -> str:
 def check_module(module: object) -> None:
     """Raises TypeError unless ``module`` is an ``nn.Module``, RuntimeError if FSDP1 has flattened its parameters."""
     if not isinstance(module, nn.Module):
-        raise InitTypeError(f"module must be a torch.nn.Module, but got {type(module)}", hint=_what_to_give(module))
+        raise InitTypeError(
+            f"module must be a torch.nn.Module, but got {_told(module)}", hint=_instead_of_module(module)
+        )
     # A module can only be an instance of an imported class.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None and any(isinstance(each, fsdp.FullyShardedDataParallel) for each in module.modules()):

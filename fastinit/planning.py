@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from .config.rules import Rule, parse, steps_of
-from .config.trees import has_own_configs, steps_of_tree
+from .config.trees import ENABLE_HINT, has_own_configs, is_of_mmengine, steps_of_tree
 from .errors import InitTypeError, check_module, locating
 from .execution.calls import Step, new_scope, open_call
 from .execution.collector import uncollected
@@ -39,21 +40,22 @@ def plan(
     """Returns the plan of an initialization; nothing is written.
 
     It is that of ``initialize`` (with a config or recipe) or of ``init_weights`` (without one). With ``device`` it is
-    that of ``materialize``, with the rows that modules' own code writes. For a function that makes a model it is that
-    of ``build``: the function runs on the meta device.
+    that of ``materialize``, with the rows that modules' own code writes. For a function or class that makes a model it
+    is that of ``build``, and where it makes a BaseModule, of its ``init_weights`` after that: the function runs on the
+    meta device.
 
     Works on meta models too. Only names and shapes of checkpoints are read. Nothing is downloaded: a checkpoint that is
     not on this machine yet is a single row.
 
     Args:
-        module: any ``nn.Module``; without ``init_cfg`` and ``device`` a BaseModule. Or a function without arguments
-            that makes one; a config that is given with it comes after its own init.
+        module: any ``nn.Module``; without ``init_cfg`` and ``device`` a BaseModule. Or a function or class that makes
+            one, without arguments; a config that is given with it comes after its own init.
         init_cfg: as for ``initialize``; also what ``capture`` gave, or a plan.
         device: where ``materialize`` is to put the model, which is on the meta device.
         backend, seed, prefix, strict: as for ``initialize``.
 
     Raises:
-        TypeError: ``init_cfg`` is None and ``module`` is not a BaseModule.
+        TypeError: ``init_cfg`` is None and ``module`` is not a BaseModule; or the function needs arguments.
         RuntimeError: modules' own code looks at values, which are not there yet.
         Others: as for ``initialize``, and as the function.
 
@@ -68,8 +70,7 @@ def plan(
     """
     recipe = None
     root: Any = module
-    # A class is taken for a module that somebody forgot to make.
-    if callable(module) and not isinstance(module, (nn.Module, type)):
+    if is_factory(module):
         root, recipe = made_without_memory(module)
         device = torch.empty(0).device if device is None else device
     how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict)
@@ -105,7 +106,9 @@ def planned_items(
     rules = [] if recipe is None else [Rule("the function", recipe, root, False)]
     with uncollected():  # a record for each parameter: a full collection would take as long as planning
         steps = steps_of(rules, scope)
-        if recipe is None or init_cfg is not None:  # `build` runs no init_weights
+        if recipe is not None:
+            steps += _steps_of_init_weights(root, scope)
+        if recipe is None or init_cfg is not None:
             steps += _steps_for(root, init_cfg, scope, is_needed=target is None)
         items = [item for step in steps for item in step.items]
     n_asked = len(items)
@@ -117,6 +120,11 @@ def planned_items(
     return Planned(items, scope, target, n_asked)
 
 
+def is_factory(source: object) -> bool:
+    """Tells whether what a user gave makes a model, and is none: a function or a class."""
+    return callable(source) and not isinstance(source, nn.Module)
+
+
 def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", **how: Any) -> tuple[nn.Module, Recipe]:
     """Returns the model that a function makes, on the meta device, and what gave it its values.
 
@@ -124,7 +132,12 @@ def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", 
         factory: the function.
         called: the function that the user called.
         how: arguments of ``capture``.
+
+    Raises:
+        TypeError: it needs arguments, or returns no module.
+        Others: as it.
     """
+    _check_needs_no_arguments(factory, called)
     with capture(**how) as recipe, torch.device("meta"):
         model = factory()
         if not isinstance(model, nn.Module):
@@ -135,6 +148,31 @@ def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", 
     return model, recipe
 
 
+def _check_needs_no_arguments(factory: Callable[..., object], called: str) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):  # it has none that Python knows
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise InitTypeError(
+            f"{called} calls {name} without arguments, and that needs some: {error}",
+            hint=f". Give them by a function: {called}(lambda: {name}(...))",
+        ) from None
+
+
+def _steps_of_init_weights(root: nn.Module, scope: Scope) -> list[Step]:
+    """Returns the steps of the ``init_weights`` of a model that was made just now; none for what is no BaseModule."""
+    base = unwrapped(root)
+    if has_own_configs(base):
+        return [] if base.is_init else steps_of_tree(base, scope)
+    if is_of_mmengine(base):
+        scope.warn_once("plan", f"the init_cfg of {type(base).__name__} is not in the plan{ENABLE_HINT}")
+    return []
+
+
 def _steps_for(module: nn.Module, init_cfg: Any, scope: Scope, *, is_needed: bool) -> list[Step]:
     """Returns the steps of a config (or recipe) or, if it is None, of the module's own configs."""
     if init_cfg is not None:
@@ -143,6 +181,8 @@ def _steps_for(module: nn.Module, init_cfg: Any, scope: Scope, *, is_needed: boo
     if has_own_configs(base):
         return steps_of_tree(base, scope)
     if is_needed:
+        if is_of_mmengine(base):
+            raise InitTypeError(f"plan needs an init_cfg for {type(base).__name__}", hint=ENABLE_HINT)
         raise InitTypeError(
             f"plan needs an init_cfg for {type(base).__name__}: only a BaseModule has its own",
             hint=". For the plan of `materialize`, which runs modules' own code, give a device",

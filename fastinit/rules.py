@@ -6,13 +6,14 @@ signatures of the initializers; what type checkers and editors read is in rules.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict, Union
 
 from .config.initializers import BaseInit
 from .config.rules import arguments_of, keys_of
-from .errors import InitTypeError
+from .errors import InitAttributeError, InitTypeError
 from .weight_init import WEIGHT_INITIALIZERS  # with all that fastinit registers
 
 Number = Union[float, str]
@@ -50,7 +51,7 @@ def _typed_dict(name: str, keys: Iterable[str]) -> Any:
 
 Selectors = _typed_dict("Selectors", arguments_of(BaseInit))
 Override = _typed_dict(
-    "Override", ["name", "type", *(key for key in _keys(*_KINDS.values()) if key not in ("override", "param"))]
+    "Override", ["name", "type", *(key for key in _keys(*_KINDS.values()) if key not in ("override", "param", "layer"))]
 )
 _RULES = {f"{name}Rule": _typed_dict(f"{name}Rule", ["type", *_keys(kind)]) for name, kind in _KINDS.items()}
 globals().update({name: _function(name, kind) for name, kind in _KINDS.items()} | _RULES)
@@ -84,7 +85,7 @@ def rule(kind: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, An
         args, kwargs: its arguments.
 
     Raises:
-        TypeError: it does not take these arguments.
+        TypeError: it does not take these arguments; or it is a name.
 
     Example:
         >>> import fastinit
@@ -97,6 +98,14 @@ def rule(kind: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, An
         >>> rules.rule(HalvesInit, 3, layer="Linear")
         {'type': 'Halves', 'times': 3, 'layer': 'Linear'}
     """
+    if not callable(kind):
+        named = WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else None
+        found = getattr(named, "__name__", "MyInit")
+        raise InitTypeError(
+            f"rules.rule takes an initializer class or a function that makes one, but got {kind!r}",
+            hint=f": write rules.rule({found}, ...)"
+            + (f", or dict(type={kind!r}, ...)" if isinstance(kind, str) else ""),
+        )
     name = next((name for name, each in WEIGHT_INITIALIZERS.module_dict.items() if each is kind), kind)
     signature = inspect.signature(kind)
     try:
@@ -110,6 +119,16 @@ def rule(kind: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, An
             raise InitTypeError(f"a rule has no arguments without names, but got {value!r}")
         found.update(value if kinds[argument] is inspect.Parameter.VAR_KEYWORD else {argument: value})
     return found
+
+
+def __getattr__(name: str) -> Any:
+    """Raises AttributeError; where an initializer has the name, or a similar one, it says so."""
+    near = difflib.get_close_matches(name, __all__, n=1)
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    if name in WEIGHT_INITIALIZERS:
+        kind = getattr(WEIGHT_INITIALIZERS[name], "__name__", name)
+        hint = f": rules.rule({kind}, ...) makes the rule of an initializer that you have registered"
+    raise InitAttributeError(f"module {__name__!r} has no attribute {name!r}", hint=hint)
 
 
 _OTHERS = ("Config", "Layers", "Names", "Number", "Override", "Rule", "Selectors", "override", "rule")

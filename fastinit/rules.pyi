@@ -50,7 +50,6 @@ class Override(TypedDict, total=False):
     val: Any
     bias: Any
     bias_prob: Any
-    layer: Any
     vars: Any
     blocks: Any
     gain: Any

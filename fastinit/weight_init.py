@@ -44,7 +44,7 @@ from .config.pretrained import PretrainedInit
 from .config.rules import Rule, parse, parse_overrides, steps_of
 from .config.schemes import bias_init_with_prob, centred, fans, kaiming, truncated_normal, variance_scaling, xavier
 from .digesting import digest as digest_of
-from .errors import check_module
+from .errors import InitTypeError, check_module
 from .execution.attached_ledgers import update_init_info
 from .execution.calls import open_call
 from .execution.defaults import Strict
@@ -98,7 +98,7 @@ __all__ = [
 
 def initialize(
     module: nn.Module,
-    init_cfg: Any,
+    init_cfg: Any = None,
     *,
     backend: str | None = None,
     seed: int | None = None,
@@ -115,7 +115,8 @@ def initialize(
         init_cfg: a dict or a list of dicts, each with a ``type`` (Constant, Xavier, Normal, TruncNormal, Uniform,
             Kaiming, Caffe2Xavier, Pretrained, a registered name, an import path, a class), its arguments, and a
             selector: ``layer``, ``param`` or ``override``. It may also be, or the list may hold, initializer objects,
-            recipes of ``capture`` (which fill the parameters of the same names) and plans.
+            recipes of ``capture`` (which fill the parameters of the same names) and plans. It has to be there: a
+            BaseModule's own config is run by its ``init_weights``.
         backend: a name from ``available_backends()`` or "auto" (GPU tensors: triton, else cuda; CPU: torch). None: the
             value of ``use``, else of the environment variable FASTINIT_BACKEND, else "auto".
         seed: 0 to 2^64 - 1: torch's generators are seeded with it for the call and restored afterwards. None: they
@@ -149,6 +150,8 @@ def initialize(
         ('1.bias',)
     """
     check_module(module)
+    if init_cfg is None:
+        raise InitTypeError(f"init_cfg must be a dict or a list of dict, but got {type(None)}", hint=_own_way(module))
     with open_call(module, backend=backend, seed=seed, prefix=prefix, strict=strict) as call:
         rules = parse(module, init_cfg)
         with call.pending.own_work():
@@ -163,6 +166,16 @@ def initialize(
         call.run(steps)
         report = call.report()
     return replace(report, digest=digest_of(module, prefix=prefix)) if digest else report
+
+
+def _own_way(module: nn.Module) -> str:
+    """Returns how a module is initialized without a config that is given."""
+    if hasattr(module, "init_weights"):
+        return (
+            f": what {type(module).__name__} has of its own is run by its init_weights(), with seed and backend by "
+            f"`with fastinit.use(seed=..., backend=...):` around the call"
+        )
+    return ", e.g. dict(type='Xavier', layer='Linear')"
 
 
 # --- functional inits: one module's own weight and bias --------------------------------------------------------------

@@ -26,7 +26,7 @@ from .execution.scope import Scope
 from .naming import Prefix, walk
 from .own_code import by_reach
 from .own_init import warn_of_own_init
-from .planning import made_without_memory, planned_items
+from .planning import is_factory, made_without_memory, planned_items
 from .plans import Fill, Plan, describe
 from .progress import advance, expect, showing
 from .recording.capturing import default_dtype
@@ -56,19 +56,20 @@ def write(
 ) -> list[Path]:
     """Writes a checkpoint of a model's initial weights, which are drawn while they are written, in bounded memory.
 
-    The files hold what ``materialize`` (of a model) or ``build`` (of a function) would give on the backend ``cpp``,
-    under the names of ``state_dict()``. They are those of ``safetensors.torch.save_file`` and of huggingface_hub's
-    ``save_torch_model``: ``model.safetensors`` or, above ``max_shard_size``, ``model-00001-of-00003.safetensors`` and
-    so on, with ``model.safetensors.index.json``. Each file appears whole, and the one that makes a checkpoint of them
-    last. A call that was killed leaves whole files of no checkpoint; the same call, made again, keeps them.
+    The files hold what ``materialize`` (of a model) or ``build`` (of a function, and then ``init_weights``, where it
+    makes a BaseModule) would give on the backend ``cpp``, under the names of ``state_dict()``. They are those of
+    ``safetensors.torch.save_file`` and of huggingface_hub's ``save_torch_model``: ``model.safetensors`` or, above
+    ``max_shard_size``, ``model-00001-of-00003.safetensors`` and so on, with ``model.safetensors.index.json``. Each file
+    appears whole, and the one that makes a checkpoint of them last. A call that was killed leaves whole files of no
+    checkpoint; the same call, made again, keeps them.
 
     Memory: about 150 MB beside Python and torch, for any size; besides, one tensor at a time of those that are only
     there as a whole: orthogonal and sparse matrices (and what they are made from, in float64), and what code computes.
 
     Args:
-        source: a model on the meta device; a function without arguments that makes a model, as for ``build``: it runs
-            on the meta device; or a plan, of which every tensor is written whole, under its name and in its dtype in
-            the plan, wherever the model is that was planned: on a mesh too, where one rank is to call this.
+        source: a model on the meta device; a function or class that makes a model without arguments, as for ``plan``:
+            it runs on the meta device; or a plan, of which every tensor is written whole, under its name and in its
+            dtype in the plan, wherever the model is that was planned: on a mesh too, where one rank is to call this.
         path: of a folder, or of a file that ends with ``.safetensors``, whose name then stands for ``model``.
         init_cfg: as for ``materialize``, for a model; what no rule reaches gets its modules' own init.
         seed: 0 to 2^64 - 1. None: the plan's, or that of ``use``; there must be one.
@@ -155,7 +156,7 @@ def _contents(
         return of_plan(source, scope)
     how: dict[str, Any] = dict(backend=scope.backends.asked, seed=scope.seed.value, prefix=prefix, strict=strict)
     model, recipe = source, None
-    if callable(source) and not isinstance(source, (nn.Module, type)):
+    if is_factory(source):
         with default_dtype(dtype):
             model, recipe = made_without_memory(source, "write", **how)
     elif dtype is not None:

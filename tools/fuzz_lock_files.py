@@ -186,7 +186,7 @@ def _plain(document: Any) -> Any:
             for key, value in values.items():
                 if type(value) is int and key not in ("groups", "batch_dims"):
                     values[key] = float(value)
-        shape = item.get("shape", ())
+        shape = item.get("shape", ()) if item["do"] == "fill" else ()  # elsewhere nobody has looked at it
         steps = [1] * len(shape)
         for dim in range(len(shape) - 1, 0, -1):
             steps[dim - 1] = steps[dim] * shape[dim]

@@ -106,7 +106,7 @@ def generated() -> str:
     )
     selectors = [each.name for each in keys_of(fastinit.BaseInit) if each.name != "override"]
     every = dict.fromkeys(each.name for kind in kinds.values() for each in keys_of(kind))
-    for not_there in ("override", "param"):
+    for not_there in ("override", "param", "layer"):
         del every[not_there]
     pieces = [
         head,

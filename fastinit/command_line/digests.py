@@ -8,7 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from ..backends import AUTO
+from ..config.trees import has_own_configs
 from ..digesting import digest
+from ..execution.defaults import use
+from ..naming import unwrapped
 from ..plans import Digest
 from ..recording.capturing import build
 from ..weight_init import initialize
@@ -73,6 +76,10 @@ def _of_model(text: str, options: argparse.Namespace, config: str | None, tied_n
         raise CommandError(f"{text} is a module that was made already", hint=": give a function that makes it")
     rules = config_of(config)
     made = build(model, backend=backend, seed=options.seed)
+    base = unwrapped(made)
+    if has_own_configs(base) and not base.is_init:  # as `plan` and `write` do
+        with use(backend=backend, seed=options.seed):
+            base.init_weights()  # type: ignore[operator]
     if rules is not None:
         with trusting(options, config):
             initialize(made, rules, backend=backend, seed=options.seed)

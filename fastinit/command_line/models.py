@@ -19,6 +19,7 @@ from typing import Any, Union
 
 from torch import nn
 
+from ..errors import warn_user
 from .errors import CommandError
 
 Model = Union[nn.Module, Callable[[], nn.Module]]
@@ -156,8 +157,19 @@ def _of_transformers(path: Path) -> Callable[[], nn.Module]:
             f"{path} is a config of transformers", hint=f": pip install transformers ({error})"
         ) from None
     config = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
-    for name in getattr(config, "architectures", None) or ():
+    names = getattr(config, "architectures", None) or ()
+    for name in names:
         kind = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
             return lambda: kind._from_config(config)  # type: ignore[no-any-return, no-untyped-call]
-    return lambda: transformers.AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-any-return, no-untyped-call]
+    why = f"names {', '.join(map(repr, names))}, of which transformers has none" if names else "has no 'architectures'"
+
+    def base_model() -> nn.Module:
+        model: nn.Module = transformers.AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        warn_user(
+            f"{path} {why}: it is taken for {type(model).__name__}, the base model, without the head that a language "
+            f"model or a classifier has. Name the class that you mean in 'architectures'"
+        )
+        return model
+
+    return base_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import lru_cache
@@ -14,12 +15,23 @@ from torch import nn
 
 from ..errors import InitValueError
 from ..naming import named_parameters
+from ..plans.alike import collapsed
 from .parts import Part, split
 
 REGEX_PREFIX = "re:"
 # difflib compares about 20,000 names a second. Above this many names, layers that differ only in their number become
 # one candidate ('layers.*.weight', a glob that can be pasted into the config).
 _MAX_CANDIDATES = 500
+# How alike names are that could be meant, of 1; and how much less than the most alike one they may be.
+_LEAST_ALIKE = 0.6
+_ABOUT_AS_ALIKE = 0.1
+_OF_NUMBERS = 0.85  # two of them: another layer is a worse guess than the same one
+_OF_DEPTHS = 0.9  # names of more parts than were written, or fewer
+# Of the names that are there so many are told.
+_MAX_SHOWN = 6
+
+# Of regular expressions: what matches numbers, or whatever is there.
+_ANY_NUMBER = re.compile(r"\((\?P<\w+>)?\\d\+\)|\\d\+?|\.[*+]|\[0-9\]\+?")
 
 Captured = tuple[tuple[str, Union[str, None]], ...]
 """Names and texts of the groups that a pattern captured."""
@@ -58,7 +70,7 @@ def modules_of_layers(module: nn.Module, layers: Sequence[str]) -> list[nn.Modul
 def nearest_layers(module: nn.Module, layers: Sequence[str]) -> str:
     """Returns " Did you mean ...?" with similar class names of the tree, or "" if there are none."""
     present = {name for each in module.modules() for name in layer_names(type(each))} - {"object"}  # type: ignore[arg-type]
-    return _did_you_mean(layers, present)
+    return _did_you_mean(layers, present, spread=1.0)  # of few classes, the less alike may be the base that is meant
 
 
 class Selected(NamedTuple):
@@ -114,15 +126,39 @@ def selected_by_name(name: str, patterns: Sequence[str]) -> tuple[Part | None, C
 
 
 def nearest_parameters(module: nn.Module, patterns: Sequence[str]) -> str:
-    """Returns " Did you mean ...?" with similar parameter names of the tree, or "" if there are none."""
-    names = {name for all_names in named_parameters(module).values() for name in all_names}
-    if len(names) > _MAX_CANDIDATES:
+    """Returns " Did you mean ...?" with similar parameter names of the tree, or what is there if none is similar."""
+    there = [name for all_names in named_parameters(module).values() for name in all_names]
+    texts = [_plain(pattern) for pattern in patterns]
+    names = set(there)
+    if len(names) > _MAX_CANDIDATES or any("*" in text for text in texts):
         names = {re.sub(r"(^|\.)\d+(?=\.)", r"\1*", name) for name in names}
-    texts = [split(pattern, is_regex=True)[0].removeprefix(REGEX_PREFIX) for pattern in patterns]
     # A glob such as '*.qproj.weight' is compared with the same number of trailing parts of each name.
     n_parts = {text.count(".") for text in texts if text.startswith("*.")}
     tails = {f"*.{'.'.join(name.split('.')[-n:])}" for n in n_parts for name in names if name.count(".") >= n}
-    return _did_you_mean(texts, {*names, *tails})
+    return _did_you_mean(texts, {*names, *tails}, spread=_ABOUT_AS_ALIKE) or _what_is_there(texts, there)
+
+
+def _plain(pattern: str) -> str:
+    """Returns a pattern without its part; of a regular expression what is nearest to it among globs."""
+    text, _ = split(pattern, is_regex=True)
+    if not text.startswith(REGEX_PREFIX):
+        return text
+    return _ANY_NUMBER.sub("*", text.removeprefix(REGEX_PREFIX)).replace("\\.", ".")
+
+
+def _what_is_there(texts: Sequence[str], names: Sequence[str]) -> str:
+    """Returns " There are ..." with the names below what the texts begin with and of what they end with, if any are."""
+    if not names:
+        return ""
+    for at in range(texts[0].count("."), 0, -1):
+        start = ".".join(texts[0].split(".")[:at]) + "."
+        if below := [name for name in names if name.startswith(start)]:
+            names = below
+            break
+    ends = {text.rpartition(".")[2] for text in texts}
+    same = [name for name in names if name.rpartition(".")[2] in ends] or names
+    shown = [pattern for pattern, _ in collapsed((name, None) for name in same)]
+    return f" There are {', '.join(shown[:_MAX_SHOWN])}{', ...' if len(shown) > _MAX_SHOWN or same != names else ''}"
 
 
 class _Matcher(NamedTuple):
@@ -155,9 +191,40 @@ def _matcher(pattern: str, present: Container[str]) -> _Matcher:
         raise InitValueError(f"param {pattern!r} is not a valid regular expression: {error}") from error
 
 
-def _did_you_mean(wanted: Sequence[str], present: Iterable[str]) -> str:
+def _did_you_mean(wanted: Sequence[str], present: Iterable[str], spread: float) -> str:
+    """Returns " Did you mean ...?" with the names that are alike, "" if none is.
+
+    Args:
+        wanted: what was written.
+        present: what there is.
+        spread: how much less alike than the most alike name another one may be.
+    """
     candidates = sorted(present)
     near: dict[str, None] = {}
     for text in wanted:
-        near.update(dict.fromkeys(difflib.get_close_matches(text, candidates, n=3, cutoff=0.6)))
+        alike = {
+            name: _likeness(text, name)
+            for name in difflib.get_close_matches(text, candidates, n=12, cutoff=_LEAST_ALIKE)
+        }
+        least = max([_LEAST_ALIKE, *(each - spread for each in alike.values())])
+        near.update(dict.fromkeys([name for name, each in alike.items() if each >= least][:3]))
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _likeness(text: str, name: str) -> float:
+    """Returns how alike two names are, up to 1, in the parts in which they differ.
+
+    What they have in common is most of a long name: ``layers.0.attention.wo.weight`` is not nearly ``...wq.weight``.
+    """
+    a, b = text.split("."), name.split(".")
+    while a and b and a[-1] == b[-1]:
+        del a[-1], b[-1]
+    while a and b and a[0] == b[0]:
+        del a[0], b[0]
+    if len(a) != len(b):
+        return _OF_DEPTHS * _ratio(".".join(a), ".".join(b)) if a and b else 1.0
+    return math.prod(_OF_NUMBERS if x.isdecimal() and y.isdecimal() else _ratio(x, y) for x, y in zip(a, b))
+
+
+def _ratio(a: str, b: str) -> float:
+    return 1.0 if a == b else difflib.SequenceMatcher(None, b, a).ratio()

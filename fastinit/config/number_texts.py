@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
-from ..errors import InitTypeError, InitValueError, locating
+from ..errors import Error, InitTypeError, InitValueError, locating
 from ..plans import Constant, Distribution, real_number
 from .expressions import FUNCTIONS, SHAPE, Expression, ExpressionError, parse
 from .matching import Captured
@@ -114,7 +114,7 @@ class Place(NamedTuple):
         if name in self.variables:
             return self.variables[name]
         if not has_meaning:
-            hint = f"Names here: {self._names()}"
+            hint = f"Names here: {self._names()}. In a rule, vars=dict({name}=...) gives it a value"
             raise ExpressionError(f"unknown name {name!r}. {hint}", hint=hint)
         return _CONSTANTS[name] if name in _CONSTANTS else self._fact(name, index)
 
@@ -166,12 +166,24 @@ class NumberTexts:
 
     @contextmanager
     def locating(self) -> Iterator[None]:
-        """Prefixes errors in the block with the initializer's class, if there are texts."""
+        """Prefixes errors in the block with the initializer's class, if there are texts, and tells of unused ones."""
         if self._texts or self._bias:
             with locating(type(self._initializer).__name__, is_place=False):
                 yield
-        else:
+            return
+        try:
             yield
+        except (TypeError, ValueError) as error:
+            left = _unannotated_texts(self._initializer)
+            if not left or (isinstance(error, Error) and error.hint):
+                raise
+            name, text = left[0]
+            raise InitTypeError(
+                f"{error}",
+                hint=f". {name}={_cut(text, _MOST_SHOWN)!r} is no number to {type(self._initializer).__name__}: an "
+                f"argument takes expressions where it is annotated, `{name}: float`, and kept as self.{name}",
+                of=error,
+            ) from error
 
     def at(self, captured: Captured = (), fan_shape: Shape | None = None) -> Callable[[Shape], Distribution]:
         """Returns the function from a weight's shape to its distribution.
@@ -235,6 +247,28 @@ def _number_arguments(kind: Any) -> tuple[str, ...]:
             parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
             names.update(dict.fromkeys(p.name for p in parameters if _takes_float(p.annotation)))
     return tuple(names)
+
+
+def _unannotated_texts(initializer: Any) -> list[tuple[str, str]]:
+    """Returns names and texts of arguments without an annotation that hold what could be meant as an expression."""
+    found: dict[str, str] = {}
+    for each in type(initializer).__mro__:
+        if each is not object and "__init__" in vars(each):
+            for parameter in inspect.signature(vars(each)["__init__"]).parameters.values():
+                value = vars(initializer).get(parameter.name)
+                if parameter.annotation is parameter.empty and isinstance(value, str) and _is_expression(value):
+                    found.setdefault(parameter.name, value)
+    return list(found.items())
+
+
+def _is_expression(text: str) -> bool:
+    """Tells whether a text is arithmetic, and neither a number nor a word, which may be the name of a mode."""
+    if text.isidentifier():
+        return False
+    try:
+        return not parse(text).is_plain_number
+    except ExpressionError:
+        return False
 
 
 def _takes_float(annotation: object) -> bool:

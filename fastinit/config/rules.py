@@ -32,6 +32,8 @@ class Rule:
     target: nn.Module
     after_children: bool
     """Whether it belongs to an item that loads a checkpoint; a BaseModule runs it after its children."""
+    unheeded: str = ""
+    """What the config says that has no effect, as it is in mmengine; "": nothing."""
 
     def items(self, scope: Scope) -> list[Item]:
         """Returns the rule's items; nothing is written. Errors name the rule's place."""
@@ -39,6 +41,8 @@ class Rule:
             if self.selects_nothing:
                 message = "neither `layer`, `param` nor `override` selects what to fill; nothing is filled"
                 scope.matches_nothing(self.where, type(self.initializer).__name__, message)
+            if self.unheeded:
+                scope.matches_nothing(self.where, type(self.initializer).__name__, self.unheeded)
             return items_of(self.initializer, self.target, scope, self.where)
 
     @property
@@ -174,7 +178,18 @@ def _parse_override(main: Rule, main_cfg: dict[str, Any], entry: Any, where: str
             )
         initializer = _build(cfg)
         initializer.wholemodule = True
-        return Rule(where, initializer, target, main.after_children)
+        return Rule(where, initializer, target, main.after_children, _unheeded(initializer, name))
+
+
+def _unheeded(initializer: Any, name: str) -> str:
+    """Returns what to tell of a ``layer`` in an override, "" where there is none, or code of others may look at it."""
+    if not isinstance(initializer, BaseInit) or not is_planned(initializer) or not initializer.layer:
+        return ""
+    layer = repr(initializer.layer[0] if len(initializer.layer) == 1 else initializer.layer)
+    return (
+        f"layer={layer} has no effect in an override, which fills everything below {name!r}, whatever its class. To "
+        f"select below it, write a rule with param='{name}.*weight', or with a layer in the config of {name!r} itself"
+    )
 
 
 def _build(cfg: dict[str, Any]) -> Any:

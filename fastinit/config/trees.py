@@ -22,6 +22,12 @@ from ..naming import join
 from ..plans import Call
 from .rules import Rule, parse, steps_of
 
+ENABLE_HINT = (
+    ": its init_weights is mmengine's own, and not fastinit's. `fastinit.integrations.mmengine.enable()` makes it "
+    "fastinit's"
+)
+"""What to do about a BaseModule of mmengine's."""
+
 own_methods: list[object] = []
 """The ``init_weights`` that do what ``run_tree`` does: BaseModule's, which is above."""
 
@@ -29,6 +35,12 @@ own_methods: list[object] = []
 def has_own_configs(module: nn.Module) -> bool:
     """Tells whether a module is a BaseModule: fastinit's, or another library's whose ``init_weights`` is fastinit's."""
     return any(_is_own(vars(kind).get("init_weights")) for kind in type(module).__mro__)
+
+
+def is_of_mmengine(module: nn.Module) -> bool:
+    """Tells whether a module is a BaseModule of mmengine's, whose ``init_weights`` has not been made fastinit's."""
+    kinds = [kind for kind in type(module).__mro__ if "init_weights" in vars(kind)]
+    return not has_own_configs(module) and any(kind.__module__.partition(".")[0] == "mmengine" for kind in kinds)
 
 
 def run_tree(root: nn.Module, call: OpenCall, *, checks_all_first: bool = False) -> None:
@@ -55,8 +67,17 @@ def run_tree(root: nn.Module, call: OpenCall, *, checks_all_first: bool = False)
 
 
 def steps_of_tree(root: nn.Module, scope: Scope) -> list[Step]:
-    """Returns the steps of ``root.init_weights()``, the root of a call; nothing is written."""
+    """Returns the steps of ``root.init_weights()``, the root of a call; nothing is written.
+
+    Warns where there are none because it has run.
+    """
     if _runs_config(root) and root.is_init:
+        scope.warn_once(
+            f"init_weights of {type(root).__name__}",
+            "it has run (is_init is True) and does nothing more: no rule of this init_cfg, nor of those below it, is "
+            "run or checked. Make the model anew, or set is_init = False on each module that is to be initialized "
+            "again",
+        )
         return []
     walk = _Walk(scope, lambda rules: steps_of(rules, scope), set(), is_run=False)
     return [step for group in _groups(root, scope.path, walk) for step in group.steps]

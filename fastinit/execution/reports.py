@@ -22,12 +22,13 @@ from ..plans import (
     Item,
     Plan,
     Row,
-    html_of,
+    html_of_what_counts,
+    in_the_end,
     n_bytes_of,
     names_line,
     row_json,
     rows_of,
-    table_of,
+    what_counts,
     written_in_full,
 )
 from .done import CheckpointReport, Done
@@ -66,19 +67,34 @@ class Report:
     its shape and the place in the code for tensors that have no name."""
     digest: Digest | None = field(default=None, repr=False)
     """Of all tensors of the model when the call ended, where it was asked for (``digest=True``)."""
+    names: tuple[str, ...] = field(default=(), repr=False)
+    """The model's parameters and buffers, in its order."""
 
-    def table(self, max_rows: int | None = MAX_ROWS) -> str:
-        """Returns the rows as text; ``max_rows=None`` shows all of them."""
-        return table_of(self.rows, max_rows)
+    def table(self, max_rows: int | None = MAX_ROWS, *, history: bool = False, collapse: bool = True) -> str:
+        """Returns the rows as text: what each parameter got in the end, in the model's order; as ``Plan.table``.
+
+        Args:
+            max_rows: of more rows the middle is left out; None: all of them.
+            history: show all that was written, in that order, with what was replaced later.
+            collapse: show rows that differ in numbers of their names only as one.
+        """
+        return what_counts(self.rows, self.names, max_rows, history=history, collapse=collapse)
 
     def summary(self) -> str:
-        """Returns what was done in a few lines."""
-        n_elements = sum(row.n_elements for row in self.rows)
+        """Returns what was done in a few lines.
+
+        Elements are counted as the plan counts them: those of what each parameter got in the end. Bytes are all that
+        was written, with what was replaced later.
+        """
+        values = in_the_end(self.rows, self.names)
+        n_elements, replaced = sum(row.n_elements for row in values), len(self.rows) - len(values)
         calls = sum(row.action == "call" for row in self.rows)
         lines = [
-            f"{len(self.provenance):,} parameters initialized: {n_elements:,} elements, {self.n_bytes / 1e9:.3f} GB, "
-            f"in {self.seconds:.3f} s" + (f", and {calls} calls of other code" if calls else "")
+            f"{len(self.provenance):,} parameters initialized: {n_elements:,} elements, {self.n_bytes / 1e9:.3f} GB "
+            f"written, in {self.seconds:.3f} s" + (f", and {calls} calls of other code" if calls else "")
         ]
+        if replaced:
+            lines[-1] += f"; {replaced:,} rows were replaced by later ones: report.table(history=True)"
         lines.append(f"by {self.engine}; numbers: {self.numbers}; seed: {self.seed}")
         if self.launches:
             lines[-1] += "; " + ", ".join(f"{n} launch{'es' * (n != 1)} on {on}" for on, n in self.launches.items())
@@ -147,7 +163,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Returns what ``print`` shows as HTML: notebooks look for this name."""
-        return html_of(self.rows, self.summary())
+        return html_of_what_counts(self.rows, self.names, self.summary())
 
 
 def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = None) -> Plan:
@@ -194,6 +210,7 @@ def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:
         ),
         launches={str(device): n for device, n in scope.launches.items()},
         unkeyed=unkeyed,
+        names=scope.names.in_order(),
     )
 
 

@@ -3,6 +3,7 @@
 A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the order in which they take effect.
 """
 
+from .alike import html_of_what_counts, what_counts
 from .coverage import covered, written_in_full
 from .differences import PlanDiff
 from .digests import Digest, DigestDiff, TensorDigest
@@ -42,7 +43,7 @@ from .items import (
     tensors_of,
 )
 from .planned import Plan
-from .rows import COLUMNS, MAX_ROWS, Row, html_of, row_json, rows_of, table_of
+from .rows import COLUMNS, MAX_ROWS, Row, in_the_end, row_json, rows_of
 from .texts import MAX_NAMES, names_line, nothing_copied
 
 __all__ = [
@@ -82,7 +83,8 @@ __all__ = [
     "byte_span",
     "covered",
     "describe",
-    "html_of",
+    "html_of_what_counts",
+    "in_the_end",
     "is_drawn",
     "is_structured",
     "matrices_of",
@@ -95,7 +97,7 @@ __all__ = [
     "real_number",
     "row_major",
     "rows_of",
-    "table_of",
     "tensors_of",
+    "what_counts",
     "written_in_full",
 ]

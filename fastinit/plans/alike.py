@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from .distributions import short
-from .rows import Row
+from .rows import Row, html_of, in_the_end, table_of
 
 Payload = TypeVar("Payload", bound=Hashable)
 Template = tuple[str, ...]
@@ -16,6 +17,8 @@ Template = tuple[str, ...]
 Indices = tuple[int, ...]
 """The numbers of a name."""
 
+# Python reads no number of thousands of digits, and names may come from a file.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 # From so many different numbers on, one row shows where they begin and end; fewer stay rows of their own.
 _LEAST_RANGE = 4
 
@@ -41,7 +44,7 @@ def collapsed(named: Iterable[tuple[str, Payload]]) -> list[tuple[str, Payload]]
 
 def _parted(name: str) -> tuple[Template, Indices]:
     parts = name.split(".")
-    are_numbers = [part.isascii() and part.isdecimal() and str(int(part)) == part for part in parts]
+    are_numbers = [_NUMBER.fullmatch(part) is not None for part in parts]
     template = tuple("" if is_number else part for part, is_number in zip(parts, are_numbers))
     return template, tuple(int(part) for part, is_number in zip(parts, are_numbers) if is_number)
 
@@ -110,6 +113,29 @@ def alike(rows: Sequence[Row]) -> list[Row]:
         shape, dtype, device, action, rule, backend, replaced, text = said
         found.append(Row(name, shape, dtype, device, action, {}, text, rule, "", backend, replaced))
     return [*found, *(row for row in rows if not row.parameter)]
+
+
+def what_counts(
+    rows: Sequence[Row], names: Sequence[str], max_rows: int | None, *, history: bool, collapse: bool
+) -> str:
+    """Returns the table of a plan or a report: what each parameter gets in the end, in the model's order.
+
+    Args:
+        rows: in the order in which they take effect.
+        names: the model's parameters and buffers, in its order.
+        max_rows: of more rows the middle is left out; None: all of them.
+        history: all rows instead, in their order.
+        collapse: like rows are one.
+    """
+    if history:
+        return table_of(rows, max_rows)
+    values = in_the_end(rows, names)
+    return table_of(alike(values) if collapse else values, max_rows)
+
+
+def html_of_what_counts(rows: Sequence[Row], names: Sequence[str], summary: str) -> str:
+    """Returns what ``what_counts`` shows of rows, like ones as one, as an HTML table with a summary below."""
+    return html_of(alike(in_the_end(rows, names)), summary)
 
 
 def _said(row: Row) -> _Said:

@@ -20,6 +20,8 @@ VERSION: Final = 1
 _HEADER = f"# fastinit digest {VERSION}"
 _LINE = re.compile(r"([0-9a-f]{16}) ([a-z]\w*)\[((?:\d+(?:,\d+)*)?)\] (.+)")
 _TOTAL = re.compile(r"total ([0-9a-f]{32})")
+# Names may come from a file, and Python reads no number of thousands of digits.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class TensorDigest(NamedTuple):
@@ -176,8 +178,11 @@ class Digest:
     # --- text ---------------------------------------------------------------------------------------------------------
 
     def to_text(self) -> str:
-        """Returns the digest as text, a line a tensor, to be kept in a repository; ``from_text`` reads it."""
-        lines = [_line(name, tensor) for name, tensor in self.tensors.items()]
+        """Returns the digest as text, a line a tensor, to be kept in a repository; ``from_text`` reads it.
+
+        Equal digests give equal text, whether of a model or of a file: names are sorted, numbers in them by their size.
+        """
+        lines = [_line(name, tensor) for name, tensor in self._sorted()]
         return "\n".join([_HEADER, f"total {self.total}", *lines]) + "\n"
 
     @staticmethod
@@ -204,10 +209,10 @@ class Digest:
         return Digest(tensors)._checked(total[1])
 
     def to_json(self, indent: int | None = None) -> str:
-        """Returns the digest as JSON; the format's version is in ``fastinit_digest``."""
+        """Returns the digest as JSON, sorted as in ``to_text``; the format's version is in ``fastinit_digest``."""
         tensors = {
             name: {"hex": tensor.hex, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-            for name, tensor in self.tensors.items()
+            for name, tensor in self._sorted()
         }
         document = {"fastinit_digest": VERSION, "total": self.total, "tensors": tensors}
         return json.dumps(document, indent=indent, ensure_ascii=False)
@@ -229,6 +234,9 @@ class Digest:
         except (KeyError, TypeError, AttributeError) as error:
             raise InitValueError(f"expected 'total' and 'tensors' with hex, dtype and shape: {error!r}") from None
         return Digest(tensors)._checked(total)
+
+    def _sorted(self) -> list[tuple[str, TensorDigest]]:
+        return sorted(self.tensors.items(), key=lambda each: _by_number(each[0]))
 
     def _checked(self, total: str) -> Digest:
         """Returns the digest; raises ValueError if its total is not the one that was written with it."""
@@ -258,6 +266,12 @@ def _renamed(removed: Mapping[str, TensorDigest], added: Mapping[str, TensorDige
 
     new = only(added)
     return {name: new[tensor] for tensor, name in only(removed).items() if tensor in new}
+
+
+def _by_number(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Returns what sorts ``layers.2`` before ``layers.10``; names that differ in leading zeros, too, have an order."""
+    parts = name.split(".")
+    return [(int(part), "") if _NUMBER.fullmatch(part) else (-1, part) for part in parts], name
 
 
 def _line(name: str, tensor: TensorDigest) -> str:

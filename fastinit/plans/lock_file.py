@@ -28,6 +28,26 @@ class Contents(NamedTuple):
     numbers: str
     seed: int | None
     unreached: tuple[str, ...]
+    order: tuple[str, ...] = ()
+    """The names of what items write, in the model's order, where that is not the order of the items."""
+
+
+def order_of(items: Sequence[Item], names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of what items write in the model's order; () where that is the order of the items.
+
+    Args:
+        items: in the order of the file.
+        names: the model's parameters and buffers, in its order.
+    """
+    written: dict[str, None] = {}
+    for item in items:
+        if isinstance(item, Fill):
+            written[item.name] = None
+        elif not isinstance(item, Call):
+            written.update(dict.fromkeys(entry.name for entry in item.entries))
+    rank = {name: at for at, name in enumerate(names)}
+    order = sorted(written, key=lambda name: rank.get(name, len(rank)))
+    return () if order == list(written) else tuple(order)
 
 
 def live(items: Sequence[Item]) -> list[Item]:
@@ -79,8 +99,10 @@ def text_of(contents: Contents, dtypes: Mapping[torch.Tensor, torch.dtype], *, h
     lines = [json.dumps(_record(item, dtypes, has_digests), **_HOW) for item in contents.items]
     head = {"fastinit_lock": VERSION, "numbers": contents.numbers, "seed": contents.seed}
     text = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, **_HOW)}" for key, value in head.items())
-    unreached = json.dumps(list(contents.unreached), **_HOW)
-    return "{" + text + ',\n"unreached": ' + unreached + ',\n"items": [\n' + ",\n".join(lines) + "\n]}\n"
+    text += ',\n"unreached": ' + json.dumps(list(contents.unreached), **_HOW)
+    if contents.order:
+        text += ',\n"order": ' + json.dumps(list(contents.order), **_HOW)
+    return "{" + text + ',\n"items": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 _HOW: dict[str, Any] = dict(ensure_ascii=False, allow_nan=False)

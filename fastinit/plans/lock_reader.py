@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import InitRuntimeError, InitValueError
-from .geometry import Strided
+from .geometry import Region, Strided
 from .items import Box, Call, Copy, CopyEntry, Fill, Item, Replay, ReplayEntry
 from .lock_fields import MAX_ELEMENTS, Fields, RefusedError, finite, no_constant, no_key_twice, shown, whole_number
 from .lock_file import VERSION, Contents
@@ -66,12 +66,15 @@ def _contents(document: object) -> Contents:
     if not _NUMBERS.fullmatch(numbers):
         fields.refuse("numbers", "'contract N' or 'torch'", numbers)
     unreached = fields.names("unreached")
+    order = fields.names("order") if "order" in fields.left else []
     known = _Known()
     items = [known.item(Fields(each, f"items[{i}]")) for i, each in enumerate(fields.values("items"))]
     fields.end()
     if both := [name for name in unreached if name in known.whole]:
         raise RefusedError(f"unreached: {both[0]!r} is written by an item")
-    return Contents(tuple(items), numbers, seed, tuple(unreached))
+    if order and set(order) != known.tensors.keys():
+        raise RefusedError(f"order: expected all names that items write, each once, but got {shown(order)}")
+    return Contents(tuple(items), numbers, seed, tuple(unreached), tuple(order))
 
 
 class _Known:
@@ -150,7 +153,10 @@ class _Known:
         if part != whole or numbers != part:
             parts = (Box(tensor.as_strided(part.shape, part.steps, part.first), numbers.first, numbers.steps),)
         others = None if numbers == Strided.whole(part.shape) else numbers
-        return Fill(name, tensor, distribution, rule, info, tuple(part.shape), parts, stream, seed, others)
+        region = None if part == whole else Region.of(part, tensor.shape)
+        if region is not None and region.indices(tensor.shape).canonical != part:  # the file's steps are others
+            region = None
+        return Fill(name, tensor, distribution, rule, info, tuple(part.shape), parts, stream, seed, others, region)
 
     def _computed(self, fields: Fields) -> ReplayEntry:
         name, tensor = self.tensor(fields)

@@ -14,10 +14,10 @@ import torch
 
 from ..errors import InitTypeError, InitValueError, if_path
 from . import lock_file, lock_reader
-from .alike import alike
+from .alike import html_of_what_counts, what_counts
 from .differences import PlanDiff, between, effects_of
 from .items import Fill, Item, dtypes_of
-from .rows import MAX_ROWS, Row, html_of, row_json, rows_of, table_of
+from .rows import MAX_ROWS, Row, in_the_end, row_json, rows_of
 from .texts import names_line
 
 
@@ -42,6 +42,8 @@ class Plan:
     """On which tensors without memory are to be, where that was said."""
     names: tuple[str, ...] = field(default=(), repr=False)
     """The model's parameters and buffers, in its order."""
+    order: tuple[str, ...] = field(default=(), repr=False)
+    """In a plan from a file: what its rows write, in the model's order, where that is not the order of the rows."""
     dtypes: Mapping[torch.Tensor, torch.dtype] = field(init=False, repr=False)
     """Of the items' tensors when the plan was made: casting a model changes its parameters in place."""
 
@@ -62,10 +64,8 @@ class Plan:
 
     @property
     def _values(self) -> list[Row]:
-        """The rows that count in the end, in the model's order; those of code come last."""
-        rank = {name: at for at, name in enumerate(self.names)}
-        live = [row for row in self.rows if not row.replaced]
-        return sorted(live, key=lambda row: rank.get(row.parameter, len(rank)) if row.parameter else len(rank) + 1)
+        """What ``in_the_end`` says of the rows."""
+        return in_the_end(self.rows, self.names or self.order)
 
     def table(self, max_rows: int | None = MAX_ROWS, *, history: bool = False, collapse: bool = True) -> str:
         """Returns the plan as text: what each parameter gets in the end, in the model's order.
@@ -76,9 +76,7 @@ class Plan:
             collapse: show rows that differ in numbers of their names only as one, ``layers.{0..31}.wo.weight``. Where
                 numbers go with the depth, the row has the first and the last: ``std=0.02..0.0018``.
         """
-        if history:
-            return table_of(self.rows, max_rows)
-        return table_of(alike(self._values) if collapse else self._values, max_rows)
+        return what_counts(self.rows, self.names or self.order, max_rows, history=history, collapse=collapse)
 
     def to_json(self, indent: int | None = None, *, history: bool = False) -> str:
         """Returns the plan as JSON: a row for each parameter, with what it gets in the end, in the model's order.
@@ -184,7 +182,9 @@ class Plan:
     def _text(self, exact: bool) -> str:
         alive = lock_file.live(self.items)
         numbers = self._drawn_numbers if exact else self.numbers
-        contents = lock_file.Contents(tuple(self._in_order(alive)), numbers, self.seed, self.unreached)
+        items = tuple(self._in_order(alive))
+        order = lock_file.order_of(items, self.names) if self.names else self.order
+        contents = lock_file.Contents(items, numbers, self.seed, self.unreached, order)
         return lock_file.text_of(contents, self.dtypes, has_digests=exact)
 
     @staticmethod
@@ -197,7 +197,7 @@ class Plan:
         """
         contents = lock_reader.read(Path(path).read_bytes(), os.fspath(path))
         backends = ("",) * len(contents.items)
-        return Plan(contents.items, backends, contents.numbers, contents.seed, contents.unreached)
+        return Plan(contents.items, backends, contents.numbers, contents.seed, contents.unreached, order=contents.order)
 
     def _in_order(self, items: Sequence[Item]) -> list[Item]:
         """Returns the items with fills in the model's order, where no copy and no code stands between them."""
@@ -217,7 +217,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """Returns what ``print`` shows as HTML: notebooks look for this name."""
-        return html_of(alike(self._values), self._summary)
+        return html_of_what_counts(self.rows, self.names or self.order, self._summary)
 
     @property
     def _summary(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -111,6 +111,18 @@ def rows_of(
             values = {"kind": "call", "call": item.label}
             rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))
     return tuple(rows)
+
+
+def in_the_end(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
+    """Returns the rows that count in the end, in the model's order; those of code come last.
+
+    Args:
+        rows: in the order in which they take effect.
+        names: the model's parameters and buffers, in its order.
+    """
+    rank = {name: at for at, name in enumerate(names)}
+    live = [row for row in rows if not row.replaced]
+    return sorted(live, key=lambda row: rank.get(row.parameter, len(rank)) if row.parameter else len(rank) + 1)
 
 
 @lru_cache(maxsize=4096)  # a large model has few different distributions and many fills

@@ -6,8 +6,10 @@ Names are looked for as late as possible, because a constructor fills a paramete
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,9 @@ from .recipes import Recipe
 from .watch import Watch, current_watch
 
 Model = TypeVar("Model", bound=nn.Module)
+
+# Parameters of a function that no argument reaches by name.
+_NAMELESS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @contextmanager
@@ -130,13 +135,15 @@ def build(
 
     Args:
         factory: e.g. a model's class, ``AutoModel.from_config``, ``timm.create_model``. Its own arguments called
-            ``device``, ``dtype``, ``backend``, ``seed``, ``prefix`` or ``strict`` go in by a lambda.
+            ``device``, ``dtype``, ``backend``, ``seed``, ``prefix`` or ``strict`` go in by a lambda:
+            ``build(lambda: Model(seed=3), seed=0)``.
         device: that ``torch.device`` stands for in the call; None: as outside.
         dtype: the default dtype in the call; None: as outside.
         backend, seed, prefix, strict: as for ``capture``.
 
     Raises:
-        TypeError: ``factory`` is a module, or returned none.
+        TypeError: ``factory`` is a module, or returned none; or an argument is one of its own, too, and it is not clear
+            whose it is to be (``device`` and ``dtype`` are both's where its default for them is None, as torch's).
         ValueError: the device is "meta": make the model under ``capture`` and ``torch.device("meta")``, and give the
             recipe to ``materialize``.
         Others: as ``capture``, and as ``factory``. Nothing is filled then: the model is lost.
@@ -160,6 +167,8 @@ def build(
             hint=". `fastinit.initialize` fills it by rules, and `with fastinit.capture(model):` records its own init "
             "code",
         )
+    given = dict(device=device, dtype=dtype, backend=backend, seed=seed, prefix=prefix or None, strict=strict)
+    _check_whose(factory, [name for name, value in given.items() if value is not None])
     with _capturing(None, backend, seed, prefix, strict, is_lost=True) as recipe:
         with _defaults(device, dtype):
             model = factory(*args, **kwargs)
@@ -167,6 +176,27 @@ def build(
             raise InitTypeError(f"build needs a factory that returns a torch.nn.Module, but it returned {type(model)}")
         recipe.bind(model)
     return model
+
+
+def _check_whose(factory: Callable[..., object], names: list[str]) -> None:
+    """Raises TypeError if an argument of ``build`` has the name of one that the factory would have taken."""
+    try:
+        parameters = inspect.signature(factory).parameters if names else {}
+    except (ValueError, TypeError):  # it has none that Python knows
+        return
+    bound = factory.keywords if isinstance(factory, partial) else {}
+    for name in names:
+        parameter = parameters.get(name)
+        # What torch's own layers do with None is what `build` does with a device or dtype.
+        is_same = parameter is not None and name in ("device", "dtype") and parameter.default is None
+        if parameter is None or is_same or name in bound or parameter.kind in _NAMELESS:
+            continue
+        kind = getattr(factory, "__name__", type(factory).__name__)
+        raise InitTypeError(
+            f"{name} is an argument of build and of {kind}, which would not get it",
+            hint=f". Write build(lambda: {kind}(..., {name}=...)) for that of {kind}, or build(lambda: {kind}(...), "
+            f"{name}=...) for that of build",
+        )
 
 
 @contextmanager

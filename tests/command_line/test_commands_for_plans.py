@@ -12,6 +12,15 @@ import pytest
 import fastinit
 from fastinit.command_line import main
 
+HEADS = """
+import fastinit
+from torch import nn
+
+class Head(fastinit.BaseModule):
+    def __init__(self, n=2):
+        super().__init__(dict(type="Normal", std=0.125, layer="Linear"))
+        self.fc = nn.Linear(8, n)
+"""
 LOCKED = ["--backend", "cpp", "--seed", "3"]
 
 
@@ -88,6 +97,31 @@ def test_a_model_is_what_a_module_or_a_file_names(model, rows, capsys, monkeypat
 def test_a_config_of_transformers_is_a_model(model, capsys):
     out = told(["plan", model, *LOCKED], capsys)
     assert "model.layers.{0..3}.self_attn.q_proj.weight" in out and "lm_head.weight" in out
+
+
+@needs.mark(needs.built_for_torch("transformers"))
+@pytest.mark.parametrize(
+    ("architectures", "why"),
+    [(None, "has no 'architectures'"), (["MyLlama"], "names 'MyLlama', of which transformers has none")],
+    ids=["none", "unknown"],
+)
+def test_a_config_without_a_known_class_says_that_it_is_taken_for_the_base_model(architectures, why, capsys, place):
+    path = place / "llama/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": architectures}))
+    assert main(["plan", "llama", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert f"llama/config.json {why}: it is taken for LlamaModel, the base model" in err
+    assert "lm_head" not in out and json.loads(out)["rows"]
+
+
+@needs.mark(needs.CPP)
+def test_all_commands_plan_what_init_weights_of_a_base_module_would_do(capsys, place):
+    (place / "heads.py").write_text(HEADS)
+    assert "normal(mean=0, std=0.125)" in told(["plan", "heads.py:Head", *LOCKED], capsys)
+    told(["write", "heads.py:Head", "out/", "--seed", "3"], capsys)
+    assert "hold what the plan says" in told(["verify", "out/", "heads.py:Head", "--seed", "3"], capsys)
+    assert told(["digest", "out/"], capsys) == told(["digest", "heads.py:Head", "--seed", "3"], capsys)
+    assert "no difference" in told(["diff", "heads.py:Head", "heads.py:Head(2)", *LOCKED], capsys)
 
 
 def test_without_transformers_a_config_says_what_to_install(capsys, monkeypatch):

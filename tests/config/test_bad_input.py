@@ -157,13 +157,11 @@ def test_a_single_dict_is_called_init_cfg():
         fastinit.initialize(Net(), dict(type="Foo"))
 
 
-@pytest.mark.parametrize(
-    "module", [torch.zeros(3), None, [nn.Linear(2, 2)], nn.Linear], ids=["tensor", "None", "list", "class"]
-)
-def test_arguments_that_are_not_modules_are_refused(module):
-    for call in (fastinit.initialize, fastinit.plan):
-        with pytest.raises(TypeError, match="module must be a torch.nn.Module, but got"):
-            call(module, GOOD)
+@pytest.mark.parametrize("module", [torch.zeros(3), None, [nn.Linear(2, 2)]], ids=["tensor", "None", "list"])
+@pytest.mark.parametrize("call", [fastinit.initialize, fastinit.plan], ids=["initialize", "plan"])
+def test_arguments_that_are_not_modules_are_refused(call, module):
+    with pytest.raises(TypeError, match="module must be a torch.nn.Module, but got"):
+        call(module, GOOD)
 
 
 @pytest.mark.parametrize("option", [dict(prefix=None), dict(prefix=1), dict(backend=["torch"])], ids=str)

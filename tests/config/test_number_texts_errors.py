@@ -27,7 +27,7 @@ import fastinit
             dict(type="Normal", param=LAYER + r"wo\.weight", std="0.02 / sqrt(2 * (j + 1))", vars=dict(n=1)),
             "init_cfg[1]: NormalInit: parameter 'layers.0.wo.weight': std must be a number, but got "
             "'0.02 / sqrt(2 * (j + 1))': unknown name 'j'. Names here: i, n, fan_in, fan_out, ndim, n_elements, "
-            "shape[k], pi, e\n"
+            "shape[k], pi, e. In a rule, vars=dict(j=...) gives it a value\n"
             "    0.02 / sqrt(2 * (j + 1))\n"
             "                     ^",
         ),
@@ -35,7 +35,8 @@ import fastinit
             dict(type="Xavier", layer="Linear", gain="i"),
             "init_cfg[1]: XavierInit: parameter 'layers.0.wq.weight': gain must be a number, but got 'i': unknown name "
             "'i'. Names here: fan_in, fan_out, ndim, n_elements, shape[k], pi, e. A pattern such as "
-            r"param='re:layers\.(?P<i>\d+)\..*' adds its groups" + "\n    i\n    ^",
+            r"param='re:layers\.(?P<i>\d+)\..*' adds its groups. In a rule, vars=dict(i=...) gives it a value"
+            "\n    i\n    ^",
         ),
         (
             dict(type="Normal", param=LAYER + r"wo\.weight", std="fan_in / i"),
@@ -91,7 +92,8 @@ import fastinit
             dict(type="Normal", override=[dict(name="embed"), dict(name="layers", type="Normal", std="x")]),
             "init_cfg[1].override[1]: NormalInit: parameter 'layers.0.wq.weight': std must be a number, but got 'x': "
             "unknown name 'x'. Names here: fan_in, fan_out, ndim, n_elements, shape[k], pi, e. A pattern such as "
-            r"param='re:layers\.(?P<i>\d+)\..*' adds its groups" + "\n    x\n    ^",
+            r"param='re:layers\.(?P<i>\d+)\..*' adds its groups. In a rule, vars=dict(x=...) gives it a value"
+            "\n    x\n    ^",
         ),
         (
             dict(type="Normal", layer="Linear", vars=[1]),

@@ -1,4 +1,4 @@
-"""``plan`` with a device or a function: what ``materialize`` and ``build`` then do, row by row."""
+"""``plan`` with a device or a function: what ``materialize``, or ``build`` and ``init_weights``, then do, row by row."""
 
 from __future__ import annotations
 
@@ -90,11 +90,18 @@ def test_behind_a_prefix_materialize_fills_what_its_plan_shows(name: str, prefix
 
 @backends
 @pytest.mark.parametrize("name", MODELS)
-def test_build_fills_what_the_plan_of_its_function_shows(name: str, backend: str) -> None:
+def test_build_and_init_weights_fill_what_the_plan_of_the_function_shows(name: str, backend: str) -> None:
     plan = fastinit.plan(MODELS[name], backend=backend, seed=0)
     with fastinit.capture(backend=backend, seed=0) as recipe:
         kept = MODELS[name]()
-    assert fills(plan.rows) == fills(recipe.report.rows) and plan.rows
+    made = fills(recipe.report.rows)
+    if isinstance(kept, Tree):
+        with fastinit.use(backend=backend, seed=0):
+            kept.init_weights()
+        assert kept.last_init_report is not None
+        after = fills(kept.last_init_report.rows)
+        made = {fill for fill in made if fill[0] not in {name for name, *_ in after}} | after
+    assert fills(plan.rows) == made and plan.rows
     assert {row.parameter for row in plan.rows} >= set(dict(kept.named_parameters()))
 
 

@@ -53,9 +53,10 @@ def test_hostile_names_are_text(kind: str) -> None:
     assert f"other.{HOSTILE}" in read.last
 
 
-def test_a_plan_shows_like_layers_as_one_row() -> None:
-    plan = shown("plan", nn.Sequential(*(nn.Linear(2, 2) for _ in range(8))))
-    assert [row[0] for row in Read(plan._repr_html_()).rows] == ["parameter", "{0..7}.weight", "{0..7}.bias"]
+@pytest.mark.parametrize("kind", ["plan", "report"])
+def test_like_layers_are_one_row(kind: str) -> None:
+    found = shown(kind, nn.Sequential(*(nn.Linear(2, 2) for _ in range(8))))
+    assert [row[0] for row in Read(found._repr_html_()).rows] == ["parameter", "{0..7}.weight", "{0..7}.bias"]
 
 
 @pytest.mark.parametrize("kind", ["plan", "report"])

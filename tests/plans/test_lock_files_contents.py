@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -204,3 +205,34 @@ def test_recorded_parts_and_streams_give_the_same_bits(tmp_path: Path, code: Cal
         warnings.simplefilter("ignore")
         fastinit.initialize(model, Plan.load(tmp_path / "plan.json"))
     assert agree(model, made)
+
+
+class WithTable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(8.0).sin())
+        self.layer, self.last = nn.Linear(4, 4), nn.Parameter(torch.ones(2))
+
+
+def test_a_plan_from_a_file_shows_what_the_plan_showed_in_the_models_order(tmp_path: Path) -> None:
+    torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "a.pth")
+    cfg = [
+        dict(type="Normal", override=dict(name="1", type="Pretrained", checkpoint=str(tmp_path / "a.pth"))),
+        dict(type="Constant", val=3, param=["0.layer.bias", "2.layer.weight[1:3]"]),
+    ]
+    plan = fastinit.plan(lambda: nn.Sequential(WithTable(), nn.Linear(4, 4), WithTable()), cfg, backend="cpp", seed=1)
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert shown(loaded) == shown(plan) and len(shown(plan)) == 11
+    loaded.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "plan.json").read_text()
+
+
+def shown(plan: Plan) -> list[list[str]]:
+    """Returns the table's cells but for device, rule and backend."""
+    cells = [line.replace("  cpu ", "").replace("  meta ", "") for line in plan.table(collapse=False).splitlines()[2:]]
+    return [re.split("  +", each)[:4] for each in cells]
+
+
+def test_a_file_in_the_models_order_names_no_order(tmp_path: Path) -> None:
+    assert "order" not in json.loads(kept(tmp_path)._text(True))

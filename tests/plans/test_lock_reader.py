@@ -109,6 +109,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda d: d.update(unreached=["0.weight"]),
         "unreached: '0.weight' is written by an item",
     ),
+    "an order without a name": (
+        lambda d: d.update(order=["0.weight"]),
+        "order: expected all names that items write, each once, but got ['0.weight']",
+    ),
+    "an order with a name twice": (
+        lambda d: d.update(order=["a", "a"]),
+        "the file.order: expected a list of names, ea",
+    ),
     "a lone half of a surrogate pair": (set_item("name", "\ud800"), "items[0].name: expected a text"),
 }
 

@@ -190,7 +190,9 @@ def test_the_report_counts_and_sums_up():
     report = fastinit.initialize(model(), CFG, seed=3)
     assert report.n_bytes == 4 * sum(row.n_elements for row in report.rows) == 4 * (216 + 8 + 2 * (16 + 2) + 16)
     assert report.provenance["1.weight"] == "NormalInit: mean=2, std=1, bias=0"
-    assert "6 parameters initialized: 276 elements" in str(report)
+    assert "6 parameters initialized: 258 elements, 0.000 GB written, in " in str(report)
+    assert "; 2 rows were replaced by later ones: report.table(history=True)\n" in str(report)
+    assert "6 rows, 258 elements" in str(fastinit.plan(model(), CFG))
     assert json.loads(report.to_json())["unreached"] == ["3.weight"]
 
 
@@ -236,7 +238,8 @@ def test_a_trees_plan_follows_its_order_and_names_opaque_code(tmp_path):
     assert plan.rows[-1].description == f"copy of 0.0.weight in {tmp_path / 'c.pth'}"
     assert tree.is_init is False
     tree.init_weights()
-    assert fastinit.plan(tree).rows == ()
+    with pytest.warns(UserWarning, match="^init_weights of Sequential: it has run"):
+        assert fastinit.plan(tree).rows == ()
     assert [row.action for row in fastinit.plan(Custom()).rows] == ["call"]
 
 

@@ -120,6 +120,12 @@ def test_all_rows_are_there_on_request() -> None:
     assert len(first_column(fastinit.plan(transformer(), ALIKE), collapse=False)) == 25
 
 
+@pytest.mark.parametrize("how", [{}, dict(collapse=False), dict(history=True), dict(max_rows=3)], ids=str)
+def test_a_report_shows_its_rows_as_the_plan_does(how: dict[str, Any]) -> None:
+    model, cfg = transformer(width=4).to_empty(device="cpu"), [*ALIKE, ALIKE[0]]
+    assert fastinit.plan(model, cfg).table(**how) == fastinit.initialize(model, cfg).table(**how)
+
+
 def test_a_model_of_405b_parameters_is_on_one_screen() -> None:
     plan = fastinit.plan(transformer(126, 16384), BY_DEPTH)
     assert len(str(plan).splitlines()) < 24 and len(plan.rows) > 600
