@@ -77,8 +77,9 @@ class BaseModule(nn.Module, metaclass=ABCMeta):
 
         Raises:
             TypeError, ValueError, KeyError, RuntimeError, ...: a mistake in a config. The message begins with its
-                place, e.g. ``backbone.init_cfg[1]``. Each module's rules are checked before its first write, but
-                modules earlier in the tree have been initialized by then; the log warns of that.
+                place, e.g. ``backbone.init_cfg[1]``. All checkpoints of the tree are opened and compared before the
+                first write. Each module's other rules are checked before its own first write, but modules earlier in
+                the tree have been initialized by then; the log warns of that.
         """
         if unknown:
             raise InitTypeError(

@@ -115,11 +115,12 @@ class InitZeroDivisionError(Error, ZeroDivisionError):
     """A number is 0 that must not be."""
 
 
-# Errors whose only argument is a message can be rebuilt with the place in front. All others pass unchanged.
+# Errors whose only argument is a message can be rebuilt with the place in front. All others get it as a note.
 _KINDS: dict[type[BaseException], type[Error]] = {
     AssertionError: InitAssertionError,
     AttributeError: InitAttributeError,
     FileNotFoundError: InitFileNotFoundError,
+    IndexError: InitIndexError,
     KeyError: InitKeyError,
     NotImplementedError: InitNotImplementedError,
     OverflowError: InitOverflowError,
@@ -147,7 +148,8 @@ def kind_of(error: BaseException) -> str:
 def locating(where: str, *, is_place: bool = True) -> Iterator[None]:
     """Prefixes the messages of errors in the block with ``where``; built-in type, hint, cause and traceback are kept.
 
-    Errors of others' code become ``Error`` by it, if they are of a built-in type. Of an OSError only the place is set.
+    Errors of others' code become ``Error`` by it, if they are of a built-in type whose only argument is a message. All
+    others (an OSError with its number, a class of somebody's own) keep their text and get a note.
 
     Args:
         where: the prefix.
@@ -157,15 +159,36 @@ def locating(where: str, *, is_place: bool = True) -> Iterator[None]:
         yield
     except Exception as error:
         kind = _KINDS.get(type(error))
-        if kind is None:
+        if kind is None or len(error.args) > 1:
             if is_place and isinstance(error, Error):
                 error.place = where if error.place is None else f"{where}, {error.place}"
+            _add_note(error, where)
             raise
         message = message_of(error)
         located = kind(f"{where}: {message}" if message else where, place=where if is_place else None, of=error)
         if notes := getattr(error, "__notes__", None):
             located.__notes__ = notes  # type: ignore[attr-defined]
         raise located.with_traceback(error.__traceback__) from error.__cause__
+
+
+_NOTE = "fastinit: at "
+
+
+def _add_note(error: Exception, where: str) -> None:
+    """Adds a place to an error that keeps its class and arguments: as a note, of several places the outermost first."""
+    notes: list[str] = list(getattr(error, "__notes__", ()))
+    if notes and notes[-1].startswith(_NOTE):
+        notes[-1] = f"{_NOTE}{where}, {notes[-1].removeprefix(_NOTE)}"
+    else:
+        notes.append(f"{_NOTE}{where}")
+    error.__notes__ = notes  # type: ignore[attr-defined]
+    first = error.args[0] if error.args else None
+    if not _SHOWS_NOTES and isinstance(first, str) and str(error) in (first, repr(first)):
+        error.args = (f"{where}: {first}", *error.args[1:])
+
+
+_SHOWS_NOTES = sys.version_info >= (3, 11)
+"""Tracebacks have the notes of errors. Before, the place goes in front of a message that is the only argument."""
 
 
 class InitWarning(UserWarning):

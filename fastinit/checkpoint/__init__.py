@@ -12,6 +12,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ..doors import door
 
 if TYPE_CHECKING:
+    from .fitting import prefix_hint
     from .formats.by_content import Reading
     from .loading import (
         _load_checkpoint,
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
         load_checkpoint,
         load_state_dict,
         map_stored,
-        plan_copy,
     )
     from .mmengine_log import print_log
+    from .planned_copies import plan_copy
     from .request import Request
     from .saving import _save_to_state_dict, find_latest_checkpoint, get_state_dict, save_checkpoint, weights_to_cpu
     from .sources.addresses import shown_address
@@ -50,6 +51,7 @@ else:  # readers and sources of files take longer to load than all else, and few
     __getattr__, __dir__ = door(
         __name__,
         {
+            "fitting": ("prefix_hint",),
             "formats.by_content": ("Reading",),
             "loading": (
                 "_load_checkpoint",
@@ -58,9 +60,9 @@ else:  # readers and sources of files take longer to load than all else, and few
                 "load_checkpoint",
                 "load_state_dict",
                 "map_stored",
-                "plan_copy",
             ),
             "mmengine_log": ("print_log",),
+            "planned_copies": ("plan_copy",),
             "request": ("Request",),
             "saving": (
                 "_save_to_state_dict",
@@ -123,6 +125,7 @@ __all__ = [
     "load_state_dict",
     "map_stored",
     "plan_copy",
+    "prefix_hint",
     "print_log",
     "save_checkpoint",
     "shown_address",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,21 +18,18 @@ from ..execution.collector import uncollected
 from ..execution.defaults import default_strict
 from ..execution.version_counters import version_of
 from ..logs import is_rank_zero
-from ..logs import logger as own_logger
-from ..naming import Names, without_wrappers
-from ..plans import Copy, CopyEntry, LoadResult, nothing_copied
+from ..plans import LoadResult, nothing_copied
 from ..shards.dtensor import is_sharded
+from .fitting import counted_missing, does_not_fit, prefix_hint, refusal, result_of, without_tied
 from .formats.by_content import Reading
 from .mmengine_log import log
 from .module_versions import with_metadata
 from .modules import Descent, Slot, Tree
 from .request import STRIP_MODULE, Request, Revisions, check_taken, state_dict_of
 from .sources.addresses import shown_address
-from .sources.downloads import NotDownloaded
 from .sources.url_schemes import CheckpointLoader
 from .storage.copying import check
 from .storage.current import loading
-from .storage.digests import digests_of
 from .storage.files import File
 from .storage.stored import StoredTensor, in_memory
 from .storage.trees import read_everything
@@ -106,12 +102,13 @@ def load_checkpoint(
     reading = Reading(map_location, access, weights_only, tuple(allow))
     request = Request(filename, prefix, key, revise_keys, strict, assign, dtype, reading)
     tree = request.tree(logger=logger)
+    source = shown_address(request.checkpoint)
     with uncollected():
         state_dict = request.state_dict(tree)
-    result, _ = _load(model, state_dict, strict, logger, assign, request.checkpoint)
+    result, _ = load_into(model, state_dict, strict, logger, assign, source)
     if default_strict() and not result.copied:
-        raise InitRuntimeError(f"{nothing_copied(shown_address(request.checkpoint), result)} (an error under strict)")
-    _log_notes(request, tree, result, logger)
+        raise InitRuntimeError(f"{nothing_copied(source, result)} (an error under strict)", place=source)
+    log_notes(request, tree, result, logger)
     return tree
 
 
@@ -129,21 +126,29 @@ def load_state_dict(
     Raises:
         RuntimeError: ``strict`` and a key is missing, unexpected or of another shape (on every rank).
     """
-    _load(module, state_dict, strict, logger)
+    load_into(module, state_dict, strict, logger)
 
 
-def _load(
+def load_into(
     module: nn.Module,
     state_dict: Mapping[str, Any],
     strict: bool,
     logger: logging.Logger | str | None,
     assign: bool = False,
-    source: object = "the state dict",
+    source: str = "",
+    rule: str = "",
 ) -> tuple[LoadResult, list[Slot]]:
-    """Returns the copied and the mismatched names, and the model's slots after the load."""
+    """Copies a state dict into a module; returns what fitted, and the model's slots after the load.
+
+    Args:
+        module, state_dict, strict, logger: as for ``load_state_dict``.
+        assign: as for ``load_checkpoint``.
+        source: the checkpoint; "": there is none.
+        rule: that asks for it, for the log.
+    """
     with uncollected():
         tree = Tree.of(module)
-        match = matched(state_dict, tree, source)
+        match = matched(state_dict, tree, source or "the state dict")
         taken = [slot for slot in tree.slots if slot.name_in_file in match.state_dict]
         _check_taken(module, taken, match.state_dict, assign)
         before = {slot.name: (id(slot.tensor), version_of(slot.tensor)) for slot in tree.slots}
@@ -155,15 +160,14 @@ def _load(
     with loading() as current, nullcontext() if tree.own_code else uncollected():
         if assign:
             map_stored(state, {slot.name_in_file for slot in taken})
-        descent = Descent(match.metadata, current, assign, strict)
+        descent = Descent(match.metadata, current, assign, strict, does_not_fit(source, module) if source else "")
         descent.run(module, state)
-        found = descent.found
-        # Older checkpoints lack this counter, which does not matter for the weights.
-        missing = [key for key in found.missing if "num_batches_tracked" not in key and key not in match.optional]
+        found, missing = descent.found, counted_missing(descent.found, match)
         # Without modules' own code, all mismatches are known by now, and nothing has been written.
-        text = found.text(_without_tied(missing, tree.slots, match.state_dict))
-        if strict and text and not tree.own_code:
-            raise InitRuntimeError(text)
+        if strict and not tree.own_code:
+            absent = without_tied(missing, tree.slots, match.state_dict)
+            if found.text(absent):
+                raise refusal(found, absent, source)
         descent.commit()
         if assign:
             _settle(module, tree.slots)
@@ -172,20 +176,19 @@ def _load(
         now = Tree.of(module).slots if assign or tree.own_code else tree.slots
         changed = (slot for slot in now if before.get(slot.name) != (id(slot.tensor), version_of(slot.tensor)))
         copied = tuple(slot.name for slot in changed)
-        missing = _without_tied(missing, now, copied)
+        missing = without_tied(missing, now, copied)
     if text := found.text(missing):
         if strict:
-            raise InitRuntimeError(text + descent.own_code_line())
+            raise refusal(found, missing, source, descent.own_code_line())
         if is_rank_zero():
-            log(text, logger, logging.WARNING)
-    mismatched = tuple(key[1] for error in found.errors if (key := re.match(r"size mismatch for (\S+):", error)))
-    return LoadResult(copied, tuple(missing), tuple(found.unexpected), mismatched, match.stripped), now
+            log(f"{rule}: {text}" if rule else text, logger, logging.WARNING)
+    return result_of(found, missing, copied, match), now
 
 
 def _check_taken(module: nn.Module, taken: Sequence[Slot], state_dict: Mapping[str, Any], assign: bool) -> None:
     """Raises RuntimeError if one of these slots cannot take its value."""
     check_taken(state_dict, (slot.name_in_file for slot in taken))
-    _check_assign(assign, taken)
+    check_assign(assign, taken)
     if not assign and (metas := [slot.name for slot in taken if slot.tensor.is_meta and not is_lazy(slot.tensor)]):
         raise InitRuntimeError(
             f"{metas[0]!r} of {type(module).__name__} is on the meta device and has no memory to copy into: pass "
@@ -193,13 +196,28 @@ def _check_taken(module: nn.Module, taken: Sequence[Slot], state_dict: Mapping[s
         )
 
 
-def _without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collection[str]) -> list[str]:
-    """Returns the missing keys, except those of tied tensors that were written under another name."""
-    if not missing:
-        return []
-    tensors = {id(slot.tensor) for slot in slots if slot.name in written}
-    tied = {slot.name for slot in slots if id(slot.tensor) in tensors}
-    return [key for key in missing if key not in tied]
+def check_assign(assign: bool, slots: Iterable[Slot]) -> None:
+    """Raises RuntimeError if a distributed tensor would be replaced by a whole one."""
+    for slot in slots:
+        if assign and is_sharded(slot.tensor):
+            raise InitRuntimeError(
+                f"{slot.name!r} is distributed, and assign=True would replace its local part by the whole tensor",
+                place=f"parameter {slot.name!r}",
+                hint=": leave assign out, so that each rank reads its part",
+            )
+
+
+def log_notes(request: Request, tree: Any, result: LoadResult, logger: logging.Logger | str | None) -> None:
+    """Logs the name parts that were ignored, and hints about the checkpoint."""
+    if not is_rank_zero():
+        return
+    if result.stripped:
+        log(f"names were matched without the parts that wrappers add: {', '.join(result.stripped)}", logger)
+    hints = request.hints(tree, result.copied, result.unexpected)
+    if not result.copied and (found := prefix_hint(result.missing, result.unexpected)):
+        hints.append(f"nothing was copied; the keys would fit with {found}")
+    for hint in hints:
+        log(hint, logger, logging.WARNING)
 
 
 # --- adopting the file's tensors -------------------------------------------------------------------------------------
@@ -277,145 +295,3 @@ def _load_checkpoint_with_prefix(
     """
     request = Request(filename, prefix, reading=Reading(map_location))
     return read_everything(request.state_dict(request.tree()))  # type: ignore[no-any-return]
-
-
-# --- planning --------------------------------------------------------------------------------------------------------
-
-
-def plan_copy(
-    module: nn.Module, request: Request, *, names: Names, offline: bool, trees: dict[int, Any], rule: str, info: str
-) -> Copy:
-    """Returns the copies that loading a checkpoint into ``module`` would make; reads only names and shapes.
-
-    Changes of keys by modules with a ``_load_from_state_dict`` or hooks of their own only show during the load.
-
-    Args:
-        module: the module to load into.
-        request: which part of which checkpoint.
-        names: of the root.
-        offline: download nothing; the contents of a checkpoint that is not cached stay unknown.
-        trees: open checkpoints by the id of their request; one request is planned several times before it is loaded.
-        rule, info: as for ``Copy``.
-
-    Raises:
-        AssertionError: a prefix that no key begins with.
-        FileNotFoundError, RuntimeError: as ``load_checkpoint``.
-    """
-    source = shown_address(request.checkpoint)
-    try:
-        if id(request) not in trees:
-            trees[id(request)] = request.tree(offline=offline)
-        state_dict = request.state_dict(trees[id(request)])
-    except NotDownloaded:
-
-        def not_yet() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
-            raise InitRuntimeError(f"{source} was not downloaded when the plan was made")
-
-        return Copy(module, (), source, rule, info, request.assign, False, not_yet, "not downloaded yet")
-
-    with uncollected():
-        return _planned(module, request, state_dict, names=names, trees=trees, rule=rule, info=info)
-
-
-def _planned(
-    module: nn.Module,
-    request: Request,
-    state_dict: OrderedDict[str, Any],
-    *,
-    names: Names,
-    trees: dict[int, Any],
-    rule: str,
-    info: str,
-) -> Copy:
-    source = shown_address(request.checkpoint)
-    tree = Tree.of(module)
-    match = matched(state_dict, tree, source)
-
-    def entries(slots: Iterable[Slot]) -> tuple[CopyEntry, ...]:
-        once: dict[int, Slot] = {}
-        for slot in slots:  # a tied tensor under its first name
-            once.setdefault(id(slot.tensor), slot)
-        return tuple(
-            CopyEntry(
-                names.name_of(slot.tensor, module, without_wrappers(slot.name)),
-                slot.tensor,
-                match.key_of.get(slot.name_in_file, slot.name_in_file),
-                _shape_of(match.state_dict[slot.name_in_file]) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
-            )
-            for slot in once.values()
-        )
-
-    check_taken(match.state_dict, (slot.name_in_file for slot in tree.slots))
-    _check_assign(request.assign, (slot for slot in tree.slots if slot.name_in_file in match.state_dict))
-
-    def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
-        where = f"{request.prefix} in model" if request.prefix is not None else "model"
-        own_logger.info("load %s from: %s", where, source)
-        whole = trees.pop(id(request), None)
-        result, slots = _load(module, state_dict, request.strict, "current", request.assign, source)
-        _log_notes(request, whole, result, "current")
-        if request.assign:
-            names.renew()
-        copied = set(result.copied)
-        with uncollected():
-            return result, entries(slot for slot in slots if slot.name in copied)
-
-    fitting = [slot for slot in tree.slots if _fits(match.state_dict.get(slot.name_in_file), slot.tensor)]
-    planned = entries(fitting)
-
-    def stored() -> dict[str, torch.Tensor]:
-        found = {id(slot.tensor): match.state_dict[slot.name_in_file] for slot in reversed(fitting)}
-        return {entry.name: found[id(entry.tensor)] for entry in planned}
-
-    arguments, why_not = {}, ""
-    try:
-        arguments = request.arguments()
-    except ValueError as error:
-        why_not = str(error)
-    return Copy(
-        module,
-        planned,
-        source,
-        rule,
-        info,
-        request.assign,
-        bool(tree.own_code),
-        load,
-        path=names.path_of(module),
-        request=arguments,
-        why_not_kept=why_not,
-        stored=stored,
-        digests=lambda: digests_of(stored()),
-    )
-
-
-def _check_assign(assign: bool, slots: Iterable[Slot]) -> None:
-    for slot in slots:
-        if assign and is_sharded(slot.tensor):
-            raise InitRuntimeError(
-                f"{slot.name!r} is distributed, and assign=True would replace its local part by the whole tensor",
-                place=f"parameter {slot.name!r}",
-                hint=": leave assign out, so that each rank reads its part",
-            )
-
-
-def _fits(value: Any, tensor: torch.Tensor) -> bool:
-    if not isinstance(value, torch.Tensor) or is_lazy(tensor):
-        return isinstance(value, torch.Tensor)
-    shape = _shape_of(value)
-    # Scalars had one dimension before torch 0.4; torch still takes them.
-    return shape == tensor.shape or (tensor.dim() == 0 and shape == (1,))
-
-
-def _shape_of(value: torch.Tensor) -> tuple[int, ...]:
-    return value.geometry.shape if type(value) is StoredTensor else tuple(value.shape)
-
-
-def _log_notes(request: Request, tree: Any, result: LoadResult, logger: logging.Logger | str | None) -> None:
-    """Logs the name parts that were ignored, and hints about the checkpoint."""
-    if not is_rank_zero():
-        return
-    if result.stripped:
-        log(f"names were matched without the parts that wrappers add: {', '.join(result.stripped)}", logger)
-    for hint in request.hints(tree, result.copied, result.unexpected):
-        log(hint, logger, logging.WARNING)

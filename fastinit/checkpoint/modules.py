@@ -6,6 +6,7 @@ has loading code or hooks of its own, the pending copies run first, so that its 
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +113,13 @@ def has_own_code(module: nn.Module) -> bool:
     )
 
 
+def swaps_parameters() -> bool:
+    """Returns whether torch is set to load by swapping parameters, which only its own code does."""
+    # Before torch 2.3 there is no such setting.
+    swaps = getattr(torch.__future__, "get_swap_module_params_on_conversion", None)
+    return bool(swaps and swaps())
+
+
 @dataclass
 class Mismatches:
     """The keys and tensors that do not match."""
@@ -120,6 +128,14 @@ class Mismatches:
     unexpected: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     """In torch's words."""
+    source: str = ""
+    """What does not match what, for the message; "": a state dict that nothing is known of."""
+
+    @property
+    def of_other_shape(self) -> tuple[str, ...]:
+        """The names whose shapes differ."""
+        found = (re.match(r"size mismatch for (\S+):", error) for error in self.errors)
+        return tuple(each[1] for each in found if each)
 
     def text(self, missing: Sequence[str]) -> str:
         """Returns one message about all mismatches, "" if there are none."""
@@ -128,14 +144,26 @@ class Mismatches:
             problems.append(f"unexpected key in source state_dict: {listed(self.unexpected)}\n")
         if missing:
             problems.append(f"missing keys in source state_dict: {', '.join(missing)}\n")
-        return "\n".join(["The model and loaded state dict do not match exactly\n", *problems]) if problems else ""
+        if not problems:
+            return ""
+        return "\n".join([f"{self.source}The model and loaded state dict do not match exactly\n", *problems])
 
 
 class Descent:
-    """One walk through a model: each module takes its part of a state dict, at once or as pending copies."""
+    """One walk through a model: each module takes its part of a state dict, at once or as pending copies.
 
-    def __init__(self, metadata: Mapping[str, Any], current: Loading, assign: bool, strict: bool) -> None:
-        self.found = Mismatches()
+    Args:
+        metadata: the versions of modules in the file.
+        current: the load; None: only mismatches are wanted, of a model without own code, and nothing is committed.
+        assign: the file's tensors replace the model's.
+        strict: a mismatch is an error.
+        source: as of ``Mismatches``.
+    """
+
+    def __init__(
+        self, metadata: Mapping[str, Any], current: Loading | None, assign: bool, strict: bool, source: str = ""
+    ) -> None:
+        self.found = Mismatches(source=source)
         self._metadata = metadata
         self._current = current
         self._assign = assign
@@ -146,9 +174,7 @@ class Descent:
         self._ran: list[str] = []
         """The modules whose own code ran."""
         self._has_written = False
-        # Before torch 2.3 there is none.
-        swaps = getattr(torch.__future__, "get_swap_module_params_on_conversion", None)
-        self._swaps = bool(swaps and swaps())
+        self._swaps = swaps_parameters()
 
     def run(self, module: nn.Module, state: OrderedDict[str, Any]) -> None:
         """Walks through ``module``, whose code may change the state dict."""
@@ -168,7 +194,7 @@ class Descent:
             except (OSError, RuntimeError) as error:
                 raise (partly_loaded(error) if self._has_written else error) from error.__cause__
             self._has_written = True
-            if self._current.failure is not None:  # in a copy that another library made
+            if self._current is not None and self._current.failure is not None:  # in a copy that another library made
                 raise self._current.failure
             self.found.errors.extend(map(_refusal, refused))
             self._stop_if_strict()
@@ -222,7 +248,7 @@ class Descent:
         here._load_from_state_dict(  # type: ignore[no-untyped-call]
             state, prefix, given, True, found.missing, found.unexpected, found.errors
         )
-        if (failure := self._current.failure) is not None:
+        if self._current is not None and (failure := self._current.failure) is not None:
             raise (partly_loaded(failure) if self._has_written else failure) from failure.__cause__
         self._has_written = True
 
@@ -278,6 +304,8 @@ class Descent:
                 return
         try:
             if self._assign:
+                if self._current is None:
+                    return
                 with torch.no_grad():
                     self._assigned.append((here, name, _as_held(tensor, value)))
             else:

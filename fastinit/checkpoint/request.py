@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import torch
 from ..errors import InitAssertionError, InitRuntimeError, InitTypeError, InitValueError
 from ..execution.collector import uncollected
 from .formats.by_content import Reading
-from .messages import listed
+from .messages import MAX_SHOWN, listed
 from .module_versions import checked_metadata, with_metadata
 from .sources.addresses import shown_address
 from .sources.url_schemes import tree_of
@@ -30,6 +31,10 @@ Revisions = Sequence[tuple[str, str]]
 STRIP_MODULE: Revisions = ((r"^module\.", ""),)
 # Where training scripts keep the weights; the first one present is used.
 _NESTS = ("state_dict", "model", "state_dict_ema")
+
+# An error compares no more keys than a model has, whatever a file holds, and lists a few of their prefixes.
+_MOST_KEYS = 20_000
+_MOST_SHOWN = 8
 
 # Suffixes of the scale of an 8-bit weight, in DeepSeek's files and compressed-tensors.
 _SCALES = ("_scale_inv", "_scale")
@@ -113,13 +118,18 @@ class Request:
             return tree_of(self.checkpoint, self.reading, wants=self._wants, offline=offline, logger=logger)
 
     def state_dict(self, tree: Any) -> OrderedDict[str, Any]:
-        """Returns the requested tensors by their revised keys.
+        """Returns the requested tensors by their revised keys; raises as ``selection``."""
+        return self.selection(tree).state_dict
+
+    def selection(self, tree: Any) -> Selection:
+        """Returns the requested tensors by their revised keys, and the keys that they have in the file.
 
         Raises:
             AssertionError: no key begins with the prefix.
             RuntimeError: there is no state dict, or its module versions are damaged.
         """
-        state_dict = self._state_dict(tree)
+        selected = self._selected(tree)
+        state_dict = selected.state_dict
         if isinstance(self.dtype, torch.dtype):
             for key, value in state_dict.items():
                 if type(value) is StoredTensor and value.tensor is None:
@@ -127,7 +137,7 @@ class Request:
                         state_dict[key] = value.turned_into(self.dtype)
                 elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != self.dtype:
                     state_dict[key] = value.to(self.dtype)
-        return state_dict
+        return selected
 
     def hints(self, tree: Any, copied: Collection[str], unexpected: Collection[str]) -> list[str]:
         """Returns hints for users who may have meant something else.
@@ -141,31 +151,59 @@ class Request:
         if not copied and self.key is None:
             return _weights_elsewhere(tree)
         scales = [name for name in unexpected if name.endswith(_SCALES)]
-        state_dict = self._state_dict(tree) if scales else {}
+        state_dict = self._selected(tree).state_dict if scales else {}
         scales = [name for name in scales if _is_scale(name, state_dict)]
         line = "copied unchanged, without applying the scales beside them"
         return [f"values of 8 bits are {line}: {listed(scales)}"] if scales else []
 
-    def _state_dict(self, tree: Any) -> OrderedDict[str, Any]:
+    def _selected(self, tree: Any) -> Selection:
         prefix = self._dotted_prefix
         for revisions in self._candidates():
-            state_dict = state_dict_of(tree, self.checkpoint, revisions, self.key)
+            selected = _selected(tree, self.checkpoint, revisions, self.key)
             if prefix is None:
-                return state_dict
-            if found := _cut(state_dict, lambda name: name[len(prefix) :] if f"{name}.".startswith(prefix) else None):
+                return selected
+            if found := selected.cut(lambda name: name[len(prefix) :] if f"{name}.".startswith(prefix) else None):
                 return found
         if self.revise_keys is None and prefix is not None:
             # Wrappers may have added their parts before the prefix and within it.
-            state_dict = state_dict_of(tree, self.checkpoint, (), self.key)
-            if found := _cut(state_dict, partial(below, prefix=prefix)):
+            selected = _selected(tree, self.checkpoint, (), self.key)
+            if found := selected.cut(partial(below, prefix=prefix)):
                 return found
-        raise InitAssertionError(f"{prefix} is not in the pretrained model")
+        source = shown_address(self.checkpoint)
+        raise InitAssertionError(
+            f"{prefix} is not in the pretrained model {source}", place=source, hint=_other_prefixes(prefix, selected)
+        )
 
 
-def _cut(state_dict: OrderedDict[str, Any], rest: Callable[[str], str | None]) -> OrderedDict[str, Any]:
-    """Returns the part of a state dict for which ``rest`` returns a name, under that name."""
-    found = OrderedDict((new, value) for name, value in state_dict.items() if (new := rest(name)))
-    return with_metadata(found, getattr(state_dict, "_metadata", {}), rest)
+@dataclass(frozen=True)
+class Selection:
+    """The tensors of a checkpoint that a request asks for."""
+
+    state_dict: OrderedDict[str, Any]
+    key_of: Mapping[str, str]
+    """The key in the file, before revisions and the prefix, of each key in ``state_dict``."""
+
+    def cut(self, rest: Callable[[str], str | None]) -> Selection | None:
+        """Returns the part for which ``rest`` returns a name, under that name; None if there is none."""
+        names = [(name, new) for name in self.state_dict if (new := rest(name))]
+        found = OrderedDict((new, self.state_dict[name]) for name, new in names)
+        with_metadata(found, getattr(self.state_dict, "_metadata", {}), rest)
+        return Selection(found, {new: self.key_of[name] for name, new in names}) if found else None
+
+
+def _other_prefixes(prefix: str | None, selected: Selection) -> str:
+    """Returns a hint: the prefixes of a checkpoint's keys that are nearest to one that none of them has."""
+    keys = [key for key in selected.state_dict if len(key) <= MAX_SHOWN][:_MOST_KEYS]
+    prefixes = list(dict.fromkeys(key[:at] for key in keys for at, sign in enumerate(key) if sign == "." and at))
+    near = difflib.get_close_matches((prefix or "").removesuffix("."), prefixes[:_MOST_KEYS], n=3, cutoff=0.6)
+    if near:
+        return f". Did you mean {' or '.join(map(shown, near))}?"
+    tops = [each for each in prefixes if "." not in each]
+    return f". Its keys begin with {_first(tops)}" if tops else f". Its keys have no prefix: {_first(keys)}"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:_MOST_SHOWN])) + (", ..." if len(names) > _MOST_SHOWN else "")
 
 
 def _weights_elsewhere(tree: Mapping[Any, Any]) -> list[str]:
@@ -199,6 +237,10 @@ def state_dict_of(
     Raises:
         RuntimeError: there are none, they are of a class that is not data, or their module versions are damaged.
     """
+    return _selected(checkpoint, filename, revisions, key).state_dict
+
+
+def _selected(checkpoint: Any, filename: object, revisions: Revisions, key: str | None) -> Selection:
     if not isinstance(checkpoint, Mapping):
         raise InitRuntimeError(f"No state_dict found in checkpoint file {filename}")
     found = _nested(checkpoint, filename, key)
@@ -211,8 +253,9 @@ def state_dict_of(
     if not all(isinstance(name, str) for name in found):
         raise InitRuntimeError(f"No state_dict found in checkpoint file {filename}: its keys are no names")
     compiled = _compiled(revisions)
-    revised = OrderedDict((_revised(name, compiled), value) for name, value in found.items())
-    return with_metadata(revised, checked_metadata(getattr(found, "_metadata", None), filename))
+    key_of = {_revised(name, compiled): name for name in found}
+    revised = OrderedDict((new, found[name]) for new, name in key_of.items())
+    return Selection(with_metadata(revised, checked_metadata(getattr(found, "_metadata", None), filename)), key_of)
 
 
 def check_taken(state_dict: Mapping[str, Any], keys: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..plans import Plan, names_line
+from ..plans import Plan, notes_of
 from .errors import CommandError
 from .models import MODEL_HELP
 from .output import fitted, fitted_lines, tell, tell_json, width
@@ -76,7 +76,9 @@ def _summary(plan: Plan) -> str:
     n_elements = sum(row.n_elements for row in plan.rows if not row.replaced)
     replaced = len(plan.rows) - n_values
     line = f"{n_values:,} rows, {n_elements:,} elements; numbers: {plan.numbers}; seed: {plan.seed}"
-    lines = [line + (f"; {replaced:,} more are replaced (--history)" if replaced else "")]
-    if plan.unreached:
-        lines.append(names_line("parameters that no row writes", plan.unreached))
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            line + (f"; {replaced:,} more are replaced (--history)" if replaced else ""),
+            *notes_of(plan.items, plan.unreached),
+        ]
+    )

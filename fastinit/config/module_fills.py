@@ -18,6 +18,7 @@ from .parts import Part, blocks_of
 
 Shape = tuple[int, ...]
 _DISTRIBUTIONS: tuple[type, ...] = get_args(Distribution)
+_MOST_SHOWN = 80
 
 
 def module_fills(
@@ -39,7 +40,7 @@ def module_fills(
         if tensor is None:
             recomputed = isinstance(module, nn.Module) and is_recomputed(module, attribute)
             with undisturbed(module) if recomputed else nullcontext():  # type: ignore[arg-type]
-                found = getattr(module, attribute, None)
+                found = _attribute(module, attribute)
             if not isinstance(found, torch.Tensor):  # None; or a flag, such as the `bias` of nn.LSTM
                 continue
             tensor = found
@@ -56,6 +57,15 @@ def module_fills(
             yield from parameter_fills(tensor, name, weight_distribution, rule, info, blocks=blocks)
         else:
             yield from parameter_fills(tensor, name, bias_distribution, rule, info)
+
+
+def _attribute(module: object, name: str) -> object:
+    """Returns an attribute, which may be a property of the user's; None if there is none."""
+    try:
+        return getattr(module, name, None)
+    except Exception:
+        with locating(f"`{name}` of {type(module).__name__}"):
+            raise
 
 
 def parameter_fills(
@@ -103,7 +113,8 @@ def parameter_fills(
         values = distribution(shape)
         if not isinstance(values, _DISTRIBUTIONS):
             raise InitTypeError(
-                f"weight_distribution must return a distribution of fastinit.plans, but returned {values!r}"
+                f"weight_distribution must return a distribution of fastinit.plans, such as Normal(0, 0.02), but "
+                f"returned {_shown(values)}"
             )
     except Exception:  # `locating` is only entered on errors: a model has many parameters
         with locating(f"parameter {name!r}"):
@@ -113,6 +124,16 @@ def parameter_fills(
     if not is_structured(values):  # values of all blocks are of one distribution, and independent
         regions = [region]
     return [part_fill(name, tensor, each, values, rule, info) for each in regions]
+
+
+def _shown(value: object) -> str:
+    """Returns what a function has returned for a message: of tensors and of long texts not all."""
+    if isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    return f"a {type(value).__name__}" if len(text) > _MOST_SHOWN or "\n" in text else text
 
 
 def is_recomputed(module: nn.Module, attribute: str) -> bool:

@@ -64,14 +64,16 @@ class PretrainedInit(Planned):
             module,
             self._request,
             names=scope.names,
-            offline=scope.checkpoints.is_offline,
-            trees=scope.checkpoints.trees,
+            opened=scope.checkpoints,
             rule=rule,
             info=self._get_init_info(),
+            asks_fit=scope.checkpoints.is_offline or bool(scope.strict),
         )
         if scope.strict and not (copy.entries or copy.unknown or copy.runs_own_code):  # otherwise its log says so
+            found = checkpoints.prefix_hint(copy.fit.missing, copy.fit.unexpected) if copy.fit else ""
+            hint = f". Its keys would fit with {found}" if found else ""
             scope.matches_nothing(
-                rule, type(self).__name__, f"{copy.source} holds no tensor of {type(module).__name__}"
+                rule, type(self).__name__, f"{copy.source} holds no tensor of {type(module).__name__}", hint
             )
         return [copy]
 

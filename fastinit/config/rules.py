@@ -46,6 +46,11 @@ class Rule:
             return items_of(self.initializer, self.target, scope, self.where)
 
     @property
+    def loads_checkpoint(self) -> bool:
+        """Whether it copies a checkpoint."""
+        return isinstance(self.initializer, PretrainedInit)
+
+    @property
     def selects_nothing(self) -> bool:
         """Whether it is one of fastinit's own initializers without a selector."""
         initializer = self.initializer
@@ -81,6 +86,20 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
 def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:
     """Plans rules in order, one step each; nothing is written."""
     return [Step(rule.target, rule.items(scope), partial(rule.items, scope)) for rule in rules]
+
+
+def may_load_checkpoint(init_cfg: object) -> bool:
+    """Tells whether a config may hold a rule that copies a checkpoint, by the types that it names; nothing is built."""
+    if isinstance(init_cfg, (list, tuple)):
+        return any(map(may_load_checkpoint, init_cfg))
+    if not isinstance(init_cfg, dict):
+        return isinstance(init_cfg, PretrainedInit)
+    kind = init_cfg.get("type")
+    if isinstance(kind, str):
+        name = kind.rpartition(".")[2]
+        kind = PretrainedInit if name == PretrainedInit.__name__ else WEIGHT_INITIALIZERS.get(name)
+    is_one = isinstance(kind, type) and issubclass(kind, PretrainedInit)
+    return is_one or may_load_checkpoint(init_cfg.get("override"))
 
 
 def _is_initializer(item: object) -> bool:

@@ -20,7 +20,7 @@ from ..execution.scope import Scope
 from ..logs import logger
 from ..naming import join
 from ..plans import Call
-from .rules import Rule, parse, steps_of
+from .rules import Rule, may_load_checkpoint, parse, steps_of
 
 ENABLE_HINT = (
     ": its init_weights is mmengine's own, and not fastinit's. `fastinit.integrations.mmengine.enable()` makes it "
@@ -56,6 +56,10 @@ def run_tree(root: nn.Module, call: OpenCall, *, checks_all_first: bool = False)
             steps = steps_of_tree(root, call.scope)
         call.check(steps)
         call.scope.check_complete(item for step in steps for item in step.items)
+    elif any(may_load_checkpoint(getattr(module, "init_cfg", None)) for module in root.modules()):
+        with call.pending.own_work():
+            _open_checkpoints(root, call.scope)
+    call.scope.checkpoints.keep_ahead()
 
     def planned(rules: list[Rule]) -> list[Step]:
         with call.pending.own_work():
@@ -64,6 +68,26 @@ def run_tree(root: nn.Module, call: OpenCall, *, checks_all_first: bool = False)
     for group in _own_groups(root, call.scope.path, _Walk(call.scope, planned, set(), is_run=True)):
         call.check([*group.steps, *group.ahead])
         call.run(group.steps)
+
+
+def _open_checkpoints(root: nn.Module, scope: Scope) -> None:
+    """Opens the checkpoints that the configs of a tree name, and compares names and shapes; nothing is written.
+
+    Raises:
+        OSError, RuntimeError, ...: one cannot be loaded. A file that is not there is no error yet where a user's
+            ``init_weights``, which may make it, runs before.
+    """
+
+    def planned(rules: list[Rule]) -> list[Step]:
+        return steps_of([rule for rule in rules if rule.loads_checkpoint], scope)
+
+    runs_code = False
+    try:
+        for group in _own_groups(root, scope.path, _Walk(scope, planned, set(), is_run=False)):
+            runs_code = runs_code or any(isinstance(item, Call) for step in group.steps for item in step.items)
+    except FileNotFoundError:
+        if not runs_code:
+            raise
 
 
 def steps_of_tree(root: nn.Module, scope: Scope) -> list[Step]:

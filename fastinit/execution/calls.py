@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InitRuntimeError, kind_of
+from ..errors import InitRuntimeError, kind_of, locating
 from ..logs import logger
 from ..naming import Prefix
 from ..plans import Call, Fill, Item
@@ -143,7 +143,8 @@ class OpenCall:
         """Runs code that is no step, and attributes to it what it writes; tells whether that was any parameter."""
         ledger = self.ledger()
         before = len(ledger.written)
-        with attributing(code.module, code.info, self.scope, self.pending, ledger), torch.no_grad():
+        attributed = attributing(code.module, code.info, self.scope, self.pending, ledger)
+        with locating(code.label), attributed, torch.no_grad():
             code.function()
         return len(ledger.written) > before
 

@@ -55,7 +55,7 @@ class Done:
         if self.ledger is not None:
             for fill in fills:
                 if fill.info:
-                    self.ledger.record(fill.tensor, fill.info)
+                    self.ledger.record(fill.tensor, fill.info, is_part=fill.is_part)
         self.add(fills)
 
     def open_ledger(self, pending: Iterable[Fill]) -> Ledger:
@@ -70,5 +70,5 @@ class Done:
             self.ledger = Ledger(self.scope.names.parameters(), "")
             for item in (*self.items, *pending):
                 if isinstance(item, Fill):
-                    self.ledger.record(item.tensor, item.info)
+                    self.ledger.record(item.tensor, item.info, is_part=item.is_part)
         return self.ledger

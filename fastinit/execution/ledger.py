@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .history import then
 from .marks import Marks, memory_of
 from .version_counters import tensors_in, version_of
 
@@ -57,10 +58,11 @@ class Ledger(dict[torch.Tensor, ParameterInfo]):
         copied.is_closed = True
         return copied
 
-    def record(self, tensor: torch.Tensor, info: str) -> None:
-        """Notes that ``info`` wrote a tensor; one that is no parameter of the root is not tracked."""
+    def record(self, tensor: torch.Tensor, info: str, *, is_part: bool = False) -> None:
+        """Notes that ``info`` wrote a tensor, or a part; one that is no parameter of the root is not tracked."""
         if tensor in self:
-            self[tensor]["init_info"] = info
+            before = self[tensor]["init_info"] if is_part and tensor in self.written else ""
+            self[tensor]["init_info"] = then(before, info, is_part=is_part)
             self.written.add(tensor)
             if self._is_watched:
                 self._settle(tensor)

@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ..plans import Distribution, Fill, is_drawn
 from ..plans.arithmetic import Chain
 from .done import Done
+from .history import then
 from .ledger import Ledger
 from .places import Place, storage_of
 from .scope import Scope
@@ -175,8 +176,18 @@ class MemoryBook:
             self._on_write(place)
         return fill
 
-    def wrote(self, place: Place, info: str, is_random: bool) -> None:
-        """Notes a write that is no fill, to a place for which nothing is pending any more."""
+    def wrote(self, place: Place, info: str, is_random: bool, *, changes: bool = False) -> None:
+        """Notes a write that is no fill, to a place for which nothing is pending any more.
+
+        Args:
+            place: where.
+            info: what the ledger says of it.
+            is_random: what is there now was drawn.
+            changes: it depends on what was there before, of which the ledger tells, too.
+        """
+        if changes:
+            covered = [write for write in self.writes_at(place) if place.covers(write.place)]
+            info = then(self.history(place, covered), info)
         self.forget(place)
         storage = self._storage(place)
         for write in storage.at(place):
@@ -187,7 +198,7 @@ class MemoryBook:
                 was_random = is_drawn(write.distribution)
                 left = OtherWrite(write.place, write.info, write.order, was_random)
                 storage.replace(left.place.start, left.place.end, write, left)
-        storage.note(OtherWrite(place, info, self._next_order(), is_random))
+        storage.note(OtherWrite(place, info, self._next_order(), is_random, changes))
         self.touch(place)
 
     def touch(self, place: Place) -> None:
@@ -251,6 +262,17 @@ class MemoryBook:
         """Returns the writes that still show in a place, in order."""
         storage = self._storages.get(place.storage_id)
         return [] if storage is None else storage.at(place)
+
+    def history(self, place: Place, writes: Iterable[Write]) -> str:
+        """Returns what gave a place its values, of writes in order; those to other elements do not count."""
+        text = ""
+        for write in writes:
+            if not write.place.touches(place):
+                continue
+            is_part = not write.place.covers(place)
+            keeps = is_part or (isinstance(write, OtherWrite) and write.changes)
+            text = then(text if keeps else "", write.info, is_part=is_part)
+        return text
 
     def is_only_write(self, write: Write) -> bool:
         """Tells whether a write is all that shows in its storage."""

@@ -71,7 +71,7 @@ class ByMemory:
                     if is_contract:
                         torch.autograd.graph.increment_version(part.tensor)
                         if done.ledger is not None and part.info:
-                            done.ledger.record(part.tensor, part.info)
+                            done.ledger.record(part.tensor, part.info, is_part=part.is_part)
                         if book.is_exposed(place):
                             self.run(book.pending(place))
 
@@ -229,18 +229,17 @@ class ByMemory:
             done.add(list(self._settled(own, owners, ledger, unkeyed)))
             for owner in owners if is_whole else ():
                 writes = self.book.writes_at(owner.place)
-                # Blocks with seeds of their own have reports of their own; that they wrote is known here, too.
-                for each in writes:
-                    is_foreign = isinstance(each, PendingFill) and each.scope is not scope
-                    if is_foreign and owner.tensor not in ledger.written and owners.of(each.place) is owner:
-                        ledger.record(owner.tensor, each.info)
                 for other in writes:
                     if not isinstance(other, OtherWrite):
                         continue
-                    if owner.tensor not in ledger.written:
-                        ledger.record(owner.tensor, other.info)
                     if other.is_random and BACKENDS[scope.backends.on(owner.tensor.device)].IS_CONTRACT:
                         unkeyed[owner.name] = None
+                # Of blocks with seeds of their own, too, which have reports of their own.
+                if history := self.book.history(owner.place, writes):
+                    known = ledger[owner.tensor]["init_info"] if owner.tensor in ledger.written else ""
+                    # What is attributed to a larger piece of code stays attributed to that.
+                    if history.startswith(known) or any(write.info.startswith(known) for write in writes):
+                        ledger.record(owner.tensor, history)
             return tuple(unkeyed)
 
     def _settled(

@@ -66,6 +66,18 @@ class Place:
             return self.has_span_of(other)
         return self.geometry == other.geometry
 
+    def touches(self, other: Place) -> bool:
+        """Tells whether the places have an element in common; of different dtypes, whether their spans meet."""
+        if not self.meets(other) or self.dtype != other.dtype or (self.is_dense and other.is_dense):
+            return self.meets(other)
+        if self.geometry == other.geometry:
+            return True
+        first = min(self.memory.first, other.memory.first)
+        span = max(each.memory.first + each.memory.span for each in (self, other)) - first
+        mask = torch.zeros(span, dtype=torch.bool, device="cpu")
+        mask.as_strided(self.memory.shape, self.memory.steps, self.memory.first - first).fill_(True)
+        return bool(mask.as_strided(other.memory.shape, other.memory.steps, other.memory.first - first).any())
+
     def is_filled_by(self, others: Sequence[Place]) -> bool:
         """Tells whether every element is one of those of other places, as far as they are of its dtype."""
         others = [other for other in others if other.dtype == self.dtype]

@@ -56,7 +56,8 @@ class Report:
     n_bytes: int
     """Bytes that fills and copies wrote."""
     provenance: Mapping[str, str] = field(repr=False)
-    """For every parameter under the root that was written: its name, and what its values came from."""
+    """For every parameter under the root that was written: its name, and what wrote it last; behind that, as far as it
+    was seen, what then changed it or wrote a part."""
     unreached: tuple[str, ...]
     """Parameters that nothing wrote: they have the values that they had, all or (where rules fill parts) some."""
     launches: Mapping[str, int] = field(default_factory=dict)

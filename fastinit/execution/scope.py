@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -24,8 +24,25 @@ class OpenCheckpoints:
     def __init__(self, is_offline: bool = False) -> None:
         self.is_offline = is_offline
         """Nothing may be downloaded."""
-        self.trees: dict[int, Any] = {}
-        """Request (by id) -> what was read of its checkpoint."""
+        self._opened: dict[int, tuple[object, Any]] = {}
+        """By the id of a request: it, and what was read of its checkpoint."""
+        self._ahead: list[tuple[object, Any]] = []
+
+    def tree(self, request: object, read: Callable[[], Any]) -> Any:
+        """Returns what ``read`` gives of a request's checkpoint, which is read once."""
+        if id(request) not in self._opened:
+            at = next((at for at, (each, _) in enumerate(self._ahead) if each == request), None)
+            self._opened[id(request)] = request, read() if at is None else self._ahead.pop(at)[1]
+        return self._opened[id(request)][1]
+
+    def take(self, request: object) -> Any:
+        """Returns what was read of a request's checkpoint, and forgets it; None if nothing was."""
+        return self._opened.pop(id(request), (None, None))[1]
+
+    def keep_ahead(self) -> None:
+        """Keeps what was read so far for equal requests: those of configs that are going to be parsed again."""
+        self._ahead += self._opened.values()
+        self._opened.clear()
 
 
 class Scope:

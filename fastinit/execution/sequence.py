@@ -10,13 +10,14 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from ..errors import InitRuntimeError
-from ..plans import Call, Copy, Fill, Item, Replay, nothing_copied
+from ..errors import InitRuntimeError, locating
+from ..plans import Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, nothing_copied
 from .collector import uncollected
 from .done import CheckpointReport, Done
 from .ledger import Ledger
 from .pending import LatestPerTensor, Pending
 from .scope import Scope
+from .version_counters import version_of
 
 
 def run_items(items: Sequence[Item], scope: Scope, pending: Pending, done: Done, *, may_wait: bool = True) -> None:
@@ -44,19 +45,20 @@ def run_items(items: Sequence[Item], scope: Scope, pending: Pending, done: Done,
 def _run(item: Copy | Replay | Call, scope: Scope, pending: Pending, done: Done) -> None:
     """Executes one item that is no fill."""
     pending.before(item, scope, done)
-    scope.note_write()
     ledger = done.open_ledger(pending.named())
     written: list[tuple[torch.Tensor, str]] = []
     checkpoint: CheckpointReport | None = None
-    with _at_work(item, scope, pending, ledger):
+    with locating(item.rule), _at_work(item, scope, pending, ledger):
         if isinstance(item, Copy):
-            result, entries = item.load()
+            result, entries = _load(item, scope)
             item, checkpoint = replace(item, entries=entries), CheckpointReport(item.source, item.rule, result)
             written = [(entry.tensor, item.info) for entry in entries]
         elif isinstance(item, Replay):
+            scope.note_write()
             item.compute(item.entries, scope)
             written = [(entry.tensor, entry.info) for entry in item.entries]
         else:
+            scope.note_write()
             item.function()
     for tensor, info in written:
         ledger.record(tensor, info)
@@ -68,6 +70,22 @@ def _run(item: Copy | Replay | Call, scope: Scope, pending: Pending, done: Done)
     if exchanges_parameters(item):
         scope.names.renew()
         ledger.adopt(scope.names.parameters(), item.info)
+
+
+def _load(copy: Copy, scope: Scope) -> tuple[LoadResult, tuple[CopyEntry, ...]]:
+    """Loads a checkpoint, and notes that something was written, unless it fails before that."""
+    if copy.runs_own_code:
+        scope.note_write()
+        return copy.load()
+    before = [version_of(entry.tensor) for entry in copy.entries]
+    try:
+        loaded = copy.load()
+    except BaseException:
+        if any(version_of(entry.tensor) != version for entry, version in zip(copy.entries, before)):
+            scope.note_write()
+        raise
+    scope.note_write()
+    return loaded
 
 
 @contextmanager

@@ -61,6 +61,8 @@ class OtherWrite(Write):
     """A write that is no fill."""
 
     is_random: bool
+    changes: bool = False
+    """What it wrote depends on what was there."""
 
 
 @dataclass(eq=False, slots=True)

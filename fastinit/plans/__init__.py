@@ -44,7 +44,7 @@ from .items import (
 )
 from .planned import Plan
 from .rows import COLUMNS, MAX_ROWS, Row, in_the_end, row_json, rows_of
-from .texts import MAX_NAMES, names_line, nothing_copied
+from .texts import MAX_NAMES, names_line, notes_of, nothing_copied
 
 __all__ = [
     "COLUMNS",
@@ -91,6 +91,7 @@ __all__ = [
     "may_overlap",
     "n_bytes_of",
     "names_line",
+    "notes_of",
     "nothing_copied",
     "numbers_of",
     "row_json",

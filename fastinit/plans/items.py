@@ -117,7 +117,7 @@ class CopyEntry:
     name: str
     tensor: torch.Tensor = field(repr=False)
     name_in_file: str
-    """Its name in the checkpoint, after prefix and revisions."""
+    """Its key in the checkpoint, before prefix and revisions."""
     shape: tuple[int, ...]
     """The checkpoint's: a lazy parameter has none before it is loaded."""
 
@@ -156,6 +156,8 @@ class Copy:
     """Copies, and tells what was copied; modules with loading code of their own may differ from ``entries``."""
     unknown: str = ""
     """Why ``entries`` are not known."""
+    fit: LoadResult | None = None
+    """How the checkpoint's names and shapes fit the module's, where that was asked for and is known before the load."""
     path: str = ""
     """Where ``module`` is, from the root."""
     request: Mapping[str, Any] = field(default_factory=dict, repr=False)

@@ -16,9 +16,9 @@ from ..errors import InitTypeError, InitValueError, if_path
 from . import lock_file, lock_reader
 from .alike import html_of_what_counts, what_counts
 from .differences import PlanDiff, between, effects_of
-from .items import Fill, Item, dtypes_of
+from .items import Copy, Fill, Item, dtypes_of
 from .rows import MAX_ROWS, Row, in_the_end, row_json, rows_of
-from .texts import names_line
+from .texts import notes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +94,8 @@ class Plan:
             "rows": [row_json(row) for row in (self.rows if history else self._values)],
             "unreached": list(self.unreached),
         }
+        if checkpoints := [_fit_json(item) for item in self.items if isinstance(item, Copy)]:
+            document["checkpoints"] = checkpoints
         return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
 
     def diff(self, other: Plan) -> PlanDiff:
@@ -226,4 +228,14 @@ class Plan:
         line = f"{len(values):,} rows, {n_elements:,} elements; numbers: {self.numbers}; seed: {self.seed}"
         if len(rows) > len(values):
             line += f"; {len(rows) - len(values):,} more are replaced: plan.table(history=True)"
-        return line + (f"\n{names_line('parameters that no row writes', self.unreached)}" if self.unreached else "")
+        return "\n".join([line, *notes_of(self.items, self.unreached)])
+
+
+def _fit_json(copy: Copy) -> dict[str, Any]:
+    """Returns how a checkpoint fits its module as JSON-ready data; null where only the load shows it."""
+    found = copy.fit
+    names = {name: None if found is None else list(getattr(found, name)) for name in _OF_A_FIT}
+    return {"source": copy.source, "rule": copy.rule, **names}
+
+
+_OF_A_FIT = ("missing", "unexpected", "mismatched")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from .items import LoadResult
+from .items import Copy, Item, LoadResult
 
 # Enough to see what kind of name was left out; the report object has them all.
 MAX_NAMES = 12
@@ -34,3 +34,19 @@ def nothing_copied(source: str, result: LoadResult) -> str:
         if names
     ]
     return f"nothing is copied from {source}" + (f": {'; '.join(told)}" if told else "")
+
+
+def notes_of(items: Iterable[Item], unreached: Sequence[str]) -> list[str]:
+    """Returns lines about what the rows of a plan do not show: how checkpoints fit, and what no row writes."""
+    lines = []
+    for copy in (item for item in items if isinstance(item, Copy)):
+        told = [] if copy.fit is None else [names_line(what, names) for what, names in _misfits(copy.fit) if names]
+        if copy.fit is None and copy.runs_own_code:
+            told = ["what fits is up to modules that have loading code or hooks of their own"]
+        if told:
+            lines.append(f"{copy.source} ({copy.rule}): {'; '.join(told)}")
+    return [*lines, names_line("parameters that no row writes", unreached)] if unreached else lines
+
+
+def _misfits(fit: LoadResult) -> list[tuple[str, Sequence[str]]]:
+    return [("missing", fit.missing), ("unexpected", fit.unexpected), ("of another shape", fit.mismatched)]

@@ -24,6 +24,8 @@ class Effect:
     written: tuple[tuple[int, str], ...]
     """Position and name of the arguments that it writes into."""
     is_random: bool
+    changes: bool
+    """What it writes depends on what was there."""
 
 
 # Their schemas do not say that they write these arguments, by name.
@@ -38,6 +40,8 @@ _UNTOLD = dict.fromkeys(
     ),
     ("running_mean", "running_var"),
 )
+# In place, and whatever was there.
+_OVERWRITE = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")
 # They look at shapes and dtypes only.
 _SHAPES_ONLY = ("empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty")
 
@@ -57,7 +61,9 @@ def effect_of(func: Any) -> Effect:
     if moves:
         written = ()
     is_view = not written and any(result.alias_info is not None for result in schema.returns)
-    return Effect(is_view or schema.name.removeprefix("aten::") in _SHAPES_ONLY, moves, written, is_random(func))
+    name, draws = schema.name.removeprefix("aten::"), is_random(func)
+    changes = bool(written) and name.endswith("_") and not draws and name not in _OVERWRITE
+    return Effect(is_view or name in _SHAPES_ONLY, moves, written, draws, changes)
 
 
 def arguments_written(effect: Effect, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

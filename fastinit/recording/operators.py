@@ -13,6 +13,7 @@ import torch
 
 from ..backends import BACKENDS
 from ..errors import InitRuntimeError
+from ..execution.history import then
 from ..execution.pending_by_memory import ByMemory
 from ..execution.places import Place
 from ..execution.scope import Scope
@@ -102,7 +103,7 @@ class Operators:
                 written = arguments_written(effect, args, kwargs)
                 is_kept = self.journal.keep(func, args, kwargs, result, written, problem)
                 for tensor in tensors_in(written):
-                    self.wrote(func, tensor, is_unnamed)
+                    self.wrote(func, tensor, is_unnamed, changes=effect.changes)
                 if (effect.is_random or is_kept) and not effect.written:
                     for tensor in tensors_in((result,)):
                         self.wrote(func, tensor, is_unnamed)
@@ -175,11 +176,13 @@ class Operators:
             self.read_place(place)
             self.book.expose(place)
 
-    def wrote(self, func: Operator | str, tensor: torch.Tensor, is_random: bool = False) -> None:
+    def wrote(
+        self, func: Operator | str, tensor: torch.Tensor, is_random: bool = False, *, changes: bool = False
+    ) -> None:
         """Notes a write that is no fill, by an operator or by what no operator shows."""
         place = self.book.place_of(tensor)
         if place is not None:
-            self.book.wrote(place, f"`{func}` at {where()}", is_random)
+            self.book.wrote(place, f"`{func}` at {where()}", is_random, changes=changes)
 
     # --- fills --------------------------------------------------------------------------------------------------------
 
@@ -296,6 +299,7 @@ class Operators:
         if self.journal.knows(entry):  # an operator has read it as it was
             self.journal.keep(func, args, kwargs, tensor, [tensor])
         entry.values = after
+        entry.info = then(entry.info, f"`{func}` at {where()}")
         entry.named = None  # a rule's fill is not what is there now
         self.book.touch(place)
         return tensor
@@ -313,7 +317,8 @@ class Operators:
         def now() -> Any:
             return func(*args, **kwargs)
 
-        return self._copied(tensor, sources, values, lambda: torch.empty_like(tensor, dtype=dtype), now)
+        by = f"`{func}` at {where()}"
+        return self._copied(tensor, sources, values, lambda: torch.empty_like(tensor, dtype=dtype), now, by)
 
     def cast(self, func: Operator, args: Arguments, kwargs: Mapping[str, Any]) -> Any:
         """Returns the copy of a tensor in another dtype, on another device or in another layout."""
@@ -399,15 +404,21 @@ class Operators:
         values: list[Any],
         empty: Callable[[], torch.Tensor],
         now: Callable[[], torch.Tensor],
+        by: str = "",
     ) -> Any:
-        """Returns a copy: with values where the source has them, else an empty one that waits for the same draws."""
+        """Returns a copy: with values where the source has them, else an empty one that waits for the same draws.
+
+        ``by`` is what changes its values for the ledger; "": nothing does.
+        """
         copy = now() if not sources[0].is_pending else empty()
         if self._can_hold(sources, values, tensor, copy):
-            self._share(sources, values, tensor, copy)
+            self._share(sources, values, tensor, copy, by)
             return copy
         return copy if not sources[0].is_pending else NOT_HANDLED
 
-    def _share(self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor) -> None:
+    def _share(
+        self, sources: list[PendingFill], values: list[Any], source: torch.Tensor, copy: torch.Tensor, by: str = ""
+    ) -> None:
         """Notes that a copy has the draws of its source."""
         whole = self.book.place_of(source)
         assert whole is not None, "it has fills"
@@ -419,7 +430,8 @@ class Operators:
             place = self.book.place_of(part)
             assert place is not None, "its source has plain memory"
             state = State.PENDING if entry.is_pending else State.RUN
-            entry.share_with(self.book.add(place, after, entry.scope, entry.rule, entry.info, state=state))
+            info = then(entry.info, by) if by else entry.info
+            entry.share_with(self.book.add(place, after, entry.scope, entry.rule, info, state=state))
 
 
 def _can(scope: Scope, tensor: torch.Tensor, values: Distribution) -> bool:

@@ -193,10 +193,8 @@ def recorded_fills(pending: ByMemory, scope: Scope) -> tuple[list[Recorded], dic
     for owner in owners:
         writes = book.writes_at(owner.place)
         found = [each for each in writes if isinstance(each, PendingFill)]
-        if len(found) < len(writes):
-            unknown[owner.name] = book.others_at(owner.place)[-1].info
-        elif any(isinstance(each.values, Chain) for each in found):
-            unknown[owner.name] = found[-1].info
+        if len(found) < len(writes) or any(isinstance(each.values, Chain) for each in found):
+            unknown[owner.name] = book.history(owner.place, writes)
         elif found:
             recorded = [_recorded(each, owner, owners, scope) for each in found]
             if all(recorded):

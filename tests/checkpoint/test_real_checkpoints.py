@@ -193,7 +193,9 @@ def test_a_folder_of_torch_distributed_checkpoint_is_a_source_like_any_other(tmp
         for (name, tensor), other in zip(source.state_dict().items(), model.state_dict().values()):
             assert torch.equal(tensor, other.to(tensor.dtype)), name
     plan = fastinit.plan(nn.Linear(6, 4), dict(type="Pretrained", checkpoint=tmp_path, prefix="model.0"))
-    assert [row.description for row in plan.rows] == [f"copy of {k} in {tmp_path}" for k in ("weight", "bias")]
+    assert [row.description for row in plan.rows] == [
+        f"copy of {k} in {tmp_path}" for k in ("model.0.weight", "model.0.bias")
+    ]
     everything = fastinit.checkpoint.CheckpointLoader.load_checkpoint(str(tmp_path))
     assert torch.equal(everything["model.0.weight"], source[0].weight) and "optimizer.lr" not in everything
     with torch.device("meta"):

@@ -99,7 +99,7 @@ def test_the_report_says_what_was_stripped_and_one_line_logs_it(tmp_path, caplog
     stripped = report.checkpoints[0].result.stripped
     assert stripped == ("'_orig_mod' in 9 of the checkpoint's keys",)
     assert stripped[0] in report.summary() and json.loads(report.to_json())["checkpoints"][0]["result"]["stripped"]
-    assert [row.values["key"] for row in report.rows][:2] == ["_orig_mod.0.weight", "_orig_mod.0.bias"]
+    assert [row.values["key"] for row in report.rows][:2] == ["module._orig_mod.0.weight", "module._orig_mod.0.bias"]
     ours.load_checkpoint(net(), tmp_path / "c.pth")
     line = "names were matched without the parts that wrappers add: '_orig_mod' in 9 of the checkpoint's keys\n"
     assert capsys.readouterr().out.count(line) == 1

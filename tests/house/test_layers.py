@@ -145,7 +145,7 @@ def test_the_parser_sees_every_form_of_import(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setitem(globals(), "PACKAGE", tmp_path)
             assert set(imported_modules(tmp_path / "a.py")) == found
-    file = PACKAGE / "checkpoint" / "loading.py"
+    file = PACKAGE / "checkpoint" / "planned_copies.py"
     assert {"naming", "plans", "execution"} <= set(imported_modules(file))
 
 

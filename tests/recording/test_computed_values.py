@@ -144,14 +144,17 @@ def test_a_plan_shows_what_is_computed() -> None:
         model = DRAWS["orthogonal"]()
     rows = {row.parameter: row for row in fastinit.plan(model, recipe).rows}
     assert rows["weight"].action == "compute" and rows["bias"].action == "fill"
-    assert "computed: `aten.mul_.Tensor` at test_computed_values.py" in str(fastinit.plan(model, recipe))
+    text = str(fastinit.plan(model, recipe))
+    assert "computed: `copy_` at helpers.py" in text and "; then `aten.mul_.Tensor` at test_computed_values.py" in text
 
 
 def test_a_report_says_what_computed_a_parameter() -> None:
     with fastinit.capture() as recipe, torch.device("meta"):
         model = DRAWS["orthogonal"]()
     report = fastinit.materialize(model, recipe=recipe, backend="cpp", seed=0)
-    assert report.unreached == () and report.provenance["weight"].startswith("`aten.mul_.Tensor` at ")
+    by_hand, scaled, last = report.provenance["weight"].split("; then ")
+    assert report.unreached == () and by_hand.startswith("`copy_` at helpers.py:")
+    assert scaled.startswith("`aten.mul_.Tensor` at helpers.py:") and "at test_computed_values.py:" in last
 
 
 def test_a_recipe_computes_into_another_model() -> None:

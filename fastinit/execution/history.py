@@ -1,0 +1,28 @@
+"""What wrote a tensor, one write after the other, as one text."""
+
+from __future__ import annotations
+
+_THEN = "; then "
+_OF_A_PART = " (a part)"
+# Code may change a tensor any number of times; a reader wants the first writes and the last.
+_MOST_STEPS = 6
+_OMITTED = "..."
+
+
+def then(before: str, info: str, *, is_part: bool = False) -> str:
+    """Returns what wrote a tensor, with one more write that left something of what was there.
+
+    Args:
+        before: what wrote it so far; "" if nothing did.
+        info: of the write.
+        is_part: it was to a part of the tensor.
+    """
+    if not before:
+        return info
+    steps = before.split(_THEN)
+    if steps[-1].removesuffix(_OF_A_PART) == info:  # as one row after the other
+        return before
+    steps.append(info + _OF_A_PART if is_part else info)
+    if len(steps) > _MOST_STEPS:
+        steps = [*steps[:2], _OMITTED, *steps[3 - _MOST_STEPS :]]
+    return _THEN.join(steps)
