@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Union
 
 import torch
@@ -15,16 +15,19 @@ from . import checkpoint as checkpoints
 from .backends.digests import sums, why_not
 from .errors import InitRuntimeError, InitTypeError, check_module
 from .execution.collector import uncollected
-from .naming import Prefix, join, renamed, walk, without_wrappers
+from .naming import Prefix, Walk, join, renamed, walk, without_wrappers
 from .plans import Box, Digest, TensorDigest
 from .shards.dtensor import boxes_of, is_sharded, local_part, mesh_of, why_not_shards
 from .shards.sums import check_ranks, whole_sums
+from .tied_names import without_ties
 
 Digestible = Union[nn.Module, Mapping[str, Any], str, "os.PathLike[str]"]
 
 
 @torch.no_grad()
-def digest(source: Digestible, *, non_persistent_buffers: bool = False, prefix: Prefix = "") -> Digest:
+def digest(
+    source: Digestible, *, non_persistent_buffers: bool = False, tied_names: bool = True, prefix: Prefix = ""
+) -> Digest:
     """Returns a digest of each tensor of a model, a state dict or a checkpoint, and one of all of them.
 
     It depends on names, dtypes, shapes and bits alone, and not on the device, memory format, number of threads or mesh:
@@ -40,6 +43,9 @@ def digest(source: Digestible, *, non_persistent_buffers: bool = False, prefix: 
             of their names, as in ``state_dict()``. What wrappers (``_orig_mod.``, DDP's ``module.``) add to a module's
             names is left out.
         non_persistent_buffers: also state the buffers that are not in ``state_dict()``.
+        tied_names: False: state tied tensors of a module once, under the name that ``fastinit.write``,
+            ``save_pretrained`` and safetensors' ``save_model`` keep, so that the model has the digest of such a
+            checkpoint. The names of a state dict and of a checkpoint are stated as they are.
         prefix: as for ``initialize``: a part of a model (a pipeline's stage) is stated by its names in the whole.
 
     Raises:
@@ -57,7 +63,8 @@ def digest(source: Digestible, *, non_persistent_buffers: bool = False, prefix: 
         9338b23762e70672 float32[1,2] weight
         0ecebb48877d0638 float32[1] bias
     """
-    tensors = {renamed(name, prefix): tensor for name, tensor in _tensors_of(source, non_persistent_buffers).items()}
+    found = _tensors_of(source, non_persistent_buffers, tied_names)
+    tensors = {renamed(name, prefix): tensor for name, tensor in found.items()}
     with uncollected():  # a model has many tensors
         return _digest_of(tensors)
 
@@ -80,7 +87,7 @@ def _digest_of(tensors: Mapping[str, torch.Tensor]) -> Digest:
     )
 
 
-def _tensors_of(source: Digestible, non_persistent_buffers: bool) -> dict[str, torch.Tensor]:
+def _tensors_of(source: Digestible, non_persistent_buffers: bool, tied_names: bool) -> dict[str, torch.Tensor]:
     """Returns the tensors with their names."""
     if isinstance(source, (str, os.PathLike)):
         request = checkpoints.Request(source)
@@ -93,12 +100,20 @@ def _tensors_of(source: Digestible, non_persistent_buffers: bool) -> dict[str, t
         )
     check_module(source)
     tensors: dict[str, torch.Tensor] = {}
-    for path, module in walk(source):
+    places = walk(source)
+    for path, module in places:
         left_out = set() if non_persistent_buffers else module._non_persistent_buffers_set
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and name not in left_out:
                 tensors[join(path, name)] = tensor
-    return tensors
+    return tensors if tied_names else _untied(source, places, tensors)
+
+
+def _untied(model: nn.Module, places: Walk, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the tensors that a checkpoint has. Those that have no digest stay, to be refused by name."""
+    plain = {name: tensor for name, tensor in tensors.items() if _why_not(tensor) is None}
+    _, dropped = without_ties(plain, places, model, _place)
+    return {name: tensor for name, tensor in tensors.items() if name not in dropped}
 
 
 def _of_state_dict(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -157,7 +172,7 @@ def _sums_here(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {name: sum(found[slice(*places[place])]) % (1 << 64) for name, place in of_name.items()}
 
 
-def _place(tensor: Any) -> object:
+def _place(tensor: Any) -> Hashable:
     """Returns what two tensors have in common that are one and the same memory."""
     if is_sharded(tensor):
         return id(tensor)

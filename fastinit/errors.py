@@ -6,12 +6,14 @@ KeyError`` catches ``InitKeyError``, and the text is that of a KeyError. A test 
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -210,11 +212,25 @@ def _instead_of_module(given: object) -> str:
     """Returns what to do about something that is no module, by what it is."""
     if isinstance(given, type) and issubclass(given, nn.Module):
         return f": make one, {given.__name__}(...)"
+    if isinstance(given, Mapping) and any(isinstance(each, torch.Tensor) for each in given.values()):
+        return ". A state dict has to be in its model: model.load_state_dict(...)"
     if isinstance(given, dict) or (isinstance(given, list) and given and isinstance(given[0], dict)):
         return ". The module comes first and the config behind it, as in initialize(model, init_cfg)"
     if callable(given) and not isinstance(given, type):
         return ": call it, and give what it returns"
-    return ". For a tensor use torch.nn.init or fastinit.trunc_normal_"
+    return (
+        if_path(
+            given,
+            ". Make the model, and fastinit.checkpoint.load_checkpoint(model, path) brings a checkpoint into it; only "
+            "fastinit.digest and commands such as `fastinit verify` take a file by itself",
+        )
+        or ". For a tensor use torch.nn.init or fastinit.trunc_normal_"
+    )
+
+
+def if_path(given: object, hint: str) -> str:
+    """Returns a hint where what was given is a path, or may be one, "" otherwise."""
+    return hint if isinstance(given, (str, os.PathLike)) else ""
 
 
 def check_module(module: object) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from .config.rules import Rule, parse, steps_of
 from .config.trees import has_own_configs, steps_of_tree
 from .digesting import digest as digest_of
-from .errors import InitRuntimeError, InitTypeError, InitValueError, check_module
+from .errors import InitRuntimeError, InitTypeError, InitValueError, check_module, if_path
 from .execution.calls import open_call
 from .execution.collector import uncollected
 from .execution.defaults import Strict, check_strict, default_strict
@@ -77,7 +77,10 @@ def materialize(
         raise InitRuntimeError(f"device={str(device)!r}: torch {torch.__version__} finds no CUDA device")
     strict = bool(default_strict() if strict is None else check_strict(strict))
     if recipe is not None and not isinstance(recipe, Recipe):
-        raise InitTypeError(f"recipe must be what fastinit.capture gives, but got {type(recipe)}")
+        raise InitTypeError(
+            f"recipe must be what fastinit.capture gives, but got {type(recipe)}",
+            hint=if_path(recipe, ". A plan from a file takes the place of the config: fastinit.Plan.load(path)"),
+        )
     places = walk(model)
     base = unwrapped(model)
     is_tree = init_cfg is None and has_own_configs(base)

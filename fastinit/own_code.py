@@ -18,10 +18,11 @@ from .execution.ledger import Ledger
 from .execution.memory_book import MemoryBook
 from .naming import Walk, join
 from .plans import Call, Fill, Item, names_line, tensors_of, written_in_full
-from .recording.libraries import models_own_code, own_code, tied_to_others
+from .recording.libraries import models_own_code, own_code
 from .recording.recipes import Recorded, in_order, recorded_fills
 from .recording.watch import Watch
 from .slots import Slot, hiding
+from .tied_names import tied_to_others
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from .config.rules import Rule, parse, steps_of
 from .config.trees import ENABLE_HINT, has_own_configs, is_of_mmengine, steps_of_tree
-from .errors import InitTypeError, check_module
+from .errors import InitTypeError, check_module, locating
 from .execution.calls import Step, new_scope, open_call
 from .execution.collector import uncollected
 from .execution.defaults import Strict
@@ -220,7 +220,10 @@ def own_items(model: nn.Module, items: Sequence[Item], device: torch.device, how
     names = {slot.name_in(scope.names) for slot in own.rest}
     recipe.fills = {name: fills for name, fills in recipe.fills.items() if name in names}
     recipe.computed = {name: made for name, made in recipe.computed.items() if name in names}
-    found = recipe.plan_items(model, scope, "materialize") if recipe.fills or recipe.computed else []
+    found: list[Item] = []
+    if recipe.fills or recipe.computed:
+        with locating("materialize", is_place=False):
+            found = recipe.plan_items(model, scope, "materialize")
     written = {id(tensor) for item in found for tensor in tensors_of(item)}
     return [*found, *_made_anew([slot for slot in own.rest if id(slot.tensor) not in written], scope.names)]
 

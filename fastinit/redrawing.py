@@ -10,11 +10,11 @@ from torch import nn
 
 from .backends import AUTO, BACKENDS, Choice
 from .config.kept_plans import Held, KeptPlan, bound, fill_for
-from .errors import InitRuntimeError, InitTypeError, check_module
+from .errors import InitRuntimeError, InitTypeError, check_module, if_path
 from .execution.calls import new_scope, not_recording
 from .execution.scope import Scope
 from .naming import Prefix
-from .plans import Call, Copy, Fill, Item, Plan, Replay, is_structured, names_line
+from .plans import Call, Copy, Fill, Item, Plan, Replay, Strided, covered, is_structured, names_line
 from .plans.lock_file import NUMBERS_OF_TORCH, geometry_of, live
 from .shards.dtensor import is_sharded, like, local_part
 
@@ -50,6 +50,7 @@ def redraw(
         >>> masters["weight"].dtype, torch.equal(masters["weight"].bfloat16(), model.weight)
         (torch.float32, True)
     """
+    check_plan(plan, "redraw")
     check_module(model)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InitTypeError(f"dtype must be a floating-point dtype of torch, but got {dtype!r}")
@@ -68,6 +69,19 @@ def _redrawn(model: nn.Module, plan: Plan, dtype: torch.dtype | None, prefix: Pr
     return {here.name: planned.made(name, here.tensor, dtype or planned.dtypes[name]) for name, here in wanted.items()}
 
 
+def check_plan(plan: object, caller: str) -> None:
+    """Raises TypeError unless ``plan`` is a plan, which comes behind the model."""
+    if isinstance(plan, nn.Module):
+        raise InitTypeError(
+            f"{caller} needs a plan, but got {type(plan)}", hint=f": {caller}(model, plan), the model comes first"
+        )
+    if not isinstance(plan, Plan):
+        raise InitTypeError(
+            f"{caller} needs a plan, of fastinit.plan or Plan.load, but got {type(plan)}",
+            hint=if_path(plan, ": fastinit.Plan.load(path) reads one from a file"),
+        )
+
+
 class PlannedValues:
     """What a plan says of the tensors of one model.
 
@@ -79,8 +93,6 @@ class PlannedValues:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, scope: Scope, caller: str) -> None:
-        if not isinstance(plan, Plan):
-            raise InitTypeError(f"{caller} needs a plan, of fastinit.plan or Plan.load, but got {type(plan)}")
         self.plan = plan
         self.caller = caller
         self.vague: set[int] = set()
@@ -107,10 +119,10 @@ class PlannedValues:
             if isinstance(item, Call):
                 self.calls[f"call of {item.label}"] = self._why_not[id(item)]
             elif isinstance(item, Fill):
-                self._note(item.name, item, item.tensor.dtype, is_whole=not item.is_part)
+                self._note(item.name, item, plan.dtypes[item.tensor], is_whole=not item.is_part)
             else:
                 for entry in item.entries:
-                    self._note(entry.name, item, entry.tensor.dtype, is_whole=True)
+                    self._note(entry.name, item, plan.dtypes[entry.tensor], is_whole=True)
 
     def _note(self, name: str, item: Item, dtype: torch.dtype, *, is_whole: bool) -> None:
         if name in self.held:
@@ -145,6 +157,14 @@ class PlannedValues:
         if _memory(self.held[name].tensor).is_meta:
             return "it has no memory"
         return self.why_not(name)
+
+    def is_whole(self, name: str) -> bool:
+        """Tells whether every element of a tensor is written, by its name in the plan."""
+        items = self.writers[name]
+        if not all(isinstance(item, Fill) and item.is_part for item in items):
+            return True  # the first one writes all of it
+        whole = Strided.whole(self.held[name].tensor.shape)
+        return covered([geometry_of(item)[0] or whole for item in items if isinstance(item, Fill)], whole.numel)
 
     def simple(self, name: str) -> Fill | None:
         """Returns the fill of a tensor that is all of it, in order, each value by itself; None if it is no such."""

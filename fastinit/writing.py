@@ -18,7 +18,7 @@ from .checkpoint.writing import distributed, safetensors
 from .checkpoint.writing.contents import Content, Drawn, Values
 from .checkpoint.writing.whole_files import Layout, write_files
 from .contract.streams import check_seed
-from .errors import InitRuntimeError, InitTypeError, InitValueError
+from .errors import InitRuntimeError, InitTypeError, InitValueError, if_path
 from .execution.calls import current_call
 from .execution.defaults import Strict, default_backend, default_seed
 from .execution.runner import check, prepare
@@ -68,7 +68,8 @@ def write(
 
     Args:
         source: a model on the meta device; a function or class that makes a model without arguments, as for ``plan``:
-            it runs on the meta device; or a plan, of which every tensor is written under its name in the plan.
+            it runs on the meta device; or a plan, of which every tensor is written whole, under its name and in its
+            dtype in the plan, wherever the model is that was planned: on a mesh too, where one rank is to call this.
         path: of a folder, or of a file that ends with ``.safetensors``, whose name then stands for ``model``.
         init_cfg: as for ``materialize``, for a model; what no rule reaches gets its modules' own init.
         seed: 0 to 2^64 - 1. None: the plan's, or that of ``use``; there must be one.
@@ -104,6 +105,11 @@ def write(
     """
     if current_call() is not None:
         raise InitRuntimeError("write: an initialization is open around this call (capture, build): let it end first")
+    if not (isinstance(source, (nn.Module, Plan)) or callable(source)):
+        raise InitTypeError(
+            f"write: expected a model, a function that makes one or a plan, but got {type(source)}",
+            hint=if_path(source, ": fastinit.Plan.load(path) reads a plan from its file"),
+        )
     if format not in ("safetensors", "dcp"):
         raise InitValueError(f"format must be 'safetensors' or 'dcp', but got {format!r}")
     max_bytes = _n_bytes(max_shard_size)

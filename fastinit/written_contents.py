@@ -12,14 +12,29 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .checkpoint.writing.contents import Content, Draw, Drawn, Made
+from .config.kept_plans import Held, fill_for
 from .errors import InitRuntimeError
 from .execution.runner import execute
 from .execution.scope import Scope
 from .naming import without_wrappers
-from .plans import Call, Copy, Dirac, Fill, Identity, Item, Plan, Replay, Strided, is_structured, names_line, tensors_of
-from .recording.libraries import tied_to_others
+from .plans import (
+    Call,
+    Copy,
+    Dirac,
+    Fill,
+    Identity,
+    Item,
+    Plan,
+    Replay,
+    Strided,
+    covered,
+    is_structured,
+    names_line,
+    tensors_of,
+)
 from .shards.dtensor import is_sharded
 from .slots import rebound
+from .tied_names import without_ties
 
 Place = tuple[int, torch.dtype, Strided]
 """A storage, and where a tensor lies in it: tied parameters, and what a state dict has of them, have one."""
@@ -59,7 +74,7 @@ def of_model(
     if others := [name for name, each in named.items() if not isinstance(each, torch.Tensor)]:
         raise InitRuntimeError(f"write: {names_line('entries of the state dict are no tensors', others)}")
     _must_be_strided(named)
-    kept, dropped = _without_ties(named, _tied_names(model))
+    kept, dropped = without_ties(named, model.named_modules(), model, place_of)
     owners = {place_of(each): each for each in (*model.parameters(), *model.buffers()) if not is_sharded(each)}
     of_place, asked = _items_by_place(items), _items_by_place(items[:n_asked])
     lost: list[str] = []
@@ -92,14 +107,16 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
 
     Raises:
         RuntimeError: the plan copies or calls, it leaves parameters out, or two of its tensors have one name.
+        ValueError: a part of a distributed tensor is filled that is no rectangle.
     """
     _must_be_plain(plan.items)
     if plan.unreached:
         raise InitRuntimeError(
             f"write: {names_line('parameters have no values: no row of the plan writes', plan.unreached)}"
         )
+    items = _for_whole_tensors(plan)
     tensors: dict[Place, tuple[str, torch.Tensor]] = {}
-    for item in plan.items:
+    for item in items:
         named = [(item.name, item.tensor)] if isinstance(item, Fill) else []
         named += [(entry.name, entry.tensor) for entry in item.entries] if isinstance(item, Replay) else []
         for name, tensor in named:
@@ -109,7 +126,7 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
         raise InitRuntimeError(
             "write: the plan has several tensors of one name: give the model with it, write(model, path, plan)"
         )
-    of_place = _items_by_place(plan.items)
+    of_place = _items_by_place(items)
     contents, lost = [], []
     for place, (name, tensor) in tensors.items():
         if (why := _why_not(tensor, of_place[place])) is not None:
@@ -119,6 +136,27 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
     if lost:
         raise InitRuntimeError(f"write: {names_line('tensors have no values that the plan knows', lost)}")
     return ToWrite(contents)
+
+
+def _for_whole_tensors(plan: Plan) -> list[Item]:
+    """Returns a plan's items, as one from a file has them: for whole tensors, in the dtypes that they were planned in.
+
+    Raises:
+        ValueError: a part of a distributed tensor is filled that is no rectangle.
+    """
+    new = {
+        tensor: torch.empty(tensor.shape, dtype=dtype, device="meta")
+        for tensor, dtype in plan.dtypes.items()
+        if is_sharded(tensor) or (tensor.dtype != dtype and not nn.parameter.is_lazy(tensor))
+    }
+    if not new:
+        return list(plan.items)
+    return [
+        fill_for(item, Held(item.name, new[item.tensor]), at, None)
+        if isinstance(item, Fill) and item.tensor in new
+        else rebound([item], new)[0]
+        for at, item in enumerate(plan.items)
+    ]
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -143,8 +181,8 @@ def _must_be_plain(items: Iterable[Item]) -> None:
 def _must_be_strided(named: Mapping[str, torch.Tensor]) -> None:
     if sharded := [name for name, each in named.items() if is_sharded(each)]:
         raise InitRuntimeError(
-            f"write: {names_line('tensors are distributed over ranks', sharded)}. Give the model before it is sharded: "
-            f"it has the same values, and needs no memory"
+            f"write: {names_line('tensors are distributed over ranks', sharded)}. Give the model before it is sharded, "
+            f"or its plan, write(fastinit.plan(model, ...), path): they have the same values, and need no memory"
         )
     others = {
         f"{name} ({type(each).__name__ if each.layout == torch.strided else each.layout})": None
@@ -175,30 +213,6 @@ def _why_not(owner: torch.Tensor | None, items: Sequence[Item]) -> str | None:
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _tied_names(model: nn.Module) -> set[str]:
-    """Returns the names that models of transformers tie to others, and do not write."""
-    path_of = {module: path for path, module in model.named_modules()}
-    found = ((path_of.get(module), attribute) for module, attribute in tied_to_others(model))
-    return {f"{path}.{attribute}" if path else attribute for path, attribute in found if path is not None}
-
-
-def _without_ties(named: Mapping[str, torch.Tensor], tied: set[str]) -> tuple[list[str], dict[str, str]]:
-    """Returns the names that are written, and those of the same tensors that are not.
-
-    Of several names the first by alphabet is written, as by safetensors' ``save_model``; in models of transformers one
-    that is not tied to another, as by ``save_pretrained``.
-    """
-    names_of: dict[Place, list[str]] = {}
-    for name, tensor in named.items():
-        if tensor.numel():
-            names_of.setdefault(place_of(tensor), []).append(name)
-    dropped: dict[str, str] = {}
-    for names in names_of.values():
-        keep = min([name for name in names if name not in tied] or names)
-        dropped.update({name: keep for name in sorted(names) if name != keep})
-    return [name for name in named if name not in dropped], dropped
 
 
 def _part_of(
@@ -287,15 +301,7 @@ def _parts(fill: Fill) -> list[tuple[Strided, Strided]] | None:
 
 def _cover(draws: Sequence[Draw], tensor: torch.Tensor) -> bool:
     """Tells whether fills write every element of a tensor."""
-    parts = [draw.part for draw in draws]
-    if any(part.numel == tensor.numel() and not part.overlaps_itself for part in parts):
-        return True
-    if all(part.is_dense for part in parts):
-        return not Strided.whole((tensor.numel(),)).minus((part.first, part.first + part.span) for part in parts)
-    seen = torch.zeros(tensor.numel(), dtype=torch.bool, device="cpu")
-    for part in parts:
-        seen.as_strided(part.shape, part.steps, part.first).fill_(True)
-    return bool(seen.all())
+    return covered([draw.part for draw in draws], tensor.numel())
 
 
 def _run(item: Item, tensor: torch.Tensor, made: torch.Tensor, scope: Scope) -> None:

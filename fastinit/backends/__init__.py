@@ -143,11 +143,15 @@ class Choice:
         """Tells whether it may choose otherwise than another."""
         return self.asked != other.asked or self.needed != other.needed
 
+    def placed(self, device: torch.device) -> torch.device:
+        """Returns the device for which the meta device stands, if that was said; any other as it is."""
+        return self._meta if self._meta is not None and device.type == "meta" else device
+
     def on(self, device: torch.device) -> str:
         """Returns the name of the backend for a device; only "auto" ever chooses."""
         if self.asked != AUTO:
             return self.asked
-        device = self._meta if self._meta is not None and device.type == "meta" else device
+        device = self.placed(device)
         if device not in self._on:
             able = (name for name in _PREFERRED.get(device.type, ()) if BACKENDS[name].why_not(device) is None)
             self._on[device] = next(able, "torch")

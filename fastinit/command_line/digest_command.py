@@ -35,12 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE")
     add_model_arguments(parser)
     add_backend_argument(parser)
+    parser.add_argument(
+        "--no-tied-names", action="store_true", help="state tied tensors of a MODEL once, as a checkpoint has them"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Runs it."""
-    found = digest_at(options.source, options, options.config)
+    found = digest_at(options.source, options, options.config, tied_names=not options.no_tied_names)
     if options.json:
         tell_json(found.to_json(indent=1))
     else:

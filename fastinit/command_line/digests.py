@@ -44,8 +44,13 @@ def _has_weights(names: set[str]) -> bool:
     return any(name.endswith(endings) for name in names)
 
 
-def digest_at(text: str, options: argparse.Namespace, config: str | None) -> Digest:
+def digest_at(text: str, options: argparse.Namespace, config: str | None, *, tied_names: bool = True) -> Digest:
     """Returns the digest that a file holds, or that of a checkpoint or of a model.
+
+    Args:
+        text: of the command line.
+        options, config: how a model is made.
+        tied_names: whether tied tensors of a model are stated under each of their names.
 
     Raises:
         CommandError: it is of a model, whose seed is missing.
@@ -59,10 +64,10 @@ def digest_at(text: str, options: argparse.Namespace, config: str | None) -> Dig
             raise CommandError(f"{text}: {error}", place=text, of=error) from None
     if is_checkpoint(text):
         return digest(text)
-    return _of_model(text, options, config)
+    return _of_model(text, options, config, tied_names)
 
 
-def _of_model(text: str, options: argparse.Namespace, config: str | None) -> Digest:
+def _of_model(text: str, options: argparse.Namespace, config: str | None, tied_names: bool) -> Digest:
     model = model_of(text)
     if options.seed is None:
         raise CommandError(f"{text} is a model: its initial values depend on a seed, so --seed is missing")
@@ -78,4 +83,4 @@ def _of_model(text: str, options: argparse.Namespace, config: str | None) -> Dig
     if rules is not None:
         with trusting(options, config):
             initialize(made, rules, backend=backend, seed=options.seed)
-    return digest(made)
+    return digest(made, tied_names=tied_names)

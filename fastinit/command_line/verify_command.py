@@ -25,9 +25,12 @@ HELP = "whether a checkpoint holds exactly what a plan says"
 TEXT = f"""\
 Draws again what a plan says and compares it with a checkpoint, bit for bit, in pieces: no copy of either is
 made.
-Exit code: 0 where the checkpoint holds all of it (but for tables that code computes, which are listed), 1
-where it does not, or where parts cannot be verified, 2 where it cannot be compared. Nothing of the checkpoint
-is run.
+Exit code: 0 where the checkpoint holds all of it (but for buffers: tables that code computes, and those that
+no row of the plan writes, which are listed), 1 where it does not, or where parts cannot be verified (such as
+parameters that no row writes), 2 where it cannot be compared. Nothing of the checkpoint is run.
+
+Another dtype than the plan's is a difference. With --rounded a checkpoint in another floating-point dtype
+must hold the plan's values, rounded to it.
 
 PLAN is a lock file; or a MODEL with --seed, which then must start as the backend cpp fills it. With --model
 the checkpoint is loaded into that model first (mapped, not copied), so that tied tensors count under each of
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN")
     parser.add_argument("--model", metavar="MODEL", help="whose checkpoint it is")
     add_model_arguments(parser)
+    parser.add_argument("--rounded", action="store_true", help="values that are rounded to another dtype hold")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -67,7 +71,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         hint = "" if text is not None else ". --model MODEL knows which names are tied, and those of wrappers"
         tell(f"{error}{hint}")
         return 1
-    found = verify(model, plan)
+    found = verify(model, plan, rounded=options.rounded)
     _tell(found, options)
     return 0 if found else 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ class KeptPlan:
         return None if scope.seed.value == plan.seed else plan.seed
 
     def _tell(self, held: Mapping[str, Held], scope: Scope, rule: str) -> None:
-        items = self.plan.items
+        items, dtypes = self.plan.items, self.plan.dtypes
         computed = [entry.name for item in items if isinstance(item, Replay) for entry in item.entries]
         if kept := [name for name in computed if name in held and not held[name].tensor.is_meta]:
             scope.warn_once(
@@ -85,9 +86,9 @@ class KeptPlan:
                 f"they have",
             )
         rounded = {
-            f"{item.name} ({_dtype(item.tensor.dtype)}, here {_dtype(held[item.name].tensor.dtype)})": None
+            f"{item.name} ({_dtype(dtypes[item.tensor])}, here {_dtype(held[item.name].tensor.dtype)})": None
             for item in items
-            if isinstance(item, Fill) and item.name in held and item.tensor.dtype != held[item.name].tensor.dtype
+            if isinstance(item, Fill) and item.name in held and dtypes[item.tensor] != held[item.name].tensor.dtype
         }
         if rounded:
             scope.warn_once(
@@ -183,7 +184,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequen
         RuntimeError: the plan writes names that the module lacks, the module has parameters that the plan does not
             know, or shapes or dtypes do not fit.
     """
-    wanted = dict(_written(plan.items))
+    wanted = _written(plan)
     if isinstance(prefix, str) and prefix:  # of a plan for the larger model, what belongs to this part of it
         dotted = prefix.removesuffix(".") + "."
         wanted = {name: item for name, item in wanted.items() if name.startswith(dotted)} or wanted
@@ -216,35 +217,44 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequen
     return held
 
 
-def _written(items: Sequence[Item]) -> list[tuple[str, tuple[torch.Tensor, bool]]]:
-    """Returns name, tensor, and whether its values are drawn, of what items write."""
-    found: dict[str, tuple[torch.Tensor, bool]] = {}
-    for item in items:
+class _Written(NamedTuple):
+    """A tensor as a plan has it."""
+
+    tensor: torch.Tensor
+    dtype: torch.dtype
+    is_drawn: bool
+
+
+def _written(plan: Plan) -> dict[str, _Written]:
+    """Returns by name what a plan's items write."""
+    found: dict[str, _Written] = {}
+    for item in plan.items:
         if isinstance(item, Fill):
-            drawn = item.is_drawn or found.get(item.name, (item.tensor, False))[1]
-            found[item.name] = item.tensor, drawn
+            drawn = item.is_drawn or (item.name in found and found[item.name].is_drawn)
+            found[item.name] = _Written(item.tensor, plan.dtypes[item.tensor], drawn)
         elif not isinstance(item, Call):
-            found.update((entry.name, (entry.tensor, False)) for entry in item.entries)
-    return list(found.items())
+            for entry in item.entries:
+                found[entry.name] = _Written(entry.tensor, plan.dtypes[entry.tensor], False)
+    return found
 
 
-def _difference(name: str, kept: tuple[torch.Tensor, bool], here: torch.Tensor) -> str:
-    tensor, drawn = kept
+def _difference(name: str, kept: _Written, here: torch.Tensor) -> str:
     if is_lazy(here):
         return f"{name} (lazy: it has no shape yet)"
-    if tensor.shape == here.shape and tensor.dtype == here.dtype:  # as nearly all are
+    if kept.tensor.shape == here.shape and kept.dtype == here.dtype:  # as nearly all are
         return ""
-    old, new = (_geometry(each) for each in (tensor, here))
-    if tensor.shape != here.shape:
+    old, new = _geometry(kept.tensor, kept.dtype), _geometry(here, here.dtype)
+    if kept.tensor.shape != here.shape:
         return f"{name} ({old} in the plan, {new} here)"
-    dtypes = {tensor.dtype, here.dtype}
-    if len(dtypes) == 1 or (all(each.is_floating_point for each in dtypes) and not (drawn and torch.float64 in dtypes)):
+    dtypes = {kept.dtype, here.dtype}
+    are_floats = all(each.is_floating_point for each in dtypes)
+    if are_floats and not (kept.is_drawn and torch.float64 in dtypes):
         return ""
     return f"{name} ({old} in the plan, {new} here, which has other numbers)"
 
 
-def _geometry(tensor: torch.Tensor) -> str:
-    return f"{'x'.join(map(str, tensor.shape)) or '()'} {_dtype(tensor.dtype)}"
+def _geometry(tensor: torch.Tensor, dtype: torch.dtype) -> str:
+    return f"{'x'.join(map(str, tensor.shape)) or '()'} {_dtype(dtype)}"
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InitAttributeError, InitRuntimeError, InitTypeError, InitValueError, locating
+from ..errors import InitAttributeError, InitRuntimeError, InitTypeError, InitValueError, if_path, locating
 from ..execution.calls import Step
 from ..execution.scope import Scope
 from ..plans import Item, Plan
@@ -73,7 +73,12 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
     """
     many = isinstance(init_cfg, list)
     if not (many or isinstance(init_cfg, (dict, Plan)) or _is_initializer(init_cfg)):
-        raise InitTypeError(f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}")
+        raise InitTypeError(
+            f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}",
+            hint=if_path(
+                init_cfg, ". fastinit.Plan.load(path) reads a plan from its file, json.load rules from theirs"
+            ),
+        )
     items = [(f"{where}[{index}]", item) for index, item in enumerate(init_cfg)] if many else [(where, init_cfg)]
     return [rule for place, item in items for rule in _parse_item(module, item, place)]
 
@@ -105,7 +110,10 @@ def _parse_item(module: nn.Module, item: Any, where: str) -> list[Rule]:
     with locating(where):
         if not isinstance(item, dict):
             if not isinstance(item, Plan) and not _is_initializer(item):
-                raise InitTypeError(f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}")
+                raise InitTypeError(
+                    f"a rule must be a dict or an initializer, but got {item!r} of {type(item)}",
+                    hint=if_path(item, ". fastinit.Plan.load(path) reads a plan from its file"),
+                )
             initializer = KeptPlan(item) if isinstance(item, Plan) else item
             return [Rule(where, initializer, module, isinstance(initializer, PretrainedInit))]
         if others := [key for key in item if not isinstance(key, str)]:

@@ -19,6 +19,7 @@ from ..errors import InitRuntimeError, kind_of, locating
 from ..logs import logger
 from ..naming import Prefix
 from ..plans import Call, Fill, Item
+from ..shards.agreement import check_groups
 from .collector import uncollected
 from .defaults import Strict
 from .done import Done
@@ -186,7 +187,9 @@ def open_call(
     try:
         _current.set(call)
         if outer is None and not dry and call.has_contract:
-            scope.seed.expect(scope.meshes())
+            meshes = scope.meshes()
+            check_groups(meshes)
+            scope.seed.expect(meshes)
         yield call
         if _current.get() is not call:
             raise InitRuntimeError(

@@ -45,6 +45,12 @@ def check(items: Iterable[Item], scope: Scope, *, needs_memory: bool = True) -> 
                 f"{describe(item.distribution)}: {reason}",
                 place=item.rule,
             )
+        if isinstance(item, Fill) and is_sharded(item.tensor) and item.is_drawn and _is_torchs(item, scope):
+            scope.torch_draws_on_mesh(item.rule, f"the parameter {item.name!r}", item.tensor.device)
+
+
+def _is_torchs(fill: Fill, scope: Scope) -> bool:
+    return not BACKENDS[scope.backends.of(fill)].IS_CONTRACT
 
 
 def ask_if_sharded(fill: Fill, scope: Scope) -> None:

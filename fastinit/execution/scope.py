@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backends import AUTO, BACKENDS, Choice
+from ..backends import AUTO, BACKENDS, Choice, device_type
 from ..contract.streams import check_seed
 from ..errors import InitRuntimeError, InitTypeError, warn_user
 from ..naming import Names, Prefix
@@ -142,9 +142,14 @@ class Scope:
             return names
         return {tensor: names[tensor] for tensor in self.root.parameters() if tensor in names}
 
-    def meshes(self) -> set[Any]:
-        """Returns the meshes of the distributed parameters and buffers under this call's own root."""
-        return {mesh_of(tensor) for tensor in self._tensors() if is_sharded(tensor)}
+    def meshes(self) -> dict[Any, list[str]]:
+        """Returns the meshes of the distributed parameters and buffers under this call's own root, with their names."""
+        found: dict[Any, list[str]] = {}
+        for tensor in self._tensors():
+            if is_sharded(tensor):
+                name = self.names.parameters().get(tensor) or self.names.buffers().get(tensor, "")
+                found.setdefault(mesh_of(tensor), []).append(name)
+        return found
 
     @property
     def devices(self) -> Set[torch.device]:
@@ -196,8 +201,34 @@ class Scope:
                 written.update(item.module.parameters())
         return [name for tensor, name in self.parameters().items() if tensor not in written]
 
-    def warn_once(self, where: str, message: str) -> None:
-        """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again."""
-        if message not in self.warned:
-            self.warned.add(message)
+    def warn_once(self, where: str, message: str, cause: str = "") -> None:
+        """Issues a UserWarning, for the same cause only once in an outermost call, wherever it comes up again.
+
+        Args:
+            where: the place, which is put in front.
+            message: what is wrong.
+            cause: what stands for all messages of one cause; "": the message does.
+        """
+        if (cause or message) not in self.warned:
+            self.warned.add(cause or message)
             warn_user(f"{where}: {message}")
+
+    def torch_draws_on_mesh(self, where: str, what: str, device: torch.device) -> None:
+        """Warns of a draw by torch into a distributed tensor if only "auto" chose torch; once in an outermost call.
+
+        Args:
+            where: the place that asks for the draw.
+            what: the tensor, as the message has it.
+            device: where it is.
+        """
+        device = self.backends.placed(device)
+        if self.backends.asked != AUTO or device.type == "meta":  # who plans without a device may fill on another
+            return
+        able = [name for name, each in BACKENDS.items() if each.IS_CONTRACT and device_type(name) == device.type]
+        hint = f": pass backend={' or '.join(map(repr, able))} for the same values on every mesh" if able else ""
+        self.warn_once(
+            where,
+            f"{what} is distributed over ranks, and 'auto' has torch draw it on {device.type!r}. What torch draws into "
+            f"distributed tensors depends on the mesh{hint}",
+            "torch draws on a mesh",
+        )

@@ -31,6 +31,7 @@ class CallSeed:
         """A contract backend may need one."""
         self._asked: dict[Any, list[str]] = outer._asked if outer is not None and shares_fills else {}
         """Mesh -> fills of its distributed tensors that its ranks have not agreed on yet."""
+        self._has_disagreed = False
 
     def keep(self, seed: int) -> None:
         """Takes the seed that a plan was kept with, where none was given and none drawn."""
@@ -59,21 +60,33 @@ class CallSeed:
         if self._asked:
             asked = dict(self._asked)
             self._asked.clear()
-            self._set(agreed_seed(asked, self._for_vote(), self._is_given))
+            try:
+                self._set(agreed_seed(asked, self._for_vote(), self._is_given))
+            except BaseException:
+                self._note_disagreement()
+                raise
 
     def expect(self, meshes: Iterable[Any]) -> None:
         """Notes meshes whose ranks agree before anything is written, even if nothing of theirs is filled here."""
         for mesh in meshes:
             self._asked.setdefault(mesh, [])
 
+    def _note_disagreement(self) -> None:
+        self._has_disagreed = True
+        if self._outer is not None:
+            self._outer._note_disagreement()
+
     def abandon(self, error: BaseException) -> bool:
-        """Tells the ranks that are going to agree with this one that it has failed; returns whether there are any."""
+        """Tells the ranks that are going to agree with this one that it has failed.
+
+        Returns whether others fill nothing: there are such ranks, or they have failed to agree before.
+        """
         if not self._asked:
-            return False
+            return self._has_disagreed
         asked = dict(self._asked)
         self._asked.clear()
-        problem = f"rank {torch.distributed.get_rank()} failed with {kind_of(error)}: {str(error)[:500]}"
         try:
+            problem = f"rank {torch.distributed.get_rank()} failed with {kind_of(error)}: {str(error)[:500]}"
             agreed_seed(asked, 0, self._is_given, problem)
         except Exception as other:  # the caller has an error of its own to raise
             logger.warning("the other ranks could not be told of it: %s", other)

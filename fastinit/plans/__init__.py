@@ -4,7 +4,7 @@ A plan is a sequence of items (``Fill``, ``Copy``, ``Replay``, ``Call``) in the 
 """
 
 from .alike import html_of_what_counts, what_counts
-from .coverage import written_in_full
+from .coverage import covered, written_in_full
 from .differences import PlanDiff
 from .digests import Digest, DigestDiff, TensorDigest
 from .distributions import (
@@ -29,7 +29,19 @@ from .distributions import (
     real_number,
 )
 from .geometry import Region, Strided, byte_span, may_overlap, row_major
-from .items import Box, Call, Copy, CopyEntry, Fill, Item, LoadResult, Replay, ReplayEntry, n_bytes_of, tensors_of
+from .items import (
+    Box,
+    Call,
+    Copy,
+    CopyEntry,
+    Fill,
+    Item,
+    LoadResult,
+    Replay,
+    ReplayEntry,
+    n_bytes_of,
+    tensors_of,
+)
 from .planned import Plan
 from .rows import COLUMNS, MAX_ROWS, Row, in_the_end, row_json, rows_of
 from .texts import MAX_NAMES, names_line, notes_of, nothing_copied
@@ -69,6 +81,7 @@ __all__ = [
     "TruncatedNormal",
     "Uniform",
     "byte_span",
+    "covered",
     "describe",
     "html_of_what_counts",
     "in_the_end",

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 
 import torch
 
-from .geometry import Region
+from .geometry import Region, Strided
 from .items import Fill, Item, tensors_of
 
 
@@ -34,6 +34,18 @@ def covers(regions: Sequence[Region], shape: Sequence[int]) -> bool:
             of_dim |= {start, start + size}
     cells = product(*(pairwise(sorted(of_dim)) for of_dim in bounds))
     return all(any(_holds(region, cell) for region in regions) for cell in cells)
+
+
+def covered(parts: Sequence[Strided], n_elements: int) -> bool:
+    """Tells whether every element of a tensor is in one of the parts, which are row-major indices."""
+    if any(part.numel == n_elements and not part.overlaps_itself for part in parts):
+        return True
+    if all(part.is_dense for part in parts):
+        return not Strided.whole((n_elements,)).minus((part.first, part.first + part.span) for part in parts)
+    seen = torch.zeros(n_elements, dtype=torch.bool, device="cpu")
+    for part in parts:
+        seen.as_strided(part.shape, part.steps, part.first).fill_(True)
+    return bool(seen.all())
 
 
 def _holds(region: Region, cell: Sequence[tuple[int, int]]) -> bool:

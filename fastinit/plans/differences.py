@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .alike import collapsed, with_ranges
 from .items import Call, Fill, Item
 from .lock_file import geometry_of, live
@@ -90,11 +92,17 @@ def _change(old: Row, new: Row) -> str:
 # --- finding it -----------------------------------------------------------------------------------------------------
 
 
-def effects_of(items: Sequence[Item], backends: Sequence[str]) -> dict[Key, tuple[Hashable, Row]]:
-    """Returns what items do in the end: for each part of each tensor what is compared, and the row that shows it."""
+def effects_of(
+    items: Sequence[Item], backends: Sequence[str], dtypes: Mapping[torch.Tensor, torch.dtype]
+) -> dict[Key, tuple[Hashable, Row]]:
+    """Returns what items do in the end: for each part of each tensor what is compared, and the row that shows it.
+
+    Args:
+        items, backends, dtypes: as for ``rows_of``.
+    """
     alive = live(items)
     backend_of = {id(item): backend for item, backend in zip(items, backends)}
-    rows = iter(rows_of(alive, [backend_of[id(item)] for item in alive]))
+    rows = iter(rows_of(alive, [backend_of[id(item)] for item in alive], dtypes))
     found: dict[Key, tuple[Hashable, Row]] = {}
     for item in alive:
         if isinstance(item, Fill):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from ..errors import InitValueError
+from ..errors import InitTypeError, InitValueError
 from .rows import MAX_ROWS
 from .texts import names_line
 
@@ -70,6 +70,9 @@ class DigestDiff:
     """Name, and dtype and shape in the first and the second."""
     values: tuple[str, ...] = ()
     """The same dtype and shape, and other values."""
+    equal: tuple[tuple[str, str], ...] = ()
+    """Each name of ``added`` and ``removed`` with one that both have and that holds the same there: it may be tied to
+    it, and left out of a checkpoint for that."""
 
     def __bool__(self) -> bool:
         return any((self.added, self.removed, self.renamed, self.forms, self.values))
@@ -77,14 +80,24 @@ class DigestDiff:
     def __str__(self) -> str:
         pairs = [f"{old} -> {new}" for old, new in self.renamed]
         forms = [f"{name} ({old} -> {new})" for name, old, new in self.forms]
+        equal = dict(self.equal)
+        added, removed = (
+            [f"{name} (holds what {equal[name]} does)" if name in equal else name for name in names]
+            for names in (self.added, self.removed)
+        )
         lists = {
             "tensors with other values": self.values,
             "tensors of another dtype or shape": forms,
             "renamed tensors": pairs,
-            "added tensors": self.added,
-            "removed tensors": self.removed,
+            "added tensors": added,
+            "removed tensors": removed,
         }
         lines = [names_line(what, names) for what, names in lists.items() if names]
+        if equal:
+            lines.append(
+                "  (of tied names a checkpoint may have one only; digest(model, tied_names=False), or fastinit digest "
+                "--no-tied-names, states that one)"
+            )
         return "\n".join(lines) if lines else "no difference"
 
 
@@ -129,17 +142,37 @@ class Digest:
         return hash(self.total)
 
     def diff(self, other: Digest) -> DigestDiff:
-        """Returns what differs in ``other``, name by name."""
+        """Returns what differs in ``other``, name by name.
+
+        Raises:
+            TypeError: ``other`` is no digest.
+        """
+        if not isinstance(other, Digest):
+            raise InitTypeError(
+                f"diff needs another digest, but got {type(other)}",
+                hint=": fastinit.digest(...) makes one of a model, a state dict or the path of a checkpoint",
+            )
         mine, others = self.tensors, other.tensors
         added, removed = [name for name in others if name not in mine], [name for name in mine if name not in others]
         renamed = _renamed({name: mine[name] for name in removed}, {name: others[name] for name in added})
+        new_names = set(renamed.values())
         both = [(name, mine[name], others[name]) for name in mine if name in others]
+        same: dict[TensorDigest, str] = {}
+        for name, a, b in both:
+            if a == b:
+                same.setdefault(a, name)
         return DigestDiff(
-            added=tuple(name for name in added if name not in renamed.values()),
+            added=tuple(name for name in added if name not in new_names),
             removed=tuple(name for name in removed if name not in renamed),
             renamed=tuple(renamed.items()),
             forms=tuple((name, a.form, b.form) for name, a, b in both if a.form != b.form),
             values=tuple(name for name, a, b in both if a.form == b.form and a.hex != b.hex),
+            equal=tuple(
+                (name, same[each])
+                for names, tensors in ((added, others), (removed, mine))
+                for name in names
+                if name not in renamed and name not in new_names and (each := tensors[name]) in same
+            ),
         )
 
     # --- text ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Union
 
@@ -215,6 +215,17 @@ def tensors_of(item: Item) -> list[torch.Tensor]:
     if isinstance(item, Fill):
         return [item.tensor]
     return [] if isinstance(item, Call) else [entry.tensor for entry in item.entries]
+
+
+def dtypes_of(items: Iterable[Item]) -> dict[torch.Tensor, torch.dtype]:
+    """Returns the dtypes of the tensors that items are known to write: ``module.to()`` changes them in place."""
+    found: dict[torch.Tensor, torch.dtype] = {}
+    for item in items:
+        if isinstance(item, Fill):
+            found[item.tensor] = item.tensor.dtype
+        else:
+            found.update((tensor, tensor.dtype) for tensor in tensors_of(item))
+    return found
 
 
 def n_bytes_of(item: Item) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,17 +85,18 @@ def why_not_exact(items: Sequence[Item], backends: Sequence[str], numbers: str, 
     return ""
 
 
-def text_of(contents: Contents, *, has_digests: bool) -> str:
+def text_of(contents: Contents, dtypes: Mapping[torch.Tensor, torch.dtype], *, has_digests: bool) -> str:
     """Returns the text of the file, one item a line, so that a change of a plan is a change of a few lines.
 
     Args:
         contents: of the plan.
+        dtypes: of the items' tensors in the plan.
         has_digests: read the checkpoints, and note what they hold.
 
     Raises:
         ValueError: an item cannot be written down; the message names it.
     """
-    lines = [json.dumps(_record(item, has_digests), **_HOW) for item in contents.items]
+    lines = [json.dumps(_record(item, dtypes, has_digests), **_HOW) for item in contents.items]
     head = {"fastinit_lock": VERSION, "numbers": contents.numbers, "seed": contents.seed}
     text = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, **_HOW)}" for key, value in head.items())
     text += ',\n"unreached": ' + json.dumps(list(contents.unreached), **_HOW)
@@ -118,29 +119,31 @@ def write(path: str | os.PathLike[str], text: str) -> None:
 # --- records --------------------------------------------------------------------------------------------------------
 
 
-def _record(item: Item, has_digests: bool) -> dict[str, Any]:
+def _record(item: Item, dtypes: Mapping[torch.Tensor, torch.dtype], has_digests: bool) -> dict[str, Any]:
     if isinstance(item, Fill):
-        return _fill_record(item)
+        return _fill_record(item, dtypes)
     if isinstance(item, Call):
         return {"do": "call", "call": item.label, "rule": item.rule, "info": item.info}
     if isinstance(item, Replay):
-        tensors = [{**_tensor(each.name, each.tensor, each.tensor.shape), "by": each.info} for each in item.entries]
+        tensors = [
+            {**_tensor(each.name, dtypes[each.tensor], each.tensor.shape), "by": each.info} for each in item.entries
+        ]
         return {"do": "compute", "tensors": tensors, "rule": item.rule, "info": item.info}
     if item.why_not_kept:
         raise InitValueError(
             f"{item.rule}: a file cannot hold this request for a checkpoint: {item.why_not_kept}", place=item.rule
         )
     digests = item.digests() if has_digests else {}
-    tensors = [_copy_record(entry, digests.get(entry.name)) for entry in item.entries]
+    tensors = [_copy_record(entry, dtypes[entry.tensor], digests.get(entry.name)) for entry in item.entries]
     asked = {"module": item.path, "request": dict(item.request)}
     return {"do": "copy", **asked, "tensors": tensors, "rule": item.rule, "info": item.info}
 
 
-def _fill_record(fill: Fill) -> dict[str, Any]:
+def _fill_record(fill: Fill, dtypes: Mapping[torch.Tensor, torch.dtype]) -> dict[str, Any]:
     tensor, part, numbers = fill.tensor, *geometry_of(fill)
     values = {"kind": _kind(fill.distribution)}
     values |= {name: number_text(value) for name, value in numbers_of(fill.distribution).items()}
-    record = {"do": "fill", **_tensor(fill.name, tensor, tensor.shape), "values": values}
+    record = {"do": "fill", **_tensor(fill.name, dtypes[tensor], tensor.shape), "values": values}
     if part is not None:
         record["part"] = {"first": part.first, "shape": list(part.shape), "steps": list(part.steps)}
     if numbers is not None and fill.is_drawn:
@@ -152,12 +155,12 @@ def _fill_record(fill: Fill) -> dict[str, Any]:
     return {**record, "rule": fill.rule, "info": fill.info}
 
 
-def _tensor(name: str, tensor: torch.Tensor, shape: Iterable[int]) -> dict[str, Any]:
-    return {"name": name, "shape": list(shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+def _tensor(name: str, dtype: torch.dtype, shape: Iterable[int]) -> dict[str, Any]:
+    return {"name": name, "shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _copy_record(entry: CopyEntry, digest: str | None) -> dict[str, Any]:
-    return {**_tensor(entry.name, entry.tensor, entry.shape), "key": entry.name_in_file, "sha256": digest}
+def _copy_record(entry: CopyEntry, dtype: torch.dtype, digest: str | None) -> dict[str, Any]:
+    return {**_tensor(entry.name, dtype, entry.shape), "key": entry.name_in_file, "sha256": digest}
 
 
 def _kind(distribution: Distribution) -> str:

@@ -70,7 +70,7 @@ def _contents(document: object) -> Contents:
     known = _Known()
     items = [known.item(Fields(each, f"items[{i}]")) for i, each in enumerate(fields.values("items"))]
     fields.end()
-    if both := [name for name in unreached if name in known.tensors]:
+    if both := [name for name in unreached if name in known.whole]:
         raise RefusedError(f"unreached: {both[0]!r} is written by an item")
     if order and set(order) != known.tensors.keys():
         raise RefusedError(f"order: expected all names that items write, each once, but got {shown(order)}")
@@ -85,6 +85,8 @@ class _Known:
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
+        self.whole: set[str] = set()
+        """Of those that one item writes as a whole. What parts leave of others is not asked: a file may have many."""
         self._copied: set[str] = set()
 
     def item(self, fields: Fields) -> Item:
@@ -127,6 +129,7 @@ class _Known:
         record = fields.optional("part")
         name, tensor = self.tensor(fields, may_be_known=record is not None)
         if record is None:
+            self.whole.add(name)
             self._copied.discard(name)
         whole = Strided.whole(tensor.shape)
         part = whole if record is None else fields.part("part", record, tensor)
@@ -157,6 +160,7 @@ class _Known:
 
     def _computed(self, fields: Fields) -> ReplayEntry:
         name, tensor = self.tensor(fields)
+        self.whole.add(name)
         entry = ReplayEntry(name, tensor, fields.text("by"))
         fields.end()
         return entry
@@ -166,6 +170,7 @@ class _Known:
         entries, digests = [], {}
         for each in fields.records("tensors"):
             name, tensor = self.tensor(each)
+            self.whole.add(name)
             self._copied.add(name)
             entries.append(CopyEntry(name, tensor, each.text("key"), tuple(tensor.shape)))
             digest = each.take("sha256")

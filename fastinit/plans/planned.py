@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..errors import InitTypeError, InitValueError
+from ..errors import InitTypeError, InitValueError, if_path
 from . import lock_file, lock_reader
 from .alike import html_of_what_counts, what_counts
 from .differences import PlanDiff, between, effects_of
-from .items import Copy, Fill, Item
+from .items import Copy, Fill, Item, dtypes_of
 from .rows import MAX_ROWS, Row, in_the_end, row_json, rows_of
 from .texts import notes_of
 
@@ -44,6 +44,11 @@ class Plan:
     """The model's parameters and buffers, in its order."""
     order: tuple[str, ...] = field(default=(), repr=False)
     """In a plan from a file: what its rows write, in the model's order, where that is not the order of the rows."""
+    dtypes: Mapping[torch.Tensor, torch.dtype] = field(init=False, repr=False)
+    """Of the items' tensors when the plan was made: casting a model changes its parameters in place."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtypes", dtypes_of(self.items))
 
     def __deepcopy__(self, memo: object) -> Plan:
         return self  # immutable: the configs of a tree, which are copied, may hold one with a whole model's tensors
@@ -51,7 +56,7 @@ class Plan:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The items as plain data, a row for each tensor or call, in the order in which they take effect."""
-        rows = rows_of(self.items, self.backends)
+        rows = rows_of(self.items, self.backends, self.dtypes)
         if self.device is None:
             return rows
         device = str(self.device)
@@ -112,7 +117,10 @@ class Plan:
             False
         """
         if not isinstance(other, Plan):
-            raise InitTypeError(f"diff needs another plan, but got {type(other)}")
+            raise InitTypeError(
+                f"diff needs another plan, but got {type(other)}",
+                hint=if_path(other, ": fastinit.Plan.load(path) reads one from a file"),
+            )
         draws: dict[str, Any] = {}
         pair = [each for each in (self, other) if any(isinstance(i, Fill) and i.is_drawn for i in each.items)]
         if len(pair) == 2:
@@ -120,7 +128,7 @@ class Plan:
                 draws["numbers"] = self._drawn_numbers, other._drawn_numbers
             if self.seed != other.seed:
                 draws["seed"] = self.seed, other.seed
-        old, new = (effects_of(each._in_order(each.items), each.backends) for each in (self, other))
+        old, new = (effects_of(each._in_order(each.items), each.backends, each.dtypes) for each in (self, other))
         return between(old, new, **draws)
 
     @property
@@ -179,7 +187,7 @@ class Plan:
         items = tuple(self._in_order(alive))
         order = lock_file.order_of(items, self.names) if self.names else self.order
         contents = lock_file.Contents(items, numbers, self.seed, self.unreached, order)
-        return lock_file.text_of(contents, has_digests=exact)
+        return lock_file.text_of(contents, self.dtypes, has_digests=exact)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:

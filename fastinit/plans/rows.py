@@ -44,11 +44,20 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+_AS_THEY_ARE: Mapping[torch.Tensor, torch.dtype] = {}
 _device_name = lru_cache(maxsize=256)(str)
 
 
-def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
-    """Returns the rows of the items, one for each tensor or call, in order; ``backends`` are those of the items."""
+def rows_of(
+    items: Sequence[Item], backends: Sequence[str], dtypes: Mapping[torch.Tensor, torch.dtype] = _AS_THEY_ARE
+) -> tuple[Row, ...]:
+    """Returns the rows of the items, one for each tensor or call, in order.
+
+    Args:
+        items: in order.
+        backends: of the items.
+        dtypes: of their tensors, where these may have another one now.
+    """
     last: dict[int, int] = {}  # tensor -> index of the last row that writes it
     n_rows = 0
     for item in items:
@@ -74,7 +83,9 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
             if item.stream:
                 text += f", the values of {item.stream}"
             rows.append(
-                _tensor_row(item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced)
+                _tensor_row(
+                    item, item.name, item.shape, item.tensor, "fill", dict(values), text, backend, replaced, dtypes
+                )
             )
         elif isinstance(item, Copy) and item.unknown:
             values = {"kind": "copy", "checkpoint": item.source, "key": None}
@@ -86,14 +97,16 @@ def rows_of(items: Sequence[Item], backends: Sequence[str]) -> tuple[Row, ...]:
                 text = f"copy of {entry.name_in_file} in {item.source}"
                 replaced = last[id(entry.tensor)] > len(rows)
                 rows.append(
-                    _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced)
+                    _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced, dtypes)
                 )
         elif isinstance(item, Replay):
             for made in item.entries:
                 replaced = last[id(made.tensor)] > len(rows)
                 values = {"kind": "compute", "by": made.info}
                 text, shape = f"computed: {made.info}", tuple(made.tensor.shape)
-                rows.append(_tensor_row(item, made.name, shape, made.tensor, "compute", values, text, "", replaced))
+                rows.append(
+                    _tensor_row(item, made.name, shape, made.tensor, "compute", values, text, "", replaced, dtypes)
+                )
         else:
             values = {"kind": "call", "call": item.label}
             rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))
@@ -127,8 +140,9 @@ def _tensor_row(
     description: str,
     backend: str,
     replaced: bool,
+    dtypes: Mapping[torch.Tensor, torch.dtype],
 ) -> Row:
-    dtype, device = _dtype_name(tensor.dtype), _device_name(tensor.device)
+    dtype, device = _dtype_name(dtypes.get(tensor, tensor.dtype)), _device_name(tensor.device)
     return Row(name, shape, dtype, device, action, values, description, item.rule, item.info, backend, replaced)
 
 

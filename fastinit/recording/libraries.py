@@ -13,21 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tied_names import pretrained_model
+
 # PyTorch's convention, and its older form.
 _RESETS = ("reset_parameters", "_reset_parameters")
 # Functions of torch.nn.init that draw, and do nothing at all to a tensor on the meta device (in some releases).
 _SKIP_META = ("orthogonal_", "sparse_", "dirac_", "eye_")
 
 
-def _pretrained_model() -> Any:
-    """Returns transformers' class of models, a class without instances where it has not been imported."""
-    transformers = sys.modules.get("transformers.modeling_utils")
-    return getattr(transformers, "PreTrainedModel", ())
-
-
 def model_class() -> Any:
     """Returns transformers' class of models whose ``init_weights`` leaves initialization out, None without one."""
-    kind = _pretrained_model()
+    kind = pretrained_model()
     return kind if isinstance(kind, type) and hasattr(kind, "init_weights") else None
 
 
@@ -75,7 +71,7 @@ def asks_to_leave_out(frame: FrameType) -> bool:
 
 def initialize_like_its_library(root: nn.Module) -> None:
     """Runs the initialization that a model of transformers has left out, and that could not be done where it was."""
-    kind = _pretrained_model()
+    kind = pretrained_model()
     for module in root.modules() if kind else ():
         if isinstance(module, kind) and hasattr(module, "initialize_weights"):
             is_meta = any(parameter.is_meta for parameter in module.parameters())
@@ -93,7 +89,7 @@ def models_own_code(root: nn.Module) -> dict[nn.Module, Callable[[], object]]:
 
     Children come before their parents, which may set what belongs to a child.
     """
-    kind = _pretrained_model()
+    kind = pretrained_model()
     found: dict[nn.Module, Callable[[], object]] = {}
 
     def visit(module: nn.Module, model: Any) -> None:
@@ -111,24 +107,7 @@ def models_own_code(root: nn.Module) -> dict[nn.Module, Callable[[], object]]:
 
 def is_pretrained(module: nn.Module) -> bool:
     """Tells whether a module is a model of transformers, whose init ``models_own_code`` knows."""
-    return isinstance(module, _pretrained_model())
-
-
-def tied_to_others(root: nn.Module) -> set[tuple[nn.Module, str]]:
-    """Returns the places (module, attribute) of parameters that models of transformers tie to others."""
-    found: set[tuple[nn.Module, str]] = set()
-    for model in root.modules():
-        if not isinstance(model, _pretrained_model()):
-            continue
-        # By release: all of them with what they are tied to, or the names of those that are tied.
-        names = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()
-        for name in names:
-            path, _, attribute = name.rpartition(".")
-            try:
-                found.add((model.get_submodule(path), attribute))
-            except AttributeError:  # a pattern, or a part that this model does not have
-                continue
-    return found
+    return isinstance(module, pretrained_model())
 
 
 def _initialize(model: Any, module: nn.Module) -> None:

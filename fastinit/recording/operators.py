@@ -234,6 +234,8 @@ class Operators:
             return False  # no contract backend can; with memory it would be torch's
         if is_sharded(tensor):
             if not wait:
+                if is_drawn(values) and not is_contract:
+                    scope.torch_draws_on_mesh(where(), f"a tensor of shape {tuple(tensor.shape)}", device)
                 return False  # torch takes it apart, and what it does to the part that is here comes by
             scope.seed.ask(mesh_of(tensor), f"{tuple(tensor.shape)} {tensor.dtype} {values!r}")
         before = self.book.writes_at(place)

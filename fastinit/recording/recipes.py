@@ -16,7 +16,7 @@ from ..execution.reports import Report
 from ..execution.scope import Scope
 from ..execution.writes import PendingFill
 from ..naming import Names, Prefix, join, renamed, walk
-from ..plans import Fill, Item, Replay, ReplayEntry, Strided, describe, is_drawn
+from ..plans import Fill, Item, Replay, ReplayEntry, Strided, describe, is_drawn, names_line
 from ..plans.arithmetic import Chain
 from ..shards.dtensor import is_sharded
 from .journal import Computed, Journal, Ref, compute
@@ -90,18 +90,19 @@ class Recipe:
         """Returns the item that computes tensors.
 
         Raises:
-            RuntimeError: one of them has another shape than when it was recorded, or is distributed.
+            RuntimeError: some of them have another shape than when they were recorded, or are distributed; they are
+                named.
         """
         how = {entry.name: made for entry, made in entries}
+        if sharded := [f"{entry.name} ({made.info})" for entry, made in entries if is_sharded(entry.tensor)]:
+            what = "distributed tensors are computed, which cannot be done for a part of one"
+            raise InitRuntimeError(
+                names_line(what, sharded), hint=". Give them values by rules, or materialize before sharding"
+            )
         for entry, made in entries:
-            if is_sharded(entry.tensor):
-                raise InitRuntimeError(
-                    f"{rule}: {entry.name!r} is computed ({made.info}), which cannot be done for a part of a "
-                    f"distributed tensor. Give it values by a rule, or materialize before sharding"
-                )
             if tuple(entry.tensor.shape) != made.ref.place.shape:
                 raise InitRuntimeError(
-                    f"recipe: {entry.name!r} was recorded with shape {made.ref.place.shape}, but is "
+                    f"{entry.name!r} was recorded with shape {made.ref.place.shape}, but is "
                     f"{tuple(entry.tensor.shape)} here"
                 )
 

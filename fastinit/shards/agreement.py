@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import InitRuntimeError
+from ..plans import names_line
 
 # A drawn seed and problems are passed on among ranks that share a mesh, in the first rounds; in the last they compare.
 # Two are enough for the meshes of a grid and for chains of two.
@@ -53,13 +54,15 @@ def agreed_seed(asked: Mapping[Any, Sequence[str]], seed: int, is_given: bool, p
     ours = [mesh for mesh in asked if mesh.get_coordinate() is not None]
     # All ranks must come to their meshes in one order, or they would wait for each other.
     left = sorted(ours, key=lambda mesh: (-mesh.mesh.numel(), mesh.mesh.flatten().tolist()))
+    for mesh in left:
+        groups_of(mesh, asked[mesh])
     rank = torch.distributed.get_rank() if left else 0
     origin, found, where = rank, problem, left[0] if left else None
     for i in range(_ROUNDS):
         for mesh in tuple(left):
             digest = hashlib.blake2b("\n".join(asked[mesh]).encode(), digest_size=16).hexdigest()
             vote = _Vote(seed, is_given, origin, digest, len(asked[mesh]), len(ours), rank, found)
-            result, is_alone = _vote(mesh, vote, must_be_same=i == _ROUNDS - 1)
+            result, is_alone = _vote(mesh, vote, asked[mesh], must_be_same=i == _ROUNDS - 1)
             if result.problem and not found:
                 found, where = result.problem, mesh
             seed, origin = result.seed, result.origin
@@ -72,6 +75,43 @@ def agreed_seed(asked: Mapping[Any, Sequence[str]], seed: int, is_given: bool, p
 
 
 Found = TypeVar("Found")
+
+
+def check_groups(distributed_over: Mapping[Any, Sequence[str]]) -> None:
+    """Makes sure that this rank can talk to the others of its meshes.
+
+    Args:
+        distributed_over: for each mesh the names of its tensors.
+
+    Raises:
+        RuntimeError: the process group of a mesh is gone; it has been destroyed.
+    """
+    for mesh, names in distributed_over.items():
+        if mesh.get_coordinate() is not None:
+            groups_of(mesh, names)
+
+
+def groups_of(mesh: Any, names: Sequence[str]) -> list[Any]:
+    """Returns the process groups of a mesh, of which this rank is a part, dimension by dimension.
+
+    Args:
+        mesh: the mesh.
+        names: its tensors, or what is to be done with them, for the message.
+
+    Raises:
+        RuntimeError: they are gone.
+    """
+    try:
+        groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
+        for group in (*groups, None):  # the default one has the rank's number
+            torch.distributed.get_backend(group)
+    except (RuntimeError, ValueError) as error:
+        raise InitRuntimeError(
+            f"the process group of {mesh} is gone ({error}), so that its ranks cannot agree on what they hold of "
+            f"{names_line('tensors', names) if names else 'its tensors'}",
+            hint=". Call this before torch.distributed.destroy_process_group()",
+        ) from None
+    return groups
 
 
 def merged(meshes: Iterable[Any], found: Found, merge: Callable[[Found, Found], Found]) -> Found:
@@ -95,17 +135,11 @@ def merged(meshes: Iterable[Any], found: Found, merge: Callable[[Found, Found], 
     return found
 
 
-def _vote(mesh: Any, vote: _Vote, *, must_be_same: bool) -> tuple[_Vote, bool]:
+def _vote(mesh: Any, vote: _Vote, fills: Sequence[str], *, must_be_same: bool) -> tuple[_Vote, bool]:
     """Returns the vote of a mesh, and whether none of its ranks has another mesh to agree on."""
     distributed = torch.distributed
-    try:
-        groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
-        is_planned = distributed.get_backend(groups[0]) == "fake"  # one process that plans for many
-    except (RuntimeError, ValueError) as error:
-        raise InitRuntimeError(
-            f"the process group of {mesh} is gone, so that its ranks cannot agree on what they fill: {error}"
-        ) from None
-    if is_planned:
+    groups = groups_of(mesh, fills)
+    if distributed.get_backend(groups[0]) == "fake":  # one process that plans for many
         return vote, True
     is_alone = vote.n_meshes == 1
     for group in groups:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..errors import InitRuntimeError
+from ..errors import InitRuntimeError, locating
+from .agreement import check_groups
 from .dtensor import mesh_of
 
 _BITS = 64
@@ -27,8 +28,11 @@ def check_ranks(tensors: Mapping[str, Any], problem: str) -> None:
     Raises:
         RuntimeError: another rank has a problem, or other tensors.
     """
+    by_mesh = _by_mesh(tensors)
+    with locating("digest", is_place=False):
+        check_groups(dict(by_mesh))
     found = problem and f"rank {torch.distributed.get_rank()}: {problem}"
-    for mesh, names in _by_mesh(tensors):
+    for mesh, names in by_mesh:
         lines = [
             f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} {_placed(tensors[name])}" for name in names
         ]
@@ -114,11 +118,7 @@ def _device(mesh: Any) -> torch.device:
 
 
 def _group(mesh: Any, dim: int) -> Any:
-    try:
-        group = mesh.get_group(dim)
-        is_planned = torch.distributed.get_backend(group) == "fake"  # one process that plans for many
-    except (RuntimeError, ValueError) as error:
-        raise InitRuntimeError(f"digest: the process group of {mesh} is gone: {error}") from None
-    if is_planned:
+    group = mesh.get_group(dim)
+    if torch.distributed.get_backend(group) == "fake":  # one process that plans for many
         raise InitRuntimeError(f"digest: the process group of {mesh} is fake: the values of other ranks are nowhere")
     return group

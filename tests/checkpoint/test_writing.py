@@ -198,6 +198,15 @@ def test_values_of_another_place_in_the_stream_are_drawn_for_any_range() -> None
         assert same_bits(memory, expected[first:stop])
 
 
+def test_a_plan_is_written_in_the_dtypes_that_it_was_made_with(tmp_path: Path) -> None:
+    model = plain()
+    rules = [dict(type="Normal", std=1, param="*"), dict(type="Uniform", param="0.weight[0:2]")]
+    plan = fastinit.plan(model, rules, backend="cpp", seed=3)
+    expected = fastinit.write(plan, tmp_path / "before")[0].read_bytes()
+    model.bfloat16()  # changes the parameters that the plan holds
+    assert fastinit.write(plan, tmp_path / "after")[0].read_bytes() == expected
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

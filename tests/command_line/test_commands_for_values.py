@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from pathlib import Path
 
 import needs
@@ -106,6 +107,15 @@ def test_a_digest_of_a_model_counts_its_config(capsys):
     assert sorted(out.splitlines()) == sorted(told(["digest", "out"], capsys).splitlines())
 
 
+def test_a_digest_of_a_model_may_have_the_names_of_its_checkpoint(capsys):
+    told(["write", "models.py:tied", "tied", *SEED], capsys)
+    for how, names in (([], {"0.weight", "1.weight"}), (["--no-tied-names"], {"0.weight"})):
+        out = json.loads(told(["digest", "models.py:tied", "--json", *how, *SEED], capsys))
+        assert set(out["tensors"]) == names
+    Path("kept").write_text(told(["digest", "models.py:tied", *SEED], capsys))
+    assert "1.weight (holds what 0.weight does)" in told(["diff", "kept", "tied"], capsys, 1)
+
+
 def test_a_digest_of_a_model_needs_a_seed(capsys):
     assert "--seed is missing" in told(["digest", "models.py:make"], capsys, 2)
 
@@ -142,6 +152,23 @@ def test_one_changed_bit_is_found(written, lock, capsys):
     assert "1 differ:\n  2.weight from index (3, 4) on:" in out
     document = json.loads(told(["verify", "other.safetensors", lock, "--json"], capsys, 1))
     assert document["differs"][0]["index"] == [3, 4]
+
+
+def test_another_dtype_is_a_difference_unless_it_is_said_otherwise(written, lock, capsys):
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(written).items()}, "narrow.safetensors")
+    out = told(["verify", "narrow.safetensors", lock], capsys, 1)
+    assert "14 in dtype, torch.float32 expected, torch.bfloat16 found: 0.bias" in out and "--rounded" in out
+    assert "14 of them hold it rounded" in told(["verify", "narrow.safetensors", lock, "--rounded"], capsys)
+
+
+def test_parameters_that_no_row_writes_end_with_1_and_are_named(written, capsys):
+    model = runpy.run_path("models.py")["make"]()
+    plan = fastinit.plan(model, dict(type="Normal", std=1, param="[1-5].*"), backend="cpp", seed=3)
+    fastinit.initialize(model, plan)
+    plan.save("some.plan.json")
+    save_file(model.state_dict(), "some.safetensors")
+    out = told(["verify", "some.safetensors", "some.plan.json"], capsys, 1)
+    assert out.startswith("10 tensors hold") and "4 not verified: 0.bias, 0.weight, 6.bias, 6.weight (a param" in out
 
 
 @pytest.mark.parametrize("how", ["missing", "extra", "reshaped"])

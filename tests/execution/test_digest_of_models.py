@@ -96,6 +96,51 @@ def test_tied_tensors_are_stated_under_each_name_and_read_once(monkeypatch: pyte
     assert counted == [1, 1]
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(6, 4)
+        self.lm_head = nn.Linear(4, 6, bias=False)
+        self.lm_head.weight = self.wte.weight
+        self.empty = nn.Parameter(torch.empty(0))
+        self.also_empty = nn.Parameter(torch.empty(0))
+
+
+def test_without_tied_names_a_model_has_the_digest_of_its_checkpoint(tmp_path: Path) -> None:
+    model, path = Tied(), tmp_path / "model.safetensors"
+    needs.module("safetensors.torch").save_model(model, str(path))
+    digest = fastinit.digest(path)
+    assert list(digest) == ["also_empty", "empty", "lm_head.weight"]
+    for source in (model, torch.compile(model), path):
+        assert fastinit.digest(source, tied_names=False) == digest
+    assert (
+        fastinit.digest(nn.ModuleDict({"a": model}), tied_names=False)["a.lm_head.weight"] == digest["lm_head.weight"]
+    )
+    diff = fastinit.digest(model).diff(digest)
+    assert diff.removed == ("wte.weight",) and diff.equal == (("wte.weight", "lm_head.weight"),)
+
+
+@needs.mark(needs.built_for_torch("transformers"))
+def test_models_of_transformers_have_the_names_of_save_pretrained(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=30,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    saved, digest = fastinit.digest(tmp_path), fastinit.digest(model)
+    assert fastinit.digest(model, tied_names=False) == saved and "lm_head.weight" not in saved
+    assert digest.diff(saved).equal == (("lm_head.weight", "model.embed_tokens.weight"),)
+    assert fastinit.digest(model, tied_names=False, prefix="a") == fastinit.digest(tmp_path, prefix="a")
+
+
+def test_values_that_are_equal_are_not_tied() -> None:
+    model = nn.ModuleList([nn.LayerNorm(4), nn.LayerNorm(4)])
+    assert fastinit.digest(model, tied_names=False) == fastinit.digest(model)
+
+
 def test_extra_states_are_left_out() -> None:
     state = OrderedDict(convolutions().state_dict())
     expected = fastinit.digest(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_the_first_of_several_differences_is_found_wherever_it_is(layout: str, a
 
 
 def test_zero_is_not_minus_zero_and_nan_is_itself() -> None:
-    model, plan = made([dict(type="Constant", val=math.nan, param="0.*"), dict(type="Constant", val=0, param="1.*")])
+    cfg = [dict(type="Constant", val=value, param=param) for value, param in ((math.nan, "[02].*"), (0, "1.*"))]
+    model, plan = made(cfg)
     assert fastinit.verify(model, plan)
     with torch.no_grad():
         model[1].bias[4] = -0.0
@@ -175,12 +177,36 @@ def test_a_backend_that_is_missing_is_an_error_with_the_reason(monkeypatch: pyte
         fastinit.verify(model, plan)
 
 
-def test_a_narrower_model_holds_the_rounded_values() -> None:
+def test_another_dtype_is_a_difference() -> None:
+    model, plan = made()
+    model[2].bfloat16()
+    found = fastinit.verify(model, plan)
+    assert not found and found.held == ("0.weight", "0.bias", "1.weight", "1.bias")
+    assert [(each.name, each.index, each.expected, each.found) for each in found.differs] == [
+        (f"2.{name}", (), torch.float32, torch.bfloat16) for name in ("weight", "bias")
+    ]
+    line = "2 differ:\n  2 in dtype, torch.float32 expected, torch.bfloat16 found: 2.weight, 2.bias\n"
+    assert line in str(found) and "rounded=True" in str(found)
+    assert json.loads(found.to_json())["differs"][0]["found"] == "torch.bfloat16"
+
+
+def test_a_narrower_model_holds_the_rounded_values_where_they_are_asked_for() -> None:
     _, plan = made()
     model = net().bfloat16()
     with pytest.warns(UserWarning, match="rounded"):
         fastinit.initialize(model, plan)
-    assert fastinit.verify(model, plan)
+    found = fastinit.verify(model, plan, rounded=True)
+    assert found and found.rounded == found.held and len(found.held) == 6
+    assert "6 of them hold it rounded to another dtype than the plan's: 0.weight" in str(found)
+    flip(model[0].weight, (5, 2))
+    found = fastinit.verify(model, plan, rounded=True)
+    assert [(each.name, each.index) for each in found.differs] == [("0.weight", (5, 2))]
+    assert "0.weight" not in found.rounded and len(found.rounded) == 5
+
+
+def test_a_model_in_the_dtype_of_the_plan_is_not_rounded() -> None:
+    model, plan = made()
+    assert fastinit.verify(model, plan, rounded=True).rounded == ()
 
 
 def test_orthogonal_matrices_may_differ_in_the_last_place() -> None:
@@ -236,6 +262,45 @@ def test_tensors_without_memory_are_not_verified() -> None:
     assert set(fastinit.verify(net("meta"), plan).unverified.values()) == {"it has no memory"}
 
 
+def test_parameters_that_no_row_writes_make_it_false_and_are_named() -> None:
+    model, plan = made(dict(type="Normal", std=1, layer="Linear"))
+    found = fastinit.verify(model, plan)
+    assert not found and not found.is_complete and not found.differs and len(found.held) == 4
+    assert found.unverified == dict.fromkeys(("1.weight", "1.bias"), "a parameter that no row of the plan writes")
+    assert "2 not verified: 1.weight, 1.bias (a parameter that no row of the plan writes)" in str(found)
+
+
+def test_buffers_that_no_row_writes_are_named_and_no_fault() -> None:
+    model = nn.Module()
+    model.register_parameter("weight", nn.Parameter(torch.empty(4, 4)))
+    model.register_buffer("inv_freq", torch.arange(3.0), persistent=False)
+    model.register_buffer("nothing", torch.empty(0))
+    model, plan = made(dict(type="Normal", std=1, param="weight"), model)
+    found = fastinit.verify(model, plan)
+    assert found and found.held == ("weight",)
+    assert found.unverified == {"inv_freq": "a buffer that no row of the plan writes"}
+    assert "1 not verified: inv_freq (a buffer that no row" in str(found) and "inv_freq" in repr(found)
+
+
+@pytest.mark.parametrize("load", [False, True], ids=["live", "loaded"])
+@pytest.mark.parametrize(
+    ("parts", "is_whole"),
+    [(["[0:3]", "[3:8]"], True), (["[:, 0:1]", "[:, 2:4]"], False), (["[0:4]", "[:, 1:4]"], False)],
+)
+def test_parameters_of_which_a_part_is_written_make_it_false(
+    parts: list[str], is_whole: bool, load: bool, tmp_path: Path
+) -> None:
+    cfg = [dict(type="Normal", std=1, param=f"0.weight{part}") for part in parts]
+    model, plan = made([*cfg, dict(type="Constant", val=0, param="[12].*"), dict(type="Constant", val=0, param="0.b*")])
+    if load:
+        plan.save(tmp_path / "plan.json")
+        plan = Plan.load(tmp_path / "plan.json")
+    found = fastinit.verify(model, plan)
+    assert bool(found) is is_whole and "0.weight" in found.held
+    reason = "a parameter of which the rows of the plan write a part only"
+    assert found.unverified == ({} if is_whole else {"0.weight": reason})
+
+
 class Table(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +318,11 @@ def test_computed_buffers_are_named_and_no_fault() -> None:
 def test_calls_are_named() -> None:
     model = fastinit.Sequential(Opaque())
     found = fastinit.verify(model, fastinit.plan(model, backend="cpp", seed=1))
-    assert found.unverified == {"call of 0.init_weights() of Opaque": "code that a plan cannot see into"} and not found
+    assert found.unverified == {
+        "call of 0.init_weights() of Opaque": "code that a plan cannot see into",
+        **dict.fromkeys(("0.a.weight", "0.a.bias"), "a parameter that no row of the plan writes"),
+    }
+    assert not found
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -119,6 +119,10 @@ def plan(cfg: Any) -> None:
     fastinit.plan(Net(), cfg)
 
 
+def made_plan() -> fastinit.Plan:
+    return fastinit.plan(Net(), dict(type="Ones", param="*"))
+
+
 @pytest.mark.parametrize(
     ("call", "built_in", "place", "hint"),
     [
@@ -149,7 +153,34 @@ def plan(cfg: Any) -> None:
         ),
         (lambda _: initialize(dict(type="Ones", param="*"), backend="cuda13"), ValueError, None, "choose from auto, "),
         (lambda _: fastinit.plan(nn.Linear(2, 2)), TypeError, None, "For the plan of `materialize`"),
-        (lambda _: fastinit.plan("net", dict(type="Ones")), TypeError, None, "For a tensor use torch.nn.init"),
+        (
+            lambda _: fastinit.plan("net", dict(type="Ones")),
+            TypeError,
+            None,
+            "Make the model, and fastinit.checkpoint.load",
+        ),
+        (lambda _: fastinit.plan(torch.ones(2), dict(type="Ones")), TypeError, None, "For a tensor use torch.nn.init"),
+        (
+            lambda _: fastinit.verify(Net().state_dict(), made_plan()),
+            TypeError,
+            None,
+            "A state dict has to be in its model",
+        ),
+        (
+            lambda _: fastinit.verify(Path("a.pth"), made_plan()),
+            TypeError,
+            None,
+            "Make the model, and fastinit.checkpoint.load",
+        ),
+        (lambda _: fastinit.initialize(dict(type="Ones"), Net()), TypeError, None, "The module comes first"),
+        (lambda _: fastinit.verify(Net(), "plan.json"), TypeError, None, "fastinit.Plan.load(path) reads one from"),
+        (lambda _: fastinit.verify(made_plan(), Net()), TypeError, None, "verify(model, plan), the model comes first"),
+        (lambda _: fastinit.redraw(Net(), Path("a")), TypeError, None, "fastinit.Plan.load(path) reads one from"),
+        (lambda _: initialize("plan.json"), TypeError, None, "fastinit.Plan.load(path) reads a plan from its file"),
+        (lambda _: initialize(["plan.json"]), TypeError, "init_cfg[0]", "fastinit.Plan.load(path) reads a plan from"),
+        (lambda path: fastinit.write("a.json", path / "a"), TypeError, None, "fastinit.Plan.load(path) reads a plan"),
+        (lambda _: made_plan().diff("plan.json"), TypeError, None, "fastinit.Plan.load(path) reads one from a file"),
+        (lambda _: fastinit.digest(Net()).diff("a.pth"), TypeError, None, "fastinit.digest(...) makes one of a"),
         (lambda _: initialize(dict(type="Ones", param="*"), strict="very"), ValueError, None, None),
         (lambda path: load_checkpoint(Net(), path / "a.pth"), FileNotFoundError, "{}/a.pth", None),
         (lambda path: fastinit.Plan.load(path / "plan.json"), ValueError, "{}/plan.json, items[0]", None),

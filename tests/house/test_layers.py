@@ -17,7 +17,7 @@ COMPILED = {"_native", "_cuda"}
 LAYERS = [
     ["replacing", "errors", "doors"],
     ["logs", "version", "registry", "naming", "plans", "presets", "progress", "drawing"],
-    ["contract", "shards", "kernels"],
+    ["contract", "shards", "kernels", "tied_names"],
     ["backends"],
     ["execution"],
     ["checkpoint"],

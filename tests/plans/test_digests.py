@@ -103,6 +103,20 @@ def test_equal_tensors_are_not_taken_for_renamed_ones_where_it_is_not_clear_whic
     assert diff.renamed == () and diff.added == ("c", "d") and diff.removed == ("a", "b")
 
 
+def test_a_diff_says_which_other_name_holds_the_same() -> None:
+    model, checkpoint = Digest({"embed": A, "head": A, "norm": B}), Digest({"embed": A, "norm": B})
+    line = "1 removed tensors: head (holds what embed does)\n  (of tied names a checkpoint may have one only; digest("
+    assert str(model.diff(checkpoint)).startswith(line)
+    for diff in (model.diff(checkpoint), checkpoint.diff(model)):
+        assert diff and diff.equal == (("head", "embed"),)
+    assert checkpoint.diff(model).added == ("head",)
+
+
+def test_values_that_have_changed_explain_no_other_name() -> None:
+    before, after = Digest({"embed": A, "head": A}), Digest({"embed": B})
+    assert before.diff(after).equal == () and "tied" not in str(before.diff(after))
+
+
 TEXT = Digest({"a": A, "b": B}).to_text()
 DAMAGED = {
     "another version": (TEXT.replace("digest 1", "digest 2"), "line 1: expected '# fastinit digest 1'"),

@@ -274,3 +274,36 @@ def test_distributions_are_found_again_in_a_process_with_other_hashes():
         )
         assert ran.stdout.decode().startswith(f"True {found}"), ran.stderr.decode()
     assert hash(copy.deepcopy(found)) == hash(found) and copy.copy(found) == found
+
+
+# --- a model that is cast after it was planned ------------------------------------------------------------------------
+
+
+def cast(dtype: torch.dtype) -> tuple[nn.Module, plans.Plan, plans.Plan]:
+    """Returns a model in another dtype than when it was planned, that plan, and one of it as it is."""
+    made = nn.Linear(4, 2)
+    rule = dict(type="Normal", param="*")
+    before = fastinit.plan(made, rule, backend="cpp", seed=0)
+    made.to(dtype)
+    return made, before, fastinit.plan(made, rule, backend="cpp", seed=0)
+
+
+def test_a_plan_keeps_the_dtypes_that_it_was_made_with(tmp_path):
+    _, before, after = cast(torch.bfloat16)
+    before.save(tmp_path / "plan.json")
+    loaded = plans.Plan.load(tmp_path / "plan.json")
+    assert [{row.dtype for row in each.rows} for each in (before, loaded, after)] == [
+        {"float32"},
+        {"float32"},
+        {"bfloat16"},
+    ]
+    assert not before.diff(loaded) and len(before.diff(after).changed) == 2
+
+
+def test_a_plan_in_place_of_a_config_says_that_the_dtype_has_changed():
+    made, before, _ = cast(torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"2 tensors of another dtype than in the plan: weight \(float32, here bfl"):
+        fastinit.initialize(made, before)
+    made, before, _ = cast(torch.float64)
+    with pytest.raises(RuntimeError, match="2x4 float32 in the plan, 2x4 float64 here, which has other numbers"):
+        fastinit.initialize(made, before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
 from helpers import named_fill
 from ranks import check, empty, gathered, mesh_of, must_equal, raises, same
@@ -193,3 +196,49 @@ def the_same_seed_given_on_all_ranks_holds_on_meshes_that_cross(rank, world):
     must_equal(module, {"tp": named_fill("tp", (8, 8), plans.Normal(0, 1), seed=3)})
     cfg = dict(type="Normal", std=1 + (rank == 3), param="*")
     raises(RuntimeError, "do not agree", lambda: fastinit.initialize(module, cfg, backend="cpp", seed=3))
+
+
+@check(2)
+def a_process_group_that_is_gone_is_told_with_the_tensors(rank, world):
+    from torch.distributed.tensor import Shard
+
+    mesh = mesh_of(world, 1)
+    module = nn.Module()
+    for name in ("weight", "other"):
+        module.register_parameter(name, nn.Parameter(empty(mesh, [Shard(0), Shard(0)], (8, 8))))
+    cfg = dict(type="Normal", param="*")
+    plan = fastinit.plan(module, cfg, backend="cpp", seed=0)
+    kept, before = fastinit.Plan.load(saved(plan)), module.weight.to_local().clone()
+    torch.distributed.destroy_process_group(mesh.get_group(1))
+
+    def block():
+        with fastinit.capture(module, backend="cpp", seed=0):
+            nn.init.normal_(module.weight)
+
+    def late():  # whose names are known when the fill is to run
+        with fastinit.capture(backend="cpp", seed=0):
+            nn.init.normal_(module.weight)
+
+    calls = {
+        "2 tensors: weight, other. Call this before": [
+            lambda: fastinit.initialize(module, cfg, backend="cpp", seed=0),
+            lambda: fastinit.initialize(module, dict(type="Nrmal", param="*"), backend="cpp", seed=0),
+            lambda: fastinit.verify(module, plan),
+            lambda: fastinit.digest(module),
+            block,
+        ],
+        "2 tensors: weight (8, 8) torch.float32 Normal(": [lambda: fastinit.initialize(module, kept)],
+        "1 tensors: (8, 8) torch.float32 Normal(": [late],
+    }
+    for text, each in calls.items():
+        for call in each:
+            raises(fastinit.Error, text, call)
+            raises(fastinit.Error, "is gone (", call)
+            assert same(module.weight.to_local(), before), text
+    assert fastinit.plan(module, cfg, backend="cpp", seed=0).rows, "a plan needs no other rank"
+
+
+def saved(plan):
+    path = Path(tempfile.mkdtemp()) / "plan.json"
+    plan.save(path)
+    return path

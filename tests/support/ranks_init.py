@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from ranks import check, gathered, mesh_of, must_equal, raises
 from ranks_models import from_meta, fsdp, llama, tensor_parallel
@@ -77,6 +79,56 @@ def a_tree_of_base_modules(rank, world):
     assert model.last_init_report.unkeyed == plain.last_init_report.unkeyed == ()
     must_equal(model, dict(plain.named_parameters()))
     assert (gathered(model[1].reg.bias) == 2).all()
+
+
+@check(1, 2)
+def draws_that_auto_leaves_to_torch_are_warned_of_once_a_call(rank, world):
+    from torch.distributed.fsdp import fully_shard
+
+    def sharded(device="cpu"):
+        with torch.device(device):
+            model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        fully_shard(model, mesh=mesh_of(world))
+        return model
+
+    def fill(model):
+        with fastinit.capture(model):
+            for parameter in model.parameters():
+                nn.init.normal_(parameter)
+
+    def tree(model):
+        fastinit.Sequential(model, init_cfg=cfg[:1]).init_weights()
+
+    cfg = [dict(type="Xavier", layer="Linear"), dict(type="Normal", param="1.weight")]
+    first = "init_cfg[0]: the parameter '0.weight' is distributed over ranks, and 'auto' has torch draw it on 'cpu'"
+    told = {
+        first: [
+            lambda: fastinit.initialize(sharded(), cfg, seed=0),
+            lambda: fastinit.materialize(sharded("meta"), cfg),
+            lambda: fastinit.plan(sharded(), cfg),
+            lambda: fastinit.plan(sharded("meta"), cfg, device="cpu"),
+        ],
+        "in fill: a tensor of shape (4, 4) is distributed over ranks": [lambda: fill(sharded())],
+        "init_cfg[0]: the parameter '0.0.weight' is distributed": [lambda: tree(sharded())],
+    }
+    for text, calls in told.items():
+        for call in calls:
+            found = warned(call)
+            assert len(found) == 1, found
+            message = found[0]
+            assert text in message and "pass backend='cpp' for the same values on every mesh" in message, message
+    for backend in ("cpp", "torch"):  # who says it means it
+        assert not warned(lambda backend=backend: fastinit.initialize(sharded(), cfg, backend=backend, seed=0))
+    assert not warned(lambda: fastinit.initialize(sharded(), dict(type="Ones", param="*")))
+    assert not warned(lambda: fastinit.initialize(sharded(), fastinit.plan(sharded(), cfg, backend="cpp", seed=0)))
+    assert not warned(lambda: fastinit.plan(sharded("meta"), cfg)), "it may be filled on a GPU"
+
+
+def warned(call):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call()
+    return [str(each.message) for each in found if issubclass(each.category, fastinit.InitWarning)]
 
 
 @check(2)

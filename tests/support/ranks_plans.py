@@ -78,6 +78,17 @@ def a_plan_of_parts_of_a_sharded_model_is_kept_as_that_of_the_whole(rank, world)
         must_equal(model, dict(plain.named_parameters()))
 
 
+@check(1, 2)
+def a_plan_of_a_sharded_model_is_written_as_that_of_the_whole(rank, world):
+    model = llama()
+    fsdp(model, mesh_of(world))
+    with tempfile.TemporaryDirectory() as folder:  # any rank may write by itself
+        sources = (fastinit.plan(each, PARTS, backend="cpp", seed=5) for each in (llama(), model))
+        one, other = (fastinit.write(source, f"{folder}/{at}")[0] for at, source in enumerate(sources))
+        assert one.read_bytes() == other.read_bytes() and one.stat().st_size > 10_000
+        raises(RuntimeError, "or its plan, write(fastinit.plan(", lambda: fastinit.write(model, folder, PARTS, seed=5))
+
+
 @check(2)
 def ranks_with_different_plans_are_told(rank, world):
     _, plan = whole()
@@ -170,11 +181,12 @@ def orthogonal_shards_and_copies_are_verified(rank, world):
         plan = kept(fastinit.plan(llama(), cfg, backend="cpp", seed=5))
         fastinit.initialize(model, plan)
         found = fastinit.verify(model, plan)
-        assert not found.differs and not found.unverified, found
+        tables = {name for name, _ in model.named_buffers()}
+        assert found and set(found.unverified) == tables, found
         with torch.no_grad():
             sharding.local_part(model.lm_head.weight)[0, 3] += 1
         # FSDP has hooks for loading, so that what differs may be their doing.
-        assert set(fastinit.verify(model, plan).unverified) == {"lm_head.weight"}
+        assert set(fastinit.verify(model, plan).unverified) == {"lm_head.weight", *tables}
 
 
 @check(2, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
-from ranks import check, gathered, mesh_of, must_equal, same
+from ranks import check, gathered, mesh_of, must_equal, raises, same
 from ranks_models import fsdp, llama
 from torch import nn
 
@@ -150,6 +150,25 @@ def slices_of_shards_are_drawn_in_place(rank, world):
             model.to_empty(device="cpu")
             fastinit.initialize(model, recorded, backend="cpp", seed=0)
         must_equal(model, dict(built.named_parameters()))
+
+
+@check(1, 2)
+def computed_values_are_refused_for_shards_with_all_names(rank, world):
+    from torch.distributed.fsdp import fully_shard
+
+    def make():
+        model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+        with torch.no_grad():
+            for layer in model:
+                layer.weight.copy_(torch.linspace(0, 1, 16).view(4, 4))
+        return model
+
+    with fastinit.capture() as recipe, torch.device("meta"):
+        model = make()
+    fully_shard(model, mesh=mesh_of(world))
+    for text in ("recipe: 2 distributed tensors are computed, which", "0.weight (`copy_`", "1.weight (`copy_`"):
+        raises(RuntimeError, text, lambda: fastinit.materialize(model, recipe=recipe, backend="cpp", seed=0))
+    assert model[0].weight.is_meta
 
 
 @check(2)
