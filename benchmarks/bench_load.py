@@ -2,7 +2,8 @@
 
 Each measurement runs in its own process, watched from outside: peak memory above the model's and bytes read come from
 /proc. Every way must first give the file's values, bit for bit, converted by torch where the model has another dtype.
-"Cold": the file is not in the page cache. Writes ``results/bench_load.csv``. Run with ``make bench``.
+"Cold": the file is not in the page cache. Writes ``results/bench_load.csv``, and what is converted or taken in parts to
+``results/bench_load_turned.csv``. Run with ``make bench``.
 
 ``--only TEXT`` measures the groups whose names hold the text, and keeps the other rows of the same machine.
 """
@@ -21,13 +22,14 @@ from typing import Any, NamedTuple
 
 import machine
 import torch
-from load_ways import PREFIX, WAYS, Way, local_of, model_of, part_of, save, source_of, tiny_like
+from load_ways import PREFIX, TURNED, WAYS, Way, local_of, model_of, part_of, save, source_of, tiny_like
 from tables import RESULTS, print_table, read
 from tables import save as save_table
 from torch import nn
 
 ROUNDS = 3
 CSV = "bench_load.csv"
+CSV_TURNED = "bench_load_turned.csv"
 
 
 class Measured(NamedTuple):
@@ -153,10 +155,11 @@ def rows_of(indices: list[int], folder: Path, found: Found) -> list[dict[str, An
 def write_rows(measured: list[dict[str, Any]]) -> None:
     """Replaces the rows of a group in the table, and keeps those of this machine's other groups."""
     here, groups = machine.describe(), list(dict.fromkeys(way.load for way in WAYS))
-    kept = [row for row in read(RESULTS / CSV) if row["machine"] == here and row["load"] in groups]
+    table = RESULTS / (CSV_TURNED if measured[0]["load"] in TURNED else CSV)
+    kept = [row for row in read(table) if row["machine"] == here and row["load"] in groups]
     kept = [row for row in kept if row["load"] != measured[0]["load"]]
     rows = [*kept, *({**row, "machine": here} for row in measured)]
-    save_table(RESULTS / CSV, sorted(rows, key=lambda row: groups.index(str(row["load"]))))
+    save_table(table, sorted(rows, key=lambda row: groups.index(str(row["load"]))))
     print_table(measured)
 
 

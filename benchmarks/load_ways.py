@@ -188,6 +188,11 @@ def ours_load(model: nn.Module, path: str) -> None:
     fastinit.checkpoint.load_checkpoint(model, path, logger="silent")
 
 
+def ours_load_map(model: nn.Module, path: str) -> None:
+    """The same, mapped."""
+    fastinit.checkpoint.load_checkpoint(model, path, logger="silent", access="map")
+
+
 def ours_assign(model: nn.Module, path: str) -> None:
     """Ours, assigned."""
     fastinit.initialize(model, dict(type="Pretrained", checkpoint=path, assign=True))
@@ -247,6 +252,7 @@ WAYS: list[Way] = [
     Way(_ROUND, "half", PTH, mmengine_load, _MMENGINE),
     Way(_ROUND, "half", PTH, torch_mmap, _TORCH_MMAP),
     Way(_ROUND, "half", PTH, ours, "fastinit"),
+    Way(_ROUND, "half", PTH, ours_map, "fastinit, access='map'"),
     Way(_ROUND, "half", SAFE, safetensors_load, "safetensors load_model"),
     Way(_ROUND, "half", SAFE, ours, "fastinit"),
     Way(_WIDEN, "model", HALF_PTH, mmengine_load, _MMENGINE),
@@ -256,6 +262,7 @@ WAYS: list[Way] = [
     Way(_WIDEN, "model", HALF_SAFE, ours, "fastinit"),
     Way(_COLUMNS, "columns", PTH, torch_columns, "torch.load(mmap=True), copy of the columns"),
     Way(_COLUMNS, "columns", PTH, ours_load, "fastinit load_checkpoint"),
+    Way(_COLUMNS, "columns", PTH, ours_load_map, "fastinit load_checkpoint, access='map'"),
     Way(_COLUMNS, "columns", SAFE, safetensors_columns, "safetensors get_slice"),
     Way(_COLUMNS, "columns", SAFE, ours_load, "fastinit load_checkpoint"),
     Way(_COLUMNS, "columns", FOLDER, torch_folder, _FOLDER),
@@ -267,6 +274,10 @@ WAYS: list[Way] = [
     Way("one layer", "part", PTH, ours_prefix, "fastinit, prefix"),
     Way("one layer", "part", SAFE, ours_prefix, "fastinit, prefix"),
 ]
+
+
+# Groups with a table of their own.
+TURNED = (_ROUND, _WIDEN, _COLUMNS)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
