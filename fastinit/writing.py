@@ -114,7 +114,7 @@ def write(
         raise InitValueError(f"format must be 'safetensors' or 'dcp', but got {format!r}")
     max_bytes = _n_bytes(max_shard_size)
     backend = _backend(backend)
-    seed = _seed(source, seed, prefix)
+    seed = _seed(source if isinstance(source, Plan) else init_cfg, seed, prefix)
     scope = Scope(None, None, backend=backend, seed=seed)
     found = _contents(source, init_cfg, scope, prefix, strict, dtype)
     fills = _fills(found.contents)
@@ -194,11 +194,12 @@ def _backend(asked: str | None) -> str:
     return "cpp"
 
 
-def _seed(source: Any, seed: int | None, prefix: Prefix) -> int:
-    given = source.seed if isinstance(source, Plan) else None
-    if isinstance(source, Plan) and BACKENDS["cpp"].NUMBERS not in source.numbers:
+def _seed(plan: Any, seed: int | None, prefix: Prefix) -> int:
+    """Returns the seed of a call; ``plan`` may be one, the source or the config."""
+    given = plan.seed if isinstance(plan, Plan) else None
+    if isinstance(plan, Plan) and BACKENDS["cpp"].NUMBERS not in plan.numbers:
         raise InitValueError(
-            f"write: the plan is for the numbers of {source.numbers!r}, which depend on the order of the draws: make "
+            f"write: the plan is for the numbers of {plan.numbers!r}, which depend on the order of the draws: make "
             f"it with backend='cpp'"
         )
     if given is not None and seed is not None and seed != given:

@@ -134,7 +134,11 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
         origin = _origin(tensor, of_place[place], scope, None)
         contents.append(Content(name, tensor.dtype, tuple(tensor.shape), origin))
     if lost:
-        raise InitRuntimeError(f"write: {names_line('tensors have no values that the plan knows', lost)}")
+        raise InitRuntimeError(
+            f"write: {names_line('tensors have no values that the plan knows', lost)}",
+            hint=": code computes them, which is in the model. Give that, and the plan as its config: "
+            "write(make_model, path, plan), or `fastinit write MODEL PATH --config PLAN`",
+        )
     return ToWrite(contents)
 
 

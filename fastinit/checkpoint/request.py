@@ -171,7 +171,9 @@ class Request:
                 return found
         source = shown_address(self.checkpoint)
         raise InitAssertionError(
-            f"{prefix} is not in the pretrained model {source}", place=source, hint=_other_prefixes(prefix, selected)
+            f"{prefix} is not in the pretrained model {source}",
+            place=source,
+            hint=f": no key begins with prefix={shown(self.prefix)}{_other_prefixes(prefix, selected)}",
         )
 
 
@@ -195,8 +197,10 @@ def _other_prefixes(prefix: str | None, selected: Selection) -> str:
     """Returns a hint: the prefixes of a checkpoint's keys that are nearest to one that none of them has."""
     keys = [key for key in selected.state_dict if len(key) <= MAX_SHOWN][:_MOST_KEYS]
     prefixes = list(dict.fromkeys(key[:at] for key in keys for at, sign in enumerate(key) if sign == "." and at))
-    near = difflib.get_close_matches((prefix or "").removesuffix("."), prefixes[:_MOST_KEYS], n=3, cutoff=0.6)
-    if near:
+    wanted = (prefix or "").removesuffix(".")
+    # Of as many parts, as far as there are such: what is within the one that is meant is alike, too.
+    as_deep = [each for each in prefixes[:_MOST_KEYS] if each.count(".") == wanted.count(".")]
+    if near := difflib.get_close_matches(wanted, as_deep, n=3, cutoff=0.6):
         return f". Did you mean {' or '.join(map(shown, near))}?"
     tops = [each for each in prefixes if "." not in each]
     return f". Its keys begin with {_first(tops)}" if tops else f". Its keys have no prefix: {_first(keys)}"

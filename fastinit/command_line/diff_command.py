@@ -10,7 +10,7 @@ from typing import Any
 from ..plans import DigestDiff, Plan, PlanDiff
 from .digests import digest_at, is_checkpoint, is_digest_file
 from .errors import CommandError
-from .models import MODEL_HELP
+from .models import MODEL_HELP, model_of
 from .output import fitted_lines, tell, tell_json, width
 from .sources import CONFIG_HELP, add_backend_argument, add_model_arguments, is_lock_file, plan_of
 
@@ -50,6 +50,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     kinds = [_is_of_values(text) for text in (options.old, options.new)]
     if kinds[0] != kinds[1]:
         one, other = (options.old, options.new) if kinds[0] else (options.new, options.old)
+        if not is_lock_file(other):
+            model_of(other)  # says what is wrong where it is none
         raise CommandError(
             f"{one} holds values, and {other} says how a model starts",
             hint=": compare two plans or two checkpoints. `fastinit "

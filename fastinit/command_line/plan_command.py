@@ -16,7 +16,7 @@ TEXT = f"""\
 Shows what every parameter of a model gets, in the model's order, like layers as one row. Nothing is filled.
 
 {MODEL_HELP}
-or the lock file of a plan, which runs nothing.
+A lock file of a plan in its place is shown, and runs nothing.
 
 {CONFIG_HELP}
 

@@ -57,6 +57,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, several_configs: boo
     more = "; given twice, the first is OLD's and the second NEW's" if several_configs else ""
     parser.add_argument("--config", metavar="CONFIG", help=f"rules that come after the model's own init{more}", **how)
     parser.add_argument("--allow-imports", action="store_true", help="let `type` in JSON be an import path")
+    parser.add_argument("--strict", action="store_true", help="rules that match nothing are an error, not a warning")
     parser.add_argument("--seed", type=seed, metavar="N", help="0 to 2^64 - 1")
 
 
@@ -111,9 +112,12 @@ def _rules(document: Any, path: str) -> Any:
 
 @contextmanager
 def trusting(options: argparse.Namespace, config: str | None) -> Iterator[None]:
-    """Keeps JSON from importing anything, unless the user allows it."""
+    """Keeps JSON from importing anything, unless the user allows it; and holds ``--strict``."""
     is_data = config is not None and config.endswith(".json") and not options.allow_imports
-    with use(allow_imports=False) if is_data else use():
+    how: dict[str, Any] = {"allow_imports": False} if is_data else {}
+    if options.strict:
+        how["strict"] = True
+    with use(**how):
         yield
 
 

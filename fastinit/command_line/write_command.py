@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Runs it."""
     source: Any = Plan.load(options.source) if is_lock_file(options.source) else model_of(options.source)
-    if not isinstance(source, Plan) and options.seed is None:
-        raise CommandError("--seed is missing: without one the same checkpoint could not be made again")
     rules = config_of(options.config)
+    if not isinstance(source, Plan) and not isinstance(rules, Plan) and options.seed is None:
+        raise CommandError("--seed is missing: without one the same checkpoint could not be made again")
     with trusting(options, options.config):
         try:
             files = write(

@@ -120,7 +120,7 @@ class BaseInit(Planned):
         if not chosen:
             message = f"no parameter of {type(module).__name__} matches param {_one_or_all(self.param)}"
             near = nearest_parameters(module, self.param)
-            scope.matches_nothing(rule, type(self).__name__, f"{message}; nothing is filled.", near)
+            scope.matches_nothing(rule, type(self).__name__, f"{message}; it fills nothing.", near)
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
 
         def fills_of(tensor: torch.Tensor, name: str, part: Part | None, captured: Captured) -> list[Fill]:
@@ -141,7 +141,7 @@ class BaseInit(Planned):
         modules = post_order(module) if self.wholemodule else modules_of_layers(module, self.layer)
         if not modules and self.layer:
             message = f"no module of {tree} matches layer {_one_or_all(self.layer)}"
-            scope.matches_nothing(rule, kind, f"{message}; nothing is filled.", nearest_layers(module, self.layer))
+            scope.matches_nothing(rule, kind, f"{message}; it fills nothing.", nearest_layers(module, self.layer))
         info, texts = self._get_init_info(), NumberTexts(self, self._fans)
 
         def fills_of(each: object) -> Iterator[Fill]:
@@ -153,7 +153,7 @@ class BaseInit(Planned):
             fills = [fill for each in modules for fill in fills_of(each)]
         if modules and not fills:
             kinds = " or ".join(sorted({type(each).__name__ for each in modules}))
-            message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; nothing is filled"
+            message = f"no {kinds} in {tree} has a tensor `weight` or `bias`; it fills nothing"
             scope.matches_nothing(rule, kind, message)
         return fills
 

@@ -39,7 +39,7 @@ class Rule:
         """Returns the rule's items; nothing is written. Errors name the rule's place."""
         with locating(self.where):
             if self.selects_nothing:
-                message = "neither `layer`, `param` nor `override` selects what to fill; nothing is filled"
+                message = "neither `layer`, `param` nor `override` selects what to fill; it fills nothing"
                 scope.matches_nothing(self.where, type(self.initializer).__name__, message)
             if self.unheeded:
                 scope.matches_nothing(self.where, type(self.initializer).__name__, self.unheeded)

@@ -212,6 +212,11 @@ class ByMemory:
                 names[f"a tensor of shape {tuple(each.place.shape)} ({each.rule})"] = None
         return list(names)
 
+    def drawn_by_order(self, scope: Scope) -> list[str]:
+        """Returns what was drawn for a call before it had a name, as the report's ``unkeyed`` lists it."""
+        owners = self.owners(scope)
+        return list(dict.fromkeys(_told(each, owners.of(each.place)) for each in self._by_order if each.scope is scope))
+
     # --- settling -----------------------------------------------------------------------------------------------------
 
     def settle(self, scope: Scope, done: Done) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .alike import collapsed, with_ranges
+from .distributions import Constant
 from .items import Call, Fill, Item
 from .lock_file import geometry_of, live
 from .rows import Row, row_json, rows_of
@@ -130,6 +131,10 @@ def _of_fill(fill: Fill) -> tuple[Key, tuple[Hashable, ...]]:
         part, numbers = geometry_of(fill)
     except ValueError:  # a part of a distributed tensor, by what is here of it
         part, numbers = (tuple((box.first_index, box.indices) for box in fill.boxes), None)  # type: ignore[assignment]
+    if isinstance(fill.distribution, Constant) and fill.tensor.dtype.is_floating_point:
+        # 1 and 1.0 are one value there, and -0.0 is another than 0.0.
+        value = fill.distribution.value
+        return (fill.name, part), ("constant", repr(value if isinstance(value, complex) else float(value)))
     if not fill.is_drawn:
         return (fill.name, part), (fill.distribution,)
     return (fill.name, part), (fill.distribution, fill.stream_name, numbers, fill.seed)

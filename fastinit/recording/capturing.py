@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from ..execution.collector import uncollected
 from ..execution.defaults import Strict
 from ..execution.modes import state_of_thread
 from ..naming import Prefix
-from ..plans import is_drawn
+from ..plans import is_drawn, names_line
 from .libraries import initialize_like_its_library
 from .recipes import Recipe
 from .watch import Watch, current_watch
@@ -168,7 +168,7 @@ def build(
             "code",
         )
     given = dict(device=device, dtype=dtype, backend=backend, seed=seed, prefix=prefix or None, strict=strict)
-    _check_whose(factory, [name for name, value in given.items() if value is not None])
+    _check_whose(factory, args, [name for name, value in given.items() if value is not None])
     with _capturing(None, backend, seed, prefix, strict, is_lost=True) as recipe:
         with _defaults(device, dtype):
             model = factory(*args, **kwargs)
@@ -178,13 +178,16 @@ def build(
     return model
 
 
-def _check_whose(factory: Callable[..., object], names: list[str]) -> None:
+def _check_whose(factory: Callable[..., object], args: Sequence[object], names: list[str]) -> None:
     """Raises TypeError if an argument of ``build`` has the name of one that the factory would have taken."""
-    try:
-        parameters = inspect.signature(factory).parameters if names else {}
-    except (ValueError, TypeError):  # it has none that Python knows
+    if not names:
         return
-    bound = factory.keywords if isinstance(factory, partial) else {}
+    try:
+        signature = inspect.signature(factory)
+        parameters, placed = signature.parameters, signature.bind_partial(*args).arguments
+    except (ValueError, TypeError):  # it has none that Python knows, or takes no such arguments, which it says itself
+        return
+    bound = {**placed, **(factory.keywords if isinstance(factory, partial) else {})}
     for name in names:
         parameter = parameters.get(name)
         # What torch's own layers do with None is what `build` does with a device or dtype.
@@ -301,6 +304,15 @@ def _execute(watch: Watch, call: OpenCall, problem: str) -> None:
     if problem:
         call.scope.strict = False
     watch.pending.run(waiting)
+    by_order = watch.pending.drawn_by_order(call.scope)
+    if by_order and call.scope.meshes():
+        call.scope.warn_once(
+            "build or capture",
+            f"{names_line('draws ran by order and not by name', by_order)}: they were needed, as by fully_shard, "
+            f"before it was known what their tensors will be called. Values of distributed parameters that come from "
+            f"them are others on another mesh, or without one. In a capture, call recipe.bind(model) before the model "
+            f"is sharded",
+        )
 
 
 def _find_roots(watch: Watch, call: OpenCall, recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -193,16 +194,17 @@ def test_the_warning_names_rule_file_and_module(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("prefix", "hint"),
     [
-        ("bakbone", r"Did you mean 'backbone' or 'backbone\.1' or 'backbone\.0'\?"),
-        ("backbone.2", r"Did you mean 'backbone\.1' or 'backbone\.0' or 'backbone'\?"),
+        ("bakbone", r"Did you mean 'backbone'\?"),
+        ("backbone.2", r"Did you mean 'backbone\.1' or 'backbone\.0'\?"),
         ("teacher", "Its keys begin with 'backbone', 'head'"),
     ],
 )
 def test_a_wrong_prefix_is_refused_with_the_file_and_those_that_exist(tmp_path, prefix, hint):
     state = {f"backbone.{key}": value for key, value in net().state_dict().items()}
     torch.save({**state, "head.weight": torch.zeros(1)}, tmp_path / "c.pth")
-    with pytest.raises(AssertionError, match=rf"not in the pretrained model {tmp_path}/c\.pth\. {hint}$") as caught:
+    with pytest.raises(AssertionError, match="not in the pretrained model") as caught:
         fastinit.plan(net(), dict(type="Pretrained", checkpoint=tmp_path / "c.pth", prefix=prefix))
+    assert re.search(rf" {tmp_path}/c\.pth: no key begins with prefix='{prefix}'\. {hint}$", str(caught.value))
     assert caught.value.place == f"init_cfg, {tmp_path}/c.pth"
 
 

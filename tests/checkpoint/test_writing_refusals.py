@@ -123,12 +123,13 @@ def test_what_a_plan_from_a_file_has_the_name_of_only_is_refused_before_anything
     fastinit.plan(lambda: Tabled(), backend="cpp", seed=3).save(tmp_path / "plan.json")
     plan = fastinit.Plan.load(tmp_path / "plan.json")
     problem = (
-        r"1 tensors have no values that the plan knows: table \(code computes it, .* give the model with the plan\)"
+        r"1 tensors have no values that the plan knows: table \(code computes it, .* give the model with the plan\): "
+        r".*write\(make_model, path, plan\), or `fastinit write MODEL PATH --config PLAN`"
     )
     with pytest.raises(RuntimeError, match=problem):
         fastinit.write(plan, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    (file,) = fastinit.write(lambda: Tabled(), tmp_path / "new", plan, seed=3)
+    (file,) = fastinit.write(lambda: Tabled(), tmp_path / "new", plan)  # with the plan's seed
     assert st.load_file(file)["table"].tolist() == (torch.arange(3.0) / 7).tolist()
 
 
@@ -140,8 +141,9 @@ def test_a_plan_for_torchs_numbers_is_refused(tmp_path: Path) -> None:
 
 def test_another_seed_than_the_plans_is_refused(tmp_path: Path) -> None:
     plan = fastinit.plan(on_meta(plain), device="cpu", backend="cpp", seed=3)
-    with pytest.raises(ValueError, match="the plan has seed 3, but the call was given seed=4"):
-        fastinit.write(plan, tmp_path, seed=4)
+    for given in ((plan, tmp_path), (plain, tmp_path, plan)):
+        with pytest.raises(ValueError, match="the plan has seed 3, but the call was given seed=4"):
+            fastinit.write(*given, seed=4)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import needs
 import pytest
+import torch
 
 import fastinit
 from fastinit.command_line import main
@@ -192,6 +193,18 @@ def test_warnings_are_lines(capsys):
     main(["plan", "torch.nn:Linear(2, 2)", "--config", "rules.json"])
     err = capsys.readouterr().err
     assert err.startswith("fastinit: warning: init_cfg[0]") and "UserWarning" not in err
+
+
+def test_a_path_that_is_not_there_is_said_where_values_are_compared(capsys, place):
+    (place / "model.digest").write_text(fastinit.digest({"weight": torch.zeros(2)}).to_text())
+    err = told(["diff", "model.digest", "nowhere.safetensors"], capsys, 2)
+    assert "nowhere.safetensors" in err and "says how a model starts" not in err
+    assert "says how a model starts" in told(["diff", "model.digest", "models.py:make"], capsys, 2)
+
+
+def test_strict_makes_rules_that_match_nothing_an_error(capsys):
+    err = told(["plan", "torch.nn:Linear(2, 2)", "--config", "rules.json", "--strict"], capsys, 2)
+    assert err.startswith("fastinit: init_cfg[0]: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("seed", ["-1", "x", str(2**64)])

@@ -161,11 +161,11 @@ def test_a_rule_that_matches_nothing_warns_once_with_the_nearest_names():
             ],
         )
     assert [str(warning.message) for warning in caught] == [
-        "init_cfg[0] (NormalInit): no parameter of ModuleDict matches param '*.qproj.weight'; nothing is filled. Did you "
+        "init_cfg[0] (NormalInit): no parameter of ModuleDict matches param '*.qproj.weight'; it fills nothing. Did you "
         "mean '*.q_proj.weight'?",
-        "init_cfg[1] (NormalInit): no module of ModuleDict matches layer 'Embeding'; nothing is filled. Did you mean "
+        "init_cfg[1] (NormalInit): no module of ModuleDict matches layer 'Embeding'; it fills nothing. Did you mean "
         "'Embedding'?",
-        "init_cfg[2] (NormalInit): no parameter of ModuleDict matches param 'nothing.like.it.at.all'; nothing is filled. "
+        "init_cfg[2] (NormalInit): no parameter of ModuleDict matches param 'nothing.like.it.at.all'; it fills nothing. "
         "There are embed.weight, head.weight, layers.{0,1}.experts, layers.{0,1}.attention.gate, "
         "layers.{0,1}.attention.q_proj.weight, layers.{0,1}.attention.q_proj.bias, ...",
     ]

@@ -186,6 +186,15 @@ def test_a_plan_does_not_differ_from_itself() -> None:
     assert not diff and str(diff) == "no difference"
 
 
+def test_constants_are_compared_as_the_parameter_holds_them() -> None:
+    def diff(val: Any, other: Any) -> Any:
+        old, new = ([dict(type="Constant", val=each, param="*.norm.weight")] for each in (val, other))
+        return planned(old).diff(planned(new))
+
+    assert not diff(1, 1.0) and not diff(True, 1)
+    assert diff(0.0, -0.0).changed and diff(1, 2).changed
+
+
 def test_the_order_and_the_names_of_rules_are_no_difference() -> None:
     assert not planned().diff(planned([dict(type="Constant", val=5, param="*"), *reversed(ALIKE)]))
 

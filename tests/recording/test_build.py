@@ -225,6 +225,7 @@ def test_an_argument_of_build_that_the_factory_would_take_is_an_error_that_says_
 def test_arguments_that_cannot_be_mistaken_are_builds():
     assert fastinit.build(Takes, device="cpu").seed == 1  # None there means what it means for `build`
     assert fastinit.build(functools.partial(Takes, seed=5), seed=3).seed == 5
+    assert fastinit.build(Takes, 7, seed=3).seed == 7
     assert fastinit.build(lambda **rest: Takes(**rest), seed=3).seed == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from ranks import check, gathered, mesh_of, must_equal, raises, same
@@ -108,6 +109,31 @@ def models_whose_parameters_carry_their_init_functions(rank, world):
                 block.init_states()
         assert recipe.report.unreached == recipe.report.unkeyed == ()
     must_equal(model, dict(plain.named_parameters()))
+
+
+@check(2)
+def draws_that_are_sharded_before_they_have_names_are_warned_of(rank, world):
+    def sharded():
+        model = llama()
+        fsdp(model, mesh_of(world))
+        return model
+
+    def told(run):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            run()
+        return [str(each.message) for each in found if "by order and not by name" in str(each.message)]
+
+    def named_in_time():
+        with fastinit.capture(backend="cpp", seed=3) as recipe:
+            model = llama()
+            recipe.bind(model)
+            fsdp(model, mesh_of(world))
+        must_equal(model, dict(fastinit.build(llama, backend="cpp", seed=3).named_parameters()))
+
+    (message,) = told(lambda: fastinit.build(sharded, backend="cpp", seed=3))
+    assert "recipe.bind(model) before" in message
+    assert not told(named_in_time)
 
 
 @check(2)
