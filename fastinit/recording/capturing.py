@@ -22,6 +22,7 @@ from ..execution.defaults import Strict
 from ..execution.modes import state_of_thread
 from ..naming import Prefix
 from ..plans import is_drawn, names_line
+from ..shards.dtensor import is_sharded
 from .libraries import initialize_like_its_library
 from .recipes import Recipe
 from .watch import Watch, current_watch
@@ -305,7 +306,7 @@ def _execute(watch: Watch, call: OpenCall, problem: str) -> None:
         call.scope.strict = False
     watch.pending.run(waiting)
     by_order = watch.pending.drawn_by_order(call.scope)
-    if by_order and call.scope.meshes():
+    if by_order and any(is_sharded(parameter) for parameter in call.scope.names.parameters()):
         call.scope.warn_once(
             "build or capture",
             f"{names_line('draws ran by order and not by name', by_order)}: they were needed, as by fully_shard, "
