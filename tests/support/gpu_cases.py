@@ -34,7 +34,7 @@ BOXES = {
     "columns in memory apart": ((40, 256), (4096, 1), 512, (40, 512), (0, 256)),
     "a box of four dimensions": ((3, 4, 5, 64), None, 0, (6, 8, 10, 128), (3, 4, 5, 64)),
     "columns that begin within a block": ((30, 65), None, 0, (30, 200), (0, 67)),
-    "long columns that begin within a block": ((9, 1024), None, 0, (9, 4096), (0, 1025)),
+    "long columns that begin within a block": ((64, 1024), None, 0, (64, 4096), (0, 1025)),
     "long columns of rows that are no whole blocks": ((9, 1024), None, 0, (9, 4097), (0, 1024)),
     "odd rows": ((31, 33), None, 0, (31, 99), (0, 66)),
     "one column": ((300, 1), None, 0, (300, 20), (0, 7)),

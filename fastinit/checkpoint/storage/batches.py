@@ -91,6 +91,14 @@ class Turned(NamedTuple):
         return rows_of(self.destination, self.shape, self.strides, self.dtype_in_file, self.dtype)
 
     @property
+    def n_read(self) -> int:
+        """How many bytes of the file are copied: without gaps that are stepped over."""
+        item_bytes = self.dtype_in_file.itemsize
+        if (rows := self.rows) is None or rows.file_step - rows.n_columns * item_bytes <= _MAX_GAP_BYTES:
+            return self.n_bytes
+        return rows.n_rows * rows.n_columns * item_bytes
+
+    @property
     def is_for_one_thread(self) -> bool:
         """Whether it is large enough for a job of its own that converts, and lies so that a thread can."""
         if self.n_bytes <= _BLOCK_ELEMENTS * self.dtype_in_file.itemsize or self.destination.device.type != "cpu":
@@ -174,7 +182,8 @@ def _jobs(pieces: Iterable[Stretch | Turned]) -> list[_Job]:
         while begin < piece.n_bytes:
             if isinstance(piece, Turned) and (piece.is_mapped or piece.is_for_one_thread):
                 whole = [(piece.offset, piece.n_bytes, -1)]
-                jobs.append(_Job(piece.file, whole, alone=piece, n_bytes=piece.n_bytes))
+                n_bytes = piece.n_bytes if piece.is_mapped else piece.n_read
+                jobs.append(_Job(piece.file, whole, alone=piece, n_bytes=n_bytes))
                 break
             job = jobs[-1] if jobs else None
             is_full = job is None or job.n_bytes >= limit or len(job.parts) >= _MAX_PARTS
