@@ -84,10 +84,11 @@ def has_flag(flag: str, begin: int, end: int) -> bool:
 def test_huge_pages_are_tried_in_fresh_memory_and_not_asked_for_in_touched_one() -> None:
     time.sleep(0.6)  # what earlier calls have found is forgotten
     for is_fresh in (True, False):
-        tensor = torch.empty(128 << 20, dtype=torch.uint8)  # the allocator maps it alone
+        # Not of an allocator, which may have touched memory left.
+        memory = np.frombuffer(mmap.mmap(-1, 128 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
         if not is_fresh:
-            tensor.zero_()
-        span = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+            np.copyto(memory, 0)
+        span = memory.ctypes.data, memory.ctypes.data + memory.nbytes
         NATIVE.back(np.array([span], dtype=np.uint64), 2)
         assert has_flag("hg", *span) is is_fresh
 
