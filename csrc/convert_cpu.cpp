@@ -28,31 +28,29 @@ void from_bfloat16(const uint16_t* in, uint32_t* out, int64_t n) {
 
 #if defined(__F16C__)
 
-void to_half(const float* in, uint16_t* out, int64_t n) {
-  const auto eight = [](const float* from, uint16_t* to) {
-    const __m128i codes = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
-  };
+// Eight elements an instruction; the last few by a copy of them.
+template <class In, class Out, class Eight>
+FASTINIT_FN void by_eights(const In* in, Out* out, int64_t n, const Eight& eight) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) eight(in + i, out + i);
-  float last[8] = {};
-  uint16_t codes[8];
+  In last[8] = {};
+  Out turned[8];
   std::copy(in + i, in + n, last);
-  eight(last, codes);
-  std::copy(codes, codes + (n - i), out + i);
+  eight(last, turned);
+  std::copy(turned, turned + (n - i), out + i);
+}
+
+void to_half(const float* in, uint16_t* out, int64_t n) {
+  by_eights(in, out, n, [](const float* from, uint16_t* to) {
+    const __m128i codes = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
+  });
 }
 
 void from_half(const uint16_t* in, float* out, int64_t n) {
-  const auto eight = [](const uint16_t* from, float* to) {
+  by_eights(in, out, n, [](const uint16_t* from, float* to) {
     _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-  };
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) eight(in + i, out + i);
-  uint16_t last[8] = {};
-  float values[8];
-  std::copy(in + i, in + n, last);
-  eight(last, values);
-  std::copy(values, values + (n - i), out + i);
+  });
 }
 
 #else

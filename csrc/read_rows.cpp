@@ -17,6 +17,7 @@ namespace {
 // Half of the second-level cache of older processors, and enough that a system call (0.3 us) costs little.
 constexpr int64_t kBufferBytes = 128 << 10;
 // Gaps between rows up to this size are read with them: memory moves some kilobytes during a system call.
+// The same bound as _MAX_GAP_BYTES of fastinit/checkpoint/storage/batches.py, which counts what is read.
 constexpr int64_t kMaxGapBytes = 4096;
 // With gaps up to this size the system is asked to fetch the rows ahead, and what lies between: page by page, a disk would take
 // longer. The same bound as _MAX_APART_BYTES of fastinit/checkpoint/storage/batches.py.

@@ -214,23 +214,23 @@ class ByMemory:
 
     def drawn_by_order(self, scope: Scope) -> list[str]:
         """Returns what was drawn for a call before it had a name, as the report's ``unkeyed`` lists it."""
+        drawn = [each for each in self._by_order if each.scope is scope]
+        if not drawn:  # as nearly always: looking up the owners would be a walk through the model
+            return []
         owners = self.owners(scope)
-        return list(dict.fromkeys(_told(each, owners.of(each.place)) for each in self._by_order if each.scope is scope))
+        return list(dict.fromkeys(_told(each, owners.of(each.place)) for each in drawn))
 
     # --- settling -----------------------------------------------------------------------------------------------------
 
     def settle(self, scope: Scope, done: Done) -> tuple[str, ...]:
         """Notes what was written under names as done, and returns what was drawn without a name."""
         with self.book.paused():
-            unkeyed: dict[str, None] = {}
             owners, is_whole = self.owners(scope), scope.effective is scope
+            unkeyed: dict[str, None] = dict.fromkeys(self.drawn_by_order(scope) if is_whole else ())
             ledger = done.open_ledger(self.named())
             # A part of a larger call reports what it requested itself, and leaves the rest to that.
             fills = self.book.fills() if is_whole else self.book.asked_by(done)
             own = [each for each in fills if each.scope is scope or not is_whole]
-            for drawn in self._by_order if is_whole else ():
-                if drawn.scope is scope:
-                    unkeyed[_told(drawn, owners.of(drawn.place))] = None
             done.add(list(self._settled(own, owners, ledger, unkeyed)))
             for owner in owners if is_whole else ():
                 writes = self.book.writes_at(owner.place)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import assert_same_tensors, same_bits
 from torch import nn
-from written_models import built, by_name, contents, of_all_kinds, on_meta, plain
+from written_models import Tied, built, by_name, contents, of_all_kinds, on_meta, plain
 
 import fastinit
 from fastinit import writing
@@ -208,14 +208,6 @@ def test_a_plan_is_written_in_the_dtypes_that_it_was_made_with(tmp_path: Path) -
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.wte = nn.Embedding(6, 4)
-        self.lm_head = nn.Linear(4, 6, bias=False)
-        self.lm_head.weight = self.wte.weight
 
 
 def test_of_tied_parameters_the_name_is_written_that_save_model_writes(tmp_path: Path) -> None:

@@ -16,6 +16,16 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(30, 20), nn.LayerNorm(20), nn.Linear(20, 30), nn.BatchNorm1d(3))
 
 
+class Tied(nn.Module):
+    """A head whose weight is that of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(6, 4)
+        self.lm_head = nn.Linear(4, 6, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+
 def of_all_kinds() -> nn.Module:
     """Fills of wholes and parts, joined and transposed ones, what code computes, buffers, what is empty or in memory."""
     model = nn.Sequential(
