@@ -17,14 +17,11 @@ collect_ignore_glob = ["*conftest.py"]
 # Files that take longest. A worker of pytest-xdist takes a file at a time (--dist loadscope), and one of these that came last
 # would leave the others idle.
 FIRST = (
-    *(
-        "kernels/test_gpu_kernels.py",
-        "tools/test_run_notebooks.py",
-        "house/test_demo.py",
-        "kernels/test_digest_kernel.py",
-    ),
-    *("kernels/test_gpu_instructions.py", "checkpoint/test_hostile_files.py", "recording/test_growth.py"),
-    *("tools/test_check_mmengine.py", "backends/test_cpp_statistics.py", "config/test_jax_and_keras.py"),
+    *("kernels/test_gpu_kernels.py", "shards/test_shards.py", "tools/test_run_notebooks.py", "house/test_demo.py"),
+    *("kernels/test_digest_kernel.py", "kernels/test_gpu_instructions.py", "checkpoint/test_hostile_files.py"),
+    *("recording/test_growth.py", "backends/test_extensions.py", "checkpoint/test_loading_costs.py"),
+    *("checkpoint/formats/test_folders_ranks.py", "tools/test_check_mmengine.py", "backends/test_cpp_statistics.py"),
+    *("config/test_jax_and_keras.py", "house/test_builds.py", "tools/test_fuzzer.py", "checkpoint/test_saving.py"),
 )
 
 

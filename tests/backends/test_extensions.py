@@ -20,7 +20,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 WHAT = {"cpp": ("_native", "the native core"), "cuda": ("_cuda", "the CUDA kernel")}
 backends = pytest.mark.parametrize("backend", list(WHAT))
 
-Reasons = Callable[..., dict[str, "str | None"]]
+Reasons = Callable[..., dict[str, str | None]]
 
 
 def copy_package(into: Path) -> Path:
