@@ -17,8 +17,8 @@ struct Rows {
 };
 
 // Reads the rows, through a buffer that stays in the core's cache or straight out of a mapping, in the caller's thread.
-// Returns false if the file ends before; throws std::system_error if the system cannot read, std::invalid_argument if it does not know the conversion.
-// What has been written by then stays.
+// Returns false if the file ends before; throws std::system_error if the system cannot read, std::invalid_argument if it
+// does not know the conversion. What has been written by then stays.
 bool read_rows(const Kernels& kernels, const Rows& rows);
 
 }  // namespace fastinit
