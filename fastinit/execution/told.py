@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from ..plans import Call, Item, Row, row_of_computed
+from ..plans import Call, Copy, Item, Row, row_of_computed
 from .history import OF_A_PART, THEN
 
 _OPERATOR = re.compile(r"`(?:aten\.)?([^`.]+)[^`]*` at .*")
@@ -31,10 +31,11 @@ def with_places(
         if row.parameter:
             places.setdefault(row.parameter, {})[_info_of(row)] = row.rule
     for item in items:
-        if isinstance(item, Call):
+        if isinstance(item, Call) or (isinstance(item, Copy) and item.runs_own_code):  # it may write anything there
             for tensor in item.module.parameters():
                 if tensor in names:
-                    places.setdefault(names[tensor], {})[item.info] = item.rule
+                    known = places.setdefault(names[tensor], {})
+                    known[item.info] = item.rule if known.get(item.info, item.rule) == item.rule else ""  # which of two
     return {name: _placed(text, places.get(name, {})) for name, text in texts.items()}
 
 

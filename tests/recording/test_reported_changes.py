@@ -112,6 +112,21 @@ def test_an_initializer_that_changes_what_a_rule_wrote_is_told() -> None:
     assert bias.description == "constant(0)"
 
 
+def test_provenance_names_no_place_where_it_may_be_either_of_two() -> None:
+    class Fill(fastinit.BaseInit):
+        def __call__(self, module: nn.Module) -> None:
+            if isinstance(module, nn.Linear):
+                module.weight.data.fill_(1)
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    report = fastinit.initialize(model, [dict(type=Fill)])
+    assert report.provenance == {}
+    report = fastinit.initialize(model[0], [RULE, dict(type=Fill)])
+    assert report.provenance["weight"] == "Fill, bias=0 (init_cfg[1])"
+    report = fastinit.initialize(model[0], [dict(type=Fill), RULE, dict(type=Fill)])
+    assert report.provenance["weight"] == "Fill, bias=0"
+
+
 def test_changed_fills_whose_numbers_go_with_the_depth_are_in_no_range() -> None:
     rows = [
         Row(
