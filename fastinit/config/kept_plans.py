@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,7 @@ from ..plans.lock_file import geometry_of
 from .pretrained import PretrainedInit
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """A tensor of a model that a plan knows."""
 
     name: str
