@@ -133,16 +133,13 @@ class MemoryBook:
         return Place(here, known.ref if known is not None else StorageWeakRef(memory))  # type: ignore[no-untyped-call]
 
     def new_place(self, tensor: torch.Tensor) -> Place | None:
-        """Returns where an ordinary tensor lies if nothing is known of its memory, and nobody can read that unseen.
-
-        None: ask ``place_of`` and the others, which take several times as long.
-        """
+        """Returns where an ordinary tensor lies if nothing is known of its memory, and nobody can read that unseen."""
         memory = tensor.untyped_storage()
-        is_known = memory._cdata in self._storages or memory._cdata in self.protected
-        if is_known or _is_others(memory) or tensor.is_meta:
+        number = memory._cdata
+        if number in self._storages or number in self.protected or _is_others(memory) or tensor.is_meta:
             return None
         place = Place(tensor, StorageWeakRef(memory))  # type: ignore[no-untyped-call]
-        return place if place.end <= memory.nbytes() and tensor.data_ptr() else None
+        return place if place.end <= memory.nbytes() else None
 
     def is_unknown(self, tensor: torch.Tensor) -> bool:
         """Tells whether a tensor has plain memory of which nothing is known, and which other code may change."""
