@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,8 +20,7 @@ from .pretrained import PretrainedInit
 from .tied_plans import differing_ties
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """A tensor of a model that a plan knows."""
 
     name: str
