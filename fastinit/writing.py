@@ -68,8 +68,9 @@ def write(
 
     Args:
         source: a model on the meta device; a function or class that makes a model without arguments, as for ``plan``:
-            it runs on the meta device; or a plan, of which every tensor is written whole, under its name and in its
-            dtype in the plan, wherever the model is that was planned: on a mesh too, where one rank is to call this.
+            it runs on the meta device; or a plan, of which every tensor that a state dict has is written whole, under
+            its name and in its dtype in the plan, wherever the model is that was planned: on a mesh too, where one rank
+            is to call this.
         path: of a folder, or of a file that ends with ``.safetensors``, whose name then stands for ``model``.
         init_cfg: as for ``materialize``, for a model; what no rule reaches gets its modules' own init.
         seed: 0 to 2^64 - 1. None: the plan's, or that of ``use``; there must be one.

@@ -179,7 +179,17 @@ def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = N
     unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
     backends = _backends_of(items, scope)
     numbers = numbers_of(scope.backends.used(backends))
-    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device, scope.names.in_order())
+    names = scope.names
+    return Plan(
+        tuple(items),
+        backends,
+        numbers,
+        scope.seed.value,
+        unreached,
+        device,
+        names.in_order(),
+        non_persistent=names.non_persistent(),
+    )
 
 
 def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:

@@ -44,6 +44,9 @@ class Plan:
     """The model's parameters and buffers, in its order."""
     order: tuple[str, ...] = field(default=(), repr=False)
     """In a plan from a file: what its rows write, in the model's order, where that is not the order of the rows."""
+    non_persistent: tuple[str, ...] = field(default=(), repr=False)
+    """The model's buffers that no state dict has: ``write`` leaves them out. In a plan from a file, those of them that
+    its rows write."""
     dtypes: Mapping[torch.Tensor, torch.dtype] = field(init=False, repr=False)
     """Of the items' tensors when the plan was made: casting a model changes its parameters in place."""
 
@@ -186,7 +189,9 @@ class Plan:
         numbers = self._drawn_numbers if exact else self.numbers
         items = tuple(self._in_order(alive))
         order = lock_file.order_of(items, self.names) if self.names else self.order
-        contents = lock_file.Contents(items, numbers, self.seed, self.unreached, order)
+        written = lock_file.written_by(items)
+        non_persistent = tuple(name for name in self.non_persistent if name in written)
+        contents = lock_file.Contents(items, numbers, self.seed, self.unreached, order, non_persistent)
         return lock_file.text_of(contents, self.dtypes, has_digests=exact)
 
     @staticmethod
@@ -199,7 +204,15 @@ class Plan:
         """
         contents = lock_reader.read(Path(path).read_bytes(), os.fspath(path))
         backends = ("",) * len(contents.items)
-        return Plan(contents.items, backends, contents.numbers, contents.seed, contents.unreached, order=contents.order)
+        return Plan(
+            contents.items,
+            backends,
+            contents.numbers,
+            contents.seed,
+            contents.unreached,
+            order=contents.order,
+            non_persistent=contents.non_persistent,
+        )
 
     def _in_order(self, items: Sequence[Item]) -> list[Item]:
         """Returns the items with fills in the model's order, where no copy and no code stands between them."""
