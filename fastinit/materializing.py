@@ -98,7 +98,7 @@ def materialize(
             items = [item for step in (*steps, *of_tree) for item in step.items]
             check(items, call.scope, needs_memory=False)
             own = own_code_for(places, slots, items)
-            _must_be_known(own.rest, rules, call.scope.prefix)
+            must_be_known(own.rest, rules, call.scope.prefix)
             if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
                 _must_have_values(own.without, "their modules have no reset_parameters", recipe)
             if not is_tree:
@@ -165,7 +165,7 @@ def with_memory(device: torch.device | str) -> torch.device:
     return target
 
 
-def _must_be_known(rest: Sequence[Slot], rules: Sequence[Rule], prefix: Prefix) -> None:
+def must_be_known(rest: Sequence[Slot], rules: Sequence[Rule], prefix: Prefix) -> None:
     """Raises RuntimeError if a recipe knows that a tensor got values that it cannot give again."""
     for recipe in (rule.initializer for rule in rules if isinstance(rule.initializer, Recipe)):
         lost = {slot.name: recipe.why_unknown(slot.name, prefix) for slot in rest}

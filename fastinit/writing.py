@@ -159,7 +159,7 @@ def _contents(
     model, recipe = source, None
     if is_factory(source):
         with default_dtype(dtype):
-            model, recipe = made_without_memory(source, "write", **how)
+            model, recipe = made_without_memory(source, init_cfg, "write", **how)
     elif dtype is not None:
         raise InitTypeError(
             "write: dtype is for functions that make a model; model.to(dtype) costs nothing on the meta device"

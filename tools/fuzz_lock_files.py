@@ -78,6 +78,8 @@ def honest(folder: Path) -> list[str]:
         nn.init.normal_(first)
         nn.init.uniform_(first[:, 1:3])
         nn.init.orthogonal_(second)
+        for layer in model:
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     def made() -> nn.Sequential:
         return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))

@@ -116,6 +116,6 @@ def _loaded(text: str, path: str) -> nn.Module:
     """Returns a model with the tensors of a checkpoint, mapped."""
     model: Any = model_of(text)
     if not isinstance(model, nn.Module):
-        model, _ = made_without_memory(model, "verify")
+        model, _ = made_without_memory(model, called="verify")
     load_checkpoint(model, path, assign=True, logger="silent")
     return model  # type: ignore[no-any-return]

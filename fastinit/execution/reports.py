@@ -108,6 +108,7 @@ class Report:
             for what in ("missing", "unexpected", "mismatched"):
                 if names := getattr(checkpoint.result, what):
                     lines.append("  " + names_line(what, names))
+            lines += [f"  {hint}" for hint in checkpoint.result.hints]
         if self.unreached:
             lines.append(names_line("parameters that nothing wrote", self.unreached))
         if self.digest is not None:

@@ -59,11 +59,7 @@ class Plan:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The items as plain data, a row for each tensor or call, in the order in which they take effect."""
-        rows = rows_of(self.items, self.backends, self.dtypes)
-        if self.device is None:
-            return rows
-        device = str(self.device)
-        return tuple(row._replace(device=device) if row.device == "meta" else row for row in rows)
+        return rows_of(self.items, self.backends, self.dtypes, self.device)
 
     @property
     def _values(self) -> list[Row]:
@@ -251,4 +247,4 @@ def _fit_json(copy: Copy) -> dict[str, Any]:
     return {"source": copy.source, "rule": copy.rule, **names}
 
 
-_OF_A_FIT = ("missing", "unexpected", "mismatched")
+_OF_A_FIT = ("missing", "unexpected", "mismatched", "hints")

@@ -185,7 +185,8 @@ def _check_whose(factory: Callable[..., object], args: Sequence[object], names: 
         return
     bound: set[str] = set()
     while isinstance(factory, partial):
-        factory, args, bound = factory.func, (*factory.args, *args), bound | factory.keywords.keys()
+        args, bound = (*factory.args, *args), bound | factory.keywords.keys()
+        factory = factory.func
     try:
         parameters, placed = _parameters_of(factory, args)
     except (ValueError, TypeError):  # it has none that Python knows, or takes no such arguments, which it says itself

@@ -179,6 +179,21 @@ class Recipe:
         return "\n".join(lines)
 
 
+def tell_what_is_left(recipe: Recipe, where: str, items: Iterable[Item], scope: Scope) -> None:
+    """Warns of parameters that a recipe does not hold and no item writes; in a strict call, raises RuntimeError.
+
+    Args:
+        recipe: one that the user gave.
+        where: its place in the config.
+        items: of the whole call.
+        scope: of the call.
+    """
+    if left := scope.not_reached(items):
+        told = [f"{name} ({why})" if (why := recipe.why_unknown(name)) else name for name in left]
+        text = names_line("parameters are not in the recipe, and no other rule reaches them", told)
+        scope.matches_nothing(where, "", f"{text}. They keep what they have")
+
+
 def in_order(recorded: Iterable[Recorded]) -> list[Fill]:
     """Returns recorded fills as fills of their tensors, in the order in which they were recorded."""
     fills = [(each.order, each.fill(name, tensor)) for name, tensor, found in recorded for each in found]
