@@ -172,8 +172,8 @@ def must_be_known(rest: Sequence[Slot], rules: Sequence[Rule], prefix: Prefix) -
         told = [f"{name} ({why})" for name, why in lost.items() if why is not None]
         if told:
             raise InitRuntimeError(
-                f"materialize: {names_line('tensors were given values by code that cannot be run again', told)}. Add a "
-                f"rule with param=..., or put tensors with values in their place before"
+                f"materialize: {names_line('tensors were given values by code that cannot be run again', told)}",
+                hint=". Add a rule with param=..., or put tensors with values in their place before",
             )
 
 
@@ -196,5 +196,6 @@ def _must_have_values(slots: Sequence[Slot], why: str, recipe: Recipe | None) ->
     advice = f"Add a rule with param=..., or {put}" if is_for_rule else f"No rule writes buffers: {put}"
     raise InitRuntimeError(
         f"materialize: {names_line('tensors would get memory but no values', names)}. No rule reaches them, and "
-        f"{why}.{by_code} {advice}"
+        f"{why}.{by_code}",
+        hint=f" {advice}",
     )

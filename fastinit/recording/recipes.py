@@ -103,7 +103,8 @@ class Recipe:
             if tuple(entry.tensor.shape) != made.ref.place.shape:
                 raise InitRuntimeError(
                     f"{entry.name!r} was recorded with shape {made.ref.place.shape}, but is "
-                    f"{tuple(entry.tensor.shape)} here"
+                    f"{tuple(entry.tensor.shape)} here",
+                    place=f"parameter {entry.name!r}",
                 )
 
         def run(entries: Sequence[ReplayEntry], scope: Scope) -> None:
