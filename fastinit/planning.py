@@ -137,13 +137,13 @@ def _tell_what_is_left(root: nn.Module, recipe: Recipe | None, found: Planned) -
         told = [f"{name} ({why})" for name in scope.not_reached(items) if (why := recipe.why_unknown(name))]
         if told:
             scope.warn_once("plan", names_line("parameters get values from code that a plan cannot know", told))
-    elif found.device is not None:
+        return
+    given = next((rule for rule in found.rules if isinstance(rule.initializer, Recipe)), None)
+    if given is not None and found.device is None:
+        tell_what_is_left(given.initializer, given.where, items, scope)
+    elif given is not None:
         rest, _ = by_reach(list(slots_in(walk(root))), items[: found.n_asked])
         must_be_known(rest, found.rules, scope.prefix)
-    else:
-        given = [(rule.initializer, rule.where) for rule in found.rules if isinstance(rule.initializer, Recipe)]
-        for each, where in given[:1]:
-            tell_what_is_left(each, where, items, scope)
 
 
 def is_factory(source: object) -> bool:
