@@ -95,13 +95,13 @@ def _planned(
 
     def entry(slot: Slot) -> CopyEntry:
         key = match.key_of.get(slot.name_in_file, slot.name_in_file)
-        value = match.state_dict[slot.name_in_file]
+        value: Any = match.state_dict.get(slot.name_in_file)  # after a load, modules' own code may have renamed it
         return CopyEntry(
             names.name_of(slot.tensor, module, without_wrappers(slot.name)),
             slot.tensor,
             key_of.get(key, key),
             _shape_of(value) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
-            (value.dtype, value.device) if request.assign else None,
+            (value.dtype, value.device) if request.assign and isinstance(value, torch.Tensor) else None,
         )
 
     check_taken(match.state_dict, (slot.name_in_file for slot in tree.slots))
