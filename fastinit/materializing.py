@@ -98,7 +98,7 @@ def materialize(
             items = [item for step in (*steps, *of_tree) for item in step.items]
             check(items, call.scope, needs_memory=False)
             own = own_code_for(places, slots, items)
-            _must_be_known(own.rest, rules, call.scope.prefix)
+            must_be_known(own.rest, rules, call.scope.prefix)
             if not any(isinstance(item, Call) for item in items):  # code of the user's might write anything
                 _must_have_values(own.without, "their modules have no reset_parameters", recipe)
             if not is_tree:
@@ -165,15 +165,15 @@ def with_memory(device: torch.device | str) -> torch.device:
     return target
 
 
-def _must_be_known(rest: Sequence[Slot], rules: Sequence[Rule], prefix: Prefix) -> None:
+def must_be_known(rest: Sequence[Slot], rules: Sequence[Rule], prefix: Prefix) -> None:
     """Raises RuntimeError if a recipe knows that a tensor got values that it cannot give again."""
     for recipe in (rule.initializer for rule in rules if isinstance(rule.initializer, Recipe)):
         lost = {slot.name: recipe.why_unknown(slot.name, prefix) for slot in rest}
         told = [f"{name} ({why})" for name, why in lost.items() if why is not None]
         if told:
             raise InitRuntimeError(
-                f"materialize: {names_line('tensors were given values by code that cannot be run again', told)}. Add a "
-                f"rule with param=..., or put tensors with values in their place before"
+                f"materialize: {names_line('tensors were given values by code that cannot be run again', told)}",
+                hint=". Add a rule with param=..., or put tensors with values in their place before",
             )
 
 
@@ -196,5 +196,6 @@ def _must_have_values(slots: Sequence[Slot], why: str, recipe: Recipe | None) ->
     advice = f"Add a rule with param=..., or {put}" if is_for_rule else f"No rule writes buffers: {put}"
     raise InitRuntimeError(
         f"materialize: {names_line('tensors would get memory but no values', names)}. No rule reaches them, and "
-        f"{why}.{by_code} {advice}"
+        f"{why}.{by_code}",
+        hint=f" {advice}",
     )

@@ -205,6 +205,17 @@ class Names:
         self._table()
         return tuple(self._in_order)
 
+    def non_persistent(self) -> tuple[str, ...]:
+        """Returns the names of the buffers under the roots that ``state_dict()`` leaves out."""
+        parameters = self._table()
+        kept = {
+            tensor
+            for module in self._paths
+            for attribute, tensor in module._buffers.items()
+            if attribute not in module._non_persistent_buffers_set
+        }
+        return tuple(name for tensor, name in self._buffers.items() if tensor not in kept and tensor not in parameters)
+
     def knows(self, module: nn.Module) -> bool:
         """Tells whether ``module`` is under one of the roots."""
         self._table()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .config.rules import Rule, parse, steps_of
+from .config.rules import Rule, check_is_config, parse, steps_of
 from .config.trees import ENABLE_HINT, has_own_configs, is_of_mmengine, steps_of_tree
 from .errors import InitTypeError, check_module, locating, noting_warnings
 from .execution.calls import Step, new_scope, open_call
@@ -18,12 +18,12 @@ from .execution.defaults import Strict
 from .execution.reports import plan_of
 from .execution.runner import check
 from .execution.scope import Scope
-from .materializing import with_memory
+from .materializing import must_be_known, with_memory
 from .naming import Names, Prefix, unwrapped, walk
-from .own_code import own_code_for, run_own_code
-from .plans import Item, Plan, Replay, ReplayEntry, tensors_of
+from .own_code import by_reach, own_code_for, run_own_code
+from .plans import Item, Plan, Replay, ReplayEntry, names_line, tensors_of
 from .recording.capturing import capture, recording
-from .recording.recipes import Recipe
+from .recording.recipes import Recipe, tell_what_is_left
 from .slots import Slot, put_back, put_stand_ins, slots_in
 
 
@@ -72,10 +72,11 @@ def plan(
     root: Any = module
     with noting_warnings() as warned:
         if is_factory(module):
-            root, recipe = made_without_memory(module)
+            root, recipe = made_without_memory(module, init_cfg)
             device = torch.empty(0).device if device is None else device
         how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict)
         found = planned_items(root, init_cfg, recipe, device, how)
+        _tell_what_is_left(root, recipe, found)
     return plan_of(found.items, found.scope, found.device, tuple(warned))
 
 
@@ -88,6 +89,8 @@ class Planned(NamedTuple):
     """That the module is to be on, where that was said."""
     n_asked: int
     """How many of the items, the first ones, are those of rules and recipes; modules' own code gives the others."""
+    rules: list[Rule]
+    """Of the config that was given."""
 
 
 def planned_items(
@@ -104,13 +107,16 @@ def planned_items(
     check_module(root)
     how = dict(how, is_dry=True, is_offline=True)
     scope = new_scope(root, meta=target, **how)
-    rules = [] if recipe is None else [Rule("the function", recipe, root, False)]
+    recorded = [] if recipe is None else [Rule("the function", recipe, root, False)]
+    rules = [] if init_cfg is None else parse(root, init_cfg)
     with uncollected():  # a record for each parameter: a full collection would take as long as planning
-        steps = steps_of(rules, scope)
+        steps = steps_of(recorded, scope)
         if recipe is not None:
             steps += _steps_of_init_weights(root, scope)
-        if recipe is None or init_cfg is not None:
-            steps += _steps_for(root, init_cfg, scope, is_needed=target is None)
+        if init_cfg is not None:
+            steps += steps_of(rules, scope)
+        elif recipe is None:
+            steps += _steps_of_own_configs(root, scope, is_needed=target is None)
         items = [item for step in steps for item in step.items]
     n_asked = len(items)
     if target is not None and recipe is None:
@@ -118,7 +124,27 @@ def planned_items(
     with uncollected():
         check(items, scope, needs_memory=False)
         scope.check_complete(items)
-    return Planned(items, scope, target, n_asked)
+    return Planned(items, scope, target, n_asked, rules)
+
+
+def _tell_what_is_left(root: nn.Module, recipe: Recipe | None, found: Planned) -> None:
+    """Tells of parameters whose values recipes do not know, as the call will whose plan it is.
+
+    Raises:
+        RuntimeError: ``materialize`` will refuse them, or the call is strict.
+    """
+    items, scope = found.items, found.scope
+    if recipe is not None:
+        told = [f"{name} ({why})" for name in scope.not_reached(items) if (why := recipe.why_unknown(name))]
+        if told:
+            scope.warn_once("plan", names_line("parameters get values from code that a plan cannot know", told))
+        return
+    given = next((rule for rule in found.rules if isinstance(rule.initializer, Recipe)), None)
+    if given is not None and found.device is None:
+        tell_what_is_left(given.initializer, given.where, items, scope)
+    elif given is not None:
+        rest, _ = by_reach(list(slots_in(walk(root))), items[: found.n_asked])
+        must_be_known(rest, found.rules, scope.prefix)
 
 
 def is_factory(source: object) -> bool:
@@ -126,19 +152,27 @@ def is_factory(source: object) -> bool:
     return callable(source) and not isinstance(source, nn.Module)
 
 
-def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", **how: Any) -> tuple[nn.Module, Recipe]:
+def made_without_memory(
+    factory: Callable[[], nn.Module], init_cfg: Any = None, called: str = "plan", **how: Any
+) -> tuple[nn.Module, Recipe]:
     """Returns the model that a function makes, on the meta device, and what gave it its values.
 
     Args:
         factory: the function.
+        init_cfg: the config that was given with it.
         called: the function that the user called.
         how: arguments of ``capture``.
 
     Raises:
-        TypeError: it needs arguments, or returns no module.
+        TypeError: it needs arguments, or returns no module; or the config is none.
         Others: as it.
     """
-    _check_needs_no_arguments(factory, called)
+    name = getattr(factory, "__name__", type(factory).__name__)
+    name = name if name.isidentifier() else "make"  # a lambda
+    hint = f". Give {name} its arguments by a function: {called}(lambda: {name}(...))"
+    _check_needs_no_arguments(factory, f"{called} calls {name}", hint)
+    if init_cfg is not None:
+        check_is_config(init_cfg, hint)
     with capture(**how) as recipe, torch.device("meta"):
         model = factory()
         if not isinstance(model, nn.Module):
@@ -149,7 +183,7 @@ def made_without_memory(factory: Callable[[], nn.Module], called: str = "plan", 
     return model, recipe
 
 
-def _check_needs_no_arguments(factory: Callable[..., object], called: str) -> None:
+def _check_needs_no_arguments(factory: Callable[..., object], what: str, hint: str) -> None:
     try:
         signature = inspect.signature(factory)
     except (ValueError, TypeError):  # it has none that Python knows
@@ -157,11 +191,7 @@ def _check_needs_no_arguments(factory: Callable[..., object], called: str) -> No
     try:
         signature.bind()
     except TypeError as error:
-        name = getattr(factory, "__name__", type(factory).__name__)
-        raise InitTypeError(
-            f"{called} calls {name} without arguments, and that needs some: {error}",
-            hint=f". Give them by a function: {called}(lambda: {name}(...))",
-        ) from None
+        raise InitTypeError(f"{what} without arguments, and that needs some: {error}", hint=hint) from None
 
 
 def _steps_of_init_weights(root: nn.Module, scope: Scope) -> list[Step]:
@@ -174,10 +204,8 @@ def _steps_of_init_weights(root: nn.Module, scope: Scope) -> list[Step]:
     return []
 
 
-def _steps_for(module: nn.Module, init_cfg: Any, scope: Scope, *, is_needed: bool) -> list[Step]:
-    """Returns the steps of a config (or recipe) or, if it is None, of the module's own configs."""
-    if init_cfg is not None:
-        return steps_of(parse(module, init_cfg), scope)
+def _steps_of_own_configs(module: nn.Module, scope: Scope, *, is_needed: bool) -> list[Step]:
+    """Returns the steps of a module's own configs; where there are none and they are needed, raises TypeError."""
     base = unwrapped(module)
     if has_own_configs(base):
         return steps_of_tree(base, scope)

@@ -35,6 +35,11 @@ class Slot:
         """The tensor's name from the model's root."""
         return join(self.path, self.attribute)
 
+    @property
+    def place(self) -> str:
+        """What errors call the place."""
+        return f"{'parameter' if self.tensors is self.module._parameters else 'buffer'} {self.name!r}"
+
     def name_in(self, names: Names) -> str:
         """Returns the tensor's name in a call, behind its prefix; a tied tensor has that of its first slot."""
         return names.name_of(self.tensor, self.module, self.attribute)
@@ -83,13 +88,17 @@ def slots_in(places: Walk) -> Iterator[Slot]:
                     continue
                 slot = Slot(module, path, tensors, attribute)
                 if nn.parameter.is_lazy(tensor):
-                    raise InitRuntimeError(f"{slot.name!r} is lazy: it has no shape before the model has seen an input")
+                    raise InitRuntimeError(
+                        f"{slot.name!r} is lazy: it has no shape before the model has seen an input", place=slot.place
+                    )
                 if is_sharded(tensor):
                     yield slot
                     continue
                 if is_traceable_wrapper_subclass(tensor) or tensor.layout != torch.strided:
                     kind = type(tensor).__name__ if tensor.layout == torch.strided else tensor.layout
-                    raise InitRuntimeError(f"materialize makes plain strided tensors, but {slot.name!r} is a {kind}")
+                    raise InitRuntimeError(
+                        f"materialize makes plain strided tensors, but {slot.name!r} is a {kind}", place=slot.place
+                    )
                 yield slot
 
 
@@ -149,6 +158,7 @@ def adopt(replaced: Sequence[Slot], device: torch.device) -> None:
             raise InitRuntimeError(
                 f"materialize: {slot.name!r} has no values: code of {type(slot.module).__name__} has replaced it by a "
                 f"tensor on the meta device",
+                place=slot.place,
                 hint=". Have it made on the device of the module's parameters",
             )
         if tensor.device != device:

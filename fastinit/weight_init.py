@@ -50,8 +50,8 @@ from .execution.calls import open_call
 from .execution.defaults import Strict
 from .execution.reports import Report
 from .naming import Prefix
-from .plans import Constant, Distribution, Normal, Uniform, names_line
-from .recording.recipes import Recipe
+from .plans import Constant, Distribution, Normal, Uniform
+from .recording.recipes import Recipe, tell_what_is_left
 from .registry import WEIGHT_INITIALIZERS
 
 __all__ = [
@@ -159,10 +159,9 @@ def initialize(
         call.check(steps)
         items = [item for step in steps for item in step.items]
         call.scope.check_complete(items)
-        recipe = next((rule.where for rule in rules if isinstance(rule.initializer, Recipe)), None)
-        if recipe is not None and (left := call.scope.not_reached(items)):
-            text = names_line("parameters are not in the recipe, and no other rule reaches them", left)
-            call.scope.matches_nothing(recipe, "", f"{text}. They keep what they have")
+        recipe = next((rule for rule in rules if isinstance(rule.initializer, Recipe)), None)
+        if recipe is not None:
+            tell_what_is_left(recipe.initializer, recipe.where, items, call.scope)
         call.run(steps)
         report = call.report()
     return replace(report, digest=digest_of(module, prefix=prefix)) if digest else report

@@ -68,8 +68,9 @@ def write(
 
     Args:
         source: a model on the meta device; a function or class that makes a model without arguments, as for ``plan``:
-            it runs on the meta device; or a plan, of which every tensor is written whole, under its name and in its
-            dtype in the plan, wherever the model is that was planned: on a mesh too, where one rank is to call this.
+            it runs on the meta device; or a plan, of which every tensor that a state dict has is written whole, under
+            its name and in its dtype in the plan, wherever the model is that was planned: on a mesh too, where one rank
+            is to call this.
         path: of a folder, or of a file that ends with ``.safetensors``, whose name then stands for ``model``.
         init_cfg: as for ``materialize``, for a model; what no rule reaches gets its modules' own init.
         seed: 0 to 2^64 - 1. None: the plan's, or that of ``use``; there must be one.
@@ -158,7 +159,7 @@ def _contents(
     model, recipe = source, None
     if is_factory(source):
         with default_dtype(dtype):
-            model, recipe = made_without_memory(source, "write", **how)
+            model, recipe = made_without_memory(source, init_cfg, "write", **how)
     elif dtype is not None:
         raise InitTypeError(
             "write: dtype is for functions that make a model; model.to(dtype) costs nothing on the meta device"

@@ -32,6 +32,7 @@ from .plans import (
     names_line,
     tensors_of,
 )
+from .plans.lock_file import written_by
 from .shards.dtensor import is_sharded
 from .slots import rebound
 from .tied_names import without_ties
@@ -103,7 +104,7 @@ def of_model(
 
 
 def of_plan(plan: Plan, scope: Scope) -> ToWrite:
-    """Returns what a checkpoint of a plan alone holds: every tensor that it writes, under its name there.
+    """Returns what a checkpoint of a plan alone holds: what it writes that a state dict has, under its name there.
 
     Raises:
         RuntimeError: the plan copies or calls, it leaves parameters out, or two of its tensors have one name.
@@ -115,12 +116,14 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
             f"write: {names_line('parameters have no values: no row of the plan writes', plan.unreached)}"
         )
     items = _for_whole_tensors(plan)
+    left_out = set(plan.non_persistent)
     tensors: dict[Place, tuple[str, torch.Tensor]] = {}
     for item in items:
         named = [(item.name, item.tensor)] if isinstance(item, Fill) else []
         named += [(entry.name, entry.tensor) for entry in item.entries] if isinstance(item, Replay) else []
         for name, tensor in named:
-            tensors.setdefault(place_of(tensor), (name, tensor))
+            if name not in left_out:
+                tensors.setdefault(place_of(tensor), (name, tensor))
     _must_be_strided(dict(tensors.values()))
     if len(dict(tensors.values())) < len(tensors):
         raise InitRuntimeError(
@@ -138,6 +141,14 @@ def of_plan(plan: Plan, scope: Scope) -> ToWrite:
             f"write: {names_line('tensors have no values that the plan knows', lost)}",
             hint=": code computes them, which is in the model. Give that, and the plan as its config: "
             "write(make_model, path, plan), or `fastinit write MODEL PATH --config PLAN`",
+        )
+    has_values = left_out | written_by(items).keys()
+    if absent := [name for name in plan.names if name not in has_values]:
+        scope.warn_once(
+            "write",
+            f"{names_line('buffers of the model are in no row of the plan', absent)}. The checkpoint lacks them: a "
+            f"model that loads it keeps its own. Give the model with the plan, write(model, path, plan), and it has "
+            f"them",
         )
     return ToWrite(contents)
 

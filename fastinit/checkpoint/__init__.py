@@ -12,7 +12,6 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ..doors import door
 
 if TYPE_CHECKING:
-    from .fitting import prefix_hint
     from .formats.by_content import Reading
     from .loading import (
         _load_checkpoint,
@@ -51,7 +50,6 @@ else:  # readers and sources of files take longer to load than all else, and few
     __getattr__, __dir__ = door(
         __name__,
         {
-            "fitting": ("prefix_hint",),
             "formats.by_content": ("Reading",),
             "loading": (
                 "_load_checkpoint",
@@ -125,7 +123,6 @@ __all__ = [
     "load_state_dict",
     "map_stored",
     "plan_copy",
-    "prefix_hint",
     "print_log",
     "save_checkpoint",
     "shown_address",

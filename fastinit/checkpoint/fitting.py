@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +13,7 @@ from ..errors import InitRuntimeError
 from ..plans import LoadResult
 from .messages import MAX_SHOWN
 from .modules import Descent, Mismatches, Slot, Tree, swaps_parameters
+from .request import Request
 from .storage.stubs import shown
 from .wrappers import Matched
 
@@ -57,6 +60,20 @@ def without_tied(missing: Sequence[str], slots: Sequence[Slot], written: Collect
 def result_of(found: Mismatches, missing: Sequence[str], copied: Sequence[str], match: Matched) -> LoadResult:
     """Returns how a checkpoint fitted, or will fit."""
     return LoadResult(tuple(copied), tuple(missing), tuple(found.unexpected), found.of_other_shape, match.stripped)
+
+
+def with_hints(result: LoadResult, request: Request, tree: Any) -> LoadResult:
+    """Returns how a checkpoint fits, with hints for users who may have meant something else.
+
+    Args:
+        result: how it fits.
+        request: for it.
+        tree: its contents.
+    """
+    hints = request.hints(tree, result.copied, result.unexpected)
+    if not result.copied and (found := prefix_hint(result.missing, result.unexpected)):
+        hints.append(f"the keys would fit with {found}")
+    return replace(result, hints=tuple(hints))
 
 
 def refusal(found: Mismatches, missing: Sequence[str], source: str, written: str = "") -> InitRuntimeError:

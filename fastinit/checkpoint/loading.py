@@ -20,7 +20,7 @@ from ..execution.version_counters import version_of
 from ..logs import is_rank_zero
 from ..plans import LoadResult, nothing_copied
 from ..shards.dtensor import is_sharded
-from .fitting import counted_missing, does_not_fit, prefix_hint, refusal, result_of, without_tied
+from .fitting import counted_missing, does_not_fit, refusal, result_of, with_hints, without_tied
 from .formats.by_content import Reading
 from .mmengine_log import log
 from .module_versions import with_metadata
@@ -106,9 +106,10 @@ def load_checkpoint(
     with uncollected():
         state_dict = request.state_dict(tree)
     result, _ = load_into(model, state_dict, strict, logger, assign, source)
+    result = with_hints(result, request, tree)
     if default_strict() and not result.copied:
         raise InitRuntimeError(f"{nothing_copied(source, result)} (an error under strict)", place=source)
-    log_notes(request, tree, result, logger)
+    log_notes(result, logger)
     return tree
 
 
@@ -207,17 +208,14 @@ def check_assign(assign: bool, slots: Iterable[Slot]) -> None:
             )
 
 
-def log_notes(request: Request, tree: Any, result: LoadResult, logger: logging.Logger | str | None) -> None:
+def log_notes(result: LoadResult, logger: logging.Logger | str | None) -> None:
     """Logs the name parts that were ignored, and hints about the checkpoint."""
     if not is_rank_zero():
         return
     if result.stripped:
         log(f"names were matched without the parts that wrappers add: {', '.join(result.stripped)}", logger)
-    hints = request.hints(tree, result.copied, result.unexpected)
-    if not result.copied and (found := prefix_hint(result.missing, result.unexpected)):
-        hints.append(f"nothing was copied; the keys would fit with {found}")
-    for hint in hints:
-        log(hint, logger, logging.WARNING)
+    for hint in result.hints:
+        log(hint if result.copied else f"nothing was copied; {hint}", logger, logging.WARNING)
 
 
 # --- adopting the file's tensors -------------------------------------------------------------------------------------

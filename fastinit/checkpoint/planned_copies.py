@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..execution.scope import OpenCheckpoints
 from ..logs import logger as own_logger
 from ..naming import Names, without_wrappers
 from ..plans import Copy, CopyEntry, LoadResult
-from .fitting import counted_missing, mismatches_of, refusal, result_of, without_tied
+from .fitting import counted_missing, mismatches_of, refusal, result_of, with_hints, without_tied
 from .loading import check_assign, load_into, log_notes
 from .modules import Slot, Tree
 from .request import Request, Selection, check_taken
@@ -66,7 +67,8 @@ def plan_copy(
         return Copy(module, (), source, rule, info, request.assign, False, not_yet, "not downloaded yet")
 
     with uncollected():
-        return _planned(module, request, selection, names=names, opened=opened, rule=rule, info=info, asks_fit=asks_fit)
+        copy = _planned(module, request, selection, names=names, opened=opened, rule=rule, info=info, asks_fit=asks_fit)
+        return copy if copy.fit is None else replace(copy, fit=with_hints(copy.fit, request, tree))
 
 
 def _planned(
@@ -89,14 +91,17 @@ def _planned(
         once: dict[int, Slot] = {}
         for slot in slots:  # a tied tensor under its first name
             once.setdefault(id(slot.tensor), slot)
-        return tuple(
-            CopyEntry(
-                names.name_of(slot.tensor, module, without_wrappers(slot.name)),
-                slot.tensor,
-                key_of.get(key := match.key_of.get(slot.name_in_file, slot.name_in_file), key),
-                _shape_of(match.state_dict[slot.name_in_file]) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
-            )
-            for slot in once.values()
+        return tuple(map(entry, once.values()))
+
+    def entry(slot: Slot) -> CopyEntry:
+        key = match.key_of.get(slot.name_in_file, slot.name_in_file)
+        value: Any = match.state_dict.get(slot.name_in_file)  # after a load, modules' own code may have renamed it
+        return CopyEntry(
+            names.name_of(slot.tensor, module, without_wrappers(slot.name)),
+            slot.tensor,
+            key_of.get(key, key),
+            _shape_of(value) if is_lazy(slot.tensor) else tuple(slot.tensor.shape),
+            (value.dtype, value.device) if request.assign and isinstance(value, torch.Tensor) else None,
         )
 
     check_taken(match.state_dict, (slot.name_in_file for slot in tree.slots))
@@ -117,7 +122,8 @@ def _planned(
         own_logger.info("load %s from: %s", where, source)
         whole = opened.take(request)
         result, slots = load_into(module, state_dict, request.strict, "current", request.assign, source, rule)
-        log_notes(request, whole, result, "current")
+        result = with_hints(result, request, whole)
+        log_notes(result, "current")
         if request.assign:
             names.renew()
         copied = set(result.copied)

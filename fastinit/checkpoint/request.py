@@ -144,7 +144,7 @@ class Request:
 
         Args:
             tree: the contents of the checkpoint.
-            copied, unexpected: keys of its state dict that were copied, and that the model does not have.
+            copied, unexpected: keys of its state dict that are copied, and that the model does not have.
         """
         if not isinstance(tree, Mapping):
             return []
@@ -224,7 +224,7 @@ def _weights_elsewhere(tree: Mapping[Any, Any]) -> list[str]:
     if not found:
         return []
     others = f" (or {', '.join(map(shown, found[1:6]))})" if found[1:] else ""
-    return [f"nothing was copied; the checkpoint holds tensors under another key: pass key={shown(found[0])}{others}"]
+    return [f"the checkpoint holds tensors under another key: pass key={shown(found[0])}{others}"]
 
 
 def _is_scale(name: str, state_dict: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from ..checkpoint.storage.stored import StoredTensor, in_memory
 from ..config.kept_plans import bound
 from ..execution.calls import new_scope
 from ..planning import made_without_memory
-from ..plans import Plan, Replay
+from ..plans import Fill, Plan, Replay
 from ..verifying import Verification, verify
 from .errors import CommandError
 from .models import MODEL_HELP, model_of
@@ -25,10 +25,10 @@ HELP = "whether a checkpoint holds exactly what a plan says"
 TEXT = f"""\
 Draws again what a plan says and compares it with a checkpoint, bit for bit, in pieces: no copy of either is
 made.
-Exit code: 0 where the checkpoint holds all of it (but for buffers: tables that code computes, and those that
-no row of the plan writes, which are listed; `fastinit diff` of two checkpoints compares those in them),
-1 where it does not, or where parts cannot be verified (such as parameters that no row writes), 2 where it
-cannot be compared. Nothing of the checkpoint is run.
+Exit code: 0 where the checkpoint holds all of it (but for buffers: those that are in no state dict, tables
+that code computes, and those that no row of the plan writes, which are listed; `fastinit diff` of two
+checkpoints compares those in them), 1 where it does not, or where parts cannot be verified (such as
+parameters that no row writes), 2 where it cannot be compared. Nothing of the checkpoint is run.
 
 Another dtype than the plan's is a difference. With --rounded a checkpoint in another floating-point dtype
 must hold the plan's values, rounded to it.
@@ -93,13 +93,15 @@ def _tell(found: Verification, options: argparse.Namespace) -> None:
 def _of_names(path: str, plan: Plan) -> nn.Module:
     """Returns a module with a checkpoint's tensors, which are mapped."""
     request = Request(path, reading=Reading(access="map"))
-    computed = {entry.name: entry.tensor for item in plan.items if isinstance(item, Replay) for entry in item.entries}
+    buffers = {entry.name: entry.tensor for item in plan.items if isinstance(item, Replay) for entry in item.entries}
+    left_out = set(plan.non_persistent)
+    buffers |= {item.name: item.tensor for item in plan.items if isinstance(item, Fill) and item.name in left_out}
     root = Checkpoint()
-    for name, tensor in computed.items():  # a checkpoint holds those that are persistent only
+    for name, tensor in buffers.items():  # a checkpoint holds those that are persistent only
         _put(root, name, tensor.to("meta"), is_buffer=True)
     for name, value in request.state_dict(request.tree()).items():
         if isinstance(value, torch.Tensor):
-            _put(root, name, in_memory(value) if isinstance(value, StoredTensor) else value, is_buffer=name in computed)
+            _put(root, name, in_memory(value) if isinstance(value, StoredTensor) else value, is_buffer=name in buffers)
     return root
 
 
@@ -120,6 +122,6 @@ def _loaded(text: str, path: str) -> nn.Module:
     """Returns a model with the tensors of a checkpoint, mapped."""
     model: Any = model_of(text)
     if not isinstance(model, nn.Module):
-        model, _ = made_without_memory(model, "verify")
+        model, _ = made_without_memory(model, called="verify")
     load_checkpoint(model, path, assign=True, logger="silent")
     return model  # type: ignore[no-any-return]

@@ -24,7 +24,7 @@ what makes a checkpoint of them comes last; after Ctrl-C or a kill, the same com
 that are finished.
 
 {MODEL_HELP}
-or the lock file of a plan, of which every tensor is written.
+or the lock file of a plan, of which every tensor is written that a state dict has.
 
 {CONFIG_HELP}
 

@@ -226,7 +226,8 @@ class _Written(NamedTuple):
     """A tensor as a plan has it."""
 
     tensor: torch.Tensor
-    dtype: torch.dtype
+    dtype: torch.dtype | None
+    """None: any does, as a checkpoint's tensor takes the place of the model's."""
     is_drawn: bool
 
 
@@ -239,19 +240,21 @@ def _written(plan: Plan) -> dict[str, _Written]:
             found[item.name] = _Written(item.tensor, plan.dtypes[item.tensor], drawn)
         elif not isinstance(item, Call):
             for entry in item.entries:
-                found[entry.name] = _Written(entry.tensor, plan.dtypes[entry.tensor], False)
+                is_adopted = isinstance(item, Copy) and item.replaces
+                found[entry.name] = _Written(entry.tensor, None if is_adopted else plan.dtypes[entry.tensor], False)
     return found
 
 
 def _difference(name: str, kept: _Written, here: torch.Tensor) -> str:
     if is_lazy(here):
         return f"{name} (lazy: it has no shape yet)"
-    if kept.tensor.shape == here.shape and kept.dtype == here.dtype:  # as nearly all are
+    dtype = here.dtype if kept.dtype is None else kept.dtype
+    if kept.tensor.shape == here.shape and dtype == here.dtype:  # as nearly all are
         return ""
-    old, new = _geometry(kept.tensor, kept.dtype), _geometry(here, here.dtype)
+    old, new = _geometry(kept.tensor, dtype), _geometry(here, here.dtype)
     if kept.tensor.shape != here.shape:
         return f"{name} ({old} in the plan, {new} here)"
-    dtypes = {kept.dtype, here.dtype}
+    dtypes = {dtype, here.dtype}
     are_floats = all(each.is_floating_point for each in dtypes)
     if are_floats and not (kept.is_drawn and torch.float64 in dtypes):
         return ""

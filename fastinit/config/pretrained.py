@@ -70,8 +70,7 @@ class PretrainedInit(Planned):
             asks_fit=scope.checkpoints.is_offline or bool(scope.strict),
         )
         if scope.strict and not (copy.entries or copy.unknown or copy.runs_own_code):  # otherwise its log says so
-            found = checkpoints.prefix_hint(copy.fit.missing, copy.fit.unexpected) if copy.fit else ""
-            hint = f". Its keys would fit with {found}" if found else ""
+            hint = "".join(f"; {each}" for each in copy.fit.hints) if copy.fit else ""
             scope.matches_nothing(
                 rule, type(self).__name__, f"{copy.source} holds no tensor of {type(module).__name__}", hint
             )

@@ -69,16 +69,26 @@ def parse(module: nn.Module, init_cfg: Any, where: str = "init_cfg") -> list[Rul
         AttributeError, KeyError, RuntimeError, TypeError, ValueError: a mistake in the config, of mmengine's type for
             it; the message begins with the place in the config.
     """
+    check_is_config(init_cfg)
     many = isinstance(init_cfg, list)
-    if not (many or isinstance(init_cfg, (dict, Plan)) or _is_initializer(init_cfg)):
-        raise InitTypeError(
-            f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}",
-            hint=if_path(
-                init_cfg, ". fastinit.Plan.load(path) reads a plan from its file, json.load rules from theirs"
-            ),
-        )
     items = [(f"{where}[{index}]", item) for index, item in enumerate(init_cfg)] if many else [(where, init_cfg)]
     return [rule for place, item in items for rule in _parse_item(module, item, place)]
+
+
+def check_is_config(init_cfg: object, hint: str = "") -> None:
+    """Raises TypeError unless it is a config: a dict, a built initializer, a recipe or a plan, or a list.
+
+    Args:
+        init_cfg: what was given.
+        hint: what was probably meant by anything else but a path.
+    """
+    if not (isinstance(init_cfg, (list, dict, Plan)) or _is_initializer(init_cfg)):
+        of_path = if_path(
+            init_cfg, ". fastinit.Plan.load(path) reads a plan from its file, json.load rules from theirs"
+        )
+        raise InitTypeError(
+            f"init_cfg must be a dict or a list of dict, but got {type(init_cfg)}", hint=of_path or hint
+        )
 
 
 def steps_of(rules: Iterable[Rule], scope: Scope) -> list[Step]:

@@ -152,6 +152,7 @@ class ByMemory:
                     raise InitRuntimeError(
                         f"strict: {each.rule} draws {describe(fill.distribution)} of shape {fill.shape}, and the "
                         f"numbers are needed before it is known what the tensor will be called",
+                        place=each.rule or None,
                         hint=f". Without strict they come from the stream {fill.stream_name!r}, by order",
                     )
         try:

@@ -50,7 +50,8 @@ class RecordedFill(NamedTuple):
         """
         if tuple(tensor.shape) != self.full_shape:
             raise InitRuntimeError(
-                f"{name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here"
+                f"{name!r} was recorded with shape {self.full_shape}, but is {tuple(tensor.shape)} here",
+                place=_place(name),
             )
         if is_sharded(tensor):
             if self.is_whole and self.numbers == self.part:
@@ -74,6 +75,7 @@ class RecordedFill(NamedTuple):
                 raise InitRuntimeError(
                     f"a part of {name!r} was recorded that no view has ({self.shape}, steps {self.part.steps}) "
                     f"where the tensor's strides are {tuple(tensor.stride())}",
+                    place=_place(name),
                     hint=": make it contiguous before",
                 )
             target = tensor.detach().as_strided(self.shape, here.steps, tensor.storage_offset() + here.first)
@@ -82,7 +84,7 @@ class RecordedFill(NamedTuple):
     def _boxes_in(self, name: str, tensor: torch.Tensor) -> tuple[Box, ...]:
         """Returns what is here of the part, in the boxes that are here of a distributed tensor."""
         if (reason := why_not_shards(tensor)) is not None:
-            raise InitRuntimeError(f"the distributed tensor {name!r} cannot be filled: {reason}")
+            raise InitRuntimeError(f"the distributed tensor {name!r} cannot be filled: {reason}", place=_place(name))
         try:
             return tuple(
                 piece for box in boxes_of(tensor) for piece in boxes_in(box, self.part, self.numbers, self.full_shape)
@@ -91,5 +93,10 @@ class RecordedFill(NamedTuple):
             raise InitRuntimeError(
                 f"a part of {name!r} was recorded ({self.shape}, steps {self.part.steps}), and the tensor is "
                 f"distributed here: {error}",
+                place=_place(name),
                 hint=". Materialize before sharding",
             ) from None
+
+
+def _place(name: str) -> str:
+    return f"parameter {name!r}"

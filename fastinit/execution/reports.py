@@ -109,6 +109,7 @@ class Report:
             for what in ("missing", "unexpected", "mismatched"):
                 if names := getattr(checkpoint.result, what):
                     lines.append("  " + names_line(what, names))
+            lines += [f"  {hint}" for hint in checkpoint.result.hints]
         if self.unreached:
             lines.append(names_line("parameters that nothing wrote", self.unreached))
         if self.digest is not None:
@@ -183,8 +184,18 @@ def plan_of(
     unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
     backends = _backends_of(items, scope)
     numbers = numbers_of(scope.backends.used(backends))
-    names = scope.names.in_order()
-    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device, names, warnings=warnings)
+    names = scope.names
+    return Plan(
+        tuple(items),
+        backends,
+        numbers,
+        scope.seed.value,
+        unreached,
+        device,
+        names.in_order(),
+        non_persistent=names.non_persistent(),
+        warnings=warnings,
+    )
 
 
 def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:

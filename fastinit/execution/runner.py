@@ -103,7 +103,7 @@ def _execute(fills: Sequence[Fill], scope: Scope, are_counted: bool, tell: Liste
         by_place = _grouped(chosen, lambda fill: (fill.tensor.device, fill.seed))
         for device, _ in by_place:
             if reason := backend.why_not_now(device):  # they were checked earlier, and may have been pending since
-                raise InitRuntimeError(reason)
+                raise InitRuntimeError(reason, place=device)
         for (device, own_seed), group in by_place.items():
             seed = scope.seed.drawn() if own_seed is None else own_seed
             scope.note_write()

@@ -177,7 +177,7 @@ class Scope:
         """
         if self.strict:
             error = InitRuntimeError(f"{f'{kind}: ' if kind else ''}{message}{hint} (an error under strict)")
-            error.hint = hint.strip() or None
+            error.hint = hint.strip().lstrip(" .,;:") or None
             raise error
         self.warn_once(f"{rule} ({kind})" if kind else rule, message + hint)
 

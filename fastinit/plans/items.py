@@ -120,6 +120,8 @@ class CopyEntry:
     """Its key in the checkpoint, before prefix and revisions."""
     shape: tuple[int, ...]
     """The checkpoint's: a lazy parameter has none before it is loaded."""
+    adopted: tuple[torch.dtype, torch.device] | None = None
+    """Dtype and device of the checkpoint's tensor, where that takes the place of ``tensor``; None: it is copied."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class LoadResult:
     """Names whose shape differs: they kept their values."""
     stripped: tuple[str, ...] = ()
     """What wrappers (DDP, torch.compile) put into names, where it was left out of account: what, and in how many."""
+    hints: tuple[str, ...] = ()
+    """What to pass where nothing fits, and what was probably not meant; of a checkpoint, not of a state dict."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,13 +222,20 @@ def tensors_of(item: Item) -> list[torch.Tensor]:
 
 
 def dtypes_of(items: Iterable[Item]) -> dict[torch.Tensor, torch.dtype]:
-    """Returns the dtypes of the tensors that items are known to write: ``module.to()`` changes them in place."""
+    """Returns the dtypes that the tensors have which items are known to write: ``module.to()`` changes them in place.
+
+    Where a checkpoint's tensor takes the place of one, its dtype counts.
+    """
     found: dict[torch.Tensor, torch.dtype] = {}
+    adopted: dict[torch.Tensor, torch.dtype] = {}
     for item in items:
         if isinstance(item, Fill):
             found[item.tensor] = item.tensor.dtype
         else:
             found.update((tensor, tensor.dtype) for tensor in tensors_of(item))
+        if isinstance(item, Copy) and item.replaces:
+            adopted.update((entry.tensor, entry.adopted[0]) for entry in item.entries if entry.adopted is not None)
+    found.update(adopted)
     return found
 
 

@@ -30,6 +30,8 @@ class Contents(NamedTuple):
     unreached: tuple[str, ...]
     order: tuple[str, ...] = ()
     """The names of what items write, in the model's order, where that is not the order of the items."""
+    non_persistent: tuple[str, ...] = ()
+    """Those of them that are buffers which no state dict has."""
 
 
 def order_of(items: Sequence[Item], names: Sequence[str]) -> tuple[str, ...]:
@@ -39,15 +41,21 @@ def order_of(items: Sequence[Item], names: Sequence[str]) -> tuple[str, ...]:
         items: in the order of the file.
         names: the model's parameters and buffers, in its order.
     """
+    written = written_by(items)
+    rank = {name: at for at, name in enumerate(names)}
+    order = sorted(written, key=lambda name: rank.get(name, len(rank)))
+    return () if order == list(written) else tuple(order)
+
+
+def written_by(items: Iterable[Item]) -> dict[str, None]:
+    """Returns the names of what items are known to write, each once, in their order."""
     written: dict[str, None] = {}
     for item in items:
         if isinstance(item, Fill):
             written[item.name] = None
         elif not isinstance(item, Call):
             written.update(dict.fromkeys(entry.name for entry in item.entries))
-    rank = {name: at for at, name in enumerate(names)}
-    order = sorted(written, key=lambda name: rank.get(name, len(rank)))
-    return () if order == list(written) else tuple(order)
+    return written
 
 
 def live(items: Sequence[Item]) -> list[Item]:
@@ -102,6 +110,8 @@ def text_of(contents: Contents, dtypes: Mapping[torch.Tensor, torch.dtype], *, h
     text += ',\n"unreached": ' + json.dumps(list(contents.unreached), **_HOW)
     if contents.order:
         text += ',\n"order": ' + json.dumps(list(contents.order), **_HOW)
+    if contents.non_persistent:
+        text += ',\n"non_persistent": ' + json.dumps(list(contents.non_persistent), **_HOW)
     return "{" + text + ',\n"items": [\n' + ",\n".join(lines) + "\n]}\n"
 
 

@@ -67,6 +67,7 @@ def _contents(document: object) -> Contents:
         fields.refuse("numbers", "'contract N' or 'torch'", numbers)
     unreached = fields.names("unreached")
     order = fields.names("order") if "order" in fields.left else []
+    non_persistent = fields.names("non_persistent") if "non_persistent" in fields.left else []
     known = _Known()
     items = [known.item(Fields(each, f"items[{i}]")) for i, each in enumerate(fields.values("items"))]
     fields.end()
@@ -74,7 +75,9 @@ def _contents(document: object) -> Contents:
         raise RefusedError(f"unreached: {both[0]!r} is written by an item")
     if order and set(order) != known.tensors.keys():
         raise RefusedError(f"order: expected all names that items write, each once, but got {shown(order)}")
-    return Contents(tuple(items), numbers, seed, tuple(unreached), tuple(order))
+    if unknown := [name for name in non_persistent if name not in known.tensors]:
+        raise RefusedError(f"non_persistent: no item writes {shown(unknown[0])}")
+    return Contents(tuple(items), numbers, seed, tuple(unreached), tuple(order), tuple(non_persistent))
 
 
 class _Known:

@@ -44,6 +44,9 @@ class Plan:
     """The model's parameters and buffers, in its order."""
     order: tuple[str, ...] = field(default=(), repr=False)
     """In a plan from a file: what its rows write, in the model's order, where that is not the order of the rows."""
+    non_persistent: tuple[str, ...] = field(default=(), repr=False)
+    """The model's buffers that no state dict has: ``write`` leaves them out. In a plan from a file, those of them that
+    its rows write."""
     warnings: tuple[str, ...] = ()
     """What was warned of when the plan was made, e.g. of rules that match nothing; a file does not hold it."""
     source: str = ""
@@ -60,11 +63,7 @@ class Plan:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The items as plain data, a row for each tensor or call, in the order in which they take effect."""
-        rows = rows_of(self.items, self.backends, self.dtypes)
-        if self.device is None:
-            return rows
-        device = str(self.device)
-        return tuple(row._replace(device=device) if row.device == "meta" else row for row in rows)
+        return rows_of(self.items, self.backends, self.dtypes, self.device)
 
     @property
     def _values(self) -> list[Row]:
@@ -194,7 +193,9 @@ class Plan:
         numbers = self._drawn_numbers if exact else self.numbers
         items = tuple(self._in_order(alive))
         order = lock_file.order_of(items, self.names) if self.names else self.order
-        contents = lock_file.Contents(items, numbers, self.seed, self.unreached, order)
+        written = lock_file.written_by(items)
+        non_persistent = tuple(name for name in self.non_persistent if name in written)
+        contents = lock_file.Contents(items, numbers, self.seed, self.unreached, order, non_persistent)
         return lock_file.text_of(contents, self.dtypes, has_digests=exact)
 
     @staticmethod
@@ -213,6 +214,7 @@ class Plan:
             contents.seed,
             contents.unreached,
             order=contents.order,
+            non_persistent=contents.non_persistent,
             source=os.fspath(path),
         )
 
@@ -254,4 +256,4 @@ def _fit_json(copy: Copy) -> dict[str, Any]:
     return {"source": copy.source, "rule": copy.rule, **names}
 
 
-_OF_A_FIT = ("missing", "unexpected", "mismatched")
+_OF_A_FIT = ("missing", "unexpected", "mismatched", "hints")

@@ -49,7 +49,10 @@ _device_name = lru_cache(maxsize=256)(str)
 
 
 def rows_of(
-    items: Sequence[Item], backends: Sequence[str], dtypes: Mapping[torch.Tensor, torch.dtype] = _AS_THEY_ARE
+    items: Sequence[Item],
+    backends: Sequence[str],
+    dtypes: Mapping[torch.Tensor, torch.dtype] = _AS_THEY_ARE,
+    meta: torch.device | None = None,
 ) -> tuple[Row, ...]:
     """Returns the rows of the items, one for each tensor or call, in order.
 
@@ -57,6 +60,7 @@ def rows_of(
         items: in order.
         backends: of the items.
         dtypes: of their tensors, where these may have another one now.
+        meta: the device on which tensors without memory are to be, where that is known.
     """
     last: dict[int, int] = {}  # tensor -> index of the last row that writes it
     n_rows = 0
@@ -96,9 +100,12 @@ def rows_of(
                 values = {"kind": "copy", "checkpoint": item.source, "key": entry.name_in_file}
                 text = f"copy of {entry.name_in_file} in {item.source}"
                 replaced = last[id(entry.tensor)] > len(rows)
-                rows.append(
-                    _tensor_row(item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced, dtypes)
+                row = _tensor_row(
+                    item, entry.name, entry.shape, entry.tensor, "copy", values, text, "", replaced, dtypes
                 )
+                if entry.adopted is not None and (meta is None or not entry.tensor.is_meta):
+                    row = row._replace(device=_device_name(entry.adopted[1]))
+                rows.append(row)
         elif isinstance(item, Replay):
             for made in item.entries:
                 replaced, dtype = last[id(made.tensor)] > len(rows), dtypes.get(made.tensor, made.tensor.dtype)
@@ -107,7 +114,10 @@ def rows_of(
         else:
             values = {"kind": "call", "call": item.label}
             rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))
-    return tuple(rows)
+    if meta is None:
+        return tuple(rows)
+    device = str(meta)
+    return tuple(row._replace(device=device) if row.device == "meta" else row for row in rows)
 
 
 def row_of_computed(name: str, tensor: torch.Tensor, how: str) -> Row:

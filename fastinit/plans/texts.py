@@ -38,6 +38,7 @@ def nothing_copied(source: str, result: LoadResult) -> str:
         )
         if names
     ]
+    told += result.hints
     return f"nothing is copied from {source}" + (f": {'; '.join(told)}" if told else "")
 
 
@@ -46,6 +47,7 @@ def notes_of(items: Iterable[Item], unreached: Sequence[str]) -> list[str]:
     lines = []
     for copy in (item for item in items if isinstance(item, Copy)):
         told = [] if copy.fit is None else [names_line(what, names) for what, names in _misfits(copy.fit) if names]
+        told += () if copy.fit is None else copy.fit.hints
         if copy.fit is None and copy.runs_own_code:
             told = ["what fits is up to modules that have loading code or hooks of their own"]
         if told:

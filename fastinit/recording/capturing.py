@@ -137,7 +137,7 @@ def build(
     Args:
         factory: e.g. a model's class, ``AutoModel.from_config``, ``timm.create_model``. Its own arguments called
             ``device``, ``dtype``, ``backend``, ``seed``, ``prefix`` or ``strict`` go in by a lambda:
-            ``build(lambda: Model(seed=3), seed=0)``.
+            ``build(lambda: Model(seed=3), seed=0)``. A function that takes ``**kwargs`` gets none of them otherwise.
         device: that ``torch.device`` stands for in the call; None: as outside.
         dtype: the default dtype in the call; None: as outside.
         backend, seed, prefix, strict: as for ``capture``.
@@ -183,12 +183,15 @@ def _check_whose(factory: Callable[..., object], args: Sequence[object], names: 
     """Raises TypeError if an argument of ``build`` has the name of one that the factory would have taken."""
     if not names:
         return
+    bound: set[str] = set()
+    while isinstance(factory, partial):
+        args, bound = (*factory.args, *args), bound | factory.keywords.keys()
+        factory = factory.func
     try:
-        signature = inspect.signature(factory)
-        parameters, placed = signature.parameters, signature.bind_partial(*args).arguments
+        parameters, placed = _parameters_of(factory, args)
     except (ValueError, TypeError):  # it has none that Python knows, or takes no such arguments, which it says itself
         return
-    bound = {**placed, **(factory.keywords if isinstance(factory, partial) else {})}
+    bound |= placed
     for name in names:
         parameter = parameters.get(name)
         # What torch's own layers do with None is what `build` does with a device or dtype.
@@ -201,6 +204,33 @@ def _check_whose(factory: Callable[..., object], args: Sequence[object], names: 
             hint=f". Write build(lambda: {kind}(..., {name}=...)) for that of {kind}, or build(lambda: {kind}(...), "
             f"{name}=...) for that of build",
         )
+
+
+def _parameters_of(
+    factory: Callable[..., object], args: Sequence[object]
+) -> tuple[dict[str, inspect.Parameter], set[str]]:
+    """Returns the parameters of a function or class, and the names of those that arguments by position are for.
+
+    A class that takes ``**kwargs`` has those of the next ``__init__``, too, to which it hands them on.
+
+    Raises:
+        TypeError, ValueError: it has no signature, or takes no such arguments.
+    """
+    signature = inspect.signature(factory)
+    placed = signature.bind_partial(*args).arguments
+    found, bound, last = dict(signature.parameters), set(placed), signature.parameters.values()
+    inits = [vars(kind)["__init__"] for kind in getattr(factory, "__mro__", ()) if "__init__" in vars(kind)]
+    for init in inits[1:]:
+        kinds = {each.kind: each.name for each in last}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+        rest = placed.get(kinds.get(inspect.Parameter.VAR_POSITIONAL, ""), ())
+        signature = inspect.signature(init)
+        placed = signature.bind_partial(None, *rest).arguments  # None is for ``self``
+        bound |= placed.keys()
+        last = signature.parameters.values()
+        found = {**signature.parameters, **found}
+    return found, bound
 
 
 @contextmanager

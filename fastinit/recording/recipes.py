@@ -103,7 +103,8 @@ class Recipe:
             if tuple(entry.tensor.shape) != made.ref.place.shape:
                 raise InitRuntimeError(
                     f"{entry.name!r} was recorded with shape {made.ref.place.shape}, but is "
-                    f"{tuple(entry.tensor.shape)} here"
+                    f"{tuple(entry.tensor.shape)} here",
+                    place=f"parameter {entry.name!r}",
                 )
 
         def run(entries: Sequence[ReplayEntry], scope: Scope) -> None:
@@ -177,6 +178,21 @@ class Recipe:
         lines += [f"{name}: computed, {made.info}" for name, made in self.computed.items()]
         lines += [f"{name}: {what}" for name, what in self.unknown.items()]
         return "\n".join(lines)
+
+
+def tell_what_is_left(recipe: Recipe, where: str, items: Iterable[Item], scope: Scope) -> None:
+    """Warns of parameters that a recipe does not hold and no item writes; in a strict call, raises RuntimeError.
+
+    Args:
+        recipe: one that the user gave.
+        where: its place in the config.
+        items: of the whole call.
+        scope: of the call.
+    """
+    if left := scope.not_reached(items):
+        told = [f"{name} ({why})" if (why := recipe.why_unknown(name)) else name for name in left]
+        text = names_line("parameters are not in the recipe, and no other rule reaches them", told)
+        scope.matches_nothing(where, "", f"{text}. They keep what they have")
 
 
 def in_order(recorded: Iterable[Recorded]) -> list[Fill]:

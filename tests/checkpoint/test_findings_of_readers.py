@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
 import zipfile
@@ -48,6 +49,21 @@ def test_pretrained_names_the_key_of_the_weights_too(tmp_path: Path, caplog: pyt
     with caplog.at_level("WARNING"):
         fastinit.initialize(nn.Linear(2, 2), dict(type="Pretrained", checkpoint=tmp_path / "c.pth"))
     assert f"{WORDS}: pass key='params_ema'" in caplog.text
+
+
+def test_the_plan_the_report_and_the_error_under_strict_name_it_as_well(tmp_path: Path) -> None:
+    torch.save({"params_ema": nn.Linear(2, 2).state_dict()}, tmp_path / "c.pth")
+    made, rule = nn.Linear(2, 2), dict(type="Pretrained", checkpoint=tmp_path / "c.pth")
+    hint = f"{WORDS}: pass key='params_ema'"
+    plan, report = fastinit.plan(made, rule), fastinit.initialize(made, rule)
+    assert json.loads(plan.to_json())["checkpoints"][0]["hints"] == [hint]
+    assert f"; {hint}\n" in str(plan) and f"  {hint}\n" in report.summary()
+    for call in (fastinit.plan, fastinit.initialize):
+        with pytest.raises(fastinit.Error) as caught:
+            call(made, rule, strict=True)
+        assert str(caught.value.hint).startswith(hint)
+    with fastinit.use(strict=True), pytest.raises(RuntimeError, match=hint):
+        load_checkpoint(made, tmp_path / "c.pth", logger="silent")
 
 
 def test_no_other_key_is_named_where_one_was_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_a_plan_tells_which_keys_do_not_fit(tmp_path):
     told = "1 missing: 0.bias; 1 unexpected: extra; 1 of another shape: 1.weight"
     assert str(plan).splitlines()[-1] == f"{path} (init_cfg[1]): {told}"
     (fit,) = json.loads(plan.to_json())["checkpoints"]
-    found = {"missing": ["0.bias"], "unexpected": ["extra"], "mismatched": ["1.weight"]}
+    found = {"missing": ["0.bias"], "unexpected": ["extra"], "mismatched": ["1.weight"], "hints": []}
     assert fit == {"source": str(path), "rule": "init_cfg[1]", **found}
 
 
@@ -224,6 +224,7 @@ def test_a_prefix_that_would_make_the_keys_fit_is_named(tmp_path, caplog, before
     rule = dict(type="Pretrained", checkpoint=tmp_path / "c.pth")
     fastinit.initialize(model, rule)
     assert f"nothing was copied; the keys would fit with {hint}" in caplog.text
+    assert f"; the keys would fit with {hint}" in str(fastinit.plan(model, rule))
     for strictly in (
         lambda: fastinit.initialize(model, rule, strict=True),
         lambda: fastinit.plan(model, rule | STRICT),

@@ -150,6 +150,48 @@ def test_a_plan_serves_without_the_model(tmp_path: Path) -> None:
     assert_same_tensors(by_name(st.load_file(file)), by_name(model.state_dict()))
 
 
+class Passing(nn.Module):
+    """Holds buffers that a state dict has and others that it has not, filled and computed ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((2,), 3.0))
+        self.register_buffer("ones", torch.ones(3), persistent=False)
+        self.register_buffer("table", torch.arange(6.0).sin(), persistent=False)
+        self.layer = nn.Linear(4, 3)
+
+
+def twice() -> nn.Module:
+    return nn.Sequential(Passing(), Passing())
+
+
+@pytest.mark.parametrize("is_from_a_file", [False, True], ids=["live", "from a file"])
+def test_a_plans_checkpoint_has_what_the_state_dict_has(is_from_a_file: bool, tmp_path: Path) -> None:
+    plan = fastinit.plan(twice, backend="cpp", seed=3, prefix="" if is_from_a_file else "part")
+    if is_from_a_file:
+        plan.save(tmp_path / "plan.json")
+        plan = fastinit.Plan.load(tmp_path / "plan.json")
+    (file,) = fastinit.write(plan, tmp_path)
+    made = fastinit.build(twice, backend="cpp", seed=3, prefix="" if is_from_a_file else "part").state_dict()
+    expected = {name if is_from_a_file else f"part.{name}": tensor for name, tensor in made.items()}
+    assert_same_tensors(by_name(st.load_file(file)), by_name(expected))
+
+
+def test_a_buffer_is_persistent_where_one_of_its_holders_keeps_it() -> None:
+    model, shared = nn.Sequential(Passing(), Passing()), torch.zeros(3)
+    model[0].ones, model[1].scale = shared, shared
+    plan = fastinit.plan(model, dict(type="Normal", layer="Linear"), backend="cpp", seed=3)
+    assert plan.non_persistent == ("0.table", "1.ones", "1.table")
+
+
+def test_buffers_that_no_row_of_a_plan_writes_are_missing_with_a_warning(tmp_path: Path) -> None:
+    plan = fastinit.plan(twice(), dict(type="Normal", layer="Linear"), backend="cpp", seed=3)
+    with pytest.warns(
+        fastinit.InitWarning, match=r"write: 2 buffers .* in no row of the plan: 0\.scale, 1\.scale\. The"
+    ):
+        fastinit.write(plan, tmp_path)
+
+
 def test_modules_own_init_is_written_behind_a_prefix(tmp_path: Path) -> None:
     model, rule = on_meta(plain), dict(type="Normal", std=0.5, layer="Linear")
     (file,) = fastinit.write(model, tmp_path, rule, seed=3, prefix="teacher")
@@ -198,6 +240,7 @@ def test_values_of_another_place_in_the_stream_are_drawn_for_any_range() -> None
         assert same_bits(memory, expected[first:stop])
 
 
+@pytest.mark.filterwarnings("ignore:write. 3 buffers")
 def test_a_plan_is_written_in_the_dtypes_that_it_was_made_with(tmp_path: Path) -> None:
     model = plain()
     rules = [dict(type="Normal", std=1, param="*"), dict(type="Uniform", param="0.weight[0:2]")]

@@ -23,6 +23,7 @@ class WithTable(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("table", torch.arange(10.0).sin(), persistent=False)
+        self.register_buffer("scale", torch.ones(3), persistent=False)
         self.layer = nn.Linear(3, 3)
 
 def broken():

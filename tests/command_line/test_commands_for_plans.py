@@ -83,7 +83,7 @@ def test_what_is_for_models_is_refused_for_a_lock_file(capsys):
         ("models:make", "14 rows"),
         ("models.py:make(4)", "14 rows, 128 elements"),
         ("models.py:make(width=4)", "14 rows, 128 elements"),
-        ("models.py:WithTable", "3 rows"),
+        ("models.py:WithTable", "4 rows"),
         ("torch.nn:Linear(4, 2)", "2 rows, 10 elements"),
         ("torch:nn.Linear(4, 2, bias=False)", "1 rows, 8 elements"),
     ],

@@ -192,11 +192,19 @@ def test_a_plan_of_torchs_numbers_cannot_be_verified(written, capsys):
     assert "not verified" in told(["verify", "out", "torch.plan.json"], capsys, 1)
 
 
-def test_tables_that_no_checkpoint_holds_are_listed(capsys):
+def test_buffers_that_no_checkpoint_holds_are_listed(capsys):
     told(["plan", "models.py:WithTable", *SEED, "--backend", "cpp", "--save", "table.plan.json"], capsys)
     told(["write", "models.py:WithTable", "table", *SEED], capsys)
     out = told(["verify", "table", "table.plan.json"], capsys)
-    assert "2 tensors hold" in out and "1 not verified: table" in out
+    assert "2 tensors hold" in out and "2 not verified: table, scale" in out
+
+
+def test_a_lock_file_alone_gives_the_checkpoint_of_its_model(capsys):
+    told(["plan", "models.py:WithTable", *SEED, "--backend", "cpp", "--save", "table.plan.json"], capsys)
+    told(["write", "table.plan.json", "of_plan"], capsys)
+    told(["write", "models.py:WithTable", "of_model", *SEED], capsys)
+    of_plan, of_model = (Path(each, "model.safetensors").read_bytes() for each in ("of_plan", "of_model"))
+    assert of_plan == of_model
 
 
 def test_tied_names_are_those_of_the_model(capsys):

@@ -119,6 +119,19 @@ def plan(cfg: Any) -> None:
     fastinit.plan(Net(), cfg)
 
 
+def without_reset() -> nn.Module:
+    """Returns a model on the meta device whose parameter nothing gives values to."""
+    model = nn.Module()
+    model.bias = nn.Parameter(torch.empty(2, device="meta"))
+    return model
+
+
+def initialize_by_recipe(shape: tuple[int, int]) -> None:
+    with fastinit.capture() as recipe, torch.device("meta"):
+        _model = nn.Linear(2, 2)
+    fastinit.initialize(nn.Linear(*shape), recipe)
+
+
 def made_plan() -> fastinit.Plan:
     return fastinit.plan(Net(), dict(type="Ones", param="*"))
 
@@ -182,6 +195,19 @@ def made_plan() -> fastinit.Plan:
         (lambda _: made_plan().diff("plan.json"), TypeError, None, "fastinit.Plan.load(path) reads one from a file"),
         (lambda _: fastinit.digest(Net()).diff("a.pth"), TypeError, None, "fastinit.digest(...) makes one of a"),
         (lambda _: initialize(dict(type="Ones", param="*"), strict="very"), ValueError, None, None),
+        (
+            lambda _: fastinit.materialize(nn.Sequential(nn.LazyLinear(2, device="meta"))),
+            RuntimeError,
+            "parameter '0.weight'",
+            None,
+        ),
+        (
+            lambda _: fastinit.materialize(without_reset()),
+            RuntimeError,
+            None,
+            "Add a rule with param=..., or put tensors",
+        ),
+        (lambda _: initialize_by_recipe((3, 2)), RuntimeError, "init_cfg, parameter 'weight'", None),
         (lambda path: load_checkpoint(Net(), path / "a.pth"), FileNotFoundError, "{}/a.pth", None),
         (lambda path: fastinit.Plan.load(path / "plan.json"), ValueError, "{}/plan.json, items[0]", None),
         (lambda path: load_checkpoint(Net(), path / "cut.pth"), RuntimeError, "{}/cut.pth, byte 23", None),

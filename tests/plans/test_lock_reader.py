@@ -117,6 +117,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda d: d.update(order=["a", "a"]),
         "the file.order: expected a list of names, ea",
     ),
+    "a buffer that no item writes": (
+        lambda d: d.update(non_persistent=["0.weight", "table"]),
+        "non_persistent: no item writes 'table'",
+    ),
     "a lone half of a surrogate pair": (set_item("name", "\ud800"), "items[0].name: expected a text"),
 }
 

@@ -43,13 +43,35 @@ def test_a_class_is_planned_like_a_function_that_calls_it() -> None:
 
 
 def test_a_class_that_needs_arguments_says_how_to_give_them() -> None:
-    with pytest.raises(TypeError, match=r"'in_features'. Give them by a function: plan\(lambda: Linear\(\.\.\.\)\)$"):
+    with pytest.raises(
+        TypeError, match=r"'in_features'. Give Linear its arguments by a function: plan\(lambda: Linear\(\.\.\.\)\)$"
+    ):
         fastinit.plan(nn.Linear)
 
 
 def test_write_takes_a_class_and_says_how_to_give_arguments(tmp_path: Any) -> None:
     with pytest.raises(TypeError, match=r"write\(lambda: Linear\(\.\.\.\)\)$"):
         fastinit.write(nn.Linear, tmp_path, seed=0)  # type: ignore[arg-type]
+
+
+def with_bias(bias: bool = False) -> nn.Module:
+    pytest.fail("it is not to run before the config is looked at")
+
+
+def test_an_argument_in_the_place_of_the_config_says_how_to_give_it(tmp_path: Any) -> None:
+    for call, name in (
+        (fastinit.plan, "plan"),
+        (lambda make, given: fastinit.write(make, tmp_path, given, seed=0), "write"),
+    ):
+        told = (
+            rf"got <class 'bool'>\. Give with_bias its arguments by a function: {name}\(lambda: with_bias\(\.\.\.\)\)$"
+        )
+        with pytest.raises(TypeError, match=told):
+            call(with_bias, True)
+    with pytest.raises(TypeError, match=r"Give make its arguments by a function: plan\(lambda: make\(\.\.\.\)\)$"):
+        fastinit.plan(lambda: with_bias(), 3)
+    with pytest.raises(TypeError, match=r"reads a plan from its file, json.load rules from theirs$"):
+        fastinit.plan(with_bias, "net.plan.json")
 
 
 @pytest.mark.parametrize(

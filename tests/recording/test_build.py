@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 
 import needs
@@ -202,31 +201,6 @@ def test_bad_arguments_are_named():
     with pytest.raises(ZeroDivisionError):
         fastinit.build(lambda: 1 / 0, dtype=torch.float64)
     assert torch.get_default_dtype() == torch.float32
-
-
-class Takes(nn.Module):
-    """Has arguments of the names of ``build``'s."""
-
-    def __init__(self, seed=1, dtype=torch.float32, device=None):
-        super().__init__()
-        self.seed, self.weight = seed, nn.Parameter(torch.zeros(3, dtype=dtype, device=device))
-
-
-@pytest.mark.parametrize("given", [dict(seed=3), dict(dtype=torch.float64)], ids=["seed", "dtype"])
-def test_an_argument_of_build_that_the_factory_would_take_is_an_error_that_says_how_to_give_it(given):
-    (name,) = given
-    with pytest.raises(
-        TypeError, match=rf"^{name} is an argument of build and of Takes, .*lambda: Takes\(\.\.\., {name}="
-    ):
-        fastinit.build(Takes, **given)
-    assert fastinit.build(lambda: Takes(**given), **given).weight.dtype == given.get("dtype", torch.float32)
-
-
-def test_arguments_that_cannot_be_mistaken_are_builds():
-    assert fastinit.build(Takes, device="cpu").seed == 1  # None there means what it means for `build`
-    assert fastinit.build(functools.partial(Takes, seed=5), seed=3).seed == 5
-    assert fastinit.build(Takes, 7, seed=3).seed == 7
-    assert fastinit.build(lambda **rest: Takes(**rest), seed=3).seed == 1
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------

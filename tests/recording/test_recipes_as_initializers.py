@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,14 +204,50 @@ def test_a_recipe_that_covers_less_than_the_model_warns_and_is_refused_under_str
         recorded_one = layer()
     assert len(recipe.fills) == len(list(recorded_one.parameters()))
     larger = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    with pytest.warns(UserWarning, match="2 parameters are not in the recipe.*: 1.weight, 1.bias. They keep what they"):
-        fastinit.initialize(larger, recipe, seed=0)
-    with pytest.raises(RuntimeError, match="2 parameters are not in the recipe"):
-        fastinit.initialize(larger, recipe, seed=0, strict=True)
+    told = "2 parameters are not in the recipe.*: 1.weight, 1.bias. They keep what they"
+    for call in (fastinit.plan, fastinit.initialize):
+        with pytest.warns(UserWarning, match=told):
+            call(larger, recipe, seed=0)
+        with pytest.raises(RuntimeError, match="2 parameters are not in the recipe"):
+            call(larger, recipe, seed=0, strict=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(larger, [recipe, dict(type="Normal", layer="Linear")], seed=0)
+            call(nn.Sequential(nn.Linear(4, 4)), recipe, seed=0)
+
+
+def loaded(folder: Path) -> nn.Module:
+    """Returns a model of which a block has loaded one parameter from a file."""
+    torch.save({"weight": torch.ones(4, 4, device="cpu")}, folder / "a.pth")
+    model = nn.Linear(4, 4)
+    fastinit.initialize(model, dict(type="Pretrained", checkpoint=folder / "a.pth", assign=True))
+    return model
+
+
+def test_what_a_recipe_does_not_copy_again_is_told_by_the_plan_as_by_the_call(tmp_path: Path) -> None:
+    with fastinit.capture() as recipe, torch.device("meta"):
+        model = loaded(tmp_path)
+    for call in (fastinit.plan, fastinit.initialize):
+        with pytest.warns(
+            UserWarning, match=r"not in the recipe.*: weight \(PretrainedInit: load from .*a\.pth\)\. They"
+        ):
+            call(nn.Linear(4, 4), recipe)
+    model = nn.Linear(4, 4, device="meta")
+    for materialize in (partial(fastinit.plan, device="cpu"), fastinit.materialize):
+        with pytest.raises(
+            RuntimeError, match=r"1 tensors were given values by code .* again: weight \(PretrainedInit: "
+        ):
+            materialize(model, recipe)
+
+
+def test_the_plan_of_a_function_tells_what_it_loads(tmp_path: Path) -> None:
+    told = r"plan: 1 parameters get values from code that a plan cannot know: weight \(PretrainedInit: load from .*a\.pth\)"
+    with pytest.warns(fastinit.InitWarning, match=told):
+        plan = fastinit.plan(lambda: loaded(tmp_path))
+    assert plan.unreached == ("weight",)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fastinit.initialize(larger, [recipe, dict(type="Normal", layer="Linear")], seed=0)
-        fastinit.initialize(nn.Sequential(nn.Linear(4, 4)), recipe, seed=0)
+        fastinit.plan(lambda: loaded(tmp_path), dict(type="Normal", layer="Linear"))
 
 
 class Transposed(nn.Module):
