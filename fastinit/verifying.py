@@ -206,7 +206,7 @@ class _Outcome:
         held = tuple(name for name in known if name not in differs)
         is_complete = not any(name in parameters or name not in self.shapes for name in self.unverified)
         left = {**self.unverified, **self.unplanned}
-        left.update((name, left[name] + _IN_A_DIGEST) for name in _not_persistent(scope) if name in left)
+        left.update((name, left[name] + _IN_A_DIGEST) for name in scope.names.non_persistent() if name in left)
         return Verification(
             held,
             tuple(differs.values()),
@@ -224,17 +224,6 @@ class _Outcome:
 
 # What verify cannot tell of a buffer a digest can, and the default digest leaves out those that no checkpoint has.
 _IN_A_DIGEST = "; not persistent: fastinit.digest(model, non_persistent_buffers=True) has it"
-
-
-def _not_persistent(scope: Scope) -> list[str]:
-    """Returns the names of the buffers with memory that are not in a state dict."""
-    names, root = scope.names.buffers(), scope.root
-    found = (
-        [module._buffers[name] for module in root.modules() for name in module._non_persistent_buffers_set]
-        if root is not None
-        else []
-    )
-    return [names[tensor] for tensor in found if tensor is not None and tensor in names and not tensor.is_meta]
 
 
 def _outcome(planned: PlannedValues, scope: Scope, rounded: bool) -> _Outcome:
