@@ -60,11 +60,12 @@ def _dispatch_stack() -> list[Any]:
 def state_of_thread() -> Callable[[], None]:
     """Returns what gives this thread the state back that it has now: gradients, functions of subclasses."""
     with_gradients = torch.is_grad_enabled()
-    functions = torch._C._get_torch_function_state() if hasattr(torch._C, "_get_torch_function_state") else None
+    functions = torch._C.DisableTorchFunctionSubclass()  # each end of it brings back the state before its begin
+    functions.__enter__()
+    functions.__exit__(None, None, None)
 
     def restore() -> None:
         torch.set_grad_enabled(with_gradients)
-        if functions is not None:
-            torch._C._set_torch_function_state(functions)  # type: ignore[attr-defined]
+        functions.__exit__(None, None, None)
 
     return restore
