@@ -9,13 +9,13 @@ demo: $(VENV)/.package
 	$(RUN) -m fastinit demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n auto --dist loadscope
+	$(RUN) -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 # Which lines of the package the tests run, without those that run in other processes; some of the tests, added to what was
 # measured before: make coverage TESTS='tests/config --cov-append'
 TESTS ?=
 coverage: $(VENV)/.dev
-	$(RUN) -m pytest -q -n auto --dist loadscope --cov --cov-report=term:skip-covered $(TESTS)
+	$(RUN) -m pytest -q -n auto --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered $(TESTS)
 
 # The tests on other releases of Python and torch; takes an hour or more, and environments of 1 GB each in build/versions.
 versions: $(VENV)/.dev
@@ -50,9 +50,11 @@ fuzz-briefly: $(VENV)/.dev
 sanitize: $(VENV)/.dev
 	$(RUN) tests/native/replay.py address thread
 
-# Fills of cpp by the host side of the GPU backends: within recording, building, dry runs and modes of torch.
+# Fills of cpp by the host side of the GPU backends: within recording, building, dry runs and modes of torch. What the slowest file
+# does without cpp is the same as in `make test`.
 gpu-host-path: $(VENV)/.dev
-	PYTHONPATH=tests/support $(RUN) -m pytest -q -n auto -p cpp_as_gpu tests/recording tests/execution tests/config/test_param_rules.py
+	PYTHONPATH=tests/support $(RUN) -m pytest -q -n auto --dist worksteal -p cpp_as_gpu -k 'not (test_growth and torch)' \
+		tests/recording tests/execution tests/config/test_param_rules.py
 
 # What a release would hold: builds the sdist and from it a wheel, and uses that in an empty environment without compilers.
 sdist-check: $(VENV)/.dev

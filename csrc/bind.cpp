@@ -176,10 +176,19 @@ bool converts(int32_t from, int32_t to) { return chosen("").convert(from, to, nu
 
 bool read_rows_into(int fd, int64_t offset, std::pair<int64_t, int64_t> shape, std::pair<int64_t, int64_t> steps,
                     std::pair<int32_t, int32_t> dtypes, std::pair<int64_t, int64_t> item_bytes, uintptr_t address,
-                    const std::string& isa) {
+                    uintptr_t mapping, const std::string& isa) {
   const Kernels& kernels = chosen(isa);
-  const Rows rows{fd,           offset,        shape.first,      shape.second,      steps.first,
-                  steps.second, dtypes.first,  dtypes.second,    item_bytes.first,  item_bytes.second,
+  const Rows rows{fd,
+                  reinterpret_cast<const char*>(mapping),
+                  offset,
+                  shape.first,
+                  shape.second,
+                  steps.first,
+                  steps.second,
+                  dtypes.first,
+                  dtypes.second,
+                  item_bytes.first,
+                  item_bytes.second,
                   reinterpret_cast<char*>(address)};
   bool is_complete = false;
   try {
@@ -246,10 +255,11 @@ PYBIND11_MODULE(_native, module) {
   module.def("converts", &fastinit::converts, py::arg("from_dtype"), py::arg("to_dtype"),
              "Returns whether read_rows converts between two dtypes of records.");
   module.def("read_rows", &fastinit::read_rows_into, py::arg("fd"), py::arg("offset"), py::arg("shape"), py::arg("steps"),
-             py::arg("dtypes"), py::arg("item_bytes"), py::arg("address"), py::arg("isa") = "",
+             py::arg("dtypes"), py::arg("item_bytes"), py::arg("address"), py::arg("mapping") = 0, py::arg("isa") = "",
              "Reads rows of a file into memory. offset: of the first, in bytes; shape: rows and columns; steps: from row to "
-             "row in the file and in memory, in bytes; dtypes, item_bytes: in the file and in memory. Returns False if the "
-             "file ends before; raises OSError.");
+             "row in the file and in memory, in bytes; dtypes, item_bytes: in the file and in memory; mapping: the address of "
+             "the file's first byte in memory if it is mapped and has all of the rows, else 0. Returns False if the file ends "
+             "before; raises OSError.");
   module.def("fill_from", &fastinit::fill_from, py::arg("table"), py::arg("words"), py::arg("isa") = "",
              "Executes one record on given words, in place of those of its stream.");
   module.def("fma", &fastinit::fma, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("isa") = "",

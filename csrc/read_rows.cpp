@@ -37,12 +37,16 @@ bool read_all(int fd, char* out, int64_t n_bytes, int64_t offset) {
 class Reader {
  public:
   Reader(const Kernels& kernels, const Rows& rows)
-      : kernels_(kernels), rows_(rows), is_same_(rows.from == kRaw && rows.to == kRaw), buffer_(kBufferBytes) {
+      : kernels_(kernels),
+        rows_(rows),
+        is_same_(rows.from == kRaw && rows.to == kRaw),
+        buffer_(rows.mapping ? 0 : kBufferBytes) {
     if (!is_same_ && !kernels.convert(rows.from, rows.to, nullptr, nullptr, 0))
       throw std::invalid_argument("no such conversion is known");
   }
 
   bool run() {
+    if (rows_.mapping) return copy_mapped(), true;
     const int64_t row_bytes = rows_.n_columns * rows_.from_bytes, gap = rows_.file_step - row_bytes;
     if (gap <= kMaxGapBytes && rows_.file_step <= kBufferBytes) return read_together(row_bytes);
 #if defined(POSIX_FADV_WILLNEED)
@@ -55,6 +59,11 @@ class Reader {
   }
 
  private:
+  void copy_mapped() {
+    for (int64_t row = 0; row < rows_.n_rows; ++row)
+      turn(rows_.mapping + rows_.offset + row * rows_.file_step, rows_.memory + row * rows_.memory_step, rows_.n_columns);
+  }
+
   // Several rows a system call, and what is between them.
   bool read_together(int64_t row_bytes) {
     const int64_t at_once = std::max<int64_t>(1, kBufferBytes / rows_.file_step);

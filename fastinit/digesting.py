@@ -42,7 +42,8 @@ def digest(
             ``load_checkpoint``, whose files are mapped where they can be. Tied tensors are stated under each
             of their names, as in ``state_dict()``. What wrappers (``_orig_mod.``, DDP's ``module.``) add to a module's
             names is left out.
-        non_persistent_buffers: also state the buffers that are not in ``state_dict()``.
+        non_persistent_buffers: also state the buffers that are not in ``state_dict()``, such as rotary tables, of
+            which ``verify`` can tell nothing.
         tied_names: False: state tied tensors of a module once, under the name that ``fastinit.write``,
             ``save_pretrained`` and safetensors' ``save_model`` keep, so that the model has the digest of such a
             checkpoint. The names of a state dict and of a checkpoint are stated as they are.

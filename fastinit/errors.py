@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
@@ -195,13 +196,30 @@ class InitWarning(UserWarning):
     """Every warning of fastinit: to silence them, or to make them errors, without those of others."""
 
 
+_noting: ContextVar[tuple[dict[str, None], ...]] = ContextVar("fastinit_noting", default=())
+"""Who notes what is warned of, the outermost first."""
+
+
 def warn_user(message: str) -> None:
     """Issues an InitWarning that points to the user's line, the innermost one outside fastinit."""
     level, frame = 1, sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastinit", "contextlib"):
         level += 1
         frame = frame.f_back  # type: ignore[assignment]
+    for noted in _noting.get():
+        noted.setdefault(message)
     warnings.warn(message, InitWarning, stacklevel=level + 1)
+
+
+@contextmanager
+def noting_warnings() -> Iterator[dict[str, None]]:
+    """Notes what is warned of in the block, each message once; the warnings are given all the same."""
+    noted: dict[str, None] = {}
+    token = _noting.set((*_noting.get(), noted))
+    try:
+        yield noted
+    finally:
+        _noting.reset(token)
 
 
 def _told(given: object) -> str:

@@ -104,7 +104,7 @@ def materialize(
             if not is_tree:
                 warn_of_own_init(model, own.rest, call.scope)
             new = allocate(slots, target)
-            steps = [replace(step, items=rebound(step.items, new)) for step in steps]
+            steps = [step._replace(items=rebound(step.items, new)) for step in steps]
             watch.book.generation += 1
             call.scope.names.renew()
             _note_as_new(slots, watch.book)

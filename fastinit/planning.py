@@ -11,7 +11,7 @@ from torch import nn
 
 from .config.rules import Rule, parse, steps_of
 from .config.trees import ENABLE_HINT, has_own_configs, is_of_mmengine, steps_of_tree
-from .errors import InitTypeError, check_module, locating
+from .errors import InitTypeError, check_module, locating, noting_warnings
 from .execution.calls import Step, new_scope, open_call
 from .execution.collector import uncollected
 from .execution.defaults import Strict
@@ -70,12 +70,13 @@ def plan(
     """
     recipe = None
     root: Any = module
-    if is_factory(module):
-        root, recipe = made_without_memory(module)
-        device = torch.empty(0).device if device is None else device
-    how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict)
-    found = planned_items(root, init_cfg, recipe, device, how)
-    return plan_of(found.items, found.scope, found.device)
+    with noting_warnings() as warned:
+        if is_factory(module):
+            root, recipe = made_without_memory(module)
+            device = torch.empty(0).device if device is None else device
+        how: dict[str, Any] = dict(backend=backend, seed=seed, prefix=prefix, strict=strict)
+        found = planned_items(root, init_cfg, recipe, device, how)
+    return plan_of(found.items, found.scope, found.device, tuple(warned))
 
 
 class Planned(NamedTuple):

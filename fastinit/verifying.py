@@ -118,7 +118,9 @@ def verify(model: nn.Module, plan: Plan, *, prefix: Prefix = "", rounded: bool =
     What the plan writes is drawn again, piece by piece, and compared: no second copy of the model is made, and of a
     tensor that differs nothing is drawn behind the first difference. Of distributed tensors each rank verifies
     what it has, and all ranks of a mesh return the same. Parameters and buffers that the plan does not write are named
-    as not verified; with such a parameter the answer is false (``differs`` alone tells of what the plan does say).
+    as not verified; with such a parameter the answer is false (``differs`` alone tells of what the plan does say). Of
+    buffers, ``digest`` says whether they are the same: of those that are not persistent (rotary tables) with
+    ``non_persistent_buffers=True``.
 
     Args:
         model: any module; tensors without memory are not verified.
@@ -203,10 +205,12 @@ class _Outcome:
         differs = {name: each for name in known if (each := self._difference(name, rounded)) is not None}
         held = tuple(name for name in known if name not in differs)
         is_complete = not any(name in parameters or name not in self.shapes for name in self.unverified)
+        left = {**self.unverified, **self.unplanned}
+        left.update((name, left[name] + _IN_A_DIGEST) for name in _not_persistent(scope) if name in left)
         return Verification(
             held,
             tuple(differs.values()),
-            {**self.unverified, **self.unplanned},
+            left,
             is_complete and parameters.isdisjoint(self.unplanned),
             tuple(name for name in held if name in self.dtypes),
         )
@@ -216,6 +220,21 @@ class _Outcome:
             return Difference(name, (), *self.dtypes[name])
         found = self.differences.get(name)
         return found and Difference(name, _index(found.at, self.shapes[name]), found.expected, found.found)
+
+
+# What verify cannot tell of a buffer a digest can, and the default digest leaves out those that no checkpoint has.
+_IN_A_DIGEST = "; not persistent: fastinit.digest(model, non_persistent_buffers=True) has it"
+
+
+def _not_persistent(scope: Scope) -> list[str]:
+    """Returns the names of the buffers with memory that are not in a state dict."""
+    names, root = scope.names.buffers(), scope.root
+    found = (
+        [module._buffers[name] for module in root.modules() for name in module._non_persistent_buffers_set]
+        if root is not None
+        else []
+    )
+    return [names[tensor] for tensor in found if tensor is not None and tensor in names and not tensor.is_meta]
 
 
 def _outcome(planned: PlannedValues, scope: Scope, rounded: bool) -> _Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import needs
 import pytest
@@ -11,6 +12,24 @@ import skips
 
 # They hold no doctests, and all have one name, which pytest imports for doctests once only.
 collect_ignore_glob = ["*conftest.py"]
+
+
+# Files that take longest. A worker of pytest-xdist takes a file at a time (--dist loadscope), and one of these that came last
+# would leave the others idle.
+FIRST = (
+    *("kernels/test_gpu_kernels.py", "shards/test_shards.py", "tools/test_run_notebooks.py", "house/test_demo.py"),
+    *("kernels/test_digest_kernel.py", "kernels/test_gpu_instructions.py", "checkpoint/test_hostile_files.py"),
+    *("recording/test_growth.py", "backends/test_extensions.py", "checkpoint/test_loading_costs.py"),
+    *("checkpoint/formats/test_folders_ranks.py", "tools/test_check_mmengine.py", "backends/test_cpp_statistics.py"),
+    *("config/test_jax_and_keras.py", "house/test_builds.py", "tools/test_fuzzer.py", "checkpoint/test_saving.py"),
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        places = {Path(__file__).parent / name: place for place, name in enumerate(FIRST)}
+        items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def reads(dtype_in_file: torch.dtype, dtype: torch.dtype) -> bool:
     return RAW not in codes and bool(cpp_backend._native.converts(*codes))
 
 
-def read(fd: int, offset: int, rows: Rows, address: int) -> bool:
+def read(fd: int, offset: int, rows: Rows, address: int, mapping: int = 0) -> bool:
     """Reads rows, in this thread and without Python's lock.
 
     Args:
@@ -46,6 +46,8 @@ def read(fd: int, offset: int, rows: Rows, address: int) -> bool:
         offset: in the file, of the first element, in bytes.
         rows: of dtypes that it reads.
         address: of the first element in memory, which the caller keeps alive.
+        mapping: the address of the file's first byte, if the rows shall be copied out of a mapping of the file. It must
+            have all of them, on multiples of their elements' size.
 
     Returns:
         False if the file ends before.
@@ -64,5 +66,6 @@ def read(fd: int, offset: int, rows: Rows, address: int) -> bool:
         codes,
         (rows.dtype_in_file.itemsize, rows.dtype.itemsize),
         address,
+        mapping,
     )
     return complete

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
 from operator import itemgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -260,8 +260,7 @@ class _Making:
             yield Box(view, numbers.first + place.first + behind, place.steps)
 
 
-@dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """Matrices of standard normal numbers, of which orthogonal ones are made; wide ones are seen transposed."""
 
     making: _Making

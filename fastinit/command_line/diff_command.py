@@ -57,7 +57,9 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             hint=": compare two plans or two checkpoints. `fastinit "
             "verify` tells whether a checkpoint holds what a plan says",
         )
-    found = _values(options, configs) if kinds[0] else _plans(options, configs)
+    sides = _called(options.old, configs[0]), _called(options.new, configs[-1])
+    found: PlanDiff | DigestDiff = _values(options) if kinds[0] else _plans(options, configs)
+    found = dataclasses.replace(found, sides=sides)
     if options.json:
         document = found.to_json(indent=1) if isinstance(found, PlanDiff) else json.dumps(dataclasses.asdict(found))
         tell_json(document)
@@ -66,11 +68,16 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return int(bool(found))
 
 
+def _called(text: str, config: str | None) -> str:
+    """Returns what one side is called: as on the command line, a model's config behind it."""
+    return text if config is None or is_lock_file(text) else f"{text} with {config}"
+
+
 def _is_of_values(text: str) -> bool:
     return is_digest_file(text) or is_checkpoint(text)
 
 
-def _values(options: argparse.Namespace, configs: list[Any]) -> DigestDiff:
+def _values(options: argparse.Namespace) -> DigestDiff:
     return digest_at(options.old, options, None).diff(digest_at(options.new, options, None))
 
 

@@ -18,7 +18,8 @@ checkpoint.
 
 SOURCE is a checkpoint: a file or a folder, of which nothing is run; or a MODEL, which is made and filled in
 memory, by the backend cpp unless another is given, and needs --seed. A folder with weights beside its
-config.json is a checkpoint.
+config.json is a checkpoint. Buffers that no checkpoint has (rotary tables) are left out; from Python,
+`fastinit.digest(model, non_persistent_buffers=True)` has them.
 
 {MODEL_HELP}
 

@@ -26,8 +26,9 @@ TEXT = f"""\
 Draws again what a plan says and compares it with a checkpoint, bit for bit, in pieces: no copy of either is
 made.
 Exit code: 0 where the checkpoint holds all of it (but for buffers: tables that code computes, and those that
-no row of the plan writes, which are listed), 1 where it does not, or where parts cannot be verified (such as
-parameters that no row writes), 2 where it cannot be compared. Nothing of the checkpoint is run.
+no row of the plan writes, which are listed; `fastinit diff` of two checkpoints compares those in them),
+1 where it does not, or where parts cannot be verified (such as parameters that no row writes), 2 where it
+cannot be compared. Nothing of the checkpoint is run.
 
 Another dtype than the plan's is a difference. With --rounded a checkpoint in another floating-point dtype
 must hold the plan's values, rounded to it.
@@ -41,6 +42,12 @@ their names.
 examples:
   fastinit verify model.safetensors net.plan.json
   fastinit verify checkpoints/step-0/ train.py:make_model --seed 0"""
+
+
+_HINT = (
+    ". --model MODEL knows the names of wrappers, and helps where the checkpoint has tensors under more of their tied "
+    "names than the plan"
+)
 
 
 class Checkpoint(nn.Module):
@@ -68,7 +75,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         bound(plan, model, new_scope(model, is_dry=True, is_offline=True).names, "")
     except RuntimeError as error:
-        hint = "" if text is not None else ". --model MODEL knows which names are tied, and those of wrappers"
+        hint = "" if text is not None else _HINT
         tell(f"{error}{hint}")
         return 1
     found = verify(model, plan, rounded=options.rounded)

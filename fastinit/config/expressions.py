@@ -12,7 +12,6 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Union
 
@@ -68,36 +67,31 @@ _OPERATORS: dict[str, tuple[int, Callable[[float, float], float]]] = {
 _SIGNS_BIND = 3  # tighter than a product, looser than a power: -2**2 is -4, as in Python
 
 
-@dataclass(frozen=True)
-class _Push:
+class _Push(NamedTuple):
     """Puts a number on the stack."""
 
     position: int
     number: float
 
 
-@dataclass(frozen=True)
-class _Look:
-    """Puts the value of a name, or of ``shape[index]``, on the stack."""
+class _Look(NamedTuple):
+    """Puts the value of a name, or of ``shape[dimension]``, on the stack."""
 
     position: int
     name: str
-    index: int | None = None
+    dimension: int | None = None
 
 
-@dataclass(frozen=True)
-class _Negate:
+class _Negate(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True)
-class _Operate:
+class _Operate(NamedTuple):
     position: int
     symbol: str
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     position: int
     name: str
     n_arguments: int
@@ -106,8 +100,7 @@ class _Call:
 _Step = Union[_Push, _Look, _Negate, _Operate, _Call]
 
 
-@dataclass(frozen=True)
-class Expression:
+class Expression(NamedTuple):
     """A parsed text: the steps of a stack machine."""
 
     text: str
@@ -116,7 +109,7 @@ class Expression:
     @property
     def looks(self) -> tuple[tuple[str, int | None], ...]:
         """The names whose values it needs, each once; an index with ``shape``, else None."""
-        return tuple(dict.fromkeys((step.name, step.index) for step in self.steps if isinstance(step, _Look)))
+        return tuple(dict.fromkeys((step.name, step.dimension) for step in self.steps if isinstance(step, _Look)))
 
     @property
     def is_plain_number(self) -> bool:
@@ -309,7 +302,7 @@ def _number(token: _Token) -> float:
 
 def _looked_up(step: _Look, value_of: Callable[[str, int | None], float]) -> float:
     try:
-        return value_of(step.name, step.index)
+        return value_of(step.name, step.dimension)
     except ExpressionError as fault:
         raise ExpressionError(fault.problem, step.position, fault.is_value, fault.hint) from None
 

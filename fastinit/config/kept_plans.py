@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,11 +15,12 @@ from ..execution.scope import Scope
 from ..naming import Names, Prefix, join, renamed, walk
 from ..plans import Call, Copy, Fill, Item, Plan, Replay, Strided, names_line
 from ..plans.lock_file import geometry_of
+from . import tied_plans
 from .pretrained import PretrainedInit
+from .tied_plans import differing_ties
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """A tensor of a model that a plan knows."""
 
     name: str
@@ -191,7 +191,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequen
     held: dict[str, Held] = {}
     free = set(plan.unreached)
     seen: set[torch.Tensor] = set()
-    lacking: list[str] = []
+    lacking: dict[str, tuple[int, ...]] = {}
     for path, each in walk(module):
         for tensors in (each._parameters, each._buffers):
             for attribute, tensor in tensors.items():
@@ -203,17 +203,22 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequen
                 if known is not None:
                     held[known] = Held(names.name_of(tensor, each, attribute), tensor)
                 elif tensors is each._parameters and free.isdisjoint((renamed(plain, prefix), plain)):
-                    lacking.append(renamed(plain, prefix))
+                    lacking[renamed(plain, prefix)] = () if is_lazy(tensor) else tuple(tensor.shape)
     absent = [name for name in wanted if name not in held]
     differing = [text for name, each in held.items() if (text := _difference(name, wanted[name], each.tensor))]
     told = (
         ("names of the plan that the model lacks", absent),
-        ("parameters of the model that the plan lacks", lacking),
+        ("parameters of the model that the plan lacks", list(lacking)),
         ("tensors of another shape or kind of dtype", differing),
     )
     if absent or lacking or differing:
         texts = [names_line(what, found) for what, found in told if found]
-        raise InitRuntimeError(f"the plan does not fit {type(module).__name__}: {'; '.join(texts)}{consequence}")
+        shapes = {name: tuple(each.tensor.shape) for name, each in wanted.items()}
+        texts += (ties := differing_ties(module, prefix, shapes, absent, lacking))
+        raise InitRuntimeError(
+            f"the plan does not fit {type(module).__name__}: {'; '.join(texts)}{consequence}",
+            hint=tied_plans.HINT if ties else "",
+        )
     return held
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -22,8 +21,7 @@ from .pretrained import PretrainedInit
 from .running import is_planned, items_of
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """One initializer and the module that it is applied to."""
 
     where: str

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..errors import InitValueError
 
@@ -32,8 +32,7 @@ _INSIDE = Decimal("2.0005")
 _TERMS, _TERMS_DOUBLE = 10, 26
 
 
-@dataclass(frozen=True)
-class Centre:
+class Centre(NamedTuple):
     """The probabilities below, above and between the bounds: z = +-Q^-1 of lower + u width or upper + (1 - u) width."""
 
     lower: float
@@ -44,8 +43,7 @@ class Centre:
     """Whether both bounds are within two standard deviations."""
 
 
-@dataclass(frozen=True)
-class Tail:
+class Tail(NamedTuple):
     """One tail: v = rho + u (1 - rho), s = sqrt(k - 2 ln v), z = -P(scale * s + shift)."""
 
     rho: float

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -58,8 +57,7 @@ def not_recording() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one source (a rule, a recipe) gives for a module, planned before anything is written."""
 
     module: nn.Module
@@ -113,7 +111,7 @@ class OpenCall:
         for step in steps:
             if is_stale:  # the modules may have other parameters now
                 with self.pending.own_work():
-                    step = replace(step, items=step.plan_again())
+                    step = step._replace(items=step.plan_again())
                 self.check([step])
             items = step.items
             self.has_begun = self.has_begun or bool(items)

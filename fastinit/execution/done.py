@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..plans import Fill, Item, LoadResult
 from .ledger import Ledger
 from .scope import Scope
@@ -32,6 +34,10 @@ class Done:
         self.items: list[Item] = []
         """In the order in which they were executed."""
         self.checkpoints: list[CheckpointReport] = []
+        self.seen: dict[torch.Tensor, str] = {}
+        """Where memory is watched: all that gave a parameter its values, one write after the other."""
+        self.computed: set[torch.Tensor] = set()
+        """Those of them whose values are, all of them, what code has made, and not what one fill gives."""
         self.began = time.perf_counter()
         self.ledger: Ledger | None = None if self._outer is None else self._outer.ledger
 

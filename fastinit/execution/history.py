@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-_THEN = "; then "
-_OF_A_PART = " (a part)"
+THEN = "; then "
+"""Between one write and the next."""
+OF_A_PART = " (a part)"
+"""Behind a write to a part of the tensor."""
 # Code may change a tensor any number of times; a reader wants the first writes and the last.
 _MOST_STEPS = 6
 _OMITTED = "..."
@@ -19,10 +21,10 @@ def then(before: str, info: str, *, is_part: bool = False) -> str:
     """
     if not before:
         return info
-    steps = before.split(_THEN)
-    if steps[-1].removesuffix(_OF_A_PART) == info:  # as one row after the other
+    steps = before.split(THEN)
+    if steps[-1].removesuffix(OF_A_PART) == info:  # as one row after the other
         return before
-    steps.append(info + _OF_A_PART if is_part else info)
+    steps.append(info + OF_A_PART if is_part else info)
     if len(steps) > _MOST_STEPS:
         steps = [*steps[:2], _OMITTED, *steps[3 - _MOST_STEPS :]]
-    return _THEN.join(steps)
+    return THEN.join(steps)

@@ -132,6 +132,15 @@ class MemoryBook:
         known = self._storages.get(memory._cdata)
         return Place(here, known.ref if known is not None else StorageWeakRef(memory))  # type: ignore[no-untyped-call]
 
+    def new_place(self, tensor: torch.Tensor) -> Place | None:
+        """Returns where an ordinary tensor lies if nothing is known of its memory, and nobody can read that unseen."""
+        memory = tensor.untyped_storage()
+        number = memory._cdata
+        if number in self._storages or number in self.protected or _is_others(memory) or tensor.is_meta:
+            return None
+        place = Place(tensor, StorageWeakRef(memory))  # type: ignore[no-untyped-call]
+        return place if place.end <= memory.nbytes() else None
+
     def is_unknown(self, tensor: torch.Tensor) -> bool:
         """Tells whether a tensor has plain memory of which nothing is known, and which other code may change."""
         found = storage_of(tensor)
@@ -253,10 +262,7 @@ class MemoryBook:
         if storage is not None and storage.is_exposed:
             return True
         memory = torch.UntypedStorage._new_with_weak_ptr(place.storage_id)
-        if memory is None:
-            return False
-        # torch before 2.2 does not tell; there memory of numpy's, made before the block, is taken for torch's own.
-        return not memory.resizable() if _TELLS_OWNER else memory.is_shared()
+        return memory is not None and _is_others(memory)
 
     def writes_at(self, place: Place) -> list[Write]:
         """Returns the writes that still show in a place, in order."""
@@ -381,6 +387,12 @@ _order_of = attrgetter("order")
 _TELLS_OWNER = hasattr(torch.UntypedStorage, "resizable")
 _is_gone = torch.UntypedStorage._expired
 """Tells whether the storage of an identity has been freed; ``StorageWeakRef.expired`` without its three calls."""
+
+
+def _is_others(memory: torch.UntypedStorage) -> bool:
+    """Tells whether memory is another's than torch's, as numpy's is, who may read it unseen."""
+    # torch before 2.2 does not tell; there memory of numpy's, made before the block, is taken for torch's own.
+    return not memory.resizable() if _TELLS_OWNER else memory.is_shared()
 
 
 def _bytes_of(storage: _Storage) -> torch.Tensor:

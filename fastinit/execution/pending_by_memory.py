@@ -241,6 +241,10 @@ class ByMemory:
                         unkeyed[owner.name] = None
                 # Of blocks with seeds of their own, too, which have reports of their own.
                 if history := self.book.history(owner.place, writes):
+                    done.seen[owner.tensor] = history
+                    others = any(isinstance(write, OtherWrite) for write in writes)
+                    if others and any(write.place.covers(owner.place) for write in writes):
+                        done.computed.add(owner.tensor)
                     known = ledger[owner.tensor]["init_info"] if owner.tensor in ledger.written else ""
                     # What is attributed to a larger piece of code stays attributed to that.
                     if history.startswith(known) or any(write.info.startswith(known) for write in writes):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -12,8 +13,7 @@ from ..plans.pieces import boxes_in
 from ..shards.dtensor import boxes_of, is_sharded, shard_fill, why_not_shards
 
 
-@dataclass(frozen=True)
-class RecordedFill:
+class RecordedFill(NamedTuple):
     """One fill of a parameter or of a part of it, without memory: it fits any tensor of that shape."""
 
     distribution: Distribution

@@ -34,6 +34,7 @@ from ..plans import (
 from .done import CheckpointReport, Done
 from .ledger import Ledger
 from .scope import Scope
+from .told import with_changes, with_computed, with_places
 from .value_bands import draw
 
 if TYPE_CHECKING:
@@ -167,19 +168,23 @@ class Report:
         return html_of_what_counts(self.rows, self.names, self.summary())
 
 
-def plan_of(items: Sequence[Item], scope: Scope, device: torch.device | None = None) -> Plan:
+def plan_of(
+    items: Sequence[Item], scope: Scope, device: torch.device | None = None, warnings: tuple[str, ...] = ()
+) -> Plan:
     """Returns items as a plan.
 
     Args:
         items: in order.
         scope: of the call that would run them.
         device: on which tensors without memory are to be, where that is known.
+        warnings: what was warned of.
     """
     reached = written_in_full(items)
     unreached = tuple(name for tensor, name in scope.parameters().items() if tensor not in reached)
     backends = _backends_of(items, scope)
     numbers = numbers_of(scope.backends.used(backends))
-    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device, scope.names.in_order())
+    names = scope.names.in_order()
+    return Plan(tuple(items), backends, numbers, scope.seed.value, unreached, device, names, warnings=warnings)
 
 
 def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:
@@ -195,15 +200,19 @@ def report_of(done: Done, ledger: Ledger, unkeyed: tuple[str, ...]) -> Report:
     left = set(scope.not_reached([*done.requested, *done.items])) if partly else set()
     names, backends = scope.parameters(), _backends_of(done.items, scope)
     used = scope.backends.used(backends)
+    texts = {name: ledger[tensor]["init_info"] for tensor, name in names.items() if tensor in ledger.written}
+    seen = {names[tensor]: history for tensor, history in done.seen.items() if tensor in names}
+    computed = {name: (tensor, seen[name]) for tensor, name in names.items() if tensor in done.computed}
+    rows = rows_of(done.items, backends)
     return Report(
-        rows=rows_of(done.items, backends),
+        rows=with_computed(with_changes(rows, seen, texts), computed),
         checkpoints=tuple(done.checkpoints),
         engine=engines_of(used),
         numbers=numbers_of(used),
         seed=scope.seed.value,
         seconds=time.perf_counter() - done.began,
         n_bytes=sum(map(n_bytes_of, done.items)),
-        provenance={name: ledger[tensor]["init_info"] for tensor, name in names.items() if tensor in ledger.written},
+        provenance=with_places(texts, rows, done.items, names),
         unreached=tuple(
             name
             for tensor, name in names.items()

@@ -43,7 +43,7 @@ from .items import (
     tensors_of,
 )
 from .planned import Plan
-from .rows import COLUMNS, MAX_ROWS, Row, in_the_end, row_json, rows_of
+from .rows import COLUMNS, MAX_ROWS, Row, in_the_end, row_json, row_of_computed, rows_of
 from .texts import MAX_NAMES, names_line, notes_of, nothing_copied
 
 __all__ = [
@@ -95,6 +95,7 @@ __all__ = [
     "nothing_copied",
     "numbers_of",
     "row_json",
+    "row_of_computed",
     "real_number",
     "row_major",
     "rows_of",

@@ -154,7 +154,7 @@ def with_ranges(rows: Sequence[Row]) -> list[Row]:
     """
     groups: dict[tuple[Template, _Said], list[int]] = {}
     for at, row in enumerate(rows):
-        if row.action == "fill" and row.description.endswith(")"):
+        if row.action == "fill" and "then" not in row.values and row.description.endswith(")"):
             said = _said(row)._replace(description=row.values["kind"])
             groups.setdefault((_parted(row.parameter)[0], said), []).append(at)
     found = list(rows)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -114,8 +114,7 @@ def _with_few_digits(number: float, is_as_good: Callable[[float], bool]) -> floa
     return short if is_as_good(short) else number
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """An elementwise operation with numbers."""
 
     operation: str

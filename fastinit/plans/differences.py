@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .distributions import Constant
 from .items import Call, Fill, Item
 from .lock_file import geometry_of, live
 from .rows import Row, row_json, rows_of
+from .texts import heading
 
 Key = tuple[str, Hashable]
 """A name, and the part of it that is written."""
@@ -36,6 +37,8 @@ class PlanDiff:
     """Which numbers are drawn here and there, where that differs: "contract 1" or "torch"."""
     seed: tuple[int | None, int | None] | None = None
     """The seeds, where they differ and something is drawn: all draws differ then, which are not listed one by one."""
+    sides: tuple[str, str] = field(default=("this plan", "the other"), compare=False)
+    """What the two are called: the paths of files; (here, there)."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.numbers or self.seed)
@@ -44,6 +47,7 @@ class PlanDiff:
         """Returns the difference as JSON; the format's version is in ``fastinit_plan_diff``."""
         document = {
             "fastinit_plan_diff": 1,
+            "sides": list(self.sides),
             "numbers": None if self.numbers is None else list(self.numbers),
             "seed": None if self.seed is None else list(self.seed),
             "added": [row_json(row) for row in self.added],
@@ -55,7 +59,8 @@ class PlanDiff:
     def __str__(self) -> str:
         if not self:
             return "no difference"
-        lines = [f"numbers: {self.numbers[0]} -> {self.numbers[1]}"] if self.numbers else []
+        lines = [heading(self.sides)]
+        lines += [f"numbers: {self.numbers[0]} -> {self.numbers[1]}"] if self.numbers else []
         lines += [f"seed: {self.seed[0]} -> {self.seed[1]}, so that all draws differ"] if self.seed else []
         pairs = zip(*(with_ranges([pair[side] for pair in self.changed]) for side in (0, 1)))
         lines += _section("changed", [(old.parameter, _change(old, new)) for old, new in pairs])
@@ -140,11 +145,11 @@ def _of_fill(fill: Fill) -> tuple[Key, tuple[Hashable, ...]]:
     return (fill.name, part), (fill.distribution, fill.stream_name, numbers, fill.seed)
 
 
-def between(old: Mapping[Key, tuple[Hashable, Row]], new: Mapping[Key, tuple[Hashable, Row]], **draws: Any) -> PlanDiff:
-    """Returns the difference of two plans' effects; ``draws`` are ``numbers`` and ``seed`` of ``PlanDiff``."""
+def between(old: Mapping[Key, tuple[Hashable, Row]], new: Mapping[Key, tuple[Hashable, Row]], **more: Any) -> PlanDiff:
+    """Returns the difference of two plans' effects; ``more`` are the other fields of ``PlanDiff``."""
     return PlanDiff(
         added=tuple(row for key, (_, row) in new.items() if key not in old),
         removed=tuple(row for key, (_, row) in old.items() if key not in new),
         changed=tuple((row, new[key][1]) for key, (what, row) in old.items() if key in new and new[key][0] != what),
-        **draws,
+        **more,
     )

@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from ..errors import InitTypeError, InitValueError
 from .rows import MAX_ROWS
-from .texts import names_line
+from .texts import heading, names_line
 
 VERSION: Final = 1
 """Of the digests and of their text: another formula would be another number."""
@@ -73,6 +73,8 @@ class DigestDiff:
     equal: tuple[tuple[str, str], ...] = ()
     """Each name of ``added`` and ``removed`` with one that both have and that holds the same there: it may be tied to
     it, and left out of a checkpoint for that."""
+    sides: tuple[str, str] = field(default=("this digest", "the other"), compare=False)
+    """What the first and the second are called."""
 
     def __bool__(self) -> bool:
         return any((self.added, self.removed, self.renamed, self.forms, self.values))
@@ -92,13 +94,15 @@ class DigestDiff:
             "added tensors": added,
             "removed tensors": removed,
         }
-        lines = [names_line(what, names) for what, names in lists.items() if names]
+        if not self:
+            return "no difference"
+        lines = [heading(self.sides), *(names_line(what, names) for what, names in lists.items() if names)]
         if equal:
             lines.append(
                 "  (of tied names a checkpoint may have one only; digest(model, tied_names=False), or fastinit digest "
                 "--no-tied-names, states that one)"
             )
-        return "\n".join(lines) if lines else "no difference"
+        return "\n".join(lines)
 
 
 class Digest:
@@ -113,6 +117,7 @@ class Digest:
         >>> with torch.no_grad():
         ...     _ = model.bias.add_(1)
         >>> print(before.diff(fastinit.digest(model)))
+        from this digest to the other:
         1 tensors with other values: bias
     """
 

@@ -7,7 +7,7 @@ row of each head). It is cut until every piece lies within the rectangle and wal
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..errors import InitOverflowError
 from .geometry import Strided, merged, row_major
@@ -17,8 +17,7 @@ from .items import Box
 MAX_PIECES = 1 << 16
 
 
-@dataclass(frozen=True)
-class _Loop:
+class _Loop(NamedTuple):
     """One dimension of a piece."""
 
     size: int
@@ -28,8 +27,7 @@ class _Loop:
     """What a step adds to the index in the stream."""
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A part of a tensor: loops from a first element."""
 
     begin: tuple[int, ...]
@@ -44,14 +42,14 @@ class _Piece:
 
     def with_loop(self, at: int, *loops: _Loop) -> _Piece:
         """Returns the piece with other loops in the place of one."""
-        return replace(self, loops=(*self.loops[:at], *loops, *self.loops[at + 1 :]))
+        return self._replace(loops=(*self.loops[:at], *loops, *self.loops[at + 1 :]))
 
     def split(self, at: int, n: int, shape: Sequence[int]) -> tuple[_Piece, _Piece]:
         """Returns the first ``n`` steps of a loop, and the others."""
         loop = self.loops[at]
         begin = _carried([here + n * count for here, count in zip(self.begin, loop.counts)], shape)
-        rest = replace(self, begin=begin, number=self.number + n * loop.number_step)
-        return self.with_loop(at, replace(loop, size=n)), rest.with_loop(at, replace(loop, size=loop.size - n))
+        rest = self._replace(begin=begin, number=self.number + n * loop.number_step)
+        return self.with_loop(at, loop._replace(size=n)), rest.with_loop(at, loop._replace(size=loop.size - n))
 
     def steepest(self, dim: int) -> int:
         """Returns which loop with several steps leads farthest along a dimension."""
@@ -131,7 +129,7 @@ def _straightened(piece: _Piece, shape: Sequence[int]) -> list[_Piece]:
         if is_alone and not odd and loop.size % period == 0:
             step = _carried([period * each for each in loop.counts], shape)
             outer = _Loop(loop.size // period, step, period * loop.number_step)
-            return [piece.with_loop(at, outer, replace(loop, size=period))]
+            return [piece.with_loop(at, outer, loop._replace(size=period))]
         if is_alone and not odd and loop.size > period:
             n = loop.size - loop.size % period
         else:  # up to the end of the row, as far as this loop alone can tell

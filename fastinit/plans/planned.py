@@ -44,6 +44,10 @@ class Plan:
     """The model's parameters and buffers, in its order."""
     order: tuple[str, ...] = field(default=(), repr=False)
     """In a plan from a file: what its rows write, in the model's order, where that is not the order of the rows."""
+    warnings: tuple[str, ...] = ()
+    """What was warned of when the plan was made, e.g. of rules that match nothing; a file does not hold it."""
+    source: str = ""
+    """The path of the file that it was read from."""
     dtypes: Mapping[torch.Tensor, torch.dtype] = field(init=False, repr=False)
     """Of the items' tensors when the plan was made: casting a model changes its parameters in place."""
 
@@ -96,6 +100,8 @@ class Plan:
         }
         if checkpoints := [_fit_json(item) for item in self.items if isinstance(item, Copy)]:
             document["checkpoints"] = checkpoints
+        if self.warnings:
+            document["warnings"] = list(self.warnings)
         return json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
 
     def diff(self, other: Plan) -> PlanDiff:
@@ -110,6 +116,7 @@ class Plan:
             >>> old = fastinit.plan(model, dict(type="Xavier", layer="Linear"))
             >>> new = fastinit.plan(model, dict(type="Kaiming", layer="Linear"))
             >>> print(old.diff(new))
+            from this plan to the other:
             changed:
               {0..3}.weight  64x64  float32  normal(mean=0, std=0.125) -> normal(mean=0, std=0.176777)
             4 changed, 0 added, 0 removed
@@ -129,7 +136,8 @@ class Plan:
             if self.seed != other.seed:
                 draws["seed"] = self.seed, other.seed
         old, new = (effects_of(each._in_order(each.items), each.backends, each.dtypes) for each in (self, other))
-        return between(old, new, **draws)
+        sides = self.source or "this plan", other.source or "the other"
+        return between(old, new, sides=sides, **draws)
 
     @property
     def _drawn_numbers(self) -> str:
@@ -198,8 +206,15 @@ class Plan:
             ValueError: it is not such a file, not of a version that is known here, or damaged; the message says where.
         """
         contents = lock_reader.read(Path(path).read_bytes(), os.fspath(path))
-        backends = ("",) * len(contents.items)
-        return Plan(contents.items, backends, contents.numbers, contents.seed, contents.unreached, order=contents.order)
+        return Plan(
+            contents.items,
+            ("",) * len(contents.items),
+            contents.numbers,
+            contents.seed,
+            contents.unreached,
+            order=contents.order,
+            source=os.fspath(path),
+        )
 
     def _in_order(self, items: Sequence[Item]) -> list[Item]:
         """Returns the items with fills in the model's order, where no copy and no code stands between them."""
@@ -228,7 +243,8 @@ class Plan:
         line = f"{len(values):,} rows, {n_elements:,} elements; numbers: {self.numbers}; seed: {self.seed}"
         if len(rows) > len(values):
             line += f"; {len(rows) - len(values):,} more are replaced: plan.table(history=True)"
-        return "\n".join([line, *notes_of(self.items, self.unreached)])
+        warnings = [f"warning: {each}" for each in self.warnings]
+        return "\n".join([line, *notes_of(self.items, self.unreached), *warnings])
 
 
 def _fit_json(copy: Copy) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Row(NamedTuple):
     dtype: str
     device: str
     action: str
-    """"fill", "copy" or "call"."""
+    """"fill", "copy", "compute" or "call"."""
     values: Mapping[str, Any]
     """The distribution with its numbers, or the checkpoint and key, or what is called."""
     description: str
@@ -101,16 +101,20 @@ def rows_of(
                 )
         elif isinstance(item, Replay):
             for made in item.entries:
-                replaced = last[id(made.tensor)] > len(rows)
-                values = {"kind": "compute", "by": made.info}
-                text, shape = f"computed: {made.info}", tuple(made.tensor.shape)
-                rows.append(
-                    _tensor_row(item, made.name, shape, made.tensor, "compute", values, text, "", replaced, dtypes)
-                )
+                replaced, dtype = last[id(made.tensor)] > len(rows), dtypes.get(made.tensor, made.tensor.dtype)
+                row = row_of_computed(made.name, made.tensor, made.info)
+                rows.append(row._replace(dtype=_dtype_name(dtype), rule=item.rule, info=item.info, replaced=replaced))
         else:
             values = {"kind": "call", "call": item.label}
             rows.append(Row("", None, "", "", "call", values, f"call of {item.label}", item.rule, item.info, ""))
     return tuple(rows)
+
+
+def row_of_computed(name: str, tensor: torch.Tensor, how: str) -> Row:
+    """Returns the row of a tensor that code computes, by whatever is told of it."""
+    shape, dtype, device = tuple(tensor.shape), _dtype_name(tensor.dtype), _device_name(tensor.device)
+    values = {"kind": "compute", "by": how}
+    return Row(name, shape, dtype, device, "compute", values, f"computed: {how}", "", how, "")
 
 
 def in_the_end(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
@@ -131,7 +135,7 @@ def _values_of(distribution: Distribution) -> tuple[Mapping[str, Any], str]:
 
 
 def _tensor_row(
-    item: Fill | Copy | Replay,
+    item: Fill | Copy,
     name: str,
     shape: tuple[int, ...],
     tensor: torch.Tensor,

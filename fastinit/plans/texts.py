@@ -22,6 +22,11 @@ def names_line(what: str, names: Sequence[str]) -> str:
     return f"{len(names):,} {what}: {shown}"
 
 
+def heading(sides: tuple[str, str]) -> str:
+    """Returns the first line of a difference, which says what ``a -> b``, "added" and "removed" go from and to."""
+    return f"from {sides[0]} to {sides[1]}:"
+
+
 def nothing_copied(source: str, result: LoadResult) -> str:
     """Returns what a checkpoint and a module have in place of common names."""
     told = [

@@ -15,15 +15,22 @@ def where() -> str:
     """Returns the place in the code that asked for what is running: the innermost that is neither torch's nor ours."""
     frame = sys._getframe(1)
     while frame is not None:
-        if not _is_between(frame.f_globals.get("__name__", "")):
+        module = frame.f_globals.get("__name__", "")
+        if module not in _known_between and not _is_between(module):
             return _place_in(frame.f_code, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return "an unknown place"
 
 
-@lru_cache(maxsize=4096)  # a constructor asks again and again
+_known_between: set[str] = set()
+"""Modules whose code was found to stand between: a constructor asks of ten frames a fill."""
+
+
 def _is_between(module: str) -> bool:
-    return module.partition(".")[0] in _OWN_AND_TORCH or module in _BETWEEN
+    is_between = module.partition(".")[0] in _OWN_AND_TORCH or module in _BETWEEN
+    if is_between:
+        _known_between.add(module)
+    return is_between
 
 
 @lru_cache(maxsize=4096)  # the layers of a model are made by the same lines

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,8 +12,7 @@ from ..execution.memory_book import MemoryBook
 from .draws import is_random
 
 
-@dataclass(frozen=True)
-class Effect:
+class Effect(NamedTuple):
     """What an operator does to tensors."""
 
     reads_nothing: bool

@@ -66,6 +66,8 @@ class Operators:
         """Whose report nobody gets: what torch fills at once in such a call needs no note (``leaves_no_note``)."""
         self._known: dict[int, tuple[Handler | None, Effect, Operator]] = {}
         """By the identity of an operator, which is held: its handler, and what it does."""
+        self._can: dict[object, bool] = {}
+        """By backend, values, dtype and geometry: whether such a fill may wait (``fill_new``)."""
 
     # --- the way in ---------------------------------------------------------------------------------------------------
 
@@ -198,6 +200,31 @@ class Operators:
         if tensor.numel() < 2:
             return False
         return not scope.backends.is_contract(tensor.device) and self.book.is_unknown(tensor)
+
+    def fill_new(self, tensor: torch.Tensor, distribution: Callable[[], Distribution], what: str) -> bool:
+        """As ``fill``, only for what most constructors ask for: of an ordinary tensor in new memory, it may wait.
+
+        A fill costs a third so. False: nothing was done, ``fill`` is to be asked.
+        """
+        scope = self._scope().effective
+        device = tensor.device
+        if not scope.backends.is_contract(device) or self.seeding.is_own_in_fork:
+            return False
+        place = self.book.new_place(tensor)
+        if place is None:
+            return False
+        try:
+            values = distribution()
+        except (RuntimeError, TypeError, ValueError, ZeroDivisionError):
+            return False
+        kind = scope.backends.on(device), values, place.dtype, place.memory
+        can = self._can.get(kind)
+        if can is None:  # of memory of its own, the rest of what it depends on is the same for all of a kind
+            can = self._can[kind] = _can(scope, tensor, values)
+        if can:
+            at = where()
+            self.book.add(place, values, scope, at, f"`{what}` at {at}")
+        return can
 
     def fill(
         self,

@@ -94,18 +94,36 @@ def _note(
         return False
     book = operators.book
     with _WITHOUT_FUNCTIONS(), book.lock:
-        with_gradients, before = _with_gradients(), book.paused_by
+        before = book.paused_by
         try:
-            _set_gradients(False)
             book.paused_by = get_ident()  # what is run meanwhile is our own work
-            version = tensor._version
-            now = partial(_write, operators, tensor, numbers, write)
-            is_noted = operators.fill(tensor, partial(distribution_of, values, numbers), what, now)
-            if is_noted and tensor._version == version:
+            distribution = partial(distribution_of, values, numbers)
+            if operators.fill_new(tensor, distribution, what):
                 count_write(tensor)
+                return True
+            now = partial(_write, operators, tensor, numbers, write)
+            return _note_known(operators, tensor, distribution, what, now)
         finally:
             book.paused_by = before
-            _set_gradients(with_gradients)
+
+
+def _note_known(
+    operators: Operators,
+    tensor: torch.Tensor,
+    distribution: Callable[[], Distribution],
+    what: str,
+    now: Callable[[], object],
+) -> bool:
+    """As ``_note``, of any memory; ``now`` does it."""
+    with_gradients = _with_gradients()
+    try:
+        _set_gradients(False)
+        version = tensor._version
+        is_noted = operators.fill(tensor, distribution, what, now)
+        if is_noted and tensor._version == version:
+            count_write(tensor)
+    finally:
+        _set_gradients(with_gradients)
     return is_noted
 
 
@@ -208,6 +226,15 @@ def call(note: Note, straight_to: Callable[[], Operators | None], original: Call
     finally:
         set_eval_frame(compiling)
     return args[0] if is_noted else original(*args)
+
+
+@not_traced
+def fans(sees_functions: Callable[[], bool], original: Callable[..., Any], tensor: Any) -> Any:
+    """Returns what torch says of the fans of a tensor: four functions that no mode of ours has to be told of."""
+    if type(tensor) in PLAIN and not sees_functions():
+        with _WITHOUT_FUNCTIONS():
+            return original(tensor)
+    return original(tensor)
 
 
 # --- methods of tensors ----------------------------------------------------------------------------------------------

@@ -130,11 +130,14 @@ def straight_to() -> Operators | None:
     mode = _dispatch_mode(0)
     if type(mode) is not Dispatch or mode.watch.is_idle or not is_ordinary_here():
         return None
+    return None if others_see_functions() else mode.watch.operators
+
+
+def others_see_functions() -> bool:
+    """Tells whether functions of this thread come to a mode of others."""
     n_functions = _n_functions()
-    if n_functions == 1 and type(_function_mode(0)) is Functions:  # as nearly always
-        return mode.watch.operators
-    is_ours = all(type(_function_mode(at)) in _PASSING for at in range(n_functions))
-    return mode.watch.operators if is_ours else None
+    is_ours = n_functions == 1 and type(_function_mode(0)) is Functions  # as nearly always
+    return not (is_ours or all(type(_function_mode(at)) in _PASSING for at in range(n_functions)))
 
 
 def _read(watch: Watching, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

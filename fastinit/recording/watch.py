@@ -43,8 +43,8 @@ from .init_functions import (
 from .libraries import model_class, with_what_it_leaves_out
 from .operators import Operators
 from .raw import MAKE_FROM_DATA, tensors_read, values_from_data, writes
-from .shortcuts import INIT_FUNCTIONS, call
-from .torch_modes import Dispatch, Functions, straight_to
+from .shortcuts import INIT_FUNCTIONS, call, fans
+from .torch_modes import Dispatch, Functions, others_see_functions, straight_to
 
 _local = threading.local()
 
@@ -112,9 +112,9 @@ class Watch:
     def saw(self, module: nn.Module) -> None:
         """Notes that a module got a parameter, a buffer or a child."""
         self.book.generation += 1
-        known = self._modules.get(id(module))
+        known = self._modules.get(number := id(module))
         if known is None or known() is not module:
-            self._modules[id(module)] = weakref.ref(module)
+            self._modules[number] = weakref.ref(module)
 
     def run_in_thread(self, run: Callable[[], object]) -> None:
         """Runs the work of a thread that was started in the block, recorded like the block's own."""
@@ -205,6 +205,10 @@ def _install() -> None:
         if is_torchs(torchs):
             original = with_code(torchs, torchs.__code__)
             _replace(torchs, "__code__", partial(code_calling, partial(call, note, straight_to, original)))
+    of_fans = torch.nn.init._calculate_fan_in_and_fan_out
+    if is_torchs(of_fans):
+        original = with_code(of_fans, of_fans.__code__)
+        _replace(of_fans, "__code__", partial(code_calling, partial(fans, others_see_functions, original)))
     _replace(threading.Thread, "start", _start)
     _replace(torch, "compile", keeping_out)
     for name, make in generator_functions(_recording_operators).items():

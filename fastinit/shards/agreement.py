@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -18,8 +17,7 @@ from ..plans import names_line
 _ROUNDS = 3
 
 
-@dataclass(frozen=True)
-class _Vote:
+class _Vote(NamedTuple):
     """What one rank is about to do."""
 
     seed: int
@@ -150,7 +148,7 @@ def _vote(mesh: Any, vote: _Vote, fills: Sequence[str], *, must_be_same: bool) -
         first = min(each, key=lambda one: one.origin)
         # A problem is carried through all dimensions: every rank of the mesh comes to know of it, and none waits.
         problem = next((one.problem for one in each if one.problem), "") or _problem(each, must_be_same)
-        vote = replace(vote, seed=first.seed, origin=first.origin, is_given=each[0].is_given, problem=problem)
+        vote = vote._replace(seed=first.seed, origin=first.origin, is_given=each[0].is_given, problem=problem)
     return vote, is_alone
 
 

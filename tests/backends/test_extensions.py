@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import needs
 import pytest
@@ -17,6 +19,8 @@ from paths import ROOT
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 WHAT = {"cpp": ("_native", "the native core"), "cuda": ("_cuda", "the CUDA kernel")}
 backends = pytest.mark.parametrize("backend", list(WHAT))
+
+Reasons = Callable[..., dict[str, str | None]]
 
 
 def copy_package(into: Path) -> Path:
@@ -39,24 +43,69 @@ def touched(file: Path) -> Path:
     return file
 
 
-def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a new interpreter that has this one's packages, but not its editable installs (-S: no .pth file is read)."""
+def fresh(*arguments: object) -> dict[str, Any]:
+    """Returns the start of a new interpreter that has this one's packages, but not its editable installs.
+
+    With -S no .pth file is read.
+    """
     folders = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    command = [sys.executable, "-S", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return dict(args=[sys.executable, "-S", *map(str, arguments)], env=environment, text=True)
 
 
-def reasons(package: Path, *installed: Path, before: str = "") -> dict[str, str | None]:
-    """Returns what ``available_backends()`` says in a new interpreter in a package's parent, as in a checkout.
+def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(**fresh(*arguments), cwd=cwd, capture_output=True)
 
-    ``installed`` are folders that hold packages which this one hides, ``before`` is code to run first.
+
+# Answers, for each line of its input, in a copy of itself that has imported torch and nothing of fastinit: importing torch
+# takes most of the time of a fresh interpreter.
+SERVER = """
+import json, os, sys, traceback
+import torch
+def answer(folder, installed, before):
+    os.chdir(folder)
+    sys.path[1:1] = installed
+    exec(before, {"sys": sys})
+    import fastinit
+    assert os.path.dirname(fastinit.__file__) == os.path.join(folder, "fastinit"), fastinit.__file__
+    return fastinit.available_backends()
+for line in sys.stdin:
+    assert "fastinit" not in sys.modules
+    if (child := os.fork()) == 0:
+        try:
+            print(json.dumps(answer(*json.loads(line))), flush=True)
+        except BaseException:
+            print(json.dumps(traceback.format_exc()), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(json.dumps("it died"), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    needs.FORK.check()
+    with subprocess.Popen(**fresh("-c", SERVER), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        yield started
+        started.stdin.close()
+
+
+@pytest.fixture
+def reasons(server: subprocess.Popen[str]) -> Reasons:
+    """Returns what ``available_backends()`` says where only torch was imported, in a package's parent, as in a checkout.
+
+    Further folders hold packages which this one hides, ``before`` is code to run first.
     """
-    code = f"import json, sys; sys.path[1:1] = sys.argv[2:]\n{before}\nimport fastinit\nassert fastinit.__file__."
-    code += "startswith(sys.argv[1]), fastinit.__file__\nprint(json.dumps(fastinit.available_backends()))"
-    done = python("-c", code, package, *installed, cwd=package.parent)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+
+    def said(package: Path, *installed: Path, before: str = "") -> dict[str, str | None]:
+        request = str(package.parent), list(map(str, installed)), before
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        found = json.loads(server.stdout.readline())
+        assert isinstance(found, dict), found  # else what was raised
+        return found
+
+    return said
 
 
 def install(into: Path, *, built: bool = True, editable: Path | None = None) -> Path:
@@ -75,7 +124,7 @@ def install(into: Path, *, built: bool = True, editable: Path | None = None) -> 
 
 
 @backends
-def test_a_checkout_that_was_not_built_says_how_to_build_it(backend, tmp_path):
+def test_a_checkout_that_was_not_built_says_how_to_build_it(backend, tmp_path, reasons):
     _, what = WHAT[backend]
     package = copy_checkout(tmp_path / "checkout")
     reason = reasons(package)[backend]
@@ -85,7 +134,7 @@ def test_a_checkout_that_was_not_built_says_how_to_build_it(backend, tmp_path):
 
 
 @backends
-def test_a_checkout_says_which_installed_build_it_hides(backend, tmp_path):
+def test_a_checkout_says_which_installed_build_it_hides(backend, tmp_path, reasons):
     package = copy_checkout(tmp_path / "checkout")
     installed = install(tmp_path / "site")
     reason = reasons(package, installed)[backend]
@@ -93,7 +142,7 @@ def test_a_checkout_says_which_installed_build_it_hides(backend, tmp_path):
     assert "or run from a folder outside of it" in reason
 
 
-def test_a_checkout_says_which_editable_install_it_hides(tmp_path):
+def test_a_checkout_says_which_editable_install_it_hides(tmp_path, reasons):
     package = copy_checkout(tmp_path / "checkout")
     installed = install(tmp_path / "site", editable=tmp_path / "other checkout")
     reason = reasons(package, installed)["cpp"]
@@ -113,7 +162,7 @@ sys.meta_path.append(Finder)
 
 
 @backends
-def test_the_extension_of_another_checkout_is_not_taken(backend, tmp_path):
+def test_the_extension_of_another_checkout_is_not_taken(backend, tmp_path, reasons):
     package = copy_checkout(tmp_path / "checkout")
     other = tmp_path / "other"
     installed = install(tmp_path / "site", editable=other)
@@ -121,13 +170,13 @@ def test_the_extension_of_another_checkout_is_not_taken(backend, tmp_path):
     assert f"this checkout was not built, and hides the one installed in {other / 'fastinit'}" in reason
 
 
-def test_an_installed_package_without_the_extension_is_not_named(tmp_path):
+def test_an_installed_package_without_the_extension_is_not_named(tmp_path, reasons):
     package = copy_checkout(tmp_path / "checkout")
     reason = reasons(package, install(tmp_path / "site", built=False))["cpp"]
     assert str(tmp_path / "site") not in reason
 
 
-def test_metadata_that_cannot_be_read_do_not_stop_the_import(tmp_path):
+def test_metadata_that_cannot_be_read_do_not_stop_the_import(tmp_path, reasons):
     package = copy_checkout(tmp_path / "checkout")
     installed = install(tmp_path / "site")
     (installed / "torch_fastinit-9.9.dist-info" / "direct_url.json").write_text("no JSON")
@@ -144,7 +193,7 @@ def test_pytest_in_an_unbuilt_checkout_says_so(tmp_path):
 
 
 @backends
-def test_an_extension_for_another_python_is_named(backend, tmp_path):
+def test_an_extension_for_another_python_is_named(backend, tmp_path, reasons):
     name, what = WHAT[backend]
     package = copy_checkout(tmp_path / "checkout")
     other = touched(package / f"{name}.cpython-27-sparc-solaris.so").name
@@ -153,7 +202,7 @@ def test_an_extension_for_another_python_is_named(backend, tmp_path):
     assert f"loads {name}{SUFFIX}: run `pip install -e .` in {tmp_path / 'checkout'} with this Python" in reason
 
 
-def test_an_installed_package_for_another_python_is_to_be_installed_again(tmp_path):
+def test_an_installed_package_for_another_python_is_to_be_installed_again(tmp_path, reasons):
     package = copy_package(tmp_path)
     touched(package / "_native.cp310-win_amd64.pyd")
     reason = reasons(package)["cpp"]
@@ -161,7 +210,7 @@ def test_an_installed_package_for_another_python_is_to_be_installed_again(tmp_pa
 
 
 @backends
-def test_the_stored_reason_comes_before_all_others(backend, tmp_path):
+def test_the_stored_reason_comes_before_all_others(backend, tmp_path, reasons):
     name, _ = WHAT[backend]
     package = copy_checkout(tmp_path / "checkout")
     touched(package / f"{name}.cpython-27-sparc-solaris.so")
@@ -171,7 +220,7 @@ def test_the_stored_reason_comes_before_all_others(backend, tmp_path):
 
 
 @backends
-def test_an_extension_that_does_not_load_keeps_the_loader_s_words(backend, tmp_path):
+def test_an_extension_that_does_not_load_keeps_the_loader_s_words(backend, tmp_path, reasons):
     name, what = WHAT[backend]
     package = copy_package(tmp_path)
     (package / f"{name}{SUFFIX}").write_bytes(b"no shared library")
@@ -182,7 +231,7 @@ def test_an_extension_that_does_not_load_keeps_the_loader_s_words(backend, tmp_p
 
 
 @needs.mark(needs.GCC)
-def test_a_library_that_is_missing_is_named(tmp_path):
+def test_a_library_that_is_missing_is_named(tmp_path, reasons):
     package = copy_package(tmp_path / "package")
     (tmp_path / "a.c").write_text("int f(void) { return 1; }")
     (tmp_path / "b.c").write_text("int f(void); int PyInit__native(void) { return f(); }")
@@ -194,13 +243,13 @@ def test_a_library_that_is_missing_is_named(tmp_path):
     assert reason.startswith("the native core does not load: ") and "libgone.so" in reason
 
 
-def test_a_module_that_an_extension_needs_is_not_taken_for_the_extension(tmp_path):
+def test_a_module_that_an_extension_needs_is_not_taken_for_the_extension(tmp_path, reasons):
     package = copy_package(tmp_path)
     (package / "_native.py").write_text("import a_module_that_is_nowhere\n")
     assert reasons(package)["cpp"] == "the native core does not load: No module named 'a_module_that_is_nowhere'"
 
 
-def test_a_package_whose_extension_was_deleted_says_what_is_gone(tmp_path):
+def test_a_package_whose_extension_was_deleted_says_what_is_gone(tmp_path, reasons):
     package = copy_package(tmp_path)
     reason = reasons(package)["cpp"]
     assert reason.startswith(f"the native core is missing: {package} holds no _native{SUFFIX}")

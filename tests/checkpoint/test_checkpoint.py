@@ -345,8 +345,8 @@ def test_initialize_loads_in_rule_order_and_an_override_loads_a_part(tmp_path):
     )
     assert torch.equal(made[2][0].weight, source[2][0].weight) and (made[2][0].bias == 9).all()
     assert report.provenance == {
-        "2.0.weight": f"PretrainedInit: load from {tmp_path / 'c.pth'}",
-        "2.0.bias": "ConstantInit: val=9",
+        "2.0.weight": f"PretrainedInit: load from {tmp_path / 'c.pth'} (init_cfg[0].override)",
+        "2.0.bias": "ConstantInit: val=9 (init_cfg[1])",
     }
 
 

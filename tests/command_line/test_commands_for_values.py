@@ -127,8 +127,10 @@ def test_a_kept_digest_is_compared_with_a_checkpoint(form, written, capsys):
     state = load_file(written)
     state["2.weight"][0, 0] = -state["2.weight"][0, 0]
     save_file(state, "other.safetensors")
-    assert told(["diff", "kept", "other.safetensors"], capsys, 1) == "1 tensors with other values: 2.weight\n"
-    assert json.loads(told(["diff", "kept", "other.safetensors", "--json"], capsys, 1))["values"] == ["2.weight"]
+    lines = "from kept to other.safetensors:\n1 tensors with other values: 2.weight\n"
+    assert told(["diff", "kept", "other.safetensors"], capsys, 1) == lines
+    document = json.loads(told(["diff", "kept", "other.safetensors", "--json"], capsys, 1))
+    assert document["values"] == ["2.weight"] and document["sides"] == ["kept", "other.safetensors"]
 
 
 def test_a_damaged_digest_is_trouble(written, capsys):

@@ -228,7 +228,7 @@ def test_plans_json_has_the_numbers() -> None:
 def test_provenance_shows_the_text() -> None:
     model = nn.Linear(4, 4)
     report = fastinit.initialize(model, dict(type="Normal", layer="Linear", std="1 / fan_in", bias="ndim - 1"))
-    assert report.provenance["weight"] == "NormalInit: mean=0, std=1 / fan_in, bias=ndim - 1"
+    assert report.provenance["weight"] == "NormalInit: mean=0, std=1 / fan_in, bias=ndim - 1 (init_cfg)"
 
 
 def test_initializer_objects_take_texts() -> None:

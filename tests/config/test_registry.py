@@ -55,8 +55,8 @@ def test_an_initializer_with_its_own_call_runs_at_its_place():
     report = fastinit.initialize(model, cfg)
     assert torch.allclose(model[1].weight @ model[1].weight.t(), 9 * torch.eye(4), atol=1e-5)
     assert (model[0].weight == 2).all() and (model[1].bias == 7).all()
-    assert report.provenance["1.weight"] == "Orthogonal, bias=0"
-    assert report.provenance["0.weight"] == "ConstantInit: val=2, bias=0"
+    assert report.provenance["1.weight"] == "Orthogonal, bias=0 (init_cfg[1].override)"
+    assert report.provenance["0.weight"] == "ConstantInit: val=2, bias=0 (init_cfg[0])"
 
 
 def test_an_initializer_with_a_distribution_joins_the_plan():
@@ -141,9 +141,9 @@ def test_an_initializer_that_replaces_a_parameter_is_followed_by_rules_that_fill
     model = nn.Sequential(nn.Linear(5, 3))
     report = fastinit.initialize(model, [dict(type=Replace), dict(type="Constant", val=4, layer="Linear")])
     assert (model[0].weight == 4).all()
-    assert report.unreached == () and report.provenance["0.weight"] == "ConstantInit: val=4, bias=0"
+    assert report.unreached == () and report.provenance["0.weight"] == "ConstantInit: val=4, bias=0 (init_cfg[1])"
     report = fastinit.initialize(model, dict(type=Replace))
-    assert report.provenance == {"0.weight": "Replace, bias=0"} and report.unreached == ("0.bias",)
+    assert report.provenance == {"0.weight": "Replace, bias=0 (init_cfg)"} and report.unreached == ("0.bias",)
 
 
 def test_an_initializers_exception_propagates_and_the_log_says_how_far_it_got(caplog):

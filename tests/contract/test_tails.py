@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -79,7 +78,7 @@ def test_the_form_is_chosen_by_the_bounds(low, high, kind):
 def test_an_interval_above_the_mean_is_mirrored():
     up, down = tails.truncation(0.0, 1.0, 5.0, 8.0), tails.truncation(0.0, 1.0, -8.0, -5.0)
     assert (up.sign, down.sign) == (-1, 1)
-    assert replace(up, sign=1) == down
+    assert up._replace(sign=1) == down
 
 
 def test_numbers_do_not_depend_on_the_callers_decimal_context():

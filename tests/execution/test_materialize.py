@@ -198,8 +198,8 @@ def test_a_tree_uses_its_own_configs_and_tells_where_values_came_from(backend, c
         plain.init_weights()
     assert same_bits(model[0].weight, plain[0].weight)
     assert report.provenance == {
-        "0.weight": "NormalInit: mean=0, std=1, bias=0",
-        "0.bias": "NormalInit: mean=0, std=1, bias=0",
+        "0.weight": "NormalInit: mean=0, std=1, bias=0 (init_cfg)",
+        "0.bias": "NormalInit: mean=0, std=1, bias=0 (init_cfg)",
         "1.weight": "`reset_parameters` of LayerNorm",
         "1.bias": "`reset_parameters` of LayerNorm",
     }

@@ -60,7 +60,7 @@ def test_steps_after_code_are_planned_again_up_to_the_last() -> None:
         call.run(steps)
         report = call.report()
     assert (made[0].weight == 4).all() and (made[1].weight == 2).all()
-    assert report.provenance == {"0.weight": "fill 4", "1.weight": "fill 2"}
+    assert report.provenance == {"0.weight": "fill 4 (init_cfg)", "1.weight": "fill 2 (init_cfg)"}
 
 
 def test_steps_after_a_copy_that_replaces_parameters_are_planned_again() -> None:
@@ -95,7 +95,7 @@ def test_a_parameter_that_code_puts_in_is_known_by_its_name_from_then_on() -> No
     with open_call(made) as call:
         call.run([step(made, code(made, lambda: replace_weight(made)))])
         assert call.scope.parameters()[made[0].weight] == "0.weight"
-        assert call.report().provenance == {"0.weight": "code"}
+        assert call.report().provenance == {"0.weight": "code (init_cfg)"}
 
 
 def test_code_is_noted_as_done() -> None:
@@ -128,7 +128,9 @@ def test_what_was_copied_is_noted_as_it_turned_out() -> None:
     with open_call(made) as call:
         call.run([step(made, Copy(made, entries, "c.pth", "init_cfg", "copy", False, False, load))])
         report = call.report()
-    assert [row.parameter for row in report.rows] == ["0.weight"] and report.provenance == {"0.weight": "copy"}
+    assert [row.parameter for row in report.rows] == ["0.weight"] and report.provenance == {
+        "0.weight": "copy (init_cfg)"
+    }
 
 
 @cpp

@@ -184,7 +184,7 @@ def test_own_code_reads_what_a_rule_has_filled_and_cannot_change_it(backend: str
     report = fastinit.materialize(model, dict(type="Constant", val=3, param="scale"), backend=backend, seed=0)
     assert model.scale.tolist() == [3, 3, 3] and model.twice.tolist() == [6, 6, 6]
     assert report.provenance == {
-        "scale": "ConstantInit: val=3",
+        "scale": "ConstantInit: val=3 (init_cfg)",
         "twice": "`reset_parameters` of Scaled",
     }
 

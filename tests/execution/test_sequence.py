@@ -82,7 +82,7 @@ def test_a_copy_is_noted_with_the_entries_that_it_wrote() -> None:
         run(call, Copy(module, (), "c.pth", "init_cfg", "copy", False, False, item.load))
         (done,) = call.done.items
         assert isinstance(done, Copy) and done.entries == item.entries
-        assert call.report().provenance["weight"] == "copy"
+        assert call.report().provenance["weight"] == "copy (init_cfg)"
 
 
 def test_a_computation_is_attributed_to_what_wrote_each_entry_when_it_was_recorded() -> None:
@@ -92,7 +92,10 @@ def test_a_computation_is_attributed_to_what_wrote_each_entry_when_it_was_record
     with open_call(module, backend="torch") as call:
         run(call, Replay(module, entries, "init_cfg", "computed", lambda *each: seen.append(each)))
         assert seen == [(entries, call.scope)]
-        assert call.report().provenance == {"weight": "wrote weight", "bias": "wrote bias"}
+        assert call.report().provenance == {
+            "weight": "wrote weight (init_cfg)",
+            "bias": "wrote bias (init_cfg)",
+        }
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -133,7 +136,7 @@ def test_what_code_of_others_writes_beside_is_attributed_to_its_item(kind: str) 
     with open_call(module, backend="torch") as call:
         run(call, item)
         provenance = call.report().provenance
-    assert provenance.get("bias") == (None if kind == "a copy" else "code")
+    assert provenance.get("bias") == (None if kind == "a copy" else "code (init_cfg)")
 
 
 @pytest.mark.parametrize("replaces", [True, False])

@@ -276,8 +276,11 @@ def test_buffers_that_no_row_writes_are_named_and_no_fault() -> None:
     model, plan = made(dict(type="Normal", std=1, param="weight"), model)
     found = fastinit.verify(model, plan)
     assert found and found.held == ("weight",)
-    assert found.unverified == {"inv_freq": "a buffer that no row of the plan writes"}
-    assert "1 not verified: inv_freq (a buffer that no row" in str(found) and "inv_freq" in repr(found)
+    reason = found.unverified["inv_freq"]
+    assert f"1 not verified: inv_freq ({reason})" in str(found) and "inv_freq" in repr(found)
+    assert reason.startswith("a buffer that no row of the plan writes; not persistent: fastinit.digest(")
+    assert "inv_freq" in fastinit.digest(model, non_persistent_buffers=True).tensors  # as the reason says
+    assert "inv_freq" not in fastinit.digest(model).tensors
 
 
 @pytest.mark.parametrize("load", [False, True], ids=["live", "loaded"])

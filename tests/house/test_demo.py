@@ -21,10 +21,27 @@ from fastinit.demo import GPT, config
 SMALL = ["demo", "--layers", "2", "--width", "32"]
 
 
+Ended = subprocess.CompletedProcess
+
+
 @pytest.fixture(scope="module")
-def scenes() -> list[list[str]]:
-    """What a small demo shows, before it is fitted to a terminal: two ranks take seconds to begin."""
-    return list(demo_command._scenes(2, 32))
+def demo() -> tuple[list[list[str]], list[Ended[str]]]:
+    """What a small demo shows, and how what it started ended: two ranks take seconds to begin."""
+    run, ended = subprocess.run, []
+
+    def noted(*command, **options):
+        ended.append(run(*command, **options))
+        return ended[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo_command.subprocess, "run", noted)
+        return list(demo_command._scenes(2, 32)), ended
+
+
+@pytest.fixture
+def scenes(demo) -> list[list[str]]:
+    """What a small demo shows, before it is fitted to a terminal."""
+    return demo[0]
 
 
 @needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard
@@ -52,8 +69,10 @@ def test_the_demo_shows_plan_backends_ranks_and_a_refusal(scenes):
 
 
 @needs.mark(needs.CPP, needs.torch_from(2, 6))
-def test_the_demo_says_where_ranks_have_other_bits():
-    text = "\n".join(demo_command._ranks(1, 8, "0" * 16))
+def test_the_demo_says_where_ranks_have_other_bits(demo, monkeypatch):
+    (ranks,) = demo[1]
+    monkeypatch.setattr(demo_command.subprocess, "run", lambda *command, **options: ranks)
+    text = "\n".join(demo_command._ranks(2, 32, "0" * 16))
     assert "DIFFERENT" in text and "equal" not in text
 
 
@@ -72,11 +91,12 @@ def test_the_demo_says_why_ranks_do_not_run(monkeypatch):
     assert line.startswith("the ranks did not run: ") and "FASTINIT_BACKEND" in line
 
 
-def test_the_command_line_lists_its_commands():
+def test_the_command_line_lists_its_commands(capsys):
     result = subprocess.run([sys.executable, "-m", "fastinit", "--help"], capture_output=True, text=True, check=True)
     assert "demo" in result.stdout
-    result = subprocess.run([sys.executable, "-m", "fastinit"], capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and "usage" in result.stderr
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2 and "usage" in capsys.readouterr().err
 
 
 @needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard

@@ -144,7 +144,7 @@ def test_a_parents_checkpoint_wins_over_its_children_and_leaves_missing_keys(tmp
     assert "a.layer.weight" in result.copied
     assert "b.layer.running_mean" in result.copied
     assert ours.last_init_report.provenance["a.layer.weight"].startswith("PretrainedInit: load from")
-    assert ours.last_init_report.provenance["a.layer.bias"] == "ConstantInit: val=1, bias=2"
+    assert ours.last_init_report.provenance["a.layer.bias"] == "ConstantInit: val=1, bias=2 (a.init_cfg)"
 
 
 def test_a_prefix_loads_part_of_a_checkpoint(tmp_path):
@@ -182,7 +182,7 @@ def test_a_wrapped_child_is_unwrapped():
     model = tree(FASTINIT, NORMAL, dp=nn.DataParallel(leaf(FASTINIT, ONES)))
     model.init_weights()
     assert (model.dp.module.layer.weight == 1).all()
-    assert model.last_init_report.provenance["dp.layer.weight"] == "ConstantInit: val=1, bias=2"
+    assert model.last_init_report.provenance["dp.layer.weight"] == "ConstantInit: val=1, bias=2 (dp.init_cfg)"
 
 
 def test_a_second_call_warns_and_does_nothing(caplog):

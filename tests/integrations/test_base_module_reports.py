@@ -37,18 +37,18 @@ def test_provenance_names_the_last_writer_of_every_parameter():
         FASTINIT, [NORMAL, dict(type="Constant", val=1, layer="LayerNorm")], custom=Custom(), ln=nn.LayerNorm(3)
     )
     model.init_weights()
-    by_user = "Initialized by user-defined `init_weights` in Custom "
+    by_user = "Initialized by user-defined `init_weights` in Custom (custom.init_weights)"
     assert model.last_init_report.provenance == {
-        "fc.weight": "NormalInit: mean=0, std=0.1, bias=0",
-        "fc.bias": "NormalInit: mean=0, std=0.1, bias=0",
+        "fc.weight": "NormalInit: mean=0, std=0.1, bias=0 (init_cfg[0])",
+        "fc.bias": "NormalInit: mean=0, std=0.1, bias=0 (init_cfg[0])",
         "custom.data.weight": by_user,
         "custom.view.weight": by_user,
         "custom.exchanged.weight": by_user,
         "custom.function.weight": by_user,
-        "custom.untouched.weight": "XavierInit: gain=1, distribution=normal, bias=0",
+        "custom.untouched.weight": "XavierInit: gain=1, distribution=normal, bias=0 (custom.init_cfg)",
         "custom.told.weight": "zeroed, says the user",
-        "ln.weight": "ConstantInit: val=1, bias=0",
-        "ln.bias": "ConstantInit: val=1, bias=0",
+        "ln.weight": "ConstantInit: val=1, bias=0 (init_cfg[1])",
+        "ln.bias": "ConstantInit: val=1, bias=0 (init_cfg[1])",
     }
     assert model.last_init_report.unreached == ()
     assert "call of custom.init_weights() of Custom" in str(model.last_init_report)

@@ -111,7 +111,9 @@ def test_a_tree_of_mmengine_modules_is_one_launch(name, enabled):
         assert same_bits(
             model.head.cls.weight, expected_fill("head.cls.weight", model.head.cls.weight, plans.Normal(0, 0.01), 3)
         )
-        assert report.provenance["head.query"] == "Initialized by user-defined `init_weights` in Head "
+        assert (
+            report.provenance["head.query"] == "Initialized by user-defined `init_weights` in Head (head.init_weights)"
+        )
 
 
 def test_mmengines_log_is_used_and_foreign_initializers_are_found(enabled, caplog):

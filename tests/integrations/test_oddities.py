@@ -217,5 +217,5 @@ def test_a_constant_that_leaves_the_mean_unchanged_is_recorded():
     root = fastinit.Sequential(nn.LayerNorm(3), init_cfg=dict(type="Constant", val=1, layer="LayerNorm"))
     before = copy.deepcopy(tensors(root))
     root.init_weights()
-    assert root.last_init_report.provenance["0.weight"] == "ConstantInit: val=1, bias=0"
+    assert root.last_init_report.provenance["0.weight"] == "ConstantInit: val=1, bias=0 (init_cfg)"
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors(root).items())

@@ -120,11 +120,22 @@ std::vector<Buffer> execute(const Kernels& kernels, const Call& call) {
       const size_t n_bytes = static_cast<size_t>(number[9]);
       const char* contents = reinterpret_cast<const char*>(call.inputs.data()) + sizeof number;
       if (std::fwrite(contents, 1, n_bytes, file) != n_bytes || std::fflush(file) != 0) fail("cannot write the file");
-      const fastinit::Rows rows{fileno(file), number[0], number[1], number[2], number[3], number[4],
+      fastinit::Rows rows{fileno(file), nullptr, number[0], number[1], number[2], number[3], number[4],
                                 int32_t(number[5]), int32_t(number[6]), number[7], number[8],
                                 reinterpret_cast<char*>(buffers.at(0).get())};
       buffers.at(1).get()[0] = fastinit::read_rows(kernels, rows);
       std::fclose(file);
+      if (buffers.at(1).get()[0]) {  // the same out of memory, where the first row lies on a multiple of any element
+        std::vector<char> mapping(8 - number[0] % 8 + n_bytes);
+        std::memcpy(mapping.data() + mapping.size() - n_bytes, contents, n_bytes);
+        std::vector<char> again(buffers.at(0).get(), buffers.at(0).get() + call.sizes[0]);
+        for (int64_t row = 0; row < rows.n_rows; ++row)
+          std::memset(again.data() + row * rows.memory_step, 1, rows.n_columns * rows.to_bytes);
+        rows.mapping = mapping.data() + mapping.size() - n_bytes;
+        rows.memory = again.data();
+        if (!fastinit::read_rows(kernels, rows) || std::memcmp(again.data(), buffers.at(0).get(), again.size()) != 0)
+          fail("a mapping gives other values than the file");
+      }
       break;
     }
     default:

@@ -92,6 +92,7 @@ def test_a_diff_tells_each_kind_of_change() -> None:
     assert diff.renamed == (("old", "new"),)
     assert (diff.added, diff.removed) == (("more",), ("gone",))
     assert str(diff) == (
+        "from this digest to the other:\n"
         "1 tensors with other values: value\n"
         "1 tensors of another dtype or shape: form (float32[2,3] -> float64[2,3])\n"
         "1 renamed tensors: old -> new\n1 added tensors: more\n1 removed tensors: gone"
@@ -105,7 +106,7 @@ def test_equal_tensors_are_not_taken_for_renamed_ones_where_it_is_not_clear_whic
 
 def test_a_diff_says_which_other_name_holds_the_same() -> None:
     model, checkpoint = Digest({"embed": A, "head": A, "norm": B}), Digest({"embed": A, "norm": B})
-    line = "1 removed tensors: head (holds what embed does)\n  (of tied names a checkpoint may have one only; digest("
+    line = "from this digest to the other:\n1 removed tensors: head (holds what embed does)\n  (of tied names a checkpoint may have one only; digest("
     assert str(model.diff(checkpoint)).startswith(line)
     for diff in (model.diff(checkpoint), checkpoint.diff(model)):
         assert diff and diff.equal == (("head", "embed"),)

@@ -9,7 +9,10 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
+import needs
 import pytest
 import torch
 from torch import nn
@@ -189,7 +192,7 @@ def test_initialize_does_what_was_planned():
 def test_the_report_counts_and_sums_up():
     report = fastinit.initialize(model(), CFG, seed=3)
     assert report.n_bytes == 4 * sum(row.n_elements for row in report.rows) == 4 * (216 + 8 + 2 * (16 + 2) + 16)
-    assert report.provenance["1.weight"] == "NormalInit: mean=2, std=1, bias=0"
+    assert report.provenance["1.weight"].startswith("NormalInit: mean=2, std=1, bias=0 (")
     assert "6 parameters initialized: 258 elements, 0.000 GB written, in " in str(report)
     assert "; 2 rows were replaced by later ones: report.table(history=True)\n" in str(report)
     assert "6 rows, 258 elements" in str(fastinit.plan(model(), CFG))
@@ -307,3 +310,46 @@ def test_a_plan_in_place_of_a_config_says_that_the_dtype_has_changed():
     made, before, _ = cast(torch.float64)
     with pytest.raises(RuntimeError, match="2x4 float32 in the plan, 2x4 float64 here, which has other numbers"):
         fastinit.initialize(made, before)
+
+
+# --- what was warned of ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_tells_what_was_warned_of() -> None:
+    with pytest.warns(fastinit.InitWarning) as given:
+        plan = fastinit.plan(nn.Linear(2, 2), [dict(type="Normal", layer="Conv3d"), dict(type="Ones", layer="Linear")])
+    assert plan.warnings == tuple(str(each.message) for each in given)
+    assert str(plan).splitlines()[-1] == f"warning: {plan.warnings[0]}" and "init_cfg[0] (NormalInit)" in str(plan)
+    assert json.loads(plan.to_json())["warnings"] == list(plan.warnings)
+
+
+def test_a_plan_without_warnings_says_nothing_of_them() -> None:
+    plan = fastinit.plan(model(), CFG)
+    assert plan.warnings == () and "warning" not in str(plan) and "warnings" not in json.loads(plan.to_json())
+
+
+@pytest.mark.filterwarnings("ignore::fastinit.InitWarning")
+def test_warnings_of_a_plan_that_is_made_within_another_are_in_both() -> None:
+    inner: list[fastinit.Plan] = []
+
+    def make() -> nn.Module:
+        inner.append(fastinit.plan(nn.Linear(2, 2), dict(type="Normal", layer="Conv3d")))
+        return nn.Linear(2, 2)
+
+    outer = fastinit.plan(make)
+    assert inner[0].warnings == outer.warnings != ()
+    assert fastinit.plan(nn.Linear(2, 2), dict(type="Ones", layer="Linear")).warnings == ()
+
+
+@needs.mark(needs.CPP)
+def test_the_file_of_a_plan_is_the_same_with_warnings_and_without(tmp_path: Path) -> None:
+    texts = []
+    rule = dict(type="Normal", layer="Linear")
+    for rules in ([rule], [rule, dict(type="Normal", layer="Conv3d")]):
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            plan = fastinit.plan(nn.Linear(2, 2), rules, backend="cpp", seed=0)
+        plan.save(path := tmp_path / "plan.json")
+        texts.append((path.read_text(), len(plan.warnings)))
+        assert fastinit.Plan.load(path).warnings == ()
+    assert texts[0][0] == texts[1][0] and [n for _, n in texts] == [0, 1]

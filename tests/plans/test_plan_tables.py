@@ -206,6 +206,7 @@ def test_devices_are_no_difference() -> None:
 def test_changed_numbers_are_told_by_parameter_with_like_layers_as_one() -> None:
     diff = planned().diff(planned([*ALIKE, dict(type="Normal", std=0.5, param="*wo.weight")]))
     assert str(diff) == (
+        "from this plan to the other:\n"
         "changed:\n"
         "  layers.{0..5}.wo.weight  16x16  float32  normal(mean=0, std=0.02) -> normal(mean=0, std=0.5)\n"
         "6 changed, 0 added, 0 removed"
@@ -235,7 +236,7 @@ def test_shapes_and_dtypes_are_compared() -> None:
 def test_a_seed_is_told_once() -> None:
     diff = planned().diff(planned(seed=2))
     assert diff.seed == (1, 2) and not diff.changed and bool(diff)
-    assert str(diff).splitlines()[0] == "seed: 1 -> 2, so that all draws differ"
+    assert str(diff).splitlines()[1] == "seed: 1 -> 2, so that all draws differ"
 
 
 def test_a_seed_is_no_difference_where_nothing_is_drawn() -> None:
@@ -255,6 +256,15 @@ def test_numbers_are_no_difference_where_nothing_is_drawn() -> None:
 def test_a_plan_does_not_differ_from_itself_in_a_file(tmp_path: Any) -> None:
     planned(BY_DEPTH).save(tmp_path / "plan.json")
     assert not planned(BY_DEPTH).diff(Plan.load(tmp_path / "plan.json"))
+
+
+@needs.mark(needs.CPP)
+def test_a_difference_begins_with_what_its_sides_are(tmp_path: Any) -> None:
+    planned().save(path := tmp_path / "plan.json")
+    diff = Plan.load(path).diff(planned(seed=2))
+    assert str(diff).splitlines()[0] == f"from {path} to the other:"
+    assert json.loads(diff.to_json())["sides"] == [str(path), "the other"]
+    assert diff == planned().diff(planned(seed=2))
 
 
 def test_the_difference_has_a_json_form() -> None:

@@ -133,8 +133,8 @@ def test_code_that_changes_what_a_rule_wrote_is_told_behind_the_rule(backend: st
             model["a"].weight[0] = 0
             model["b"].weight.mul_(0.5)
     told = recipe.report.provenance
-    assert shortened(told["a.weight"]) == ["NormalInit: mean=0, std=1, bias=0", "fill_ part"]
-    assert shortened(told["b.weight"]) == ["NormalInit: mean=0, std=1, bias=0", "mul_"]
+    assert shortened(told["a.weight"]) == ["NormalInit: mean=0, std=1, bias=0 (init_cfg)", "fill_ part"]
+    assert shortened(told["b.weight"]) == ["NormalInit: mean=0, std=1, bias=0 (init_cfg)", "mul_"]
 
 
 @BACKENDS
@@ -145,8 +145,9 @@ def test_a_rule_for_a_part_is_told_behind_that_for_the_whole(backend: str) -> No
         dict(type="Normal", param="bias[0:2]"),
     ]
     report = fastinit.initialize(nn.Linear(4, 4), rules, backend=backend, seed=0)
-    assert report.provenance["weight"] == "ConstantInit: val=1; then ConstantInit: val=2 (a part)"
-    assert report.provenance["bias"] == "NormalInit: mean=0, std=1"
+    told = "ConstantInit: val=1 (init_cfg[0]); then ConstantInit: val=2 (init_cfg[1]) (a part)"
+    assert report.provenance["weight"] == told
+    assert report.provenance["bias"] == "NormalInit: mean=0, std=1 (init_cfg[2])"
 
 
 @BACKENDS

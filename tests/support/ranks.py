@@ -18,6 +18,8 @@ from fastinit.shards import dtensor as sharding
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 CHECKS = {}
+# What nearly every rank imports, which takes longer than most checks.
+IMPORTED = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint"]
 
 
 def check(*worlds, checks=CHECKS):
@@ -51,9 +53,18 @@ def run(rank, world, file, results, module):
     distributed.destroy_process_group()
 
 
+def starter():
+    """Returns the context of multiprocessing that starts ranks: as copies of a process that has only imported something."""
+    if "forkserver" not in torch.multiprocessing.get_all_start_methods():
+        return torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
 def outcomes(world, module="shard_ranks"):
     """Returns check -> "" or what went wrong, on a number of ranks; the checks are those of a module."""
-    context = torch.multiprocessing.get_context("spawn")
+    context = starter()
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "group")

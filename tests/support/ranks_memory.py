@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import ranks
 import torch
 from torch import distributed, nn
 
@@ -57,15 +58,15 @@ def measure(rank, world, file, way, results):
 
 def memory(world, way):
     """Returns (growth of peak memory, bytes of the parts that are here) of each of new ranks."""
-    context = torch.multiprocessing.get_context("spawn")
+    context = ranks.starter()
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world, os.path.join(folder, "group"), way, results)
-        ranks = [context.Process(target=measure, args=(rank, *arguments)) for rank in range(world)]
-        for each in ranks:
+        started = [context.Process(target=measure, args=(rank, *arguments)) for rank in range(world)]
+        for each in started:
             each.start()
-        found = [results.get(timeout=120) for _ in ranks]
-        for each in ranks:
+        found = [results.get(timeout=120) for _ in started]
+        for each in started:
             each.join(20)
             each.kill()
     return found

@@ -2,8 +2,8 @@
 
 A stretch is read directly into its destination if the bytes are the values. Rows of another dtype, or with gaps between
 them, are read by the native core, which converts them. Otherwise (other dtypes and layouts, a GPU, no native core)
-torch copies them out of a small staging buffer; with access "map", out of a mapping. All threads share a batch, in jobs
-of some megabytes.
+torch copies them out of a small staging buffer. With access "map" both copy out of a mapping. All threads share a
+batch, in jobs of some megabytes.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Turned(NamedTuple):
     dtype: torch.dtype
     """The dtype that the values are rounded to before the copy."""
     is_mapped: bool = False
-    """They are copied out of a mapping of the file."""
+    """torch copies them out of a mapping of the file."""
 
     @property
     def rows(self) -> Rows | None:
@@ -251,8 +251,13 @@ def _read_rows(piece: Turned) -> bool:
     if destination.is_contiguous():
         address = destination.data_ptr()
         back([(address, address + destination.nbytes)], n_threads=1)
-    if not file_rows.read(file.fd, piece.offset, rows, destination.data_ptr()):
-        raise file.too_short(piece.offset + piece.n_bytes)
+    end = piece.offset + piece.n_bytes
+    is_mapped = file.access == "map" and piece.offset % piece.dtype_in_file.itemsize == 0 and end <= file.size
+    mapping = file.mapped().data_ptr() if is_mapped else 0
+    if not file_rows.read(file.fd, piece.offset, rows, destination.data_ptr(), mapping):
+        raise file.too_short(end)
+    if is_mapped:
+        file.forget(piece.offset, end)
     torch.autograd.graph.increment_version(destination)
     return True
 

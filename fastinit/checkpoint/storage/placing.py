@@ -166,16 +166,15 @@ class _Converted(NamedTuple):
     def pieces(self, is_mapped: bool) -> Iterator[Turned]:
         """Cuts it into pieces of some megabytes."""
         source, item_bytes = self.source, self.source.dtype_in_file.itemsize
+        is_in_rows = rows_of(self.destination, self.shape, self.steps, source.dtype_in_file, source.dtype) is not None
         is_mapped = (
             is_mapped
+            and not is_in_rows
             and self.destination.device.type == "cpu"
             and self.first % item_bytes == 0
             and not is_apart(item_bytes, self.shape, self.steps)
         )
         limit = piece_bytes(is_mapped)
-        is_in_rows = not is_mapped and (
-            rows_of(self.destination, self.shape, self.steps, source.dtype_in_file, source.dtype) is not None
-        )
         for part, size, at in places(
             item_bytes, self.destination, self.shape, self.steps, 0, limit, is_in_rows=is_in_rows
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -52,7 +53,7 @@ def read_rows(path: Any, rows: Rows, offset: int = 0, isa: str = "") -> torch.Te
     try:
         shape, steps = (rows.n_rows, rows.n_columns), (rows.file_step, rows.memory_step)
         sizes = rows.dtype_in_file.itemsize, rows.dtype.itemsize
-        assert NATIVE.read_rows(fd, offset, shape, steps, codes, sizes, made.data_ptr(), isa)
+        assert NATIVE.read_rows(fd, offset, shape, steps, codes, sizes, made.data_ptr(), isa=isa)
     finally:
         os.close(fd)
     return made
@@ -98,6 +99,15 @@ def test_columns_are_those_of_the_matrix(tmp_path, whole, part, into):
     made = read_rows(tmp_path / "f", rows, 4 * first).view(n_rows, part + 2)
     assert torch.equal(made[:, :part], values[:, first : first + part].to(into))
     assert not made[:, part:].any()  # what is between the rows in memory stays
+
+
+@pytest.mark.parametrize("into", [torch.float32, torch.bfloat16])
+def test_columns_come_out_of_a_mapping(into):
+    values = torch.randn(50, 700, generator=torch.Generator().manual_seed(2))
+    rows = Rows(50, 333, 4 * 700, 335 * into.itemsize, torch.float32, into)
+    made = torch.zeros(50, 335, dtype=into)
+    assert file_rows.read(-1, 4 * 11, rows, made.data_ptr(), values.data_ptr())  # of no file
+    assert torch.equal(made[:, :333], values[:, 11:344].to(into)) and not made[:, 333:].any()
 
 
 @pytest.mark.parametrize("whole", [40, 3000, 70_000])
@@ -153,6 +163,35 @@ def test_copies_are_the_same_with_and_without_the_core(monkeypatch, stored, has_
         file_rows.reads.cache_clear()
     assert torch.equal(rounded, values.bfloat16()) and torch.equal(columns, values[:, 7:397])
     assert len(used) == (2 if has_core else 0)
+
+
+# In a file of torch.save, elements lie on multiples of their size; behind a header of 11 bytes, they do not.
+@pytest.mark.parametrize(
+    ("access", "n_before", "is_mapped"), [("map", 8, True), ("map", 11, False), ("read", 8, False)]
+)
+def test_the_core_copies_out_of_the_mapping_where_access_says_so(monkeypatch, tmp_path, access, n_before, is_mapped):
+    values = torch.randn(300, 400, generator=torch.Generator().manual_seed(3))
+    header = json.dumps({"a": {"dtype": "F32", "shape": [300, 400], "data_offsets": [0, 480_000]}}).encode()
+    header += b" " * ((n_before - len(header)) % 16)
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + values.numpy().tobytes())
+    mappings = []
+    whole = file_rows.read
+    monkeypatch.setattr(batches.file_rows, "read", lambda *args: mappings.append(args[4]) or whole(*args))
+    tensor = read(path, Reading(access=access))["a"]
+    rounded, columns = torch.zeros(300, 400, dtype=torch.bfloat16), torch.zeros(300, 390)
+    copy_into(rounded, tensor)
+    copy_into(columns, tensor.part([0, 7], (300, 390)))
+    assert torch.equal(rounded, values.bfloat16()) and torch.equal(columns, values[:, 7:397])
+    assert [mapping != 0 for mapping in mappings] == [is_mapped] * 2
+
+
+def test_a_mapped_file_that_was_truncated_is_an_error_and_not_a_death(tmp_path):
+    torch.save({"a": torch.zeros(300, 400)}, tmp_path / "c.pth")
+    tensor = read(tmp_path / "c.pth", Reading(access="map"))["a"]
+    os.truncate(tmp_path / "c.pth", 1000)
+    with pytest.raises(OSError, match="the file was changed while it was being loaded"):
+        copy_into(torch.zeros(300, 400, dtype=torch.bfloat16), tensor)
 
 
 def test_a_copy_by_the_core_counts_as_a_write(stored):
