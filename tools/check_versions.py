@@ -169,7 +169,8 @@ def counts_of(output: str) -> Counts:
 def test(python: Path, checkout: Path, folder: str, n_processes: int) -> tuple[Counts, str]:
     """Runs a folder of tests; returns their counts, and pytest's output."""
     command = [python, "-m", "pytest", "-q", "-n", str(n_processes), "--dist", "loadscope", f"tests/{folder}"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "FASTINIT_REQUIRE")}
+    environment = {name: value for name, value in os.environ.items() if name != "FASTINIT_REQUIRE"}
+    environment["PYTHONPATH"] = str(checkout)  # for the programs that tests start: fastinit is not installed there
     done = subprocess.run(
         [str(word) for word in command],
         cwd=checkout,

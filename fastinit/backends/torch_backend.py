@@ -38,6 +38,7 @@ from ..plans import (
     matrices_of,
     n_bytes_of,
 )
+from ..plans.arithmetic import element_of, is_filled_by_torch
 from ..progress import Listener
 from ..shards.dtensor import PLAIN, is_sharded
 from .fresh_memory import back_tensor
@@ -190,7 +191,11 @@ def _may_be_given_one(distribution: Distribution) -> bool:
 
 def _fill(tensor: torch.Tensor, distribution: Distribution, generator: torch.Generator | None) -> None:
     if isinstance(distribution, Constant):
-        nn.init.constant_(tensor, distribution.value)  # type: ignore[arg-type]
+        if is_filled_by_torch(tensor.dtype):
+            nn.init.constant_(tensor, distribution.value)  # type: ignore[arg-type]
+        else:
+            with torch.no_grad():
+                tensor.copy_(element_of(distribution.value, tensor.dtype))
     elif isinstance(distribution, Normal):
         if generator is None:
             nn.init.normal_(tensor, distribution.mean, distribution.std)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..plans import Box, Constant, Distribution, Fill, Normal, TruncatedNormal, Uniform, byte_span
+from ..plans.arithmetic import element_of
 from ..plans.geometry import merged, row_major
 from .streams import parameter_keys, streams_of
 from .tails import Centre, truncation
@@ -253,7 +254,7 @@ def _raw(distribution: Distribution, dtype: torch.dtype) -> tuple[int, ...]:
     """Returns the bytes of a constant's element, filled up to 16."""
     if not isinstance(distribution, Constant):
         return (0,) * 16
-    element = torch.empty(1, dtype=dtype, device="cpu").fill_(distribution.value)  # type: ignore[arg-type]
+    element = element_of(distribution.value, dtype)
     return tuple(element.view(torch.uint8).tolist()) + (0,) * (16 - element.element_size())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,11 +61,17 @@ def _dispatch_stack() -> list[Any]:
 def state_of_thread() -> Callable[[], None]:
     """Returns what gives this thread the state back that it has now: gradients, functions of subclasses."""
     with_gradients = torch.is_grad_enabled()
-    functions = torch._C._get_torch_function_state() if hasattr(torch._C, "_get_torch_function_state") else None
+    restore_functions: Callable[[], object]
+    if hasattr(torch._C, "_get_torch_function_state"):
+        restore_functions = partial(torch._C._set_torch_function_state, torch._C._get_torch_function_state())  # type: ignore[attr-defined]
+    else:  # torch before 2.5: each end of this brings back the state before its begin
+        functions = torch._C.DisableTorchFunctionSubclass()
+        functions.__enter__()
+        restore_functions = partial(functions.__exit__, None, None, None)
+        restore_functions()
 
     def restore() -> None:
         torch.set_grad_enabled(with_gradients)
-        if functions is not None:
-            torch._C._set_torch_function_state(functions)  # type: ignore[attr-defined]
+        restore_functions()
 
     return restore

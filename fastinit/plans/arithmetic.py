@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +29,38 @@ from .distributions import (
 )
 
 
+@lru_cache(maxsize=64)
+def is_filled_by_torch(dtype: torch.dtype) -> bool:
+    """Tells whether this torch fills tensors of a dtype with a number: older ones know float8 by conversion only."""
+    if dtype.itemsize > 1 or not dtype.is_floating_point:
+        return True
+    try:
+        torch.empty(2, dtype=dtype, device="cpu").fill_(1)
+    except RuntimeError:
+        return False
+    return True
+
+
+def element_of(value: complex, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the element that ``fill_`` makes of a number in a dtype, a tensor of shape (1,) on the CPU.
+
+    Raises:
+        RuntimeError: the dtype cannot hold the number.
+    """
+    if is_filled_by_torch(dtype):
+        return torch.empty(1, dtype=dtype, device="cpu").fill_(value)  # type: ignore[arg-type]
+    wide = torch.tensor([value], dtype=torch.float32, device="cpu")  # from which torch rounds, when it fills, too
+    element, limits = wide.to(dtype), torch.finfo(dtype)
+    is_kept = element.to(torch.float32).item() == value  # infinity, where the dtype has it
+    if not (is_kept or math.isnan(value.real) or limits.min <= value.real <= limits.max):
+        raise RuntimeError(f"{value} is out of bounds for {dtype}, [{limits.min}, {limits.max}]")
+    return element
+
+
 def in_dtype(distribution: Distribution, old: torch.dtype, new: torch.dtype) -> Distribution | None:
     """Returns the distribution whose values in one dtype are those in another, rounded; None if there is none."""
     if isinstance(distribution, Constant):
-        value = torch.full((1,), distribution.value, dtype=old, device="cpu")  # type: ignore[arg-type]
-        return Constant(value.to(new).item())
+        return Constant(element_of(distribution.value, old).to(new).item())
     if old == new or isinstance(distribution, (Identity, Dirac)):
         return distribution
     # By the contract the values in half precision are those in float32, rounded.

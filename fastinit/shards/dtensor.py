@@ -106,6 +106,8 @@ def _cut(size: int, cuts: tuple[tuple[Any, int, int], ...]) -> tuple[Interval, .
         return ((start, min(start + length, size)),) if start < size else ()
     indices = torch.arange(size, device="cpu")
     for placement, n, at in cuts:
+        if not indices.numel():  # which torch 2.1 does not split
+            return ()
         pieces, _ = placement._split_tensor(indices, n, with_padding=False, contiguous=False)
         indices = pieces[at] if at < len(pieces) else indices[:0]
     found: list[Interval] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import folders
+import needs
 import pytest
 import torch
 from helpers import assert_same_tensors, tensors
@@ -77,8 +78,10 @@ def test_values_of_8_bits_without_their_scales_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: torch.dtype, is_told: bool
 ) -> None:
     weight = torch.full((2, 2), 44.0).to(dtype)
-    torch.save({"weight": weight, "weight_scale_inv": torch.ones(1)}, tmp_path / "c.pth")
-    text = said(nn.Linear(2, 2, bias=False), tmp_path / "c.pth", capsys, dtype="bfloat16")
+    held = {"weight": weight, "weight_scale_inv": torch.ones(1)}
+    path = tmp_path / "c.safetensors"  # the first torch saves no float8 itself
+    needs.module("safetensors.torch").save_file(held, path)
+    text = said(nn.Linear(2, 2, bias=False), path, capsys, dtype="bfloat16")
     assert ("without applying the scales beside them: weight_scale_inv" in text) == is_told
 
 

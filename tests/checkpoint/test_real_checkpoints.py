@@ -86,10 +86,10 @@ def test_whatever_torch_loads_of_shipped_files_is_the_same_here():
 
 
 def gpt():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+    transformers = needs.module("transformers")
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=2, n_embd=64, vocab_size=500, n_positions=64))
+    config = transformers.GPT2Config(n_layer=3, n_head=2, n_embd=64, vocab_size=500, n_positions=64)
+    return transformers.GPT2LMHeadModel(config)
 
 
 def test_sharded_checkpoints_of_transformers_load_whole_and_in_part(tmp_path):

@@ -259,9 +259,8 @@ def test_lightning_fabric_builds_modules():
 
 @cpp
 def test_accelerates_empty_models_get_their_weights_from_a_recipe():
-    accelerate = needs.module("accelerate")
-    from transformers import AutoModel
-
+    accelerate, transformers = needs.module("accelerate"), needs.module("transformers")
+    AutoModel = transformers.AutoModel
     built = fastinit.build(AutoModel.from_config, llama(), backend="cpp", seed=0)
     for buffers in (False, True):
         with fastinit.capture() as recipe, accelerate.init_empty_weights(include_buffers=buffers):

@@ -60,13 +60,14 @@ def test_llama_knows_the_names_of_torchtitan() -> None:
     def layer(*names: str) -> nn.ModuleDict:
         return nn.ModuleDict({name: nn.Linear(200, 100, bias=False) for name in names})
 
+    def norm() -> nn.LayerNorm:  # it has the parameter of nn.RMSNorm, which torch has since 2.4 only
+        return nn.LayerNorm(9, bias=False)
+
     def block() -> nn.ModuleDict:
-        return nn.ModuleDict(
-            dict(attention=layer("wqkv", "wo"), feed_forward=layer("w1", "w2", "w3"), ffn_norm=nn.RMSNorm(9))
-        )
+        return nn.ModuleDict(dict(attention=layer("wqkv", "wo"), feed_forward=layer("w1", "w2", "w3"), ffn_norm=norm()))
 
     layers = nn.ModuleDict({"0": block(), "1": block()})  # as torchtitan's, which are in no list
-    model = nn.ModuleDict(dict(layers=layers, norm=nn.RMSNorm(9), **layer("tok_embeddings", "lm_head")))
+    model = nn.ModuleDict(dict(layers=layers, norm=norm(), **layer("tok_embeddings", "lm_head")))
     made = started(model, presets.llama(100), strict="complete")
     by_depth = [0.02 / math.sqrt(2), 0.01]
     for name, tensor in made.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from functools import lru_cache
 
@@ -23,7 +24,8 @@ from fastinit.backends import cpp_backend
 from fastinit.contract import records as lowering
 from fastinit.shards import dtensor as sharding
 
-pytestmark = needs.mark(needs.CPP, needs.torch_from(2, 6))  # which has fully_shard
+pytestmark = needs.mark(needs.CPP)
+FSDP2 = needs.torch_from(2, 6)  # which has fully_shard; the checks import the public names of DTensor, since 2.5, too
 
 outcomes = lru_cache(ranks.outcomes)
 
@@ -33,6 +35,7 @@ def of_check(world, name):
     return pytest.param(world, name, marks=lightning)
 
 
+@needs.mark(FSDP2)
 @pytest.mark.parametrize(
     ("world", "name"),
     [
@@ -47,7 +50,7 @@ def test_on_several_ranks(world, name):
     assert not problem, problem
 
 
-@needs.mark(needs.LINUX)
+@needs.mark(FSDP2, needs.LINUX)
 def test_a_rank_needs_memory_for_its_shards_only():
     for growth, here in ranks_memory.memory(4, "shards"):
         assert here == 16 * 2048 * 2048 * 4 // 4 and growth < 1.1 * here + (8 << 20), (growth, here)
@@ -58,21 +61,29 @@ def test_a_rank_needs_memory_for_its_shards_only():
 # --- the geometry, without processes ---------------------------------------------------------------------------------
 
 
+# Public since torch 2.5.
+PLACEMENT_TYPES = (
+    f"torch.distributed.{'tensor' if needs.torch_from(2, 5).why_not() is None else '_tensor'}.placement_types"
+)
+
+
 @st.composite
 def meshes(draw):
     """Draws (shape, shape of the mesh, placements)."""
-    from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor.placement_types import _StridedShard
-
+    placement_types = importlib.import_module(PLACEMENT_TYPES)
+    Replicate, Shard = placement_types.Replicate, placement_types.Shard
     shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
     mesh_shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
     placements = []
     for i in range(len(mesh_shape)):
         dim = draw(st.integers(0, len(shape) - 1))
-        kind = draw(st.sampled_from(["shard", "shard", "negative", "replicate", "strided"]))
+        strided = ["strided"] if hasattr(placement_types, "_StridedShard") else []
+        kind = draw(st.sampled_from(["shard", "shard", "negative", "replicate", *strided]))
         if kind == "strided":  # as FSDP2 places what tensor parallelism has cut along the same dimension
             behind = [n for n, p in zip(mesh_shape[i + 1 :], placements[i + 1 :])]
-            placements.append(_StridedShard(dim, split_factor=draw(st.integers(1, 4)) if not behind else 1))
+            placements.append(
+                placement_types._StridedShard(dim, split_factor=draw(st.integers(1, 4)) if not behind else 1)
+            )
         else:
             placements.append(
                 {"shard": Shard(dim), "negative": Shard(dim - len(shape)), "replicate": Replicate()}[kind]
@@ -112,7 +123,7 @@ def test_parts_match_torchs_own_split(case):
     for coordinate in itertools.product(*map(range, mesh_shape)):
         local = values
         for placement, n, at in zip(placements, mesh_shape, coordinate):
-            if not placement.is_replicate():
+            if not placement.is_replicate() and local.numel():  # torch 2.1 splits no empty one
                 moved = type(placement)(placement.dim % len(shape), **_factor(placement))
                 local = moved._split_tensor(local, n, with_padding=False, contiguous=False)[0][at]
         parts = sharding.parts_of(shape, mesh_shape, placements, coordinate)

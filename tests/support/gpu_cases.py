@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import needs
 import torch
 from gpu_machines import Case
 from hypothesis import strategies as st
@@ -13,8 +12,7 @@ from fastinit import plans
 from fastinit.contract import records as lowering
 
 INF = math.inf
-# Torch 2.1 fills no float8.
-DTYPES = [dtype for dtype in lowering.DTYPES if dtype.itemsize > 1 or needs.torch_from(2, 2).why_not() is None]
+DTYPES = [*lowering.DTYPES]
 ALL_DTYPES = [*DTYPES, torch.int8, torch.bool, torch.int16, torch.int64, torch.complex64, torch.complex128]
 NORMAL = plans.Normal(0.25, 1.5)
 DISTRIBUTIONS = [

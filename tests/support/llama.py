@@ -12,13 +12,18 @@ BASE_WIDTH = 16
 """The width at which the standard deviations were found; muP says how they go with the width."""
 
 
+def norm() -> nn.Module:
+    """Returns what has the parameter of nn.RMSNorm, which torch has since 2.4 only."""
+    return nn.LayerNorm(WIDTH, bias=False)
+
+
 class Layer(nn.Module):
     def __init__(self, index: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(WIDTH)
+        self.attention_norm = norm()
         self.wqkv = nn.Linear(WIDTH, WIDTH + 4 * HEAD, bias=False)  # four heads of queries, two of keys and values
         self.wo = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.ffn_norm = nn.RMSNorm(WIDTH)
+        self.ffn_norm = norm()
         if index % 2:
             self.experts = nn.Parameter(torch.empty(EXPERTS, WIDTH, 2 * WIDTH))  # (experts, in, out)
         else:
@@ -31,7 +36,7 @@ class Llama(nn.Module):
         super().__init__()
         self.tok_embeddings = nn.Embedding(VOCABULARY, WIDTH)
         self.layers = nn.ModuleList(map(Layer, range(LAYERS)))
-        self.norm = nn.RMSNorm(WIDTH)
+        self.norm = norm()
         self.output = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
 

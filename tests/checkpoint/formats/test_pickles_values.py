@@ -99,7 +99,7 @@ with warnings.catch_warnings():
 @pytest.mark.parametrize("name", SPECIAL)
 def test_special_tensors_match_torch_load(tmp_path, name, zipped):
     path = save({"plain": torch.arange(3.0), "x": SPECIAL[name]}, tmp_path / "c.pth", zipped)
-    same(loaded(path)["x"], torch.load(path, weights_only=True)["x"])
+    same(loaded(path)["x"], torch.load(path, weights_only=False)["x"])  # torch 2.1 has no quantized ones among weights
     lazily = read(path, Reading())["x"]
     assert (
         isinstance(lazily, StoredTensor) and lazily.shape == SPECIAL[name].shape and lazily.dtype == SPECIAL[name].dtype
@@ -163,14 +163,14 @@ def test_a_quantized_module_is_loaded(tmp_path):
     assert torch.equal(target.weight().dequantize(), source.weight().dequantize())
 
 
-# The torch that had each first.
+# The torch that saves each: the first, or the first that was tried.
 DTYPES_SINCE = {
     "float4_e2m1fn_x2": (2, 8),
-    "float8_e4m3fn": (2, 1),
+    "float8_e4m3fn": (2, 3),
     "float8_e8m0fnu": (2, 7),
-    "uint16": (2, 3),
-    "uint64": (2, 3),
-    "complex32": (2, 1),
+    "uint16": (2, 5),
+    "uint64": (2, 5),
+    "complex32": (2, 3),
 }
 
 
@@ -236,6 +236,8 @@ def test_subclasses_of_tensors_are_stubs_unless_they_are_allowed(tmp_path):
 
 @pytest.mark.parametrize("kind", ["meta", "nested"])
 def test_tensors_without_values_of_their_own_are_stubs(tmp_path, kind):
+    if kind == "nested":
+        needs.torch_from(2, 4).check()  # 2.1 cannot save them
     value = (
         torch.empty(3, device="meta") if kind == "meta" else torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     )

@@ -27,6 +27,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
+ODD_F4 = "its last is not even"
 HOSTILE_SAFETENSORS = {
     "table longer than the file": (safe_bytes({"a": entry()}, b"1234", 2**40), "does not fit into the file"),
     "table longer than any": (safe_bytes({"a": entry()}, b"1234", 2**63 + 5), "does not fit into the file"),
@@ -41,8 +42,8 @@ HOSTILE_SAFETENSORS = {
     "data missing": (safe_bytes({"a": entry()}, b"123"), "describes 4 bytes of data, but the file holds 3"),
     "data left over": (safe_bytes({"a": entry()}, b"12345"), "describes 4 bytes of data, but the file holds 5"),
     "unknown dtype": (safe_bytes({"a": entry("F77")}, b"1234"), "the dtype 'F77'"),
-    "odd F4": (safe_bytes({"a": entry("F4", (3,), (0, 2))}, b"12"), "its last is not even"),
-    "F4 without a shape": (safe_bytes({"a": entry("F4", (), (0, 1))}, b"1"), "its last is not even"),
+    "odd F4": (safe_bytes({"a": entry("F4", (3,), (0, 2))}, b"12"), ODD_F4),
+    "F4 without a shape": (safe_bytes({"a": entry("F4", (), (0, 1))}, b"1"), ODD_F4),
     "dtype no text": (safe_bytes({"a": entry(["F32"])}, b"1234"), "the dtype"),
     "wrong size": (safe_bytes({"a": entry("F64")}, b"1234"), "'a' of 8 bytes has the data_offsets"),
     "negative shape": (safe_bytes({"a": entry(shape=(-1,))}, b"1234"), "has the shape"),
@@ -69,7 +70,8 @@ HOSTILE_SAFETENSORS = {
 def test_a_safetensors_file_is_checked_whole_before_a_byte_is_used(tmp_path, content, message):
     path = tmp_path / "c.safetensors"
     path.write_bytes(content)
-    with pytest.raises(RuntimeError, match=message):
+    is_known = message != ODD_F4 or hasattr(torch, "float4_e2m1fn_x2")  # since torch 2.8
+    with pytest.raises(RuntimeError, match=message if is_known else "'F4', which this torch does not have"):
         read(path, Reading())
     if message != "'a' twice":  # of which the library takes the last
         with pytest.raises(Exception):
