@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         places = {Path(__file__).parent / name: place for place, name in enumerate(FIRST)}
         items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Has each test leave logging as it was: one that disables it would silence a later test."""
+    root, ours = logging.getLogger(), logging.getLogger("fastinit")
+    before = root.manager.disable, ours.level
+    yield
+    assert (root.manager.disable, ours.level) == before, "the test left logging disabled, or fastinit's at another level"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import InitRuntimeError
 from .distributions import (
     Constant,
     DeltaOrthogonal,
@@ -53,7 +54,7 @@ def element_of(value: complex, dtype: torch.dtype) -> torch.Tensor:
     element, limits = wide.to(dtype), torch.finfo(dtype)
     is_kept = element.to(torch.float32).item() == value  # infinity, where the dtype has it
     if not (is_kept or math.isnan(value.real) or limits.min <= value.real <= limits.max):
-        raise RuntimeError(f"{value} is out of bounds for {dtype}, [{limits.min}, {limits.max}]")
+        raise InitRuntimeError(f"{value} is out of bounds for {dtype}, [{limits.min}, {limits.max}]")
     return element
 
 
