@@ -39,7 +39,9 @@ def logs_as_before() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("fastinit")
     before = root.manager.disable, ours.level
     yield
-    assert (root.manager.disable, ours.level) == before, "the test left logging disabled, or fastinit's at another level"
+    assert (root.manager.disable, ours.level) == before, (
+        "the test left logging disabled, or fastinit's at another level"
+    )
 
 
 @pytest.fixture

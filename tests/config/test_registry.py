@@ -55,7 +55,9 @@ def test_an_initializer_with_its_own_call_runs_at_its_place():
     report = fastinit.initialize(model, cfg)
     assert torch.allclose(model[1].weight @ model[1].weight.t(), 9 * torch.eye(4), atol=1e-5)
     assert (model[0].weight == 2).all() and (model[1].bias == 7).all()
-    assert report.provenance["1.weight"] == "Orthogonal, bias=0"  # its code runs for init_cfg[1], too: no place is named
+    assert (
+        report.provenance["1.weight"] == "Orthogonal, bias=0"
+    )  # its code runs for init_cfg[1], too: no place is named
     assert report.provenance["0.weight"] == "ConstantInit: val=2, bias=0 (init_cfg[0])"
 
 
