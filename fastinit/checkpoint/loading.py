@@ -76,9 +76,9 @@ def load_checkpoint(
             used, training does not change the file, and models on the meta device get values. The file must not change
             while the model lives: truncating it kills the process (SIGBUS).
         dtype: floating-point tensors are rounded to it first; None: the model's (with ``assign``: the file's).
-        access: "map" (copies are made out of a mapping, which is faster for converted tensors and column parts of a
-            file in the page cache), "read" (by ``pread``: for files that another process might truncate), or "auto":
-            tensors that are copied are read, and adopted ones are mapped; on network file systems all are read.
+        access: "map" (copies are made out of a mapping, which can be faster for converted tensors of a file in the
+            page cache), "read" (by ``pread``: for files that another process might truncate), or "auto": tensors that
+            are copied are read, and adopted ones are mapped; on network file systems all are read.
         weights_only: False unpickles everything in the file, which can run code that the file brings.
         allow: further classes and functions that a pickle may use, or their import paths.
 
