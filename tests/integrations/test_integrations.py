@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 
 import needs
@@ -130,16 +129,14 @@ def test_mmengines_log_is_used_and_foreign_initializers_are_found(enabled, caplo
 
     from mmengine.logging import MMLogger
 
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.INFO)
+    # The latest is the current one. mmengine writes to the file of one that has a file, as that of a Runner has, and not to its log.
+    logger = MMLogger.get_instance("of this test", log_level="INFO")
     logger.addHandler(caplog.handler)
     try:
         model = mm.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), init_cfg=dict(type="Sevens", layer="Linear"))
         model.init_weights()
     finally:
-        logger.removeHandler(caplog.handler)
-        logger.setLevel(level)
+        MMLogger._instance_dict.pop(logger.instance_name)
         MMENGINES.module_dict.pop("Sevens")
     assert (model[0].weight == 7).all() and "0.weight - torch.Size([2, 2]): \nsevens" in caplog.text
     assert "1.bias - torch.Size([2]): \nThe value is the same before and after" in caplog.text
