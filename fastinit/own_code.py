@@ -11,16 +11,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .errors import InitRuntimeError
 from .execution.calls import OpenCall
 from .execution.ledger import Ledger
 from .execution.memory_book import MemoryBook
-from .naming import Walk, join
+from .naming import Walk, join, walk
 from .plans import Call, Fill, Item, names_line, tensors_of, written_in_full
 from .recording.libraries import models_own_code, own_code
 from .recording.recipes import Recorded, in_order, recorded_fills
 from .recording.watch import Watch
+from .shards.dtensor import PLAIN
 from .slots import Slot, hiding
 from .tied_names import tied_to_others
 
@@ -160,15 +162,18 @@ def run_own_code(own: OwnCode, call: OpenCall, ledger: Ledger, watch: Watch, *, 
         own: the code.
         call, watch: that it is part of.
         ledger: the call's, which has the names of what the code does not see.
-        is_reached_there: what items reach has its values, and keeps them; the code may read it. If not, that is on the
-            meta device meanwhile: drawing values for it would be in vain.
+        is_reached_there: what items reach has its values, and keeps them, as does what had memory before; the code may
+            read it. If not, that is on the meta device meanwhile: drawing values for it would be in vain.
 
     Returns:
         What the code has done to distributed tensors: fills for their parts, which are still to run.
     """
     book, is_contract = watch.book, call.scope.backends.is_contract
+    kept = _kept(call.scope.root, own)
     readable = [slot for slot in own.reached if is_reached_there and not slot.is_distributed]
+    readable += [slot for slot in kept if type(slot.tensor) in PLAIN]
     hidden = [slot for slot in own.reached if not is_reached_there or slot.is_distributed]
+    hidden += [slot for slot in kept if slot.is_distributed]
     in_parts = [slot for slot in own.rest if slot.is_distributed and is_contract(slot.tensor.device)]
     whole = {slot: slot.tensor for slot in in_parts}
     recorded: list[Recorded] = []
@@ -185,6 +190,18 @@ def run_own_code(own: OwnCode, call: OpenCall, ledger: Ledger, watch: Watch, *, 
             real = {slot.tensor: tensor for slot, tensor in whole.items()}
             recorded = [each._replace(tensor=real[each.tensor]) for each in seen if each.tensor in real]
     return in_order(recorded)
+
+
+def _kept(root: nn.Module | None, own: OwnCode) -> list[Slot]:
+    """Returns where a model has memory that is not to get values: code that fills one tensor may fill others, too."""
+    to_fill = {id(slot.tensor) for slot in (*own.rest, *own.reached)}
+    return [
+        slot
+        for path, module in ([] if root is None or not own.rounds else walk(root))
+        for tensors in (module._parameters, module._buffers)
+        for slot in (Slot(module, path, tensors, attribute) for attribute, each in tensors.items() if each is not None)
+        if not (is_lazy(slot.tensor) or slot.tensor.is_meta or id(slot.tensor) in to_fill)
+    ]
 
 
 @contextmanager

@@ -206,7 +206,9 @@ class _Outcome:
         held = tuple(name for name in known if name not in differs)
         is_complete = not any(name in parameters or name not in self.shapes for name in self.unverified)
         left = {**self.unverified, **self.unplanned}
-        left.update((name, left[name] + _IN_A_DIGEST) for name in scope.names.non_persistent() if name in left)
+        for name in scope.names.non_persistent():
+            if left.get(name, _NO_MEMORY) != _NO_MEMORY:
+                left[name] += _IN_A_DIGEST
         return Verification(
             held,
             tuple(differs.values()),
@@ -222,6 +224,7 @@ class _Outcome:
         return found and Difference(name, _index(found.at, self.shapes[name]), found.expected, found.found)
 
 
+_NO_MEMORY = "it has no memory"
 # What verify cannot tell of a buffer a digest can, and the default digest leaves out those that no checkpoint has.
 _IN_A_DIGEST = "; not persistent: fastinit.digest(model, non_persistent_buffers=True) has it"
 
@@ -239,7 +242,7 @@ def _outcome(planned: PlannedValues, scope: Scope, rounded: bool) -> _Outcome:
             if not rounded:
                 continue
         is_meta = (local_part(here.tensor) if is_sharded(here.tensor) else here.tensor).is_meta
-        if reason := "it has no memory" if is_meta else planned.why_not(name):
+        if reason := _NO_MEMORY if is_meta else planned.why_not(name):
             outcome.unverified[here.name] = reason
         elif (fill := planned.simple(name)) is not None:
             simple.append(fill)

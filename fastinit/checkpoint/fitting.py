@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InitRuntimeError
+from ..naming import join
 from ..plans import LoadResult
 from .messages import MAX_SHOWN
 from .modules import Descent, Mismatches, Slot, Tree, swaps_parameters
@@ -71,24 +72,27 @@ def with_hints(result: LoadResult, request: Request, tree: Any) -> LoadResult:
         tree: its contents.
     """
     hints = request.hints(tree, result.copied, result.unexpected)
-    if not result.copied and (found := prefix_hint(result.missing, result.unexpected)):
+    if not result.copied and (found := prefix_hint(result.missing, result.unexpected, request.prefix)):
         hints.append(f"the keys would fit with {found}")
     return replace(result, hints=tuple(hints))
 
 
-def refusal(found: Mismatches, missing: Sequence[str], source: str, written: str = "") -> InitRuntimeError:
+def refusal(
+    found: Mismatches, missing: Sequence[str], source: str, prefix: str | None = None, written: str = ""
+) -> InitRuntimeError:
     """Returns the error about mismatches under ``strict``.
 
     Args:
         found: the mismatches.
         missing: the keys that count as missing.
         source: the checkpoint; "": a state dict in memory, about which mmengine's words are all.
+        prefix: of the keys that were asked for.
         written: a line about what may have been written.
     """
     text = found.text(missing)
     if not source:
         return InitRuntimeError(f"{text}{written}")
-    hint = prefix_hint(missing, found.unexpected) or "prefix, key or revise_keys"
+    hint = prefix_hint(missing, found.unexpected, prefix) or "prefix, key or revise_keys"
     return InitRuntimeError(
         f"{text}{written or _UNTOUCHED}",
         place=source,
@@ -96,11 +100,17 @@ def refusal(found: Mismatches, missing: Sequence[str], source: str, written: str
     )
 
 
-def prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Returns the argument with which keys of a file would be names of a model, "" if no prefix alone does it."""
+def prefix_hint(missing: Sequence[str], unexpected: Sequence[str], before: str | None) -> str:
+    """Returns the argument with which keys of a file would be names of a model, "" if no prefix alone does it.
+
+    Args:
+        missing: names of the model.
+        unexpected: keys, without the prefix that was given.
+        before: that prefix.
+    """
     if prefix := _prefix_before(missing, unexpected):
-        return f"prefix={shown(prefix)}"
-    if prefix := _prefix_before(unexpected, missing):
+        return f"prefix={shown(join((before or '').removesuffix('.'), prefix))}"
+    if not before and (prefix := _prefix_before(unexpected, missing)):
         return f"revise_keys=[('^', {shown(f'{prefix}.')})]"
     return ""
 

@@ -105,7 +105,7 @@ def load_checkpoint(
     source = shown_address(request.checkpoint)
     with uncollected():
         state_dict = request.state_dict(tree)
-    result, _ = load_into(model, state_dict, strict, logger, assign, source)
+    result, _ = load_into(model, state_dict, strict, logger, assign, source, prefix=prefix)
     result = with_hints(result, request, tree)
     if default_strict() and not result.copied:
         raise InitRuntimeError(f"{nothing_copied(source, result)} (an error under strict)", place=source)
@@ -138,6 +138,7 @@ def load_into(
     assign: bool = False,
     source: str = "",
     rule: str = "",
+    prefix: str | None = None,
 ) -> tuple[LoadResult, list[Slot]]:
     """Copies a state dict into a module; returns what fitted, and the model's slots after the load.
 
@@ -146,6 +147,7 @@ def load_into(
         assign: as for ``load_checkpoint``.
         source: the checkpoint; "": there is none.
         rule: that asks for it, for the log.
+        prefix: that the keys had in the checkpoint, for errors.
     """
     with uncollected():
         tree = Tree.of(module)
@@ -168,7 +170,7 @@ def load_into(
         if strict and not tree.own_code:
             absent = without_tied(missing, tree.slots, match.state_dict)
             if found.text(absent):
-                raise refusal(found, absent, source)
+                raise refusal(found, absent, source, prefix)
         descent.commit()
         if assign:
             _settle(module, tree.slots)
@@ -180,7 +182,7 @@ def load_into(
         missing = without_tied(missing, now, copied)
     if text := found.text(missing):
         if strict:
-            raise refusal(found, missing, source, descent.own_code_line())
+            raise refusal(found, missing, source, prefix, descent.own_code_line())
         if is_rank_zero():
             log(f"{rule}: {text}" if rule else text, logger, logging.WARNING)
     return result_of(found, missing, copied, match), now

@@ -114,14 +114,16 @@ def _planned(
         if found is not None:
             missing = without_tied(counted_missing(found, match), tree.slots, match.state_dict)
             if request.strict and found.text(missing):
-                raise refusal(found, missing, source)
+                raise refusal(found, missing, source, request.prefix)
             fit = result_of(found, missing, [slot.name for slot in fitting], match)
 
     def load() -> tuple[LoadResult, tuple[CopyEntry, ...]]:
         where = f"{request.prefix} in model" if request.prefix is not None else "model"
         own_logger.info("load %s from: %s", where, source)
         whole = opened.take(request)
-        result, slots = load_into(module, state_dict, request.strict, "current", request.assign, source, rule)
+        result, slots = load_into(
+            module, state_dict, request.strict, "current", request.assign, source, rule, request.prefix
+        )
         result = with_hints(result, request, whole)
         log_notes(result, "current")
         if request.assign:

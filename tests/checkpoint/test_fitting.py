@@ -216,6 +216,21 @@ def test_hints_about_prefixes_of_a_hostile_file_are_short(tmp_path):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
+def test_a_prefix_that_is_too_short_is_told_whole(tmp_path):
+    state = {f"policy.net.{key}": value for key, value in net().state_dict().items()}
+    torch.save(state, tmp_path / "c.pth")
+    rule = dict(type="Pretrained", checkpoint=tmp_path / "c.pth", prefix="policy")
+    assert "would fit with prefix='policy.net'" in str(fastinit.plan(net(), rule))
+    for strictly in (
+        lambda: fastinit.initialize(net(), rule, strict=True),
+        lambda: fastinit.plan(net(), rule | STRICT),
+        lambda: fastinit.checkpoint.load_checkpoint(net(), str(tmp_path / "c.pth"), prefix="policy.", strict=True),
+    ):
+        with pytest.raises(RuntimeError, match=r"prefix='policy\.net'"):
+            strictly()
+    fastinit.initialize(net(), rule | dict(prefix="policy.net") | STRICT)
+
+
 @pytest.mark.parametrize(("before", "after", "hint"), [("", "net.", "prefix='net'"), ("net.", "", "revise_keys=[(")])
 def test_a_prefix_that_would_make_the_keys_fit_is_named(tmp_path, caplog, before, after, hint):
     model = nn.ModuleDict({"net": net()}) if before else net()

@@ -304,3 +304,50 @@ def test_a_models_own_init_is_not_missed_where_all_parameters_have_values(way: s
         else:
             fastinit.materialize(model, recipe=recipe, seed=0)
     assert (model.l.weight == (1 if way == "rules" else 7)).all()
+
+
+# --- what has values already ------------------------------------------------------------------------------------------
+
+
+class _PartlyThere(nn.Module):
+    """Modules of which one tensor has no memory, and others have values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        nn.init.constant_(self.norm.weight, 7)
+        self.linear.bias = nn.Parameter(self.linear.bias.to("meta"))
+        self.norm.running_var = self.norm.running_var.to("meta")
+
+
+@backends
+def test_code_leaves_alone_what_has_values(backend: str) -> None:
+    model = _PartlyThere()
+    weight = model.linear.weight.detach().clone()
+    plan = fastinit.plan(model, device="cpu", backend=backend, seed=0)
+    assert torch.equal(model.linear.weight, weight) and (model.norm.weight == 7).all()  # to plan changes nothing
+    assert [row.parameter for row in plan.rows] == ["linear.bias", "norm.running_var"]
+    report = fastinit.materialize(model, backend=backend, seed=0)
+    assert torch.equal(model.linear.weight, weight) and (model.norm.weight == 7).all()
+    assert (model.norm.running_var == 1).all()
+    assert 0 < model.linear.bias.abs().max() <= 8**-0.5  # by the fan of a weight that it may read
+    assert set(report.provenance) == {"linear.bias"}
+
+
+@backends
+@needs.mark(needs.built_for_torch("transformers"))
+def test_a_loaded_model_gets_its_tables_and_keeps_its_weights(backend: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    source = LlamaForCausalLM(config)
+    model = on_meta(LlamaForCausalLM, config)
+    model.load_state_dict({name: each.clone() for name, each in source.state_dict().items()}, assign=True)
+    fastinit.materialize(model, backend=backend, seed=1)
+    loaded = dict(model.named_parameters())
+    for name, each in source.named_parameters():
+        assert torch.equal(loaded[name], each), name
+    for name, table in source.named_buffers():
+        assert torch.equal(model.get_buffer(name), table), name
