@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -58,11 +59,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"cpp_as_gpu: {len(launches)} launches by the host side of the GPU backends")
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Adds what a worker of pytest-xdist has launched."""
+    launches.extend(getattr(node, "workeroutput", {}).get("launches", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fails a run in which nothing took this way."""
-    if (
-        not launches
-        and not hasattr(session.config, "workerinput")
-        and not session.config.getoption("numprocesses", None)
-    ):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["launches"] = launches
+    elif not launches:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
