@@ -150,3 +150,22 @@ def wrappers_are_looked_through(rank, world):
     for each in (wrapped, plain):
         fastinit.initialize(each, dict(type="Normal", layer="Linear"), backend="cpp", seed=0)
     must_equal(model, dict(plain.named_parameters()))
+
+
+@check(2)
+def shards_that_have_values_keep_them(rank, world):
+    from torch.distributed.tensor import DTensor
+
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    fsdp(model, mesh_of(world))
+    weight = model[0].weight
+    sevens = torch.full_like(weight.to_local(), 7, device="cpu")
+    how = dict(run_check=False, shape=weight.shape, stride=weight.stride())
+    loaded = DTensor.from_local(sevens, weight.device_mesh, weight.placements, **how)
+    model[0]._parameters["weight"] = nn.Parameter(loaded)
+    fastinit.plan(model, device="cpu", backend="cpp", seed=0)
+    assert (model[0].weight.to_local() == 7).all()  # to plan changes nothing
+    fastinit.materialize(model, backend="cpp", seed=0)
+    assert (model[0].weight.to_local() == 7).all()
+    assert model[0].bias.to_local().abs().sum() > 0 and model[1].weight.to_local().abs().sum() > 0
