@@ -154,11 +154,12 @@ def wrappers_are_looked_through(rank, world):
 
 @check(2)
 def shards_that_have_values_keep_them(rank, world):
+    from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    fsdp(model, mesh_of(world))
+    fully_shard(model, mesh=mesh_of(world))
     weight = model[0].weight
     sevens = torch.full_like(weight.to_local(), 7, device="cpu")
     how = dict(run_check=False, shape=weight.shape, stride=weight.stride())
