@@ -17,7 +17,7 @@ from .errors import InitRuntimeError
 from .execution.calls import OpenCall
 from .execution.ledger import Ledger
 from .execution.memory_book import MemoryBook
-from .naming import Walk, join, walk
+from .naming import Walk, join
 from .plans import Call, Fill, Item, names_line, tensors_of, written_in_full
 from .recording.libraries import models_own_code, own_code
 from .recording.recipes import Recorded, in_order, recorded_fills
@@ -46,6 +46,8 @@ class OwnCode:
     """What it is to fill: no item reaches these."""
     reached: list[Slot]
     """What items fill."""
+    kept: list[Slot]
+    """What has values, and is not to get others: code that fills one tensor of a module may fill all of them."""
     rounds: list[Round]
 
     @property
@@ -71,12 +73,24 @@ def own_code_for(places: Walk, slots: Sequence[Slot], items: Iterable[Item]) -> 
     """
     rest, reached = by_reach(slots, items)
     if not rest:
-        return OwnCode(rest, reached, [])
+        return OwnCode(rest, reached, [], [])
     paths: dict[nn.Module, str] = {}
     for path, module in places:
         paths.setdefault(module, path)
     of_modules = Round(_code_of_modules(paths, {slot.module for slot in rest}), [], is_of_models=False)
-    return OwnCode(rest, reached, [of_modules, *_rounds_of_models(places[0][1], paths)])
+    return OwnCode(rest, reached, _kept(paths, slots), [of_modules, *_rounds_of_models(places[0][1], paths)])
+
+
+def _kept(paths: Mapping[nn.Module, str], slots: Sequence[Slot]) -> list[Slot]:
+    """Returns where modules hold what is not to get values."""
+    to_fill = {id(slot.tensor) for slot in slots}
+    return [
+        Slot(module, path, tensors, attribute)
+        for module, path in paths.items()
+        for tensors in (module._parameters, module._buffers)
+        for attribute, tensor in tensors.items()
+        if not (tensor is None or id(tensor) in to_fill or is_lazy(tensor))
+    ]
 
 
 def by_reach(slots: Sequence[Slot], items: Iterable[Item]) -> tuple[list[Slot], list[Slot]]:
@@ -169,11 +183,10 @@ def run_own_code(own: OwnCode, call: OpenCall, ledger: Ledger, watch: Watch, *, 
         What the code has done to distributed tensors: fills for their parts, which are still to run.
     """
     book, is_contract = watch.book, call.scope.backends.is_contract
-    kept = _kept(call.scope.root, own)
     readable = [slot for slot in own.reached if is_reached_there and not slot.is_distributed]
-    readable += [slot for slot in kept if type(slot.tensor) in PLAIN]
+    readable += [slot for slot in own.kept if type(slot.tensor) in PLAIN]
     hidden = [slot for slot in own.reached if not is_reached_there or slot.is_distributed]
-    hidden += [slot for slot in kept if slot.is_distributed]
+    hidden += [slot for slot in own.kept if slot.is_distributed]
     in_parts = [slot for slot in own.rest if slot.is_distributed and is_contract(slot.tensor.device)]
     whole = {slot: slot.tensor for slot in in_parts}
     recorded: list[Recorded] = []
@@ -190,18 +203,6 @@ def run_own_code(own: OwnCode, call: OpenCall, ledger: Ledger, watch: Watch, *, 
             real = {slot.tensor: tensor for slot, tensor in whole.items()}
             recorded = [each._replace(tensor=real[each.tensor]) for each in seen if each.tensor in real]
     return in_order(recorded)
-
-
-def _kept(root: nn.Module | None, own: OwnCode) -> list[Slot]:
-    """Returns where a model has memory that is not to get values: code that fills one tensor may fill others, too."""
-    to_fill = {id(slot.tensor) for slot in (*own.rest, *own.reached)}
-    return [
-        slot
-        for path, module in ([] if root is None or not own.rounds else walk(root))
-        for tensors in (module._parameters, module._buffers)
-        for slot in (Slot(module, path, tensors, attribute) for attribute, each in tensors.items() if each is not None)
-        if not (is_lazy(slot.tensor) or slot.tensor.is_meta or id(slot.tensor) in to_fill)
-    ]
 
 
 @contextmanager

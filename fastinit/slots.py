@@ -22,7 +22,7 @@ from .shards.dtensor import is_sharded, like, local_part
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Where a module holds a tensor that is on the meta device."""
+    """Where a module holds a tensor."""
 
     module: nn.Module
     path: str

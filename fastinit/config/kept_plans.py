@@ -17,7 +17,6 @@ from ..plans import Call, Copy, Fill, Item, Plan, Replay, Strided, names_line
 from ..plans.lock_file import geometry_of
 from . import tied_plans
 from .pretrained import PretrainedInit
-from .tied_plans import differing_ties
 
 
 class Held(NamedTuple):
@@ -214,7 +213,7 @@ def bound(plan: Plan, module: nn.Module, names: Names, prefix: Prefix, consequen
     if absent or lacking or differing:
         texts = [names_line(what, found) for what, found in told if found]
         shapes = {name: tuple(each.tensor.shape) for name, each in wanted.items()}
-        texts += (ties := differing_ties(module, prefix, shapes, absent, lacking))
+        texts += (ties := tied_plans.differing_ties(module, prefix, shapes, absent, lacking))
         raise InitRuntimeError(
             f"the plan does not fit {type(module).__name__}: {'; '.join(texts)}{consequence}",
             hint=tied_plans.HINT if ties else "",
